@@ -1,0 +1,1 @@
+"""The protocol core: no socket, no event loop, no clock and no randomness of its own."""

@@ -1,0 +1,261 @@
+"""Leases: claims, signing, and the checks that need no memory (protocol: leases).
+
+A relay asks in this order, cheapest first, and the first "no" names the one reason:
+token shape → `kid` known → signature (`open_lease`) → `rid` → `sid`, `role` → `nbf`, `exp`,
+horizon (`check_claims`) → proof of possession (`check_proof`).  What needs memory (per-IP
+limit, ban, revoked, replay, identity limit, capacity, identity lock) is the relay's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Final, NewType
+
+import msgspec
+
+from . import base64url, ed25519, paseto
+from . import constants as c
+from .errors import LeaseError
+from .packets import LeasePresent, SessionId
+
+__all__ = [
+    "IdentityName",
+    "KeyId",
+    "KeyStatus",
+    "LeaseClaims",
+    "LeaseId",
+    "RelayId",
+    "TrustedKey",
+    "check_claims",
+    "check_proof",
+    "make_claims",
+    "open_lease",
+    "sign_lease",
+]
+
+KeyId = NewType("KeyId", str)
+RelayId = NewType("RelayId", str)
+LeaseId = NewType("LeaseId", str)
+IdentityName = NewType("IdentityName", str)
+KeyStatus = str
+"""``pending``, ``active``, ``retiring`` or ``revoked``."""
+
+ISSUER: Final = "wavry-master"
+MAX_KBPS: Final = 2**32 - 1
+
+Uuid = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"),
+]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+Kbps = Annotated[int, msgspec.Meta(ge=0, le=MAX_KBPS)]
+PublicKeyText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}$")]
+
+
+class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Claims of a lease.  Limits are kbit/s; instants carry a time zone.
+
+    Claims that this version does not know are ignored, as registered claims may grow.
+    `rid` is optional here because a lease without it gets the answer WRONG_RELAY.
+    """
+
+    iss: Name
+    iat: Instant
+    nbf: Instant
+    exp: Instant
+    jti: Uuid
+    sub: Name
+    sid: Uuid
+    role: str
+    rid: Name | None = None
+    kid: Name
+    slimit: Kbps
+    hlimit: Kbps
+    cnf: PublicKeyText | None = None
+    iat_rfc3339: str | None = None
+    nbf_rfc3339: str | None = None
+    exp_rfc3339: str | None = None
+
+    @property
+    def expires_ms(self) -> int:
+        """`exp` in unix milliseconds, rounded down."""
+        return unix_ms(self.exp)
+
+    @property
+    def session_id(self) -> SessionId:
+        """`sid` as 16 bytes."""
+        return SessionId(bytes.fromhex(self.sid.replace("-", "")))
+
+    @property
+    def proof_key(self) -> bytes | None:
+        """`cnf` as 32 bytes, or None for a bearer lease."""
+        return None if self.cnf is None else base64url.decode(self.cnf, size=32)
+
+
+class _Footer(msgspec.Struct, frozen=True):
+    kid: Name
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedKey:
+    """A signing key that a relay holds: 32 bytes of public key and its status."""
+
+    public_key: bytes
+    status: KeyStatus = "active"
+
+
+_CLAIMS_DECODER: Final = msgspec.json.Decoder(LeaseClaims)
+_FOOTER_DECODER: Final = msgspec.json.Decoder(_Footer)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def unix_ms(instant: datetime) -> int:
+    """Unix milliseconds of an instant with a time zone, rounded down, without floats."""
+    delta = instant - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
+
+
+def _bad(message: str) -> LeaseError:
+    return LeaseError(c.RejectReason.INVALID_SIGNATURE, message)
+
+
+def make_claims(
+    *,
+    jti: str,
+    sub: str,
+    sid: str,
+    role: c.Role,
+    rid: str,
+    kid: str,
+    now_s: int,
+    ttl_s: int,
+    soft_kbps: int,
+    hard_kbps: int,
+    cnf: str | None = None,
+    issuer: str = ISSUER,
+) -> LeaseClaims:
+    """Claims of a new lease that is good from `now_s` (unix seconds) for `ttl_s` seconds."""
+    issued = datetime.fromtimestamp(now_s, UTC)
+    expires = datetime.fromtimestamp(now_s + ttl_s, UTC)
+    issued_text = issued.isoformat().replace("+00:00", "Z")
+    return LeaseClaims(
+        iss=issuer,
+        iat=issued,
+        nbf=issued,
+        exp=expires,
+        jti=jti,
+        sub=sub,
+        sid=sid,
+        role=c.ROLE_NAMES[role],
+        rid=rid,
+        kid=kid,
+        slimit=soft_kbps,
+        hlimit=hard_kbps,
+        cnf=cnf,
+        iat_rfc3339=issued_text,
+        nbf_rfc3339=issued_text,
+        exp_rfc3339=expires.isoformat().replace("+00:00", "Z"),
+    )
+
+
+def sign_lease(claims: LeaseClaims, key: ed25519.SigningKey) -> str:
+    """Sign claims; the footer carries the key id.
+
+    Raises:
+        LeaseError: the token would be over 1100 bytes.
+    """
+    footer = msgspec.json.encode(_Footer(claims.kid))
+    token = paseto.sign(msgspec.json.encode(claims), key, footer=footer)
+    if len(token) > c.MAX_TOKEN_BYTES:
+        raise _bad(f"token has {len(token)} bytes, at most {c.MAX_TOKEN_BYTES} are allowed")
+    return token
+
+
+def open_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> LeaseClaims:
+    """Check shape, key id and signature of a token.
+
+    Args:
+        token: as it came in LEASE_PRESENT.
+        keys: the relay's key set.  A `pending` key verifies too: the master may activate it
+            before this relay hears of that, and no valid lease may be rejected.
+
+    Raises:
+        LeaseError: INVALID_SIGNATURE (shape, claims or signature), UNKNOWN_KEY, or REVOKED
+            (the key is revoked).
+    """
+    try:
+        parts = paseto.parse(token.decode("ascii"))
+        kid = KeyId(_FOOTER_DECODER.decode(parts.footer).kid)
+    except (paseto.PasetoError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        raise _bad("token has not the shape of a lease") from error
+    key = keys.get(kid)
+    if key is None:
+        raise LeaseError(c.RejectReason.UNKNOWN_KEY, "signing key is not in the key set")
+    if key.status == "revoked":
+        raise LeaseError(c.RejectReason.REVOKED, "signing key was revoked")
+    try:
+        claims = _CLAIMS_DECODER.decode(paseto.verify(parts, key.public_key))
+    except paseto.PasetoError as error:
+        raise _bad("signature does not verify") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _bad("claims do not fit") from error
+    if claims.kid != kid:
+        raise _bad("kid of claims and footer differ")
+    return claims
+
+
+def check_claims(
+    claims: LeaseClaims,
+    *,
+    relay_id: RelayId,
+    session_id: SessionId,
+    role: c.Role,
+    now_ms: int,
+    skew_s: int = c.NOT_BEFORE_SKEW_S,
+) -> None:
+    """Check that a verified lease is good here, for this packet, now.
+
+    Args:
+        claims: from `open_lease`.
+        relay_id: of this relay.
+        session_id: from the packet's header.
+        role: from the packet.
+        now_ms: wall clock, unix milliseconds.
+        skew_s: tolerance for `nbf`; there is none for `exp`.
+
+    Raises:
+        LeaseError: WRONG_RELAY, INVALID_SIGNATURE (sid, role, horizon), NOT_YET_VALID or
+            EXPIRED, in this order.
+    """
+    if claims.rid != relay_id:
+        raise LeaseError(c.RejectReason.WRONG_RELAY, "lease is for another relay")
+    if claims.session_id != session_id:
+        raise _bad("sid is not the packet's session id")
+    if claims.role != c.ROLE_NAMES[role]:
+        raise _bad("role is not the packet's role")
+    if unix_ms(claims.nbf) > now_ms + skew_s * 1000:
+        raise LeaseError(c.RejectReason.NOT_YET_VALID, "nbf is ahead; check both clocks")
+    if claims.expires_ms <= now_ms:
+        raise LeaseError(c.RejectReason.EXPIRED, "exp has passed")
+    if claims.expires_ms > now_ms + c.LEASE_HORIZON_S * 1000:
+        raise _bad("exp is further ahead than one hour")
+
+
+def check_proof(claims: LeaseClaims, present: LeasePresent) -> None:
+    """Check the proof of possession of a key-bound lease; a bearer lease needs none.
+
+    Raises:
+        LeaseError: PROOF_REQUIRED: missing, or not by the `cnf` key.
+    """
+    if claims.cnf is None:
+        return
+    proof = present.proof
+    if proof is None:
+        raise LeaseError(c.RejectReason.PROOF_REQUIRED, "lease is key-bound, packet has no proof")
+    try:
+        key = base64url.decode(claims.cnf, size=32)
+    except ValueError as error:
+        raise _bad(f"cnf is {error}") from error
+    if not ed25519.verify(key, present.signed_bytes, proof.signature):
+        raise LeaseError(c.RejectReason.PROOF_REQUIRED, "proof is not by the lease's key")

@@ -1,0 +1,19 @@
+"""What a relay signs to prove its key at registration."""
+
+from typing import Final
+
+from .ed25519 import SigningKey, verify
+
+__all__ = ["sign_challenge", "verify_challenge"]
+
+_LABEL: Final = b"wavry-relay-register-v1"
+
+
+def sign_challenge(key: SigningKey, challenge: bytes) -> bytes:
+    """64 bytes: the relay identity's signature of the master's 32-byte challenge."""
+    return key.sign(_LABEL + challenge)
+
+
+def verify_challenge(public_key: bytes, challenge: bytes, signature: bytes) -> bool:
+    """True where the relay with `public_key` signed `challenge`."""
+    return verify(public_key, _LABEL + challenge, signature)

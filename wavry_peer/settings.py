@@ -1,0 +1,179 @@
+"""Settings from environment variables: declared once, validated once, documented from the code.
+
+A role declares a frozen dataclass whose fields are made by `setting`; `load` reads it from the
+environment and names every variable that does not fit in one error.  `describe` gives the rows
+from which docs/configuration.md is generated.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from .protocol.errors import LocalError
+
+__all__ = ["SettingRow", "SettingsError", "describe", "load", "parse_address", "setting"]
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off", ""})
+_META: Final = "wavry_setting"
+
+Config = TypeVar("Config")
+
+
+class SettingsError(LocalError):
+    """One or more settings do not fit; the message has one line for each."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Setting:
+    variable: str
+    doc: str
+    unit: str
+    minimum: float | None
+    maximum: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One row of the configuration reference."""
+
+    variable: str
+    type: str
+    default: str
+    unit: str
+    doc: str
+
+
+def setting(
+    variable: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    doc: str,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Declare a field of a settings dataclass.
+
+    Args:
+        variable: name of the environment variable.
+        default: value where the variable is not set; without it the variable is required.
+        doc: one sentence for the configuration reference.
+        unit: of a number.
+        minimum: smallest number allowed.
+        maximum: largest number allowed.
+    """
+    meta = {_META: _Setting(variable, doc, unit, minimum, maximum)}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def _bool(text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError("must be 1 or 0")
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+_PARSERS: Final[dict[Any, Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: _bool,
+    Path: lambda text: Path(text).expanduser(),
+    tuple[str, ...]: _strings,
+}
+
+
+def _plain_type(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+def _parse(declared: _Setting, hint: Any, text: str) -> Any:
+    value = _PARSERS[_plain_type(hint)](text)
+    if declared.minimum is not None and value < declared.minimum:
+        raise ValueError(f"must be at least {declared.minimum:g}")
+    if declared.maximum is not None and value > declared.maximum:
+        raise ValueError(f"must be at most {declared.maximum:g}")
+    return value
+
+
+def load(kind: type[Config], environ: Mapping[str, str], **overrides: Any) -> Config:
+    """Read a settings dataclass from environment variables.
+
+    Args:
+        kind: dataclass whose fields were made by `setting`.
+        environ: usually ``os.environ``.
+        overrides: field values that win over the environment; None is ignored, so that options
+            of a command line can be passed as they are.
+
+    Raises:
+        SettingsError: names each variable that is missing or does not fit, never its value.
+    """
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    faults = []
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # kind is a dataclass by contract
+        declared: _Setting = item.metadata[_META]
+        given = overrides.get(item.name)
+        if given is not None:
+            values[item.name] = given
+        elif declared.variable in environ:
+            try:
+                values[item.name] = _parse(declared, hints[item.name], environ[declared.variable])
+            except ValueError as error:
+                reason = str(error) if str(error).startswith("must") else "has the wrong form"
+                faults.append(f"{declared.variable} {reason}")
+        elif item.default is dataclasses.MISSING:
+            faults.append(f"{declared.variable} must be set: {declared.doc}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return kind(**values)
+
+
+def describe(kind: type[Any]) -> list[SettingRow]:
+    """Rows of the configuration reference for a settings dataclass."""
+    hints = typing.get_type_hints(kind)
+    rows = []
+    for item in dataclasses.fields(kind):
+        declared: _Setting = item.metadata[_META]
+        hint = _plain_type(hints[item.name])
+        name = getattr(hint, "__name__", str(hint)) if hint != tuple[str, ...] else "list"
+        default = "required" if item.default is dataclasses.MISSING else _show(item.default)
+        rows.append(SettingRow(declared.variable, name, default, declared.unit, declared.doc))
+    return rows
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, bool):
+        return "1" if default else "0"
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return "" if default is None else str(default)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split ``127.0.0.1:4500`` or ``[::1]:4500`` into a host and a port.
+
+    Raises:
+        ValueError: another form, or a port outside 0 to 65535.
+    """
+    host, colon, port_text = text.rpartition(":")
+    if not colon or not port_text.isdecimal() or not 0 <= int(port_text) <= 65535:
+        raise ValueError("must be HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or not host:
+        raise ValueError("must be HOST:PORT, with brackets around an IPv6 address")
+    return host, int(port_text)
