@@ -75,7 +75,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
 # -- Master: relays ------------------------------------------------------------------------
 
 
-class RegisterRequest(Body, kw_only=True):
+class RegisterRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/relays/register``.  `relay_id` must be the one derived from `public_key`."""
 
     relay_id: Name
@@ -89,21 +89,21 @@ class RegisterRequest(Body, kw_only=True):
     version: Name
 
 
-class RegisterResponse(Body, kw_only=True):
+class RegisterResponse(Body, frozen=True, kw_only=True):
     """200: sign the 32 bytes of `challenge` (see `wavry_peer.protocol.registration`)."""
 
     challenge_id: Uuid
     challenge: ChallengeText
 
 
-class VerifyRequest(Body, kw_only=True):
+class VerifyRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/relays/register/verify``."""
 
     challenge_id: Uuid
     signature: SignatureText
 
 
-class VerifyResponse(Body, kw_only=True):
+class VerifyResponse(Body, frozen=True, kw_only=True):
     """201.  `master_public_key` and `master_key_id` name the active signing key (v1 relays)."""
 
     relay_token: str
@@ -113,7 +113,7 @@ class VerifyResponse(Body, kw_only=True):
     master_key_id: Name
 
 
-class HeartbeatRequest(Body, kw_only=True):
+class HeartbeatRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/relays/heartbeat`` with the relay token as bearer."""
 
     relay_id: Name
@@ -127,19 +127,19 @@ class HeartbeatRequest(Body, kw_only=True):
     state: Literal["ready", "draining", "starting"]
 
 
-class Command(Body, kw_only=True):
+class Command(Body, frozen=True, kw_only=True):
     """One order of the master; a relay ignores a `type` that it does not know."""
 
     type: str
 
 
-class HeartbeatResponse(Body, kw_only=True):
+class HeartbeatResponse(Body, frozen=True, kw_only=True):
     """200.  Command types: ``drain``, ``undrain``, ``refresh_keys``."""
 
     commands: tuple[Command, ...] = ()
 
 
-class RelayInfo(Body, kw_only=True):
+class RelayInfo(Body, frozen=True, kw_only=True):
     """One row of ``GET /v1/relays``.  Times are unix seconds."""
 
     relay_id: str
@@ -156,7 +156,7 @@ class RelayInfo(Body, kw_only=True):
     last_heartbeat_at: int
 
 
-class RelayList(Body, kw_only=True):
+class RelayList(Body, frozen=True, kw_only=True):
     """``GET /v1/relays``."""
 
     relays: tuple[RelayInfo, ...]
@@ -165,14 +165,14 @@ class RelayList(Body, kw_only=True):
 # -- Master: leases ------------------------------------------------------------------------
 
 
-class LeaseParty(Body, kw_only=True):
+class LeaseParty(Body, frozen=True, kw_only=True):
     """One of the two users of a session and the key that its lease is bound to."""
 
     sub: Name
     cnf: PublicKeyText | None = None
 
 
-class LeaseRequest(Body, kw_only=True):
+class LeaseRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/leases``.  `session_id` names a live session that moves to another relay."""
 
     client: LeaseParty
@@ -183,21 +183,21 @@ class LeaseRequest(Body, kw_only=True):
     ttl_s: TtlSeconds | None = None
 
 
-class LeaseRelay(Body, kw_only=True):
+class LeaseRelay(Body, frozen=True, kw_only=True):
     """Where to present a lease."""
 
     relay_id: str
     endpoints: tuple[str, ...]
 
 
-class LeasePair(Body, kw_only=True):
+class LeasePair(Body, frozen=True, kw_only=True):
     """One token per role."""
 
     client: str
     server: str
 
 
-class LeaseResponse(Body, kw_only=True):
+class LeaseResponse(Body, frozen=True, kw_only=True):
     """201.  `expires_at` in unix seconds."""
 
     session_id: Uuid
@@ -207,7 +207,7 @@ class LeaseResponse(Body, kw_only=True):
     expires_at: int
 
 
-class RenewRequest(Body, kw_only=True):
+class RenewRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/leases/renew``: `jti` is the lease that is replaced."""
 
     session_id: Uuid
@@ -215,7 +215,7 @@ class RenewRequest(Body, kw_only=True):
     jti: Uuid
 
 
-class RenewResponse(Body, kw_only=True):
+class RenewResponse(Body, frozen=True, kw_only=True):
     """200.  `expires_at` in unix seconds."""
 
     lease: str
@@ -225,14 +225,14 @@ class RenewResponse(Body, kw_only=True):
 # -- Gateway -------------------------------------------------------------------------------
 
 
-class UserCredentials(Body, kw_only=True):
+class UserCredentials(Body, frozen=True, kw_only=True):
     """``POST /auth/register`` and ``POST /auth/login``."""
 
     username: Username
     password: Password
 
 
-class LoginResponse(Body, kw_only=True):
+class LoginResponse(Body, frozen=True, kw_only=True):
     """200 (login) or 201 (register, without a token).  `expires_at` in unix seconds."""
 
     username: str
@@ -240,7 +240,7 @@ class LoginResponse(Body, kw_only=True):
     expires_at: int | None = None
 
 
-class CreateSessionRequest(Body, kw_only=True):
+class CreateSessionRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/sessions``: call a user.  Keys are base64url: `identity_key` Ed25519 (the
     lease's `cnf`), `noise_key` X25519 (static key of the end-to-end channel)."""
 
@@ -249,27 +249,27 @@ class CreateSessionRequest(Body, kw_only=True):
     noise_key: PublicKeyText | None = None
 
 
-class AcceptSessionRequest(Body, kw_only=True):
+class AcceptSessionRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/sessions/{id}/accept`` by the called user."""
 
     identity_key: PublicKeyText | None = None
     noise_key: PublicKeyText | None = None
 
 
-class RelaySessionRequest(Body, kw_only=True):
+class RelaySessionRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/sessions/{id}/relay``: ask for a relay (again: to move to another)."""
 
     region: Region | None = None
     exclude_relays: RelayIds = ()
 
 
-class RenewSessionRequest(Body, kw_only=True):
+class RenewSessionRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/sessions/{id}/renew``: `jti` of the caller's own lease."""
 
     jti: Uuid
 
 
-class Credentials(Body, kw_only=True):
+class Credentials(Body, frozen=True, kw_only=True):
     """The caller's own lease and where to present it (RELAY_CREDENTIALS, `/relay`, `/renew`)."""
 
     session_id: Uuid
@@ -281,7 +281,7 @@ class Credentials(Body, kw_only=True):
     expires_at: int
 
 
-class SessionInfo(Body, kw_only=True):
+class SessionInfo(Body, frozen=True, kw_only=True):
     """One session as one of its two users sees it.  Times are unix seconds."""
 
     session_id: Uuid
@@ -294,13 +294,13 @@ class SessionInfo(Body, kw_only=True):
     expires_at: int | None = None
 
 
-class SessionList(Body, kw_only=True):
+class SessionList(Body, frozen=True, kw_only=True):
     """``GET /v1/sessions``: the caller's own."""
 
     sessions: tuple[SessionInfo, ...]
 
 
-class UserInfo(Body, kw_only=True):
+class UserInfo(Body, frozen=True, kw_only=True):
     """One row of ``GET /v1/admin/users``."""
 
     username: str
@@ -309,7 +309,7 @@ class UserInfo(Body, kw_only=True):
     online: bool = False
 
 
-class UserList(Body, kw_only=True):
+class UserList(Body, frozen=True, kw_only=True):
     """``GET /v1/admin/users``."""
 
     users: tuple[UserInfo, ...]

@@ -41,7 +41,7 @@ class DropReason(Enum):
     TOO_OLD = "too_old"
     """Behind the replay window."""
     SUPERSEDED = "superseded"
-    """A CLOSE under keys that a newer handshake has replaced."""
+    """A CLOSE from the process that ran before the peer was restarted."""
     CLOSED = "closed"
     """The channel had ended, or had not been started."""
 

@@ -312,8 +312,7 @@ class HandshakeState:
     def clone(self) -> "HandshakeState":
         """A copy that goes its own way, for a message that may yet be refused."""
         twin = HandshakeState.__new__(HandshakeState)
-        twin.__dict__.update(self.__dict__)
-        twin._symmetric = self._symmetric.clone()
+        twin.__dict__.update(self.__dict__, _symmetric=self._symmetric.clone())
         return twin
 
     def write_message(self, payload: bytes = b"") -> bytes:
@@ -329,16 +328,16 @@ class HandshakeState:
         """
         symmetric = self._symmetric
         message = bytearray()
-        for token in self._take_turn(writing=True):
-            if token == "e":
+        for step in self._take_turn(writing=True):
+            if step == "e":
                 if self._ephemeral is None:
                     self._ephemeral = KeyPair.from_private(self._generate_ephemeral())
                 message += self._ephemeral.public
                 symmetric.mix_hash(self._ephemeral.public)
-            elif token == "s":
+            elif step == "s":
                 message += symmetric.encrypt_and_hash(self._static.public)
             else:
-                symmetric.mix_key(self._mix_of(token))
+                symmetric.mix_key(self._mix_of(step))
         message += symmetric.encrypt_and_hash(payload)
         if len(message) > MAX_MESSAGE_BYTES:
             raise LocalError(f"a Noise message has at most {MAX_MESSAGE_BYTES} bytes")
@@ -388,21 +387,21 @@ class HandshakeState:
             raise HandshakeError("handshake message is too long")
         symmetric = self._symmetric
         rest = message
-        for token in tokens:
-            if token == "e":
+        for step in tokens:
+            if step == "e":
                 key, rest = _take(rest, KEY_BYTES)
                 self.remote_ephemeral = key
                 symmetric.mix_hash(key)
-            elif token == "s":
+            elif step == "s":
                 sealed, rest = _take(rest, KEY_BYTES + TAG_BYTES)
                 self.remote_static = symmetric.decrypt_and_hash(sealed)
             else:
-                symmetric.mix_key(self._mix_of(token))
+                symmetric.mix_key(self._mix_of(step))
         return symmetric.decrypt_and_hash(rest)
 
-    def _mix_of(self, token: str) -> bytes:
-        # First letter: whose key of the initiator's; second: the responder's.
-        local, remote = token if self._initiator else token[::-1]
+    def _mix_of(self, step: str) -> bytes:
+        # The first letter names the initiator's key, the second the responder's.
+        local, remote = (step[0], step[1]) if self._initiator else (step[1], step[0])
         pair = self._ephemeral if local == "e" else self._static
         public = self.remote_ephemeral if remote == "e" else self.remote_static
         if pair is None or public is None:

@@ -234,7 +234,7 @@ def _parse_code(datagram: Buffer) -> int:
     return int(code)
 
 
-def parse_reject(datagram: Buffer, header: Header) -> LeaseReject:
+def parse_reject(datagram: Buffer, _header: Header) -> LeaseReject:
     """Parse the body of LEASE_REJECT; a reason from a later version stays a number.
 
     Raises:
@@ -245,7 +245,7 @@ def parse_reject(datagram: Buffer, header: Header) -> LeaseReject:
     return LeaseReject(c.RejectReason(code) if known else code)
 
 
-def parse_notice(datagram: Buffer, header: Header) -> Notice:
+def parse_notice(datagram: Buffer, _header: Header) -> Notice:
     """Parse the body of NOTICE; a code from a later version stays a number.
 
     Raises:
@@ -256,7 +256,7 @@ def parse_notice(datagram: Buffer, header: Header) -> Notice:
     return Notice(c.NoticeCode(code) if known else code)
 
 
-def parse_challenge(datagram: Buffer, header: Header) -> PathChallenge:
+def parse_challenge(datagram: Buffer, _header: Header) -> PathChallenge:
     """Parse the body of PATH_CHALLENGE.
 
     Raises:

@@ -51,26 +51,26 @@ class Message(
     """Base of every message."""
 
 
-class Addressed(Message, kw_only=True):
+class Addressed(Message, frozen=True, kw_only=True):
     """A message between two users: a client sets the target, the gateway names the sender."""
 
     target_username: Username | None = None
     from_username: Username | None = None
 
 
-class Bind(Message, kw_only=True, tag="BIND"):
+class Bind(Message, frozen=True, kw_only=True, tag="BIND"):
     """First message of a connection, within 10 s."""
 
     token: Token
 
 
-class Bound(Message, kw_only=True, tag="BOUND"):
+class Bound(Message, frozen=True, kw_only=True, tag="BOUND"):
     """Answer to BIND."""
 
     username: str
 
 
-class Offer(Addressed, kw_only=True, tag="OFFER"):
+class Offer(Addressed, frozen=True, kw_only=True, tag="OFFER"):
     """Call a user.  The gateway fills `session_id`; keys as in `api.CreateSessionRequest`."""
 
     session_id: Uuid | None = None
@@ -79,7 +79,7 @@ class Offer(Addressed, kw_only=True, tag="OFFER"):
     sdp: Text | None = None
 
 
-class Answer(Addressed, kw_only=True, tag="ANSWER"):
+class Answer(Addressed, frozen=True, kw_only=True, tag="ANSWER"):
     """Accept a call (or, with `accept` false, refuse it)."""
 
     session_id: Uuid | None = None
@@ -89,26 +89,26 @@ class Answer(Addressed, kw_only=True, tag="ANSWER"):
     accept: bool = True
 
 
-class Candidate(Addressed, kw_only=True, tag="CANDIDATE"):
+class Candidate(Addressed, frozen=True, kw_only=True, tag="CANDIDATE"):
     """One ICE candidate."""
 
     session_id: Uuid | None = None
     candidate: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
-class OfferRift(Addressed, kw_only=True, tag="OFFER_RIFT"):
+class OfferRift(Addressed, frozen=True, kw_only=True, tag="OFFER_RIFT"):
     """RIFT hello of a v1 peer, opaque here."""
 
     hello_base64: Blob
 
 
-class AnswerRift(Addressed, kw_only=True, tag="ANSWER_RIFT"):
+class AnswerRift(Addressed, frozen=True, kw_only=True, tag="ANSWER_RIFT"):
     """RIFT acknowledgement of a v1 peer, opaque here."""
 
     ack_base64: Blob
 
 
-class RequestRelay(Message, kw_only=True, tag="REQUEST_RELAY"):
+class RequestRelay(Message, frozen=True, kw_only=True, tag="REQUEST_RELAY"):
     """Ask for a relay for the accepted session with a user (again: to move to another)."""
 
     target_username: Username
@@ -117,7 +117,7 @@ class RequestRelay(Message, kw_only=True, tag="REQUEST_RELAY"):
     exclude_relays: RelayIds = ()
 
 
-class RelayCredentials(Message, kw_only=True, tag="RELAY_CREDENTIALS"):
+class RelayCredentials(Message, frozen=True, kw_only=True, tag="RELAY_CREDENTIALS"):
     """Each side's own lease.  `expires_at` in unix seconds; `addr` is the first of `addrs`."""
 
     relay_id: str
@@ -130,21 +130,21 @@ class RelayCredentials(Message, kw_only=True, tag="RELAY_CREDENTIALS"):
     with_username: str | None = None
 
 
-class Bye(Addressed, kw_only=True, tag="BYE"):
+class Bye(Addressed, frozen=True, kw_only=True, tag="BYE"):
     """End a session."""
 
     session_id: Uuid | None = None
 
 
-class Ping(Message, kw_only=True, tag="PING"):
+class Ping(Message, frozen=True, kw_only=True, tag="PING"):
     """Keep the connection alive."""
 
 
-class Pong(Message, kw_only=True, tag="PONG"):
+class Pong(Message, frozen=True, kw_only=True, tag="PONG"):
     """Answer to PING."""
 
 
-class Error(Message, kw_only=True, tag="ERROR"):
+class Error(Message, frozen=True, kw_only=True, tag="ERROR"):
     """What went wrong, and what to do next."""
 
     code: str
