@@ -1,0 +1,98 @@
+'''Wavry for applications: end-to-end encrypted datagram sessions between two users.
+
+The called side::
+
+    async with wavry_peer.listen(url, credentials=("bob", password), accept={"alice"}) as calls:
+        async for session in calls:
+            await session.send(b"hello, " + await session.receive())
+
+The calling side::
+
+    async with wavry_peer.connect(url, "bob", credentials=("alice", password)) as session:
+        await session.send(b"alice")
+        print(await session.receive())
+
+Everything that can go wrong is in `wavry_peer.errors`.
+'''
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .calls import AcceptPolicy, IncomingCall
+    from .errors import (
+        GatewayAuthError,
+        GatewayError,
+        GatewayUnreachableError,
+        LeaseMismatchError,
+        PeerError,
+        PeerKeyChangedError,
+        PeerUnavailableError,
+        PrivateFileError,
+        SessionClosedError,
+        SessionFailedError,
+        TransferError,
+    )
+    from .identity import Identity
+    from .known_peers import KnownPeers
+    from .opening import connect, listen
+    from .peer import Listener, Peer
+    from .protocol.errors import LocalError, WavryError
+    from .session import Session
+    from .session_statistics import SessionStatistics
+    from .transfer import receive_file, send_file
+
+__all__ = [
+    "AcceptPolicy",
+    "GatewayAuthError",
+    "GatewayError",
+    "GatewayUnreachableError",
+    "Identity",
+    "IncomingCall",
+    "KnownPeers",
+    "LeaseMismatchError",
+    "Listener",
+    "LocalError",
+    "Peer",
+    "PeerError",
+    "PeerKeyChangedError",
+    "PeerUnavailableError",
+    "PrivateFileError",
+    "Session",
+    "SessionClosedError",
+    "SessionFailedError",
+    "SessionStatistics",
+    "TransferError",
+    "WavryError",
+    "connect",
+    "listen",
+    "receive_file",
+    "send_file",
+]
+
+# Loaded on first use: relays and the control plane import `wavry_peer.protocol`, and must not pay
+# for an HTTP client that they do not need.
+_HOMES = {
+    "AcceptPolicy": "calls",
+    "IncomingCall": "calls",
+    "Identity": "identity",
+    "KnownPeers": "known_peers",
+    "connect": "opening",
+    "listen": "opening",
+    "Listener": "peer",
+    "Peer": "peer",
+    "LocalError": "protocol.errors",
+    "WavryError": "protocol.errors",
+    "Session": "session",
+    "SessionStatistics": "session_statistics",
+    "receive_file": "transfer",
+    "send_file": "transfer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
+    value = globals()[name] = getattr(module, name)
+    return value

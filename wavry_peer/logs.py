@@ -11,7 +11,11 @@ from typing import TextIO
 
 import structlog
 
+from .settings import SettingsError
+
 __all__ = ["configure", "mask_address"]
+
+_LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -> None:
@@ -21,18 +25,25 @@ def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -
         role: bound to every line, e.g. ``"relay"``.
         level: ``debug``, ``info``, ``warning`` or ``error``.
         stream: where lines go, stderr by default.
+
+    Raises:
+        SettingsError: another level.
     """
+    if level.lower() not in _LEVELS:
+        raise SettingsError(f"log level must be one of {', '.join(_LEVELS)}")
     out = stream or sys.stderr
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if out.isatty() else structlog.processors.JSONRenderer()
+    # On a terminal the renderer shows exceptions itself and warns where they come formatted.
+    last: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if out.isatty()
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
+            *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]

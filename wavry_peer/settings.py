@@ -6,6 +6,9 @@ from which docs/configuration.md is generated.
 """
 
 import dataclasses
+import ipaddress
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +22,8 @@ __all__ = ["SettingRow", "SettingsError", "describe", "load", "parse_address", "
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _META: Final = "wavry_setting"
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 
 Config = TypeVar("Config")
 
@@ -80,6 +85,20 @@ def _bool(text: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # "~name" of a user that this system does not have.
+        raise ValueError("must be a path whose home directory exists") from error
+
+
 def _strings(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -87,11 +106,14 @@ def _strings(text: str) -> tuple[str, ...]:
 _PARSERS: Final[dict[Any, Any]] = {
     str: str,
     int: int,
-    float: float,
+    float: _number,
     bool: _bool,
-    Path: lambda text: Path(text).expanduser(),
+    Path: _path,
     tuple[str, ...]: _strings,
 }
+_EMPTY_MEANS_UNSET: Final = frozenset({str, int, float, Path})
+"""``WAVRY_X=`` is how a compose file hands on a variable that nobody set; and the path of an empty
+text would be the working directory.  For a flag it means off, for a list the empty list."""
 
 
 def _plain_type(hint: Any) -> Any:
@@ -102,11 +124,22 @@ def _plain_type(hint: Any) -> Any:
 
 def _parse(declared: _Setting, hint: Any, text: str) -> Any:
     value = _PARSERS[_plain_type(hint)](text)
+    _check_bounds(declared, value)
+    return value
+
+
+def _check_bounds(declared: _Setting, value: Any) -> None:
     if declared.minimum is not None and value < declared.minimum:
         raise ValueError(f"must be at least {declared.minimum:g}")
     if declared.maximum is not None and value > declared.maximum:
         raise ValueError(f"must be at most {declared.maximum:g}")
-    return value
+
+
+def _is_set(environ: Mapping[str, str], variable: str, hint: Any) -> bool:
+    text = environ.get(variable)
+    if text is None:
+        return False
+    return bool(text.strip()) or _plain_type(hint) not in _EMPTY_MEANS_UNSET
 
 
 def load(kind: type[Config], environ: Mapping[str, str], **overrides: Any) -> Config:
@@ -114,29 +147,35 @@ def load(kind: type[Config], environ: Mapping[str, str], **overrides: Any) -> Co
 
     Args:
         kind: dataclass whose fields were made by `setting`.
-        environ: usually ``os.environ``.
-        overrides: field values that win over the environment; None is ignored, so that options
-            of a command line can be passed as they are.
+        environ: usually ``os.environ``.  An empty text, number or path counts as not set.
+        overrides: field values that win over the environment, within the same bounds; None is
+            ignored, so that options of a command line can be passed as they are.
 
     Raises:
         SettingsError: names each variable that is missing or does not fit, never its value.
+        TypeError: an override names no field: the caller's own mistake.
     """
     hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # kind is a dataclass by contract
+    unknown = overrides.keys() - {item.name for item in fields}
+    if unknown:
+        raise TypeError(f"{kind.__name__} has no setting {', '.join(sorted(unknown))}")
     values: dict[str, Any] = {}
     faults = []
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # kind is a dataclass by contract
+    for item in fields:
         declared: _Setting = item.metadata[_META]
         given = overrides.get(item.name)
-        if given is not None:
-            values[item.name] = given
-        elif declared.variable in environ:
-            try:
+        try:
+            if given is not None:
+                _check_bounds(declared, given)
+                values[item.name] = given
+            elif _is_set(environ, declared.variable, hints[item.name]):
                 values[item.name] = _parse(declared, hints[item.name], environ[declared.variable])
-            except ValueError as error:
-                reason = str(error) if str(error).startswith("must") else "has the wrong form"
-                faults.append(f"{declared.variable} {reason}")
-        elif item.default is dataclasses.MISSING:
-            faults.append(f"{declared.variable} must be set: {declared.doc}")
+            elif item.default is dataclasses.MISSING:
+                faults.append(f"{declared.variable} must be set: {declared.doc}")
+        except ValueError as error:
+            reason = str(error) if str(error).startswith("must") else "has the wrong form"
+            faults.append(f"{declared.variable} {reason}")
     if faults:
         raise SettingsError("\n".join(faults))
     return kind(**values)
@@ -164,16 +203,20 @@ def _show(default: Any) -> str:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Split ``127.0.0.1:4500`` or ``[::1]:4500`` into a host and a port.
+    """Split ``127.0.0.1:4500``, ``[::1]:4500`` or ``name:4500`` into a host and a port.
 
     Raises:
         ValueError: another form, or a port outside 0 to 65535.
     """
     host, colon, port_text = text.rpartition(":")
-    if not colon or not port_text.isdecimal() or not 0 <= int(port_text) <= 65535:
+    if not colon or not _PORT.fullmatch(port_text) or int(port_text) > 65535:
         raise ValueError("must be HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError("must hold an IPv6 address between brackets") from None
         host = host[1:-1]
-    elif ":" in host or not host:
+    elif not _HOST_NAME.fullmatch(host):
         raise ValueError("must be HOST:PORT, with brackets around an IPv6 address")
     return host, int(port_text)

@@ -1,0 +1,1 @@
+"""Ways from one peer to the other; today the one through a relay."""

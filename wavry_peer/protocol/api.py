@@ -4,13 +4,14 @@ Every body refuses unknown fields and oversized values.  `decode_body` turns wha
 into one clear `MessageError`; its text names the field and never repeats the value.
 """
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 
 from .errors import MessageError
 from .keyset import KeySet
 from .lease import Kbps, Name, PublicKeyText, Uuid
+from .redaction import RedactedStruct, fault_text
 
 __all__ = [
     "MAX_BODY_BYTES",
@@ -47,21 +48,23 @@ __all__ = [
 
 MAX_BODY_BYTES: Final = 64 * 1024
 
-Username = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
+Username = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?\Z")]
 """1 to 32 of a-z 0-9 . _ -, beginning and ending with a letter or digit."""
 Password = Annotated[str, msgspec.Meta(min_length=10, max_length=256)]
 Endpoint = Annotated[str, msgspec.Meta(min_length=3, max_length=64)]
 """``203.0.113.7:4500`` or ``[2001:db8::7]:4500``."""
-Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,32}$")]
+Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,32}\Z")]
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-SignatureText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{86}$")]
-ChallengeText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}$")]
+SignatureText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{86}\Z")]
+ChallengeText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 RelayIds = Annotated[tuple[Name, ...], msgspec.Meta(max_length=32)]
 TtlSeconds = Annotated[int, msgspec.Meta(ge=60, le=900)]
 
 
-class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Body(
+    RedactedStruct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Base of every body."""
 
 
@@ -105,6 +108,8 @@ class VerifyRequest(Body, frozen=True, kw_only=True):
 
 class VerifyResponse(Body, frozen=True, kw_only=True):
     """201.  `master_public_key` and `master_key_id` name the active signing key (v1 relays)."""
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"relay_token"})
 
     relay_token: str
     heartbeat_interval_ms: Count
@@ -193,6 +198,8 @@ class LeaseRelay(Body, frozen=True, kw_only=True):
 class LeasePair(Body, frozen=True, kw_only=True):
     """One token per role."""
 
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"client", "server"})
+
     client: str
     server: str
 
@@ -218,6 +225,8 @@ class RenewRequest(Body, frozen=True, kw_only=True):
 class RenewResponse(Body, frozen=True, kw_only=True):
     """200.  `expires_at` in unix seconds."""
 
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"lease"})
+
     lease: str
     expires_at: int
 
@@ -228,6 +237,8 @@ class RenewResponse(Body, frozen=True, kw_only=True):
 class UserCredentials(Body, frozen=True, kw_only=True):
     """``POST /auth/register`` and ``POST /auth/login``."""
 
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"password"})
+
     username: Username
     password: Password
 
@@ -235,14 +246,19 @@ class UserCredentials(Body, frozen=True, kw_only=True):
 class LoginResponse(Body, frozen=True, kw_only=True):
     """200 (login) or 201 (register, without a token).  `expires_at` in unix seconds."""
 
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"token"})
+
     username: str
     token: str | None = None
     expires_at: int | None = None
 
 
 class CreateSessionRequest(Body, frozen=True, kw_only=True):
-    """``POST /v1/sessions``: call a user.  Keys are base64url: `identity_key` Ed25519 (the
-    lease's `cnf`), `noise_key` X25519 (static key of the end-to-end channel)."""
+    """``POST /v1/sessions``: call a user.
+
+    Keys are base64url: `identity_key` Ed25519 (the lease's `cnf`), `noise_key` X25519 (static key
+    of the end-to-end channel).
+    """
 
     target_username: Username
     identity_key: PublicKeyText | None = None
@@ -271,6 +287,8 @@ class RenewSessionRequest(Body, frozen=True, kw_only=True):
 
 class Credentials(Body, frozen=True, kw_only=True):
     """The caller's own lease and where to present it (RELAY_CREDENTIALS, `/relay`, `/renew`)."""
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"token"})
 
     session_id: Uuid
     relay_id: str
@@ -334,7 +352,8 @@ def decode_body(kind: type[BodyType], raw: bytes, *, max_bytes: int = MAX_BODY_B
     try:
         decoded: BodyType = decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise MessageError("invalid_body", str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError("invalid_json", "body is not valid JSON") from error
+        # Without the cause: it repeats what the client sent, and causes are logged.
+        raise MessageError("invalid_body", fault_text(error)) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise MessageError("invalid_json", "body is not valid JSON") from None
     return decoded

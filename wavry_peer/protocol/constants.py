@@ -49,16 +49,17 @@ class Flag(IntFlag):
 
 
 ALLOWED_FLAGS: Final[dict[int, int]] = {
-    PacketType.LEASE_PRESENT: Flag.PROOF,
-    PacketType.LEASE_ACK: Flag.REFLEXIVE,
+    PacketType.LEASE_PRESENT: Flag.PROOF.value,
+    PacketType.LEASE_ACK: Flag.REFLEXIVE.value,
     PacketType.LEASE_REJECT: 0,
-    PacketType.LEASE_RENEW: Flag.PROOF,
+    PacketType.LEASE_RENEW: Flag.PROOF.value,
     PacketType.PATH_CHALLENGE: 0,
     PacketType.NOTICE: 0,
     PacketType.FORWARD: 0,
 }
 """Flags that may be set today.  FORWARD's bit 1 is reserved, and no relay accepts it yet:
-a packet with a bit that is not listed here is dropped."""
+a packet with a bit that is not listed here is dropped.  Plain numbers: the complement of a
+`Flag` holds only the bits that have a name, so a mask made of it would let the others pass."""
 
 
 class Role(IntEnum):
@@ -145,6 +146,7 @@ STUN_HEADER_BYTES: Final = 20
 STUN_BINDING_REQUEST: Final = 0x0001
 STUN_BINDING_RESPONSE: Final = 0x0101
 STUN_XOR_MAPPED_ADDRESS: Final = 0x0020
+STUN_SOFTWARE: Final = 0x8022
 
 # -- Signaling (design: gateway) -------------------------------------------------------
 

@@ -17,6 +17,7 @@ from . import base64url, ed25519
 from .errors import KeySetError
 from .lease import KeyId, Name, PublicKeyText, RelayId, TrustedKey
 from .paseto import pre_authentication_encoding
+from .redaction import fault_text
 
 __all__ = [
     "KeySet",
@@ -56,7 +57,7 @@ class KeySet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     issued_at: UnixSeconds
     keys: Annotated[tuple[PublishedKey, ...], msgspec.Meta(max_length=MAX_KEYS)]
     root_public_key: PublicKeyText
-    signature: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{86}$")]
+    signature: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{86}\Z")]
 
 
 _DECODER: Final = msgspec.json.Decoder(KeySet)
@@ -68,8 +69,10 @@ def key_id(public_key: bytes) -> KeyId:
 
 
 def relay_id(public_key: bytes) -> RelayId:
-    """Id of a relay, derived from its 32-byte public key: it survives restarts, and nobody
-    without the key can take it."""
+    """Id of a relay, derived from its 32-byte public key.
+
+    It survives restarts, and nobody without the key can take it.
+    """
     digest = hashlib.blake2b(public_key, digest_size=12, person=b"wavry-relay").hexdigest()
     return RelayId(f"rly-{digest}")
 
@@ -124,7 +127,11 @@ def decode_keyset(raw: bytes, *, root_public_key: bytes, min_serial: int = 0) ->
         root = base64url.decode(keyset.root_public_key, size=ed25519.PUBLIC_KEY_BYTES)
         for key in keyset.keys:
             base64url.decode(key.public_key, size=ed25519.PUBLIC_KEY_BYTES)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except msgspec.ValidationError as error:
+        raise KeySetError(f"key-set document does not fit: {fault_text(error)}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise KeySetError("key-set document is not valid JSON") from error
+    except ValueError as error:
         raise KeySetError(f"key-set document does not fit: {error}") from error
     if root != root_public_key:
         raise KeySetError("key set is signed by another root than the pinned one")

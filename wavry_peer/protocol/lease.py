@@ -45,12 +45,12 @@ MAX_KBPS: Final = 2**32 - 1
 
 Uuid = Annotated[
     str,
-    msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"),
+    msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z"),
 ]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 Kbps = Annotated[int, msgspec.Meta(ge=0, le=MAX_KBPS)]
-PublicKeyText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}$")]
+PublicKeyText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 
 
 class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -172,6 +172,13 @@ def sign_lease(claims: LeaseClaims, key: ed25519.SigningKey) -> str:
     return token
 
 
+def _proof_key(claims: LeaseClaims) -> bytes | None:
+    try:
+        return claims.proof_key
+    except ValueError as error:
+        raise _bad(f"cnf is {error}") from error
+
+
 def open_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> LeaseClaims:
     """Check shape, key id and signature of a token.
 
@@ -184,10 +191,12 @@ def open_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> LeaseClaims:
         LeaseError: INVALID_SIGNATURE (shape, claims or signature), UNKNOWN_KEY, or REVOKED
             (the key is revoked).
     """
+    if len(token) > c.MAX_TOKEN_BYTES:
+        raise _bad(f"token has {len(token)} bytes, at most {c.MAX_TOKEN_BYTES} are allowed")
     try:
         parts = paseto.parse(token.decode("ascii"))
         kid = KeyId(_FOOTER_DECODER.decode(parts.footer).kid)
-    except (paseto.PasetoError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+    except (paseto.PasetoError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
         raise _bad("token has not the shape of a lease") from error
     key = keys.get(kid)
     if key is None:
@@ -198,10 +207,11 @@ def open_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> LeaseClaims:
         claims = _CLAIMS_DECODER.decode(paseto.verify(parts, key.public_key))
     except paseto.PasetoError as error:
         raise _bad("signature does not verify") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _bad("claims do not fit") from error
     if claims.kid != kid:
         raise _bad("kid of claims and footer differ")
+    _proof_key(claims)
     return claims
 
 
@@ -248,14 +258,11 @@ def check_proof(claims: LeaseClaims, present: LeasePresent) -> None:
     Raises:
         LeaseError: PROOF_REQUIRED: missing, or not by the `cnf` key.
     """
-    if claims.cnf is None:
+    key = _proof_key(claims)
+    if key is None:
         return
     proof = present.proof
     if proof is None:
         raise LeaseError(c.RejectReason.PROOF_REQUIRED, "lease is key-bound, packet has no proof")
-    try:
-        key = base64url.decode(claims.cnf, size=32)
-    except ValueError as error:
-        raise _bad(f"cnf is {error}") from error
     if not ed25519.verify(key, present.signed_bytes, proof.signature):
         raise LeaseError(c.RejectReason.PROOF_REQUIRED, "proof is not by the lease's key")

@@ -8,7 +8,7 @@ stores or reads a clock.
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NewType
 
 from . import constants as c
@@ -89,15 +89,16 @@ class LeasePresent:
 
     Attributes:
         role: slot that the sender wants.
-        token: the PASETO as it came, at most 1100 bytes.
+        token: the PASETO as it came, at most 1100 bytes; not in `repr`, as a lease without `cnf`
+            is good for whoever holds it.
         proof: present where the PROOF flag is set.
-        signed_bytes: exactly what `proof.signature` must cover.
+        signed_bytes: exactly what `proof.signature` must cover (holds the token).
     """
 
     role: c.Role
-    token: bytes
+    token: bytes = field(repr=False)
     proof: Proof | None
-    signed_bytes: bytes
+    signed_bytes: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +339,17 @@ def present_signing_input(
     *,
     renew: bool = False,
 ) -> bytes:
-    """Bytes that the `cnf` key signs for a LEASE_PRESENT (or LEASE_RENEW) with proof."""
+    """Bytes that the `cnf` key signs for a LEASE_PRESENT (or LEASE_RENEW) with proof.
+
+    Raises:
+        LocalError: an argument that the packet cannot carry.
+    """
+    if not 0 < len(token) <= c.MAX_TOKEN_BYTES:
+        raise LocalError(f"token must have 1 to {c.MAX_TOKEN_BYTES} bytes")
+    if len(cookie) != c.COOKIE_BYTES:
+        raise LocalError("cookie must have 8 bytes")
+    if not 0 <= counter < 1 << 64:
+        raise LocalError("counter must fit 64 bits")
     kind = c.PacketType.LEASE_RENEW if renew else c.PacketType.LEASE_PRESENT
     return b"".join(
         (
@@ -377,25 +388,31 @@ def build_present(
     Raises:
         LocalError: an argument that the packet cannot carry.
     """
-    if not 0 < len(token) <= c.MAX_TOKEN_BYTES:
-        raise LocalError(f"token must have 1 to {c.MAX_TOKEN_BYTES} bytes")
-    if len(cookie) != c.COOKIE_BYTES:
-        raise LocalError("cookie must have 8 bytes")
-    if not 0 <= counter < 1 << 64:
-        raise LocalError("counter must fit 64 bits")
+    signed = present_signing_input(session_id, role, token, counter, cookie, renew=renew)
     if sign is None:
         kind = c.PacketType.LEASE_RENEW if renew else c.PacketType.LEASE_PRESENT
         return _header(kind, session_id) + _PRESENT_HEAD.pack(role, len(token)) + token
-    signed = present_signing_input(session_id, role, token, counter, cookie, renew=renew)
-    return signed[len(c.PRESENT_SIGNATURE_LABEL) :] + sign(signed)
+    signature = sign(signed)
+    if len(signature) != c.SIGNATURE_BYTES:
+        raise LocalError("signature must have 64 bytes")
+    return signed[len(c.PRESENT_SIGNATURE_LABEL) :] + signature
 
 
 def build_ack(session_id: bytes, ack: LeaseAck) -> bytes:
-    """Build LEASE_ACK, with the REFLEXIVE part where `ack.reflexive` is given."""
-    head = _ACK.pack(ack.expires_ms, ack.soft_kbps, ack.hard_kbps)
+    """Build LEASE_ACK, with the REFLEXIVE part where `ack.reflexive` is given.
+
+    Raises:
+        LocalError: a number that its field cannot hold, or an address of neither family.
+    """
+    try:
+        head = _ACK.pack(ack.expires_ms, ack.soft_kbps, ack.hard_kbps)
+    except struct.error as error:
+        raise LocalError("expiry must fit 64 bits and limits 32 bits") from error
     if ack.reflexive is None:
         return _header(c.PacketType.LEASE_ACK, session_id) + head
     address, port = ack.reflexive
+    if len(address) not in (4, 16) or not 0 <= port <= 0xFFFF:
+        raise LocalError("address must have 4 or 16 bytes and its port 16 bits")
     family = 4 if len(address) == 4 else 6
     tail = _REFLEXIVE.pack(family, port, address)
     return _header(c.PacketType.LEASE_ACK, session_id, c.Flag.REFLEXIVE) + head + tail
@@ -407,7 +424,13 @@ def build_reject(session_id: bytes, reason: c.RejectReason) -> bytes:
 
 
 def build_challenge(session_id: bytes, cookie: bytes) -> bytes:
-    """Build PATH_CHALLENGE with an 8-byte cookie."""
+    """Build PATH_CHALLENGE with an 8-byte cookie.
+
+    Raises:
+        LocalError: the cookie has another size.
+    """
+    if len(cookie) != c.COOKIE_BYTES:
+        raise LocalError("cookie must have 8 bytes")
     return _header(c.PacketType.PATH_CHALLENGE, session_id) + cookie
 
 
@@ -417,5 +440,11 @@ def build_notice(session_id: bytes, code: c.NoticeCode) -> bytes:
 
 
 def build_forward(session_id: bytes, body: Buffer) -> bytes:
-    """Build FORWARD around a body that already begins with its sequence."""
+    """Build FORWARD around a body that already begins with its sequence.
+
+    Raises:
+        LocalError: the body leaves no room in a datagram of 1500 bytes.
+    """
+    if len(body) > c.MAX_DATAGRAM_BYTES - c.HEADER_BYTES:
+        raise LocalError("FORWARD body is over 1480 bytes")
     return _header(c.PacketType.FORWARD, session_id) + bytes(body)

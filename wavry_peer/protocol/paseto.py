@@ -6,7 +6,7 @@ against the pyseto package (tests/protocol/test_paseto.py).
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from . import base64url, ed25519
@@ -33,10 +33,13 @@ class PasetoError(ProtocolError):
 
 @dataclass(frozen=True, slots=True)
 class UnverifiedToken:
-    """A token taken apart; nothing of it may be believed before `verify`."""
+    """A token taken apart; nothing of it may be believed before `verify`.
+
+    The signature is not in `repr`: with it, a log line would hold the whole token.
+    """
 
     message: bytes
-    signature: bytes
+    signature: bytes = field(repr=False)
     footer: bytes
 
 

@@ -5,7 +5,7 @@ An ANSWER to a pending OFFER is the called user's consent: only then will the ga
 ask the master for leases.
 """
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
@@ -13,6 +13,7 @@ from . import constants as c
 from .api import Endpoint, Region, RelayIds, Username
 from .errors import MessageError
 from .lease import PublicKeyText, Uuid
+from .redaction import RedactedStruct, fault_text
 
 __all__ = [
     "Answer",
@@ -39,9 +40,12 @@ Token = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
 Blob = Annotated[str, msgspec.Meta(max_length=48 * 1024)]
 
+SESSION_DESCRIPTION: Final = frozenset({"sdp", "candidate"})
+"""Not for logs: an SDP holds the ICE password, and both hold full addresses."""
+
 
 class Message(
-    msgspec.Struct,
+    RedactedStruct,
     frozen=True,
     kw_only=True,
     tag_field="type",
@@ -61,6 +65,8 @@ class Addressed(Message, frozen=True, kw_only=True):
 class Bind(Message, frozen=True, kw_only=True, tag="BIND"):
     """First message of a connection, within 10 s."""
 
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"token"})
+
     token: Token
 
 
@@ -73,6 +79,8 @@ class Bound(Message, frozen=True, kw_only=True, tag="BOUND"):
 class Offer(Addressed, frozen=True, kw_only=True, tag="OFFER"):
     """Call a user.  The gateway fills `session_id`; keys as in `api.CreateSessionRequest`."""
 
+    SECRET_FIELDS: ClassVar[frozenset[str]] = SESSION_DESCRIPTION
+
     session_id: Uuid | None = None
     identity_key: PublicKeyText | None = None
     noise_key: PublicKeyText | None = None
@@ -81,6 +89,8 @@ class Offer(Addressed, frozen=True, kw_only=True, tag="OFFER"):
 
 class Answer(Addressed, frozen=True, kw_only=True, tag="ANSWER"):
     """Accept a call (or, with `accept` false, refuse it)."""
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = SESSION_DESCRIPTION
 
     session_id: Uuid | None = None
     identity_key: PublicKeyText | None = None
@@ -91,6 +101,8 @@ class Answer(Addressed, frozen=True, kw_only=True, tag="ANSWER"):
 
 class Candidate(Addressed, frozen=True, kw_only=True, tag="CANDIDATE"):
     """One ICE candidate."""
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = SESSION_DESCRIPTION
 
     session_id: Uuid | None = None
     candidate: Annotated[str, msgspec.Meta(max_length=1024)]
@@ -119,6 +131,8 @@ class RequestRelay(Message, frozen=True, kw_only=True, tag="REQUEST_RELAY"):
 
 class RelayCredentials(Message, frozen=True, kw_only=True, tag="RELAY_CREDENTIALS"):
     """Each side's own lease.  `expires_at` in unix seconds; `addr` is the first of `addrs`."""
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"token"})
 
     relay_id: str
     token: str
@@ -173,15 +187,16 @@ _SERVER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(ServerMessage)
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], frame: str | bytes) -> Any:
-    size = len(frame.encode()) if isinstance(frame, str) else len(frame)
-    if size > c.MAX_SIGNALING_FRAME_BYTES:
-        raise MessageError("frame_too_large", "frame is over 64 KiB")
     try:
-        return decoder.decode(frame)
+        raw = frame.encode() if isinstance(frame, str) else frame
+        if len(raw) > c.MAX_SIGNALING_FRAME_BYTES:
+            raise MessageError("frame_too_large", "frame is over 64 KiB")
+        return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise MessageError("invalid_message", str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError("invalid_json", "frame is not valid JSON") from error
+        # Without the cause: it repeats what the client sent, and causes are logged.
+        raise MessageError("invalid_message", fault_text(error)) from None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        raise MessageError("invalid_json", "frame is not valid JSON") from None
 
 
 def decode_client_message(frame: str | bytes) -> ClientMessage:

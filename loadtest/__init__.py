@@ -1,0 +1,1 @@
+"""Load tests and the performance table: real relay processes, a native packet generator, floors."""

@@ -1,0 +1,1 @@
+"""What Wavry is compared with."""

@@ -1,0 +1,88 @@
+"""Lease admissions per second of worker CPU against pynacl's bare verify rate.
+
+Both are counted in CPU time, so that the comparison holds on a machine that others use too.  A
+key-bound lease needs two signatures checked (token and proof), a bearer lease one; the comparison
+is in verifications.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from nacl import bindings
+
+from loadtest.bench_master import BenchMaster
+from loadtest.processes import cpu_ns
+from loadtest.relay_client import admit, prepare
+from loadtest.relay_process import RelayProcess
+from loadtest.sessions import Endpoints, plan_sessions
+from loadtest.stats import Report, judge, summarise
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol import paseto
+from wavry_peer.protocol.packets import SessionId
+
+__all__ = ["BENCH", "bare_verify_rate", "run_admission"]
+
+BENCH = "admission"
+WANTED_SHARE: Final = 0.7
+
+
+def bare_verify_rate(master: BenchMaster, relay_id: str, count: int) -> float:
+    """Signatures of a lease's size that pynacl verifies in one second of CPU."""
+    minted = master.mint(
+        SessionId(bytes([1] * 16)), c.Role.CLIENT, relay_id, now_s=int(time.time())
+    )
+    parts = paseto.parse(minted.token.decode())
+    message = paseto.pre_authentication_encoding(
+        paseto.HEADER.encode(), parts.message, parts.footer, b""
+    )
+    signed = parts.signature + message
+    began = time.thread_time_ns()
+    for _ in range(count):
+        bindings.crypto_sign_open(signed, master.signing_public_key)
+    return count * 1e9 / (time.thread_time_ns() - began)
+
+
+def run_admission(
+    report: Report,
+    relay: RelayProcess,
+    master: BenchMaster,
+    endpoints: Endpoints,
+    *,
+    name: str,
+    sessions: int,
+    repetitions: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Admit `sessions` sessions (twice as many leases) of each kind in each repetition."""
+    clients, servers = len(endpoints.clients), len(endpoints.servers)
+    bare: list[float] = []
+    for bound, signatures in ((True, 2), (False, 1)):
+        kind = "key-bound" if bound else "bearer"
+        per_cpu: list[float] = []
+        rate: list[float] = []
+        for repetition in range(repetitions):
+            progress(f"admission of {kind} leases, repetition {repetition + 1}")
+            bare.append(bare_verify_rate(master, relay.relay_id, 10 * sessions))
+            plans = plan_sessions(sessions, clients=clients, servers=servers)
+            requests = list(prepare(master, relay.relay_id, plans, endpoints, bound=bound))
+            pids = relay.worker_pids()
+            before, began = cpu_ns(pids), time.perf_counter()
+            admitted = admit(relay.address, requests, endpoints)
+            rate.append(admitted / (time.perf_counter() - began))
+            per_cpu.append(admitted * 1e9 / (cpu_ns(pids) - before))
+        case = f"{name} {kind}"
+        by_cpu = summarise(BENCH, case, "per_cpu_second", "leases/s", per_cpu)
+        report.rows += (by_cpu, summarise(BENCH, case, "rate", "leases/s", rate))
+        verify = summarise(BENCH, "pynacl bare verify", "per_cpu_second", "signatures/s", bare)
+        report.targets.append(
+            judge(
+                f"{case} admissions, signatures checked per bare verify",
+                "at_least",
+                WANTED_SHARE,
+                by_cpu.median * signatures / verify.median,
+            )
+        )
+    report.rows.append(
+        summarise(BENCH, "pynacl bare verify", "per_cpu_second", "signatures/s", bare)
+    )

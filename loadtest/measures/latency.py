@@ -1,0 +1,91 @@
+"""One-way latency through the relay against the same sockets with nothing between.
+
+Open loop: bursts leave at fixed times at a share of the throughput that `forward` found.  The
+clock is one thread's, from before the send call to after the receive call; `added` is the
+difference of the same percentile of the two paths.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from loadtest.generator import GeneratorResult, Load, run_generator
+from loadtest.measures.forward import BENCH as FORWARD
+from loadtest.measures.forward import ForwardCase, case_name
+from loadtest.native_build import compile_program
+from loadtest.sessions import Endpoints
+from loadtest.stats import Report, find, summarise
+from loadtest.subjects import Subject
+
+__all__ = ["BENCH", "SHARES_PCT", "run_latency"]
+
+BENCH = "latency"
+SHARES_PCT: Final = (10, 50, 80)
+
+
+def _percentiles(result: GeneratorResult) -> dict[str, float]:
+    return {
+        "p50": result.latency_p50_ns / 1000,
+        "p99": result.latency_p99_ns / 1000,
+        "p99.9": result.latency_p999_ns / 1000,
+    }
+
+
+def run_latency(
+    report: Report,
+    subject: Subject,
+    case: ForwardCase,
+    endpoints: Endpoints,
+    *,
+    core: int | None,
+    duration_ms: int,
+    repetitions: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Measure at each share of the capacity of `case` and add the rows.
+
+    Raises:
+        LookupError: `case` was not measured by `forward` before.
+    """
+    capacity = find(report.rows, FORWARD, case_name(subject.name, case), "throughput")
+    if capacity is None:
+        raise LookupError(f"capacity of {case_name(subject.name, case)} is not known")
+    for share in SHARES_PCT:
+        rate = int(capacity.median * share / 100)
+        relayed: list[GeneratorResult] = []
+        direct: list[GeneratorResult] = []
+        for repetition in range(repetitions):
+            progress(f"latency at {share} % of the capacity, repetition {repetition + 1}")
+            for results, straight in ((relayed, False), (direct, True)):
+                subject.refresh()
+                load = Load(
+                    case.sessions,
+                    burst=case.burst,
+                    gso=case.gso,
+                    rate=max(rate, 1),
+                    duration_ms=duration_ms,
+                    direct=straight,
+                )
+                results.append(
+                    run_generator(
+                        compile_program("generator"),
+                        load,
+                        endpoints,
+                        subject.sessions,
+                        target=None if straight else subject.target,
+                        core=core,
+                    )
+                )
+        name = f"{case_name(subject.name, case)} at {share} % = {rate} packets/s"
+        through = [_percentiles(result) for result in relayed]
+        past = [_percentiles(result) for result in direct]
+        for metric in ("p50", "p99", "p99.9"):
+            values = [one[metric] for one in through]
+            bare = [one[metric] for one in past]
+            added = [a - b for a, b in zip(values, bare, strict=True)]
+            report.rows += (
+                summarise(BENCH, name, metric, "us", values),
+                summarise(BENCH, name, f"direct_{metric}", "us", bare),
+                summarise(BENCH, name, f"added_{metric}", "us", added),
+            )
+        lost = [100 * one.lost / one.sent for one in relayed]
+        report.rows.append(summarise(BENCH, name, "lost", "%", lost))

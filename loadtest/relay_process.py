@@ -1,0 +1,119 @@
+"""Starts the relay that is measured: the real program, its real supervisor and workers."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from wavry_peer.settings import parse_address
+
+from .bench_master import BenchMaster
+from .processes import descendants, launch, stop
+
+__all__ = ["RelayProcess", "RelayStartError"]
+
+_START_S: Final = 20.0
+_UNLIMITED: Final = "1000000000"
+
+
+class RelayStartError(RuntimeError):
+    """The relay did not come up; the message holds the end of its log."""
+
+
+class _Ready(msgspec.Struct, frozen=True):
+    relay_id: str
+    udp: list[str]
+    ops_url: str
+    pid: int
+    worker_pids: list[int]
+
+
+class RelayProcess:
+    """A relay of its own state directory on free loopback ports; use as a context manager."""
+
+    def __init__(
+        self,
+        master: BenchMaster,
+        directory: Path,
+        *,
+        workers: int = 1,
+        core: int | None = None,
+        max_sessions: int = 8192,
+        engine: str = "auto",
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._core = core
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("WAVRY_")},
+            "WAVRY_RELAY_LISTEN": "127.0.0.1:0",
+            "WAVRY_RELAY_OPS_LISTEN": "127.0.0.1:0",
+            "WAVRY_RELAY_WORKERS": str(workers),
+            "WAVRY_RELAY_MASTER_URL": master.url,
+            "WAVRY_RELAY_ROOT_KEY": master.root_public_key,
+            "WAVRY_RELAY_STATE_DIR": str(directory / "state"),
+            "WAVRY_RELAY_MAX_SESSIONS": str(max_sessions),
+            "WAVRY_RELAY_MAX_BITRATE_KBPS": _UNLIMITED,
+            "WAVRY_RELAY_ENGINE": engine,
+            "WAVRY_LOG_LEVEL": "warning",
+        }
+        self.max_sessions = max_sessions
+
+    def _log_end(self) -> str:
+        return (self._directory / "relay.log").read_text(errors="replace")[-2000:]
+
+    def _wait_ready(self) -> _Ready:
+        ready_file = self._directory / "ready.json"
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            if ready_file.exists():
+                return msgspec.json.decode(ready_file.read_bytes(), type=_Ready)
+            if self._process.poll() is not None:
+                raise RelayStartError(f"relay ended at start:\n{self._log_end()}")
+            time.sleep(0.02)
+        raise RelayStartError(f"relay was not ready in {_START_S:g} s:\n{self._log_end()}")
+
+    def __enter__(self) -> Self:
+        ready_file = self._directory / "ready.json"
+        ready_file.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "wavry_relay", "run", "--ready-file", str(ready_file)]
+        with (self._directory / "relay.log").open("wb") as log:
+            self._process = launch(
+                command,
+                core=self._core,
+                environment=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            ready = self._wait_ready()
+        except BaseException:
+            stop(self._process)
+            raise
+        self.relay_id = ready.relay_id
+        self.target = ready.udp[0]
+        self.ops_url = ready.ops_url
+        self.pid = ready.pid
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        stop(self._process)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """UDP address as the socket module takes it."""
+        return parse_address(self.target)
+
+    def worker_pids(self) -> list[int]:
+        """Processes that forward, as they are now: all that the supervisor has started."""
+        return sorted(descendants(self.pid))

@@ -1,0 +1,362 @@
+import asyncio
+import time
+
+import msgspec
+import pytest
+from gateway_support import accepted_call, public_key
+from wavry_peer.protocol import signaling as wire
+from wavry_peer.protocol.api import Credentials, SessionInfo, SessionList
+
+
+async def test_full_flow_over_websocket(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await a.send(wire.Offer(target_username="bob", sdp="v=0", **ann.keys))
+        offer = await b.next(wire.Offer)
+        assert (offer.from_username, offer.target_username, offer.sdp) == ("ann", None, "v=0")
+        assert (offer.identity_key, offer.noise_key) == (ann.identity_key, ann.noise_key)
+
+        await a.send(wire.Candidate(target_username="bob", candidate="c1"))
+        got = await b.next(wire.Candidate)
+        assert (got.from_username, got.candidate, got.session_id) == ("ann", "c1", offer.session_id)
+
+        await b.send(wire.Answer(target_username="ann", session_id=offer.session_id, **bob.keys))
+        answer = await a.next(wire.Answer)
+        assert (answer.from_username, answer.noise_key) == ("bob", bob.noise_key)
+
+        await a.send(wire.RequestRelay(target_username="bob"))
+        own, other = await a.next(wire.RelayCredentials), await b.next(wire.RelayCredentials)
+        for mine, user, role in ((own, ann, "client"), (other, bob, "server")):
+            claims = master.open(mine.token)
+            assert (claims.sub, claims.role, claims.cnf) == (user.name, role, user.identity_key)
+            assert claims.sid == mine.session_id == offer.session_id
+            assert mine.relay_id == claims.rid
+            assert mine.role == role
+            assert mine.addr == "127.0.0.1:4500"
+            assert mine.addrs == ("127.0.0.1:4500", "[::1]:4500")
+        assert own.token != other.token
+        assert (own.with_username, other.with_username) == ("bob", "ann")
+        assert (await ann.session(offer.session_id)).state == "active"
+
+        await b.send(wire.Bye(session_id=offer.session_id))
+        bye = await a.next(wire.Bye)
+        assert (bye.from_username, bye.session_id) == ("bob", offer.session_id)
+        assert (await ann.session(offer.session_id)).state == "closed"
+        await b.send(wire.RequestRelay(target_username="ann", session_id=offer.session_id))
+        await b.error("session_closed")
+
+
+async def test_full_flow_over_http(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with bob.online() as b:
+        status, body = await ann.call(
+            "POST", "/v1/sessions", {"target_username": "bob", **ann.keys}
+        )
+        assert status == 201
+        created = msgspec.convert(body, SessionInfo)
+        assert (created.state, created.caller, created.callee) == ("pending", "ann", "bob")
+        offer = await b.next(wire.Offer)
+        assert offer.session_id == created.session_id
+        path = f"/v1/sessions/{created.session_id}"
+
+        status, body = await bob.call("GET", "/v1/sessions")
+        assert msgspec.convert(body, SessionList).sessions[0].peer_noise_key == ann.noise_key
+
+        status, body = await ann.call("POST", f"{path}/relay", {})
+        assert (status, body["error"]) == (409, "not_accepted")
+        assert master.requests == []
+
+        status, body = await bob.call("POST", f"{path}/accept", bob.keys)
+        assert (status, body["state"]) == (200, "accepted")
+        assert (await ann.session(created.session_id)).peer_noise_key == bob.noise_key
+
+        status, body = await ann.call("POST", f"{path}/relay", {})
+        assert status == 200
+        own = msgspec.convert(body, Credentials)
+        other = await b.next(wire.RelayCredentials)
+        assert (master.open(own.token).sub, master.open(other.token).sub) == ("ann", "bob")
+
+        renewed = await ann.renew(created.session_id, master.open(own.token).jti)
+        assert master.renewals[-1].role == "client"
+        assert (renewed.relay_id, renewed.addrs) == (own.relay_id, own.addrs)
+        status, body = await ann.call(
+            "POST", f"{path}/renew", {"jti": master.open(own.token).jti}
+        )
+        assert (status, body["error"]) == (409, "stale_jti")
+        await bob.renew(created.session_id, master.open(other.token).jti)
+        assert master.renewals[-1].role == "server"
+
+        assert (await ann.call("DELETE", path))[0] == 204
+        assert (await b.next(wire.Bye)).session_id == created.session_id
+        assert (await ann.call("DELETE", path))[0] == 204
+        await b.silent()
+
+
+async def test_no_lease_before_the_called_user_accepts(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await a.send(wire.Offer(target_username="bob"))
+        offer = await b.next(wire.Offer)
+        for socket, other in ((a, "bob"), (b, "ann")):
+            await socket.send(wire.RequestRelay(target_username=other))
+            await socket.error("not_accepted")
+        # Nor can the caller accept his own call.
+        await a.send(wire.Answer(target_username="bob", session_id=offer.session_id))
+        await a.error("not_called_user")
+        path = f"/v1/sessions/{offer.session_id}"
+        assert (await ann.call("POST", f"{path}/accept", {}))[1]["error"] == "not_called_user"
+        assert (await ann.call("POST", f"{path}/relay", {}))[1]["error"] == "not_accepted"
+    assert master.requests == []
+
+
+async def test_refusal_closes_the_session_and_tells_the_caller(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await a.send(wire.Offer(target_username="bob"))
+        offer = await b.next(wire.Offer)
+        await b.send(wire.Answer(target_username="ann", accept=False))
+        answer = await a.next(wire.Answer)
+        assert (answer.accept, answer.session_id) == (False, offer.session_id)
+        await b.send(wire.Answer(target_username="ann", session_id=offer.session_id))
+        await b.error("session_closed")
+    assert master.requests == []
+
+
+async def test_a_session_of_others_looks_like_none(gateway, master):
+    ann, bob, eve = [await gateway.user(name) for name in ("ann", "bob", "eve")]
+    async with ann.online() as a, bob.online() as b, eve.online() as e:
+        sid = await accepted_call(ann, a, bob, b)
+        await e.send(wire.Candidate(target_username="bob", candidate="x"))
+        await e.error("unknown_session")
+        for message in (
+            wire.Candidate(target_username="bob", session_id=sid, candidate="x"),
+            wire.Offer(target_username="bob", session_id=sid),
+            wire.Answer(target_username="bob", session_id=sid),
+            wire.RequestRelay(target_username="bob", session_id=sid),
+            wire.Bye(session_id=sid),
+        ):
+            await e.send(message)
+            await e.error("unknown_session")
+        path = f"/v1/sessions/{sid}"
+        for method, tail, body in (
+            ("GET", "", None),
+            ("DELETE", "", None),
+            ("POST", "/accept", {}),
+            ("POST", "/relay", {}),
+            ("POST", "/renew", {"jti": sid}),
+        ):
+            status, answer = await eve.call(method, path + tail, body)
+            assert (status, answer["error"]) == (404, "unknown_session")
+        # A session of one's own does not open the way to a third user.
+        await a.send(wire.Candidate(target_username="eve", session_id=sid, candidate="x"))
+        await a.error("unknown_session")
+        for socket in (b, e):
+            await socket.silent()
+        assert (await ann.session(sid)).state == "accepted"
+
+
+async def test_offline_and_unknown_users_look_alike(gateway):
+    ann = await gateway.user("ann")
+    await gateway.user("bob")
+    async with ann.online() as a:
+        answers = []
+        for target in ("bob", "nobody"):
+            await a.send(wire.Offer(target_username=target))
+            answers.append(await a.error("user_offline"))
+            status, body = await ann.call("POST", "/v1/sessions", {"target_username": target})
+            assert status == 404
+            answers.append(body)
+        assert answers[:2] == answers[2:]
+        await a.send(wire.Offer(target_username="ann"))
+        await a.error("invalid_target")
+
+
+async def test_move_to_another_relay_gives_both_new_credentials(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        sid = await accepted_call(ann, a, bob, b)
+        await a.send(wire.RequestRelay(target_username="bob"))
+        first = await a.next(wire.RelayCredentials)
+        await b.next(wire.RelayCredentials)
+        await b.send(wire.RequestRelay(target_username="ann", exclude_relays=(first.relay_id,)))
+        moved = [await socket.next(wire.RelayCredentials) for socket in (a, b)]
+        assert {message.relay_id for message in moved} == {"rly-two"}
+        assert {message.session_id for message in moved} == {sid}
+        assert [master.open(message.token).role for message in moved] == ["client", "server"]
+        assert (await ann.session(sid)).relay_id == "rly-two"
+        assert master.requests[-1].session_id == sid
+        assert master.requests[-1].client.sub == "ann"
+
+
+async def test_both_ask_at_once_and_meet_at_one_relay(gateway, master):
+    master.delay_s = 0.1
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await accepted_call(ann, a, bob, b)
+        await a.send(wire.RequestRelay(target_username="bob"))
+        await b.send(wire.RequestRelay(target_username="ann"))
+        own = [await a.next(wire.RelayCredentials), await b.next(wire.RelayCredentials)]
+        again = await asyncio.wait_for(
+            asyncio.wait(
+                [asyncio.ensure_future(s.next(wire.RelayCredentials)) for s in (a, b)],
+                return_when=asyncio.FIRST_COMPLETED,
+            ),
+            5,
+        )
+        (second,) = again[0]
+        assert second.result().token in {message.token for message in own}
+        for task in again[1]:
+            task.cancel()
+        assert len(master.requests) == 1
+
+
+async def test_hanging_up_while_the_master_thinks_gives_nobody_a_lease(gateway, master):
+    master.delay_s = 0.3
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        sid = await accepted_call(ann, a, bob, b)
+        await a.send(wire.RequestRelay(target_username="bob"))
+        await a.send(wire.Bye(session_id=sid))
+        await b.next(wire.Bye)
+        await a.error("session_closed")
+        await b.silent()
+
+
+async def test_rift_peers_of_version_one(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await a.send(wire.OfferRift(target_username="bob", hello_base64="aGk="))
+        assert await b.next() == wire.OfferRift(from_username="ann", hello_base64="aGk=")
+        await a.send(wire.RequestRelay(target_username="bob"))
+        await a.error("not_accepted")
+        await b.send(wire.AnswerRift(target_username="ann", ack_base64="eW8="))
+        assert await a.next() == wire.AnswerRift(from_username="bob", ack_base64="eW8=")
+        await a.send(wire.RequestRelay(target_username="bob"))
+        credentials = await a.next(wire.RelayCredentials)
+        assert master.open(credentials.token).cnf is None
+
+
+async def test_renegotiation_inside_a_session(gateway):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        sid = await accepted_call(ann, a, bob, b)
+        await b.send(wire.Offer(target_username="ann", session_id=sid, sdp="again", **bob.keys))
+        assert (await a.next(wire.Offer)).sdp == "again"
+        await a.send(wire.Answer(target_username="bob", session_id=sid, sdp="fine"))
+        assert (await b.next(wire.Answer)).sdp == "fine"
+        await b.send(wire.Offer(target_username="ann", session_id=sid, noise_key=public_key()))
+        await b.error("key_mismatch")
+        await a.silent()
+
+
+async def test_sender_cannot_be_forged(gateway):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await a.send(wire.Offer(target_username="bob", from_username="root"))
+        assert (await b.next(wire.Offer)).from_username == "ann"
+
+
+async def test_calls_that_nobody_answers_are_bounded(gateway):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        limit = gateway.gateway.config.pending_per_pair
+        for _ in range(limit):
+            await a.send(wire.Offer(target_username="bob"))
+            await b.next(wire.Offer)
+        await a.send(wire.Offer(target_username="bob"))
+        await a.error("rate_limited")
+        status, answer, headers = await gateway.call(
+            "POST", "/v1/sessions", {"target_username": "bob"}, token=ann.token
+        )
+        assert (status, answer["error"]) == (429, "rate_limited")
+        assert int(headers["Retry-After"]) >= 1
+        await b.silent()
+        # An answer, even a refusal, makes room.
+        await b.send(wire.Answer(target_username="ann", accept=False))
+        await a.next(wire.Answer)
+        await a.send(wire.Offer(target_username="bob"))
+        await b.next(wire.Offer)
+
+
+async def test_call_rate_is_limited_over_both_ways_in(gateway):
+    ann = await gateway.user("ann")
+    burst = gateway.gateway.config.calls_burst
+    results = []
+    for _ in range(burst + 1):
+        status, body = await ann.call("POST", "/v1/sessions", {"target_username": "nobody"})
+        results.append(body["error"])
+    assert results == ["user_offline"] * burst + ["rate_limited"]
+    async with ann.online() as a:
+        await a.send(wire.Offer(target_username="nobody"))
+        await a.error("rate_limited")
+
+
+@pytest.mark.parametrize("mode", ["hang", "error", "garbage", "huge", "reject_token"])
+async def test_a_sick_master_means_a_clear_error_within_two_seconds(gateway, master, mode):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        sid = await accepted_call(ann, a, bob, b)
+        master.mode = mode
+        started = time.monotonic()
+        await a.send(wire.RequestRelay(target_username="bob"))
+        if mode == "hang":
+            # Nobody else waits for the master: not this client's own messages either ...
+            await a.silent()
+        error = await a.error("relay_unavailable")
+        assert time.monotonic() - started < 2.0
+        assert "Traceback" not in error.message
+        status, body = await ann.call("POST", f"/v1/sessions/{sid}/relay", {})
+        assert (status, body["error"]) == (503, "relay_unavailable")
+        # ... and it works as soon as the master does.
+        master.mode = "ok"
+        for _ in range(100):
+            status, body = await ann.call("POST", f"/v1/sessions/{sid}/relay", {})
+            if status == 200:
+                break
+            await asyncio.sleep(0.3)
+        assert status == 200
+
+
+async def test_two_requests_at_a_hanging_master_both_end_in_time(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await accepted_call(ann, a, bob, b)
+        master.mode = "hang"
+        started = time.monotonic()
+        await a.send(wire.RequestRelay(target_username="bob"))
+        await b.send(wire.RequestRelay(target_username="ann"))
+        await a.error("relay_unavailable")
+        await b.error("relay_unavailable")
+        assert time.monotonic() - started < 2.0
+
+
+async def test_master_down_and_no_relay(tmp_path, unused_tcp_port, gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        sid = await accepted_call(ann, a, bob, b)
+        master.mode = "no_relay"
+        await a.send(wire.RequestRelay(target_username="bob"))
+        await a.error("no_relay_available")
+        broker = gateway.gateway.broker
+        broker._base_url = f"http://127.0.0.1:{unused_tcp_port}"
+        started = time.monotonic()
+        for _ in range(5):
+            status, body = await ann.call("POST", f"/v1/sessions/{sid}/relay", {})
+            assert (status, body["error"]) == (503, "relay_unavailable")
+        assert time.monotonic() - started < 2.0
+        assert (await ann.session(sid)).state == "accepted"
+
+
+async def test_pending_session_expires_and_both_hear_it(tmp_path, master):
+    from gateway_support import make_config, running_gateway
+
+    async with running_gateway(make_config(tmp_path, master.url, pending_s=1)) as running:
+        ann, bob = await running.user("ann"), await running.user("bob")
+        async with ann.online() as a, bob.online() as b:
+            await a.send(wire.Offer(target_username="bob"))
+            offer = await b.next(wire.Offer)
+            for socket in (a, b):
+                assert (await socket.next(wire.Bye)).session_id == offer.session_id
+            await b.send(wire.Answer(target_username="ann", session_id=offer.session_id))
+            await b.error("session_closed")
+    assert master.requests == []

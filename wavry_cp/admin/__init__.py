@@ -1,0 +1,1 @@
+"""wavryctl: formats what the services answer; the rules live in the services."""

@@ -1,0 +1,5 @@
+"""``python -m wavry_cp.admin`` is ``wavryctl``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,374 @@
+"""The commands of wavryctl."""
+
+import os
+import secrets
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wavry_cp.master.keys import KeyFileError, init_keys
+from wavry_cp.version import software_version
+from wavry_peer.protocol.api import RelayInfo, RelayList, UserList
+from wavry_peer.protocol.keyset import KeySet
+from wavry_peer.settings import SettingsError
+
+from .client import ask_json
+from .demo import run_demo
+from .dev_system import run_dev_system
+from .output import (
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    CommandError,
+    JsonOption,
+    fail,
+    print_json,
+    print_rows,
+    run,
+)
+from .places import DEFAULT_DEV_DIR, Places, find_places
+from .status import gather_status
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="wavryctl",
+    help="Runs and inspects a Wavry system: gateway, master and relays.\n\n"
+    "The services are found by options, by environment variables, or in the dev.json of "
+    "`wavryctl dev up`. Exit codes: 0 done, 1 refused or unhealthy, 2 wrong usage, 3 a service "
+    "cannot be reached, 4 not allowed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+dev_app = typer.Typer(help="A whole system on this machine, to play with.", no_args_is_help=True)
+relays_app = typer.Typer(help="The relays that the master knows.", no_args_is_help=True)
+keys_app = typer.Typer(help="Root and signing keys of the master.", no_args_is_help=True)
+users_app = typer.Typer(help="Accounts of the gateway.", no_args_is_help=True)
+app.add_typer(dev_app, name="dev")
+app.add_typer(relays_app, name="relays")
+app.add_typer(keys_app, name="keys")
+app.add_typer(users_app, name="users")
+
+Json = Annotated[bool, JsonOption]
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  # typer calls it with the option's value
+    if value:
+        typer.echo(f"wavryctl {software_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    dev: Annotated[
+        Path | None, typer.Option(help="Directory of a `wavryctl dev up` system.")
+    ] = None,
+    gateway_url: Annotated[str | None, typer.Option(help="URL of the gateway.")] = None,
+    master_url: Annotated[str | None, typer.Option(help="URL of the master.")] = None,
+    admin_token_file: Annotated[
+        Path | None, typer.Option(help="File (mode 0600) with the admin token.")
+    ] = None,
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+    context.obj = {
+        "dev_dir": dev,
+        "gateway_url": gateway_url,
+        "master_url": master_url,
+        "admin_token_file": admin_token_file,
+    }
+
+
+def _places(context: typer.Context) -> Places:
+    return find_places(os.environ, **context.obj)
+
+
+def _moment(unix_s: int | None) -> str:
+    if not unix_s:
+        return "never"
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+# -- dev and demo ----------------------------------------------------------------------
+
+
+@dev_app.command("up")
+def dev_up(
+    relays: Annotated[int, typer.Option(min=1, max=16, help="How many relays.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers of each relay.")] = 2,
+    data: Annotated[
+        Path, typer.Option(help="Directory for databases, keys, tokens, logs and dev.json.")
+    ] = DEFAULT_DEV_DIR,
+    *,
+    json: Json = False,
+) -> None:
+    """Start gateway, master and relays on loopback, in the foreground; Ctrl-C ends all of it.
+
+    Examples:
+      wavryctl dev up
+
+      wavryctl dev up --relays 2 --workers 1 --data /tmp/wavry --json
+    """
+    run(lambda: run_dev_system(data, relays=relays, workers=workers, as_json=json), as_json=json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the summary goes as JSON.")] = Path(
+        "build/demo.json"
+    ),
+    megabytes: Annotated[int, typer.Option(min=1, max=1000, help="Size of the file to send.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Length of the media.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers of the relay.")] = 2,
+    *,
+    json: Json = False,
+) -> None:
+    """Start a whole system, send a file and 60 fps media through its relay, kill workers meanwhile.
+
+    Exits 0 only if what arrived is what was sent and no session was lost.
+
+    Examples:
+      wavryctl demo
+
+      wavryctl demo --megabytes 50 --seconds 20 --json
+    """
+    run(
+        lambda: run_demo(
+            output, megabytes=megabytes, seconds=seconds, workers=workers, as_json=json
+        ),
+        as_json=json,
+    )
+
+
+# -- status ----------------------------------------------------------------------------
+
+
+@app.command()
+def status(context: typer.Context, *, json: Json = False) -> None:
+    """Show every service in one table; exits 1 if one is not ready, 3 if one is unreachable.
+
+    Examples:
+      wavryctl status
+
+      wavryctl --dev /tmp/wavry status --json
+    """
+
+    async def work() -> int:
+        places = _places(context)
+        places.need_gateway()
+        places.need_master()
+        rows = await gather_status(places)
+        if json:
+            print_json({"services": rows, "ok": all(row.ok for row in rows)})
+        else:
+            print_rows(
+                "Wavry",
+                ("service", "name", "state", "detail", "url"),
+                [(row.service, row.name, row.state, row.detail, row.url) for row in rows],
+            )
+        if any(row.state == "unreachable" for row in rows):
+            return EXIT_UNREACHABLE
+        return 0 if all(row.ok for row in rows) else EXIT_FAILED
+
+    raise typer.Exit(run(work, as_json=json))
+
+
+# -- relays ----------------------------------------------------------------------------
+
+
+def _relay_row(relay: RelayInfo) -> tuple[str, ...]:
+    return (
+        relay.relay_id,
+        relay.state,
+        relay.region or "-",
+        f"{relay.active_sessions}/{relay.max_sessions}",
+        f"{relay.load_pct:.0f} %",
+        ", ".join(relay.endpoints),
+        _moment(relay.last_heartbeat_at),
+        relay.version,
+    )
+
+
+_RELAY_COLUMNS = (
+    "relay", "state", "region", "sessions", "load", "endpoints", "last heartbeat", "version",
+)  # fmt: skip
+
+
+@relays_app.command("list")
+def relays_list(context: typer.Context, *, json: Json = False) -> None:
+    """List the relays with state, load and last heartbeat.
+
+    Examples:
+      wavryctl relays list
+
+      wavryctl relays list --json
+    """
+
+    async def work() -> RelayList:
+        places = _places(context)
+        return await ask_json(
+            "master", places.need_master(), "/v1/relays", RelayList, token=places.admin_token()
+        )
+
+    answer = run(work, as_json=json)
+    if json:
+        print_json(answer)
+    else:
+        print_rows("Relays", _RELAY_COLUMNS, [_relay_row(relay) for relay in answer.relays])
+
+
+def _drain_call(context: typer.Context, relay_id: str, action: str, *, as_json: bool) -> None:
+    async def work() -> RelayInfo:
+        places = _places(context)
+        return await ask_json(
+            "master",
+            places.need_master(),
+            f"/v1/admin/relays/{relay_id}/{action}",
+            RelayInfo,
+            method="POST",
+            token=places.admin_token(),
+        )
+
+    relay = run(work, as_json=as_json)
+    if as_json:
+        print_json(relay)
+    else:
+        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(relay)])
+
+
+RelayIdArgument = Annotated[str, typer.Argument(help="Id from `wavryctl relays list`.")]
+
+
+@relays_app.command("drain")
+def relays_drain(context: typer.Context, relay_id: RelayIdArgument, *, json: Json = False) -> None:
+    """Give a relay no new sessions; live ones stay and renew.
+
+    Examples:
+      wavryctl relays drain rly-0123456789abcdef01234567
+    """
+    _drain_call(context, relay_id, "drain", as_json=json)
+
+
+@relays_app.command("undrain")
+def relays_undrain(
+    context: typer.Context, relay_id: RelayIdArgument, *, json: Json = False
+) -> None:
+    """Let a drained relay take new sessions again.
+
+    Examples:
+      wavryctl relays undrain rly-0123456789abcdef01234567
+    """
+    _drain_call(context, relay_id, "undrain", as_json=json)
+
+
+# -- keys ------------------------------------------------------------------------------
+
+
+@keys_app.command("init")
+def keys_init(
+    keys_dir: Annotated[
+        Path, typer.Option(envvar="WAVRY_MASTER_KEYS_DIR", help="New or empty directory.")
+    ],
+    *,
+    json: Json = False,
+) -> None:
+    """Make the root key and the first signing key, as files of mode 0600; never overwrites.
+
+    Examples:
+      wavryctl keys init --keys-dir /etc/wavry/keys
+    """
+    try:
+        made = init_keys(keys_dir, now_s=int(time.time()), random_bytes=secrets.token_bytes)
+    except KeyFileError as error:
+        fail(CommandError(str(error), code="keys_not_made"), as_json=json)
+    if json:
+        print_json(
+            {
+                "directory": str(made.directory),
+                "root_public_key": made.root_public_key,
+                "kid": made.key_id,
+                "serial": made.serial,
+            }
+        )
+        return
+    typer.echo(f"made root key and signing key {made.key_id} in {made.directory}")
+    typer.echo(f"relays pin the root public key: WAVRY_RELAY_ROOT_KEY={made.root_public_key}")
+    typer.echo("keep a copy of root.key in a safe place: without it no key can be changed")
+
+
+@keys_app.command("list")
+def keys_list(context: typer.Context, *, json: Json = False) -> None:
+    """List the keys that the master publishes, with their status.
+
+    Examples:
+      wavryctl keys list --json
+    """
+
+    async def work() -> KeySet:
+        places = _places(context)
+        return await ask_json(
+            "master", places.need_master(), "/v1/admin/keys", KeySet, token=places.admin_token()
+        )
+
+    keyset = run(work, as_json=json)
+    if json:
+        print_json(keyset)
+        return
+    print_rows(
+        f"Keys (serial {keyset.serial})",
+        ("kid", "status", "public key", "not before", "not after"),
+        [
+            (key.kid, key.status, key.public_key, _moment(key.not_before), _moment(key.not_after))
+            for key in keyset.keys
+        ],
+    )
+
+
+# -- users -----------------------------------------------------------------------------
+
+
+@users_app.command("list")
+def users_list(context: typer.Context, *, json: Json = False) -> None:
+    """List the accounts of the gateway.
+
+    Examples:
+      wavryctl users list
+    """
+
+    async def work() -> UserList:
+        places = _places(context)
+        return await ask_json(
+            "gateway", places.need_gateway(), "/v1/admin/users", UserList,
+            token=places.admin_token(),
+        )  # fmt: skip
+
+    answer = run(work, as_json=json)
+    if json:
+        print_json(answer)
+        return
+    print_rows(
+        "Users",
+        ("username", "online", "created", "last login"),
+        [
+            (user.username, "yes" if user.online else "no", _moment(user.created_at),
+             _moment(user.last_login_at))
+            for user in answer.users
+        ],
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Entry point of ``wavryctl``."""
+    try:
+        app()
+    except SettingsError as error:
+        typer.echo(str(error), err=True)
+        raise SystemExit(EXIT_USAGE) from None

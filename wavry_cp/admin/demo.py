@@ -1,0 +1,293 @@
+"""``wavryctl demo``: a whole system, two peers, a file and media through the relay.
+
+Every part is a process of its own.  While media and file are under way, workers of the relay are
+killed with SIGKILL, one after the other; the sessions must go on.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from wavry_peer.errors import GatewayError
+from wavry_peer.gateway import GatewayClient
+
+from .client import ask_json
+from .dev_system import DevSystem
+from .output import CommandError, print_json
+
+__all__ = ["run_demo"]
+
+MAX_MEDIA_LOSS: Final = 0.01
+"""Media is datagrams without repetition: a killed worker may take the few with it that it had just
+read.  The file is repeated until it is whole, so it has no such share."""
+STEP_TIMEOUT_S: Final = 120.0
+FIRST_KILL_S: Final = 2.0
+_PEERS: Final = ("alice", "bob")
+
+
+@dataclass(slots=True)
+class _Stage:
+    system: DevSystem
+    directory: Path
+    gateway_url: str
+    ops_url: str
+    passwords: Mapping[str, str]
+    worker_kills: int = 0
+
+    def environment(self, user: str) -> dict[str, str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("WAVRY_")}
+        return clean | {
+            "WAVRY_PASSWORD": self.passwords[user],
+            "WAVRY_PEER_HOME": str(self.directory / user),
+            "WAVRY_GATEWAY_URL": self.gateway_url,
+        }
+
+
+async def run_demo(
+    output: Path, *, megabytes: int, seconds: float, workers: int, as_json: bool
+) -> None:
+    """Run the demo, print a summary and write it to `output`.
+
+    Raises:
+        CommandError: something that arrived is not what was sent, or a session was lost.
+    """
+    with tempfile.TemporaryDirectory(prefix="wavry-demo-") as temporary:
+        directory = Path(temporary)
+        out = Console(stderr=as_json)
+        out.print("starting gateway, master and one relay …", highlight=False)
+        async with DevSystem.running(directory / "system", relays=1, workers=workers) as system:
+            stage = await _prepare(system, directory)
+            out.print(
+                f"streaming {seconds:g} s of 60 fps media, killing workers …", highlight=False
+            )
+            media = await _media(stage, seconds)
+            out.print(f"sending a file of {megabytes} MB, killing a worker …", highlight=False)
+            file = await _file(stage, megabytes)
+            health = await ask_json("relay", stage.ops_url, "/health", dict[str, Any])
+    summary = _summary(media, file, str(health.get("engine", "unknown")), stage.worker_kills)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(out, summary, output)
+    faults = _faults(summary)
+    if faults:
+        raise CommandError("the demo failed: " + "; ".join(faults), code="demo_failed")
+
+
+async def _prepare(system: DevSystem, directory: Path) -> _Stage:
+    description = system.description
+    if description is None:
+        raise CommandError("the system has no description: it did not start")
+    passwords = {user: secrets.token_urlsafe(16) for user in _PEERS}
+    async with GatewayClient(description.gateway_url) as gateway:
+        for user, password in passwords.items():
+            try:
+                await gateway.register(user, password)
+            except GatewayError as error:
+                raise CommandError(f"user {user} cannot be registered: {error}") from error
+    return _Stage(
+        system, directory, description.gateway_url, description.relays[0].ops_url, passwords
+    )
+
+
+# -- Peers as processes ----------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _peer(
+    stage: _Stage, user: str, *command: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    log = (stage.directory / f"{user}.log").open("ab")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *command,
+        env=stage.environment(user),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=log,
+    )  # fmt: skip
+    log.close()
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        # The pipe's transport closes with the last reader, not with the process.
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001  # no public way
+
+
+async def _line(process: asyncio.subprocess.Process, stage: _Stage, user: str) -> dict[str, Any]:
+    if process.stdout is None:
+        raise CommandError("the peer has no output")
+    try:
+        async with asyncio.timeout(STEP_TIMEOUT_S):
+            line = await process.stdout.readline()
+    except TimeoutError:
+        raise CommandError(f"{user} said nothing for {STEP_TIMEOUT_S:.0f} s") from None
+    if not line:
+        await process.wait()
+        end = (stage.directory / f"{user}.log").read_text(errors="replace")[-1500:]
+        raise CommandError(f"{user} ended with status {process.returncode}:\n{end}")
+    answer: dict[str, Any] = msgspec.json.decode(line)
+    return answer
+
+
+async def _kill_workers(stage: _Stage, every_s: float) -> None:
+    """SIGKILL one worker after the other, so that each of them was killed after two rounds."""
+    index = 0
+    while True:
+        await asyncio.sleep(every_s)
+        health = await ask_json("relay", stage.ops_url, "/health", dict[str, Any])
+        pids = [worker["pid"] for worker in health["workers"]]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[index % len(pids)], signal.SIGKILL)
+            stage.worker_kills += 1
+        index += 1
+
+
+@contextlib.asynccontextmanager
+async def _killing_workers(stage: _Stage, every_s: float) -> AsyncIterator[None]:
+    task = asyncio.create_task(_kill_workers(stage, every_s))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _media(stage: _Stage, seconds: float) -> dict[str, Any]:
+    module = "wavry_cp.admin.demo_media"
+    common = ("--gateway", stage.gateway_url, "--seconds", str(seconds))
+
+    def options(user: str, peer: str) -> tuple[str, ...]:
+        home = str(stage.directory / user)
+        return (*common, "--user", user, "--peer", peer, "--home", home)
+
+    async with _peer(stage, "bob", module, "receive", *options("bob", "alice")) as bob:
+        await _line(bob, stage, "bob")
+        async with _peer(stage, "alice", module, "send", *options("alice", "bob")) as alice:
+            await _line(alice, stage, "alice")
+            async with _killing_workers(stage, max(0.5, seconds / 4)):
+                result = await _line(bob, stage, "bob")
+            sent = await _line(alice, stage, "alice")
+    return result | {"sent": sent["sent"], "ended": result["sent"] is not None}
+
+
+async def _file(stage: _Stage, megabytes: int) -> dict[str, Any]:
+    source = stage.directory / "demo-file.bin"
+    digest = hashlib.sha256()
+    with source.open("wb") as file:
+        for _ in range(megabytes):
+            block = os.urandom(1_000_000)
+            digest.update(block)
+            file.write(block)
+    target = stage.directory / "received"
+    target.mkdir()
+    began = time.monotonic()
+    async with _peer(
+        stage, "bob", "wavry_peer", "receive", "--as", "bob", "--from", "alice",
+        "--directory", str(target), "--json",
+    ) as bob:  # fmt: skip
+        await _line(bob, stage, "bob")
+        async with (
+            _peer(
+                stage, "alice", "wavry_peer", "send", str(source), "--as", "alice", "--to", "bob",
+                "--json",
+            ) as alice,
+            _killing_workers(stage, FIRST_KILL_S),
+        ):  # fmt: skip
+            received = await _line(bob, stage, "bob")
+            sent = await _line(alice, stage, "alice")
+    arrived = target / source.name
+    with arrived.open("rb") as file:
+        match = hashlib.file_digest(file, "sha256").hexdigest() == digest.hexdigest()
+    return {
+        "sha256_match": match,
+        "seconds": round(time.monotonic() - began, 3),
+        "bytes": arrived.stat().st_size,
+        "received": received,
+        "sent": sent,
+    }
+
+
+# -- Summary ---------------------------------------------------------------------------
+
+
+def _summary(
+    media: dict[str, Any], file: dict[str, Any], engine: str, worker_kills: int
+) -> dict[str, Any]:
+    file_sent = file["sent"]["statistics"]
+    file_received = file["received"]["statistics"]
+    lost_sessions = int(not media["ended"]) + int(not file["sha256_match"])
+    return {
+        "path": str(media["path"]).split()[0],
+        "packets_sent": media["sent"] + file_sent["datagrams_sent"],
+        "packets_received": media["received"] + file_received["datagrams_received"],
+        "bytes": media["bytes"] + file["bytes"],
+        "sha256_match": file["sha256_match"],
+        "lost_packets": media["sent"] - media["received"],
+        "latency_ms": media["latency_ms"],
+        "worker_kills": worker_kills,
+        "sessions_lost": lost_sessions,
+        "engine": engine,
+        "media": {
+            "packets_sent": media["sent"],
+            "packets_received": media["received"],
+            "corrupt_packets": media["corrupt"],
+            "bytes": media["bytes"],
+        },
+        "file": {"bytes": file["bytes"], "seconds": file["seconds"]},
+    }
+
+
+def _faults(summary: dict[str, Any]) -> list[str]:
+    media = summary["media"]
+    checks = (
+        (summary["path"] != "relay", "the traffic did not cross the relay"),
+        (not summary["sha256_match"], "the file that arrived is not the file that was sent"),
+        (media["corrupt_packets"] > 0, "media arrived that was not sent"),
+        (media["packets_sent"] == 0, "no media was sent"),
+        (summary["sessions_lost"] > 0, "a session was lost"),
+        (summary["worker_kills"] == 0, "no worker was killed, the demo was too short"),
+        (
+            summary["lost_packets"] > MAX_MEDIA_LOSS * media["packets_sent"],
+            f"over {MAX_MEDIA_LOSS:.0%} of the media was lost",
+        ),
+    )
+    return [text for failed, text in checks if failed]
+
+
+def _print_summary(out: Console, summary: dict[str, Any], output: Path) -> None:
+    table = Table(title="Wavry demo", title_justify="left", show_header=False)
+    latency = summary["latency_ms"]
+    file = summary["file"]
+    rows = {
+        "path": f"{summary['path']} (end-to-end encrypted, the relay is blind)",
+        "relay engine": summary["engine"],
+        "media": f"{summary['media']['packets_received']} of {summary['media']['packets_sent']} "
+        f"packets, {summary['lost_packets']} lost",
+        "one-way latency": f"p50 {latency['p50']} ms, p99 {latency['p99']} ms",
+        "file": f"{file['bytes']} bytes in {file['seconds']} s, "
+        f"{'SHA-256 matches' if summary['sha256_match'] else 'SHA-256 DIFFERS'}",
+        "workers killed": f"{summary['worker_kills']}, sessions lost: {summary['sessions_lost']}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    out.print(table)
+    out.print(f"written to {output}", highlight=False)

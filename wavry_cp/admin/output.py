@@ -1,0 +1,87 @@
+"""What a command prints, and how it ends.
+
+Exit codes: 0 done; 1 the service refused, or something is not as it should be; 2 wrong usage;
+3 a service cannot be reached; 4 not allowed (token).
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wavry_peer.protocol.errors import LocalError
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_FORBIDDEN",
+    "EXIT_UNREACHABLE",
+    "EXIT_USAGE",
+    "CommandError",
+    "JsonOption",
+    "fail",
+    "print_json",
+    "print_rows",
+    "run",
+]
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNREACHABLE: Final = 3
+EXIT_FORBIDDEN: Final = 4
+
+Result = TypeVar("Result")
+
+JsonOption = typer.Option("--json", help="Print JSON instead of a table.")
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; `message` says the next step."""
+
+    def __init__(self, message: str, *, code: str = "failed", exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+        self.exit_code = exit_code
+
+
+def print_json(value: Any) -> None:
+    """Print a value (msgspec structs included) as indented JSON on stdout."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table on stdout; without rows it says so."""
+    if not rows:
+        Console().print(f"{title}: none")
+        return
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def fail(error: CommandError, *, as_json: bool) -> NoReturn:
+    """Print why a command failed and end with its exit code."""
+    if as_json:
+        print_json({"error": error.code, "message": str(error)})
+    else:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    raise typer.Exit(error.exit_code)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, Result]], *, as_json: bool) -> Result:
+    """Run the coroutine of a command; its failures become a message and an exit code."""
+    try:
+        return asyncio.run(work())
+    except CommandError as error:
+        fail(error, as_json=as_json)
+    except LocalError as error:
+        fail(CommandError(str(error), exit_code=EXIT_USAGE), as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

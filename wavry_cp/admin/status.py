@@ -1,0 +1,100 @@
+"""``wavryctl status``: asks every service at the same time and makes one row of each."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from .client import ask, ask_json
+from .output import CommandError
+from .places import DevRelay, Places
+
+from wavry_peer.protocol.api import RelayInfo, RelayList  # isort: skip
+
+__all__ = ["ServiceRow", "gather_status"]
+
+
+class ServiceRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One service.
+
+    `state` is ``ready``, ``not_ready`` or ``unreachable``; for a relay, the master's word.
+    """
+
+    service: str
+    name: str
+    state: str
+    ok: bool
+    detail: str = ""
+    url: str = ""
+
+
+async def gather_status(places: Places) -> list[ServiceRow]:
+    """One row for the gateway, the master, and each relay.
+
+    Relays come from the master's registry; one that this machine runs (``dev.json``) is also asked
+    itself.
+    """
+    checks = []
+    if places.gateway_url:
+        checks.append(_service("gateway", places.gateway_url))
+    if places.master_url:
+        checks.append(_service("master", places.master_url))
+    own = {relay.relay_id: relay for relay in places.relays}
+    rows = list(await asyncio.gather(*checks))
+    listed = await _listed_relays(places)
+    rows += await asyncio.gather(
+        *(_relay(info, own.get(info.relay_id)) for info in listed),
+        *(
+            _relay(None, relay)
+            for key, relay in own.items()
+            if key not in {r.relay_id for r in listed}
+        ),
+    )
+    return rows
+
+
+async def _service(service: str, url: str) -> ServiceRow:
+    state, detail = await _readiness(service, url)
+    return ServiceRow(service, service, state, state == "ready", detail, url)
+
+
+async def _readiness(service: str, url: str) -> tuple[str, str]:
+    try:
+        status, raw = await ask(service, url, "/ready")
+    except CommandError as error:
+        return "unreachable", str(error)
+    try:
+        body: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return "not_ready", "the answer of /ready is not JSON"
+    if status == 200:
+        return "ready", ""
+    reason = body.get("message") or body.get("reason") or body.get("reasons") or "no reason given"
+    return "not_ready", str(reason)
+
+
+async def _listed_relays(places: Places) -> tuple[RelayInfo, ...]:
+    if places.master_url is None:
+        return ()
+    try:
+        answer = await ask_json(
+            "master", places.master_url, "/v1/relays", RelayList, token=places.admin_token()
+        )
+    except CommandError:
+        return ()  # The master's own row, or the missing token, tells the operator why.
+    return answer.relays
+
+
+async def _relay(info: RelayInfo | None, own: DevRelay | None) -> ServiceRow:
+    name = info.relay_id if info else own.relay_id if own else "unknown"
+    url = own.ops_url if own else ""
+    state, detail = await _readiness("relay", own.ops_url) if own else ("", "")
+    if info is None:
+        return ServiceRow(
+            "relay", name, state, ok=False, detail=detail or "unknown to the master", url=url
+        )
+    if state in ("", "ready"):
+        state = info.state.lower()
+    load = f"{info.active_sessions}/{info.max_sessions} sessions, load {info.load_pct:.0f} %"
+    healthy = state in ("active", "probation", "draining")
+    return ServiceRow("relay", name, state, healthy, "; ".join(filter(None, (load, detail))), url)

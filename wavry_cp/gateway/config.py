@@ -1,0 +1,341 @@
+"""Settings of the gateway, read once from environment variables."""
+# ruff: noqa: RUF009  # `setting` makes a dataclass field
+
+import dataclasses
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from wavry_cp.http import IpNetwork, parse_networks
+from wavry_peer.protocol import constants as c
+from wavry_peer.settings import SettingsError, parse_address, setting
+
+from .passwords import PasswordCost
+from .sessions import CallLimits
+
+__all__ = ["GatewayConfig"]
+
+DAY_S: Final = 86_400
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Everything that an operator can set."""
+
+    listen: str = setting(
+        "WAVRY_GATEWAY_LISTEN",
+        "127.0.0.1:8090",
+        doc="Address for HTTP and WebSocket; TLS is the proxy's in front. Port 0 takes a free one.",
+    )
+    data_dir: Path = setting(
+        "WAVRY_GATEWAY_DATA_DIR", doc="Directory of gateway.db; made with mode 0700 if missing."
+    )
+    master_url: str = setting(
+        "WAVRY_GATEWAY_MASTER_URL", doc="Base URL of the master, e.g. http://127.0.0.1:8091."
+    )
+    service_token_file: Path = setting(
+        "WAVRY_GATEWAY_SERVICE_TOKEN_FILE",
+        doc="File (mode 0600) with the service token that the master knows.",
+    )
+    admin_token_file: Path | None = setting(
+        "WAVRY_GATEWAY_ADMIN_TOKEN_FILE",
+        None,
+        doc="File (mode 0600) with the admin token; without it the admin calls are off.",
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "WAVRY_GATEWAY_TRUSTED_PROXIES",
+        (),
+        doc="Networks (CIDR) whose X-Forwarded-For is believed; its last foreign address counts.",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        "WAVRY_GATEWAY_CORS_ORIGINS",
+        (),
+        doc="Web origins that browsers may call from, e.g. https://app.example.org.",
+    )
+    metrics_networks: tuple[str, ...] = setting(
+        "WAVRY_GATEWAY_METRICS_NETWORKS",
+        ("127.0.0.0/8", "::1/128"),
+        doc="Networks that may read /metrics without the admin token.",
+    )
+    log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
+
+    argon2_passes: int = setting(
+        "WAVRY_GATEWAY_ARGON2_PASSES",
+        2,
+        minimum=1,
+        maximum=16,
+        doc="Argon2id passes. With 64 MiB this is libsodium's INTERACTIVE cost, three times the "
+        "OWASP minimum of memory: about 0.2 s of one core, so that two cores still log in "
+        "ten users a second. Stored hashes of another cost are redone at the next login.",
+    )
+    argon2_memory_kib: int = setting(
+        "WAVRY_GATEWAY_ARGON2_MEMORY_KIB",
+        65_536,
+        unit="KiB",
+        minimum=8,
+        maximum=4_194_304,
+        doc="Argon2id memory of one password check; below 19456 only for tests.",
+    )
+    argon2_concurrency: int = setting(
+        "WAVRY_GATEWAY_ARGON2_CONCURRENCY",
+        2,
+        minimum=1,
+        maximum=64,
+        doc="Password checks that run at once; each takes the memory above.",
+    )
+    argon2_waiting: int = setting(
+        "WAVRY_GATEWAY_ARGON2_WAITING",
+        64,
+        minimum=1,
+        maximum=10_000,
+        doc="Password checks running or waiting; one more is answered 503 busy.",
+    )
+    token_ttl_s: int = setting(
+        "WAVRY_GATEWAY_TOKEN_TTL_S",
+        7 * DAY_S,
+        unit="s",
+        minimum=1,
+        maximum=365 * DAY_S,
+        doc="Life of a login.",
+    )
+    tokens_per_user: int = setting(
+        "WAVRY_GATEWAY_TOKENS_PER_USER",
+        32,
+        minimum=1,
+        maximum=1000,
+        doc="Logins that a user has at once; one more ends the oldest.",
+    )
+    register_per_minute: float = setting(
+        "WAVRY_GATEWAY_REGISTER_PER_MINUTE",
+        6.0,
+        unit="1/min",
+        minimum=0.001,
+        doc="Registrations per address (IPv6: /64) in the long run.",
+    )
+    register_burst: int = setting(
+        "WAVRY_GATEWAY_REGISTER_BURST",
+        20,
+        minimum=1,
+        doc="Registrations per address at once.",
+    )
+    login_per_minute: float = setting(
+        "WAVRY_GATEWAY_LOGIN_PER_MINUTE",
+        30.0,
+        unit="1/min",
+        minimum=0.001,
+        doc="Logins per address (IPv6: /64) in the long run.",
+    )
+    login_burst: int = setting(
+        "WAVRY_GATEWAY_LOGIN_BURST", 20, minimum=1, doc="Logins per address at once."
+    )
+
+    requests_per_s: float = setting(
+        "WAVRY_GATEWAY_REQUESTS_PER_S",
+        20.0,
+        unit="1/s",
+        minimum=0.001,
+        doc="Calls of /v1/sessions per user in the long run.",
+    )
+    requests_burst: int = setting(
+        "WAVRY_GATEWAY_REQUESTS_BURST",
+        100,
+        minimum=1,
+        doc="Calls of /v1/sessions per user at once.",
+    )
+    messages_per_s: float = setting(
+        "WAVRY_GATEWAY_MESSAGES_PER_S",
+        30.0,
+        unit="1/s",
+        minimum=0.001,
+        doc="Signaling messages per user in the long run.",
+    )
+    messages_burst: int = setting(
+        "WAVRY_GATEWAY_MESSAGES_BURST",
+        120,
+        minimum=1,
+        doc="Signaling messages per user at once; a call with many candidates takes about 40.",
+    )
+    calls_per_minute: float = setting(
+        "WAVRY_GATEWAY_CALLS_PER_MINUTE",
+        30.0,
+        unit="1/min",
+        minimum=0.001,
+        doc="New calls per user in the long run.",
+    )
+    calls_burst: int = setting(
+        "WAVRY_GATEWAY_CALLS_BURST", 20, minimum=1, doc="New calls per user at once."
+    )
+    relay_requests_per_minute: float = setting(
+        "WAVRY_GATEWAY_RELAY_REQUESTS_PER_MINUTE",
+        30.0,
+        unit="1/min",
+        minimum=0.001,
+        doc="Relay requests and renewals per session and user in the long run.",
+    )
+    relay_requests_burst: int = setting(
+        "WAVRY_GATEWAY_RELAY_REQUESTS_BURST",
+        10,
+        minimum=1,
+        doc="Relay requests and renewals per session and user at once.",
+    )
+
+    pending_s: int = setting(
+        "WAVRY_GATEWAY_PENDING_S",
+        60,
+        unit="s",
+        minimum=1,
+        maximum=3600,
+        doc="How long a call waits for its answer.",
+    )
+    session_idle_s: int = setting(
+        "WAVRY_GATEWAY_SESSION_IDLE_S",
+        DAY_S,
+        unit="s",
+        minimum=60,
+        maximum=30 * DAY_S,
+        doc="An accepted session is closed when neither user asked for a lease for so long.",
+    )
+    pending_per_caller: int = setting(
+        "WAVRY_GATEWAY_PENDING_PER_CALLER",
+        8,
+        minimum=1,
+        doc="Unanswered calls that one user may have open.",
+    )
+    pending_per_pair: int = setting(
+        "WAVRY_GATEWAY_PENDING_PER_PAIR",
+        3,
+        minimum=1,
+        doc="Unanswered calls of one user to one other.",
+    )
+    open_per_caller: int = setting(
+        "WAVRY_GATEWAY_OPEN_PER_CALLER",
+        256,
+        minimum=1,
+        doc="Sessions that one user may have started and not ended.",
+    )
+
+    bind_timeout_s: float = setting(
+        "WAVRY_GATEWAY_BIND_TIMEOUT_S",
+        float(c.BIND_TIMEOUT_S),
+        unit="s",
+        minimum=0.05,
+        maximum=60,
+        doc="A WebSocket that has not bound by then is closed.",
+    )
+    connections_per_address: int = setting(
+        "WAVRY_GATEWAY_CONNECTIONS_PER_ADDRESS",
+        32,
+        minimum=1,
+        doc="WebSockets per address (IPv6: /64) at once.",
+    )
+    max_connections: int = setting(
+        "WAVRY_GATEWAY_MAX_CONNECTIONS",
+        10_000,
+        minimum=1,
+        doc="WebSockets at once; keep it below the limit of open files.",
+    )
+    connects_per_minute: float = setting(
+        "WAVRY_GATEWAY_CONNECTS_PER_MINUTE",
+        120.0,
+        unit="1/min",
+        minimum=0.001,
+        doc="New WebSockets per address (IPv6: /64) in the long run.",
+    )
+    connects_burst: int = setting(
+        "WAVRY_GATEWAY_CONNECTS_BURST", 60, minimum=1, doc="New WebSockets per address at once."
+    )
+    queue_messages: int = setting(
+        "WAVRY_GATEWAY_QUEUE_MESSAGES",
+        128,
+        minimum=4,
+        doc="Messages that wait for one client; one more closes its WebSocket.",
+    )
+    queue_bytes: int = setting(
+        "WAVRY_GATEWAY_QUEUE_BYTES",
+        512 * 1024,
+        unit="bytes",
+        minimum=c.MAX_SIGNALING_FRAME_BYTES,
+        doc="Bytes that wait for one client; more close its WebSocket.",
+    )
+    send_timeout_s: float = setting(
+        "WAVRY_GATEWAY_SEND_TIMEOUT_S",
+        10.0,
+        unit="s",
+        minimum=0.05,
+        doc="A client that takes nothing for so long is disconnected.",
+    )
+    heartbeat_s: float = setting(
+        "WAVRY_GATEWAY_HEARTBEAT_S",
+        20.0,
+        unit="s",
+        minimum=0.1,
+        doc="Interval of WebSocket pings; half of it without a pong ends the connection.",
+    )
+
+    master_timeout_s: float = setting(
+        "WAVRY_GATEWAY_MASTER_TIMEOUT_S",
+        1.8,
+        unit="s",
+        minimum=0.05,
+        maximum=1.9,
+        doc="Total time of one call of the master; a user has an answer within 2 s.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check what a single value cannot show.
+
+        Raises:
+            SettingsError: names each variable that does not fit.
+        """
+        faults = []
+        for variable, check in (
+            ("WAVRY_GATEWAY_LISTEN", lambda: parse_address(self.listen)),
+            ("WAVRY_GATEWAY_TRUSTED_PROXIES", lambda: self.trusted_proxy_networks),
+            ("WAVRY_GATEWAY_METRICS_NETWORKS", lambda: self.open_metrics_networks),
+            ("WAVRY_GATEWAY_MASTER_URL", lambda: _check_url(self.master_url, with_path=True)),
+            (
+                "WAVRY_GATEWAY_CORS_ORIGINS",
+                lambda: _check_origins(self.cors_origins),
+            ),
+        ):
+            try:
+                check()
+            except ValueError as error:
+                faults.append(f"{variable} {error}")
+        if self.log_level.lower() not in {"debug", "info", "warning", "error"}:
+            faults.append("WAVRY_LOG_LEVEL must be debug, info, warning or error")
+        if faults:
+            raise SettingsError("\n".join(faults))
+
+    @property
+    def trusted_proxy_networks(self) -> tuple[IpNetwork, ...]:
+        """`trusted_proxies`, parsed."""
+        return parse_networks(self.trusted_proxies)
+
+    @property
+    def open_metrics_networks(self) -> tuple[IpNetwork, ...]:
+        """`metrics_networks`, parsed."""
+        return parse_networks(self.metrics_networks)
+
+    @property
+    def password_cost(self) -> PasswordCost:
+        """Argon2id cost."""
+        return PasswordCost(self.argon2_passes, self.argon2_memory_kib)
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """Bounds of open sessions."""
+        return CallLimits(self.pending_per_caller, self.pending_per_pair, self.open_per_caller)
+
+
+def _check_origins(origins: tuple[str, ...]) -> None:
+    for origin in origins:
+        _check_url(origin, with_path=False)
+
+
+def _check_url(text: str, *, with_path: bool) -> None:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        raise ValueError("must be an http:// or https:// URL without a user in it")
+    if parts.query or parts.fragment or (parts.path and not with_path):
+        raise ValueError("must end after the host and port")

@@ -1,0 +1,194 @@
+"""Puts the parts of a gateway together and keeps its background work going."""
+
+import asyncio
+import contextlib
+import secrets
+import uuid
+from typing import Final, Self
+
+import structlog
+
+from wavry_cp.rate_limit import RateLimiter
+from wavry_cp.store.errors import StoreUnavailableError
+from wavry_cp.store.gateway_interface import GatewayStore
+from wavry_cp.store.gateway_sqlite import SqliteGatewayStore
+from wavry_cp.tokens import TokenFile
+
+from .auth import Accounts
+from .broker import Broker
+from .calls import Calls
+from .clock import Clock
+from .config import GatewayConfig
+from .hub import Hub
+from .limits import ConnectionSlots
+from .lockout import LoginDelays
+from .metrics import GatewayMetrics
+from .passwords import PasswordHasher
+from .relaying import Relaying
+from .sessions import SessionKey
+from .signaling import Signaling
+
+__all__ = ["Gateway"]
+
+ADDRESS_KEYS: Final = 65_536
+"""Addresses and users that a limiter remembers, about 10 MB each when full."""
+SWEEP_S: Final = 1.0
+CLEANING_S: Final = 60.0
+KEEP_CLOSED_S: Final = 7 * 86_400
+FORGET_AT_ONCE: Final = 1000
+
+_log = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """One gateway; made by `open`, ended by `close`.
+
+    Attributes:
+        stopping: set on shutdown, so that /ready says so.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        store: GatewayStore,
+        *,
+        service_token: str,
+        admin_token: TokenFile | None,
+        clock: Clock,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.admin_token = admin_token
+        self.clock = clock
+        self.started_s = clock.monotonic_s()
+        self.stopping = False
+        self.metrics = GatewayMetrics()
+        self.hub = Hub()
+        self.metrics.watch_online(lambda: self.hub.online)
+        self.slots = ConnectionSlots(
+            per_address=config.connections_per_address, total=config.max_connections
+        )
+        self.connect_limit = _per_minute(config.connects_per_minute, config.connects_burst)
+        self.request_limit = RateLimiter(config.requests_per_s, config.requests_burst, ADDRESS_KEYS)
+        self._hasher = PasswordHasher(
+            config.password_cost,
+            concurrency=config.argon2_concurrency,
+            max_waiting=config.argon2_waiting,
+        )
+        self.accounts = Accounts(
+            store=store,
+            hub=self.hub,
+            hasher=self._hasher,
+            delays=LoginDelays(secret=secrets.token_bytes(32)),
+            register_limit=_per_minute(config.register_per_minute, config.register_burst),
+            login_limit=_per_minute(config.login_per_minute, config.login_burst),
+            token_ttl_s=config.token_ttl_s,
+            tokens_per_user=config.tokens_per_user,
+            random_bytes=secrets.token_bytes,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self.calls = Calls(
+            store=store,
+            hub=self.hub,
+            limits=config.call_limits,
+            call_limit=_per_minute(config.calls_per_minute, config.calls_burst),
+            pending_s=config.pending_s,
+            session_idle_s=config.session_idle_s,
+            new_id=lambda: SessionKey(str(uuid.uuid4())),
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self.broker = Broker(
+            config.master_url,
+            service_token,
+            timeout_s=config.master_timeout_s,
+            metrics=self.metrics,
+        )
+        self.relaying = Relaying(
+            store=store,
+            hub=self.hub,
+            broker=self.broker,
+            limit=_per_minute(config.relay_requests_per_minute, config.relay_requests_burst),
+            timeout_s=config.master_timeout_s,
+            session_idle_s=config.session_idle_s,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self.signaling = Signaling(
+            config=config,
+            store=store,
+            hub=self.hub,
+            calls=self.calls,
+            relaying=self.relaying,
+            message_limit=RateLimiter(config.messages_per_s, config.messages_burst, ADDRESS_KEYS),
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    @classmethod
+    async def open(cls, config: GatewayConfig, clock: Clock | None = None) -> Self:
+        """Open the store and read the token files.
+
+        Raises:
+            TokenFileError: a token file is missing or not fit.
+            StoreVersionError, StoreUnavailableError: the store cannot be opened.
+        """
+        service = TokenFile.load(config.service_token_file, "service")
+        admin = None
+        if config.admin_token_file is not None:
+            admin = TokenFile.load(config.admin_token_file, "admin")
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = await SqliteGatewayStore.open(config.data_dir / "gateway.db")
+        try:
+            return cls(
+                config,
+                store,
+                service_token=service.token,
+                admin_token=admin,
+                clock=clock or Clock(),
+            )
+        except BaseException:
+            await store.close()
+            raise
+
+    def stop(self) -> None:
+        """Say goodbye to every client; nothing new is taken."""
+        self.stopping = True
+        self.hub.end_all()
+
+    async def close(self) -> None:
+        """Release everything; connections have ended by now."""
+        self._sweeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._sweeper
+        await self.broker.close()
+        self._hasher.close()
+        await self.store.close()
+
+    async def _sweep(self) -> None:
+        clean_at_s = 0.0
+        while True:
+            try:
+                await self.calls.expire()
+                self.relaying.forget_fresh()
+                if self.clock.monotonic_s() >= clean_at_s:
+                    clean_at_s = self.clock.monotonic_s() + CLEANING_S
+                    await self._clean()
+            except StoreUnavailableError as error:
+                _log.error("store_unavailable", at="sweep", cause=str(error))
+            except Exception as error:  # noqa: BLE001  # the sweep must not end by one bad row
+                _log.error("sweep_failed", exc_info=error)
+            await asyncio.sleep(SWEEP_S)
+
+    async def _clean(self) -> None:
+        now_s = self.clock.now_s()
+        await self.store.remove_expired_tokens(now_s=now_s)
+        await self.store.forget_sessions(
+            closed_before_s=now_s - KEEP_CLOSED_S, limit=FORGET_AT_ONCE
+        )
+
+
+def _per_minute(rate: float, burst: int) -> RateLimiter:
+    return RateLimiter(rate / 60, burst, ADDRESS_KEYS)

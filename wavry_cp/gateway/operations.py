@@ -1,0 +1,156 @@
+"""What operators and their machines ask: health, readiness, metrics, admin lists."""
+
+import ipaddress
+import re
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from wavry_cp.client_address import client_address
+from wavry_cp.http import ApiError, bearer_token, json_response
+from wavry_cp.store.errors import StoreUnavailableError
+from wavry_peer.protocol.api import UserInfo, UserList
+
+from .gateway import Gateway
+from .refused import RefusedError
+from .version import version
+
+__all__ = ["GatewayStatus", "Health", "Operations", "Ready"]
+
+MAX_USERS: Final = 1000
+_NAME: Final = re.compile(r"[a-z0-9._-]{0,32}")
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Health(msgspec.Struct, frozen=True):
+    """``GET /health``: the process answers."""
+
+    status: str
+    role: str
+    version: str
+    uptime_s: int
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """``GET /ready``: 200 where users can be served, else 503.
+
+    Without a master the gateway is ready, for signaling and direct paths work; `master` tells.
+    """
+
+    ready: bool
+    store: str
+    master: str
+    reason: str
+
+
+class GatewayStatus(msgspec.Struct, frozen=True):
+    """``GET /v1/admin/status``; `sessions` by state, closed ones left out."""
+
+    version: str
+    uptime_s: int
+    users: int
+    online: int
+    websockets: int
+    sessions: dict[str, int]
+    store: str
+    master: str
+
+
+class Operations:
+    """Handlers for operators."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._proxies = gateway.config.trusted_proxy_networks
+        self._metrics_networks = gateway.config.open_metrics_networks
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """``GET /health``."""
+        return json_response(Health("ok", "gateway", version(), self._uptime_s()))
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        """``GET /ready``."""
+        store, master = await self._store_state(), await self._gateway.broker.probe()
+        reason = "" if store == "ok" else "the store cannot be used"
+        if self._gateway.stopping:
+            reason = "stopping"
+        elif not reason and master != "ok":
+            reason = "no master: direct paths only"
+        ready = store == "ok" and not self._gateway.stopping
+        return json_response(Ready(ready, store, master, reason), 200 if ready else 503)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """``GET /metrics``, for the listed networks and the admin."""
+        admin, given = self._gateway.admin_token, bearer_token(request)
+        if not (self._is_near(request) or (admin is not None and admin.matches(given))):
+            raise ApiError(403, "forbidden", "metrics are for the operator's networks only")
+        return web.Response(
+            body=self._gateway.metrics.text(), headers={"Content-Type": METRICS_TYPE}
+        )
+
+    async def users(self, request: web.Request) -> web.Response:
+        """``GET /v1/admin/users?after=NAME&limit=N``, in the order of names."""
+        self._require_admin(request)
+        after, limit = request.query.get("after", ""), request.query.get("limit", str(MAX_USERS))
+        if _NAME.fullmatch(after) is None:
+            raise ApiError(400, "invalid_query", "after must be a user name")
+        if re.fullmatch(r"[0-9]{1,4}", limit) is None or not 1 <= int(limit) <= MAX_USERS:
+            raise ApiError(400, "invalid_query", f"limit must be 1 to {MAX_USERS}")
+        found = await self._gateway.store.users(after=after, limit=int(limit))
+        return json_response(
+            UserList(
+                users=tuple(
+                    UserInfo(
+                        username=user.username,
+                        created_at=user.created_at,
+                        last_login_at=user.last_login_at,
+                        online=self._gateway.hub.is_online(user.username),
+                    )
+                    for user in found
+                )
+            )
+        )
+
+    async def status(self, request: web.Request) -> web.Response:
+        """``GET /v1/admin/status``."""
+        self._require_admin(request)
+        gateway = self._gateway
+        return json_response(
+            GatewayStatus(
+                version=version(),
+                uptime_s=self._uptime_s(),
+                users=await gateway.store.count_users(),
+                online=gateway.hub.online,
+                websockets=gateway.slots.in_use,
+                sessions=await gateway.store.count_sessions(),
+                store=await self._store_state(),
+                master=await gateway.broker.probe(),
+            )
+        )
+
+    def _require_admin(self, request: web.Request) -> None:
+        admin = self._gateway.admin_token
+        if admin is None:
+            raise RefusedError(
+                "admin_disabled", "set WAVRY_GATEWAY_ADMIN_TOKEN_FILE to use admin calls"
+            )
+        if not admin.matches(bearer_token(request)):
+            raise RefusedError("invalid_token", "this call needs the admin token")
+
+    def _is_near(self, request: web.Request) -> bool:
+        try:
+            address = ipaddress.ip_address(client_address(request, self._proxies))
+        except ValueError:
+            return False
+        return any(address in network for network in self._metrics_networks)
+
+    def _uptime_s(self) -> int:
+        return int(self._gateway.clock.monotonic_s() - self._gateway.started_s)
+
+    async def _store_state(self) -> str:
+        try:
+            await self._gateway.store.ping()
+        except StoreUnavailableError:
+            return "unavailable"
+        return "ok"

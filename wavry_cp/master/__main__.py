@@ -1,0 +1,5 @@
+"""``python -m wavry_cp.master``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,207 @@
+"""The master as an aiohttp application: wiring, routes, upkeep."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from wavry_cp.http import (
+    ApiError,
+    Handler,
+    TokenFile,
+    new_application,
+    parse_networks,
+    route_template,
+)
+from wavry_cp.rate_limit import RateLimiter
+from wavry_cp.store.errors import StoreUnavailableError
+from wavry_cp.store.master_sqlite import MasterSqlite
+
+from .access import Access
+from .challenges import Challenges
+from .clock import Clock
+from .config import MasterConfig
+from .context import MasterContext
+from .directory import RelayDirectory
+from .keys import load_keys
+from .lease_desk import LeaseDesk
+from .lease_routes import LeaseRoutes
+from .metrics import MasterMetrics
+from .ops_routes import OpsRoutes
+from .refusal import RefusedError
+from .registry import RelayState
+from .relay_routes import RelayRoutes
+
+__all__ = ["DATABASE_FILE", "REFUSAL_STATUS", "build_app", "open_master"]
+
+DATABASE_FILE: Final = "master.db"
+LIMIT_KEYS: Final = 65_536
+OPEN_CALLS_PER_S: Final = 20.0
+OPEN_BURST: Final = 200
+"""Of the public key-set document; relays behind one address ask once a minute at most."""
+
+PRUNE_INTERVAL_S: Final = 60.0
+PRUNE_BATCH: Final = 5_000
+KEEP_EXPIRED_S: Final = 3600
+"""An expired session is kept for an hour, so that a late caller is told why and not "unknown"."""
+
+REFUSAL_STATUS: Final = {
+    "banned": 403,
+    "busy_session": 409,
+    "invalid_cnf": 400,
+    "invalid_endpoint": 400,
+    "invalid_public_key": 400,
+    "invalid_relay_id": 400,
+    "invalid_relay_token": 401,
+    "invalid_signature": 401,
+    "key_mismatch": 409,
+    "lease_expired": 409,
+    "lease_too_large": 400,
+    "no_relay_available": 503,
+    "relay_not_allowed": 403,
+    "relay_unavailable": 409,
+    "same_party": 400,
+    "session_conflict": 409,
+    "stale_jti": 409,
+    "unknown_challenge": 404,
+    "unknown_relay": 404,
+    "unknown_session": 404,
+    "wrong_state": 409,
+}
+_EXTRA_HEADERS: Final = {
+    401: {"WWW-Authenticate": "Bearer"},
+    503: {"Retry-After": "2"},
+}
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_master(
+    config: MasterConfig, clock: Clock | None = None
+) -> AsyncIterator[web.Application]:
+    """The application of a master, with its store open and its upkeep running inside the block.
+
+    Raises:
+        KeyFileError: no keys; says which command makes them.
+        TokenFileError: a token file is missing or open to others.
+        StoreUnavailableError: the database cannot be opened.
+        StoreVersionError: the database is of a newer version.
+    """
+    clock = clock or Clock()
+    keys = load_keys(config.keys_dir)
+    access = Access(
+        TokenFile.load(config.service_token_file, "service"),
+        TokenFile.load(config.admin_token_file, "admin"),
+    )
+    try:
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailableError(f"{config.data_dir}: {error.strerror}") from error
+    store = await MasterSqlite.open(config.data_dir / DATABASE_FILE)
+    try:
+        directory = RelayDirectory(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
+        await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
+        context = MasterContext(
+            config=config,
+            store=store,
+            directory=directory,
+            keys=keys,
+            desk=LeaseDesk(config, store, directory, keys, clock),
+            access=access,
+            challenges=Challenges(),
+            metrics=MasterMetrics(),
+            clock=clock,
+            register_limit=RateLimiter(
+                config.register_per_minute / 60, config.register_per_minute, LIMIT_KEYS
+            ),
+            open_limit=RateLimiter(OPEN_CALLS_PER_S, OPEN_BURST, LIMIT_KEYS),
+            trusted_proxies=parse_networks(config.trusted_proxies),
+            metrics_networks=parse_networks(config.metrics_networks),
+            started_s=clock.monotonic_s(),
+        )
+        upkeep = [
+            asyncio.create_task(_watch_relays(context)),
+            asyncio.create_task(_prune(context)),
+        ]
+        try:
+            yield build_app(context)
+        finally:
+            for task in upkeep:
+                task.cancel()
+            await asyncio.gather(*upkeep, return_exceptions=True)
+            with contextlib.suppress(StoreUnavailableError):
+                await directory.save_heartbeats()
+    finally:
+        await store.close()
+
+
+def build_app(context: MasterContext) -> web.Application:
+    """The routes over a context."""
+    app = new_application(_refusals, observers=[_request_metrics(context.metrics)])
+    for group in (RelayRoutes(context), LeaseRoutes(context), OpsRoutes(context)):
+        app.router.add_routes(group.routes())
+    return app
+
+
+@web.middleware
+async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except RefusedError as error:
+        status = REFUSAL_STATUS[error.code]
+        raise ApiError(status, error.code, str(error), _EXTRA_HEADERS.get(status)) from error
+
+
+def _request_metrics(metrics: MasterMetrics) -> object:
+    @web.middleware
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+        begin_s = time.perf_counter()
+        response = await handler(request)
+        metrics.count_http(
+            route_template(request),
+            request.method,
+            response.status,
+            time.perf_counter() - begin_s,
+        )
+        return response
+
+    return observe
+
+
+async def _watch_relays(context: MasterContext) -> None:
+    """Log changes of state and write heartbeats, once in each heartbeat interval."""
+    seen: dict[str, str] = {}
+    while True:
+        infos = context.directory.infos(context.clock.monotonic_s())
+        for info in infos:
+            before = seen.get(info.relay_id)
+            if before is not None and before != info.state:
+                level = "warning" if info.state == RelayState.OFFLINE else "info"
+                getattr(_log, level)(
+                    "relay_state", relay_id=info.relay_id, before=before, now=info.state
+                )
+        seen = {info.relay_id: info.state for info in infos}
+        try:
+            await context.directory.save_heartbeats()
+        except StoreUnavailableError as error:
+            _log.error("heartbeats_not_saved", cause=str(error))
+        await asyncio.sleep(context.config.heartbeat_interval_ms / 1000)
+
+
+async def _prune(context: MasterContext) -> None:
+    """Delete session rows that ended long ago."""
+    while True:
+        try:
+            before_s = context.clock.now_s() - KEEP_EXPIRED_S
+            pruned = PRUNE_BATCH
+            while pruned == PRUNE_BATCH:
+                pruned = await context.store.prune_sessions(before_s, PRUNE_BATCH)
+        except StoreUnavailableError as error:
+            _log.error("sessions_not_pruned", cause=str(error))
+        await asyncio.sleep(PRUNE_INTERVAL_S)

@@ -1,0 +1,120 @@
+"""Settings of the master."""
+
+# ruff: noqa: RUF009  # `setting` makes a dataclass field, as `field` does.
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wavry_cp.http import parse_networks
+from wavry_peer.protocol import constants as c
+from wavry_peer.settings import SettingsError, parse_address, setting
+
+__all__ = ["MasterConfig", "check"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterConfig:
+    """Settings of the master; each field names its environment variable."""
+
+    data_dir: Path = setting(
+        "WAVRY_MASTER_DATA_DIR", doc="Directory of the database master.db; made if missing."
+    )
+    keys_dir: Path = setting(
+        "WAVRY_MASTER_KEYS_DIR",
+        doc="Directory of the key files, made once by `wavryctl keys init`.",
+    )
+    service_token_file: Path = setting(
+        "WAVRY_MASTER_SERVICE_TOKEN_FILE",
+        doc="File (mode 0600) with the bearer token of gateways and managed relay pools.",
+    )
+    admin_token_file: Path = setting(
+        "WAVRY_MASTER_ADMIN_TOKEN_FILE", doc="File (mode 0600) with the bearer token of operators."
+    )
+    listen: str = setting(
+        "WAVRY_MASTER_LISTEN",
+        "127.0.0.1:8091",
+        doc="Address and port; put a TLS proxy before it where relays are on other hosts.",
+    )
+    heartbeat_interval_ms: int = setting(
+        "WAVRY_MASTER_HEARTBEAT_INTERVAL_MS",
+        5000,
+        doc="How often relays report; one is OFFLINE after three missed reports and a second.",
+        unit="ms",
+        minimum=100,
+        maximum=60_000,
+    )
+    lease_ttl_s: int = setting(
+        "WAVRY_MASTER_LEASE_TTL_S",
+        c.LEASE_TTL_S,
+        doc="Life of a lease where the gateway asks for none.",
+        unit="s",
+        minimum=c.LEASE_TTL_MIN_S,
+        maximum=c.LEASE_TTL_MAX_S,
+    )
+    soft_limit_kbps: int = setting(
+        "WAVRY_MASTER_SOFT_LIMIT_KBPS",
+        50_000,
+        doc="Rate above which a relay warns a peer.",
+        unit="kbit/s",
+        minimum=1,
+        maximum=2**32 - 1,
+    )
+    hard_limit_kbps: int = setting(
+        "WAVRY_MASTER_HARD_LIMIT_KBPS",
+        100_000,
+        doc="Rate above which a relay drops packets of a peer.",
+        unit="kbit/s",
+        minimum=1,
+        maximum=2**32 - 1,
+    )
+    allowed_relays: tuple[str, ...] = setting(
+        "WAVRY_MASTER_ALLOWED_RELAYS",
+        (),
+        doc="Relay ids that may register; empty lets every relay that proves its key.",
+    )
+    register_per_minute: int = setting(
+        "WAVRY_MASTER_REGISTER_PER_MINUTE",
+        60,
+        doc="Registration calls allowed per IPv4 address or IPv6 /64.",
+        unit="calls/min",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "WAVRY_MASTER_TRUSTED_PROXIES",
+        (),
+        doc="Networks (CIDR) whose X-Forwarded-For is believed.",
+    )
+    metrics_networks: tuple[str, ...] = setting(
+        "WAVRY_MASTER_METRICS_NETWORKS",
+        ("127.0.0.0/8", "::1/128"),
+        doc="Networks (CIDR) that may read /metrics; the admin token may from anywhere.",
+    )
+    log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
+
+
+def check(config: MasterConfig) -> None:
+    """Check what one field alone cannot tell.
+
+    Raises:
+        SettingsError: one line for each fault.
+    """
+    faults = []
+    try:
+        parse_address(config.listen)
+    except ValueError as error:
+        faults.append(f"WAVRY_MASTER_LISTEN {error}")
+    for variable, networks in (
+        ("WAVRY_MASTER_TRUSTED_PROXIES", config.trusted_proxies),
+        ("WAVRY_MASTER_METRICS_NETWORKS", config.metrics_networks),
+    ):
+        try:
+            parse_networks(networks)
+        except ValueError:
+            faults.append(f"{variable} must be a list of networks like 10.0.0.0/8")
+    if config.soft_limit_kbps > config.hard_limit_kbps:
+        faults.append("WAVRY_MASTER_SOFT_LIMIT_KBPS must not be above WAVRY_MASTER_HARD_LIMIT_KBPS")
+    if config.log_level.lower() not in ("debug", "info", "warning", "error"):
+        faults.append("WAVRY_LOG_LEVEL must be debug, info, warning or error")
+    if faults:
+        raise SettingsError("\n".join(faults))

@@ -1,0 +1,38 @@
+"""Everything that the routes of one master share."""
+
+from dataclasses import dataclass
+
+from wavry_cp.http import IpNetwork
+from wavry_cp.rate_limit import RateLimiter
+from wavry_cp.store.interface import MasterStore
+
+from .access import Access
+from .challenges import Challenges
+from .clock import Clock
+from .config import MasterConfig
+from .directory import RelayDirectory
+from .keys import KeyRing
+from .lease_desk import LeaseDesk
+from .metrics import MasterMetrics
+
+__all__ = ["MasterContext"]
+
+
+@dataclass(frozen=True, slots=True)
+class MasterContext:
+    """One master."""
+
+    config: MasterConfig
+    store: MasterStore
+    directory: RelayDirectory
+    keys: KeyRing
+    desk: LeaseDesk
+    access: Access
+    challenges: Challenges
+    metrics: MasterMetrics
+    clock: Clock
+    register_limit: RateLimiter
+    open_limit: RateLimiter
+    trusted_proxies: tuple[IpNetwork, ...]
+    metrics_networks: tuple[IpNetwork, ...]
+    started_s: float

@@ -1,0 +1,81 @@
+"""Metrics of the master.  No label holds anything that an outsider can choose."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .registry import RelayState
+
+__all__ = ["MasterMetrics"]
+
+_METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
+
+
+class MasterMetrics:
+    """The catalogue, on a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.leases_issued = Counter(
+            "wavry_master_leases_issued",
+            "Leases signed for new or moved sessions, one per role.",
+            registry=self.registry,
+        )
+        self.lease_renewals = Counter(
+            "wavry_master_lease_renewals",
+            "Renewals answered: renewed, or repeated after a lost answer.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.leases_rejected = Counter(
+            "wavry_master_leases_rejected",
+            "Lease and renewal calls refused, by error code.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.registrations = Counter(
+            "wavry_master_registrations",
+            "Registration steps: challenged, registered, or the error code of the refusal.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.heartbeats = Counter(
+            "wavry_master_heartbeats",
+            "Heartbeats: accepted, or the error code of the refusal.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.relays = Gauge(
+            "wavry_master_relays", "Relays by state.", ["state"], registry=self.registry
+        )
+        self.keyset_serial = Gauge(
+            "wavry_master_keyset_serial",
+            "Serial of the published key-set document.",
+            registry=self.registry,
+        )
+        self.http_requests = Counter(
+            "wavry_master_http_requests",
+            "HTTP requests by route template, method and status.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self.http_seconds = Histogram(
+            "wavry_master_http_request_seconds",
+            "Time to answer an HTTP request, by route template.",
+            ["route"],
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+        )
+
+    def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one answer; an unknown method is "other", as a client can invent any."""
+        known = method if method in _METHODS else "other"
+        self.http_requests.labels(route, known, str(status)).inc()
+        self.http_seconds.labels(route).observe(seconds)
+
+    def render(self, relays: Mapping[RelayState, int], keyset_serial: int) -> bytes:
+        """Prometheus text, with the gauges as they are now."""
+        for state in RelayState:
+            self.relays.labels(state.value).set(relays.get(state, 0))
+        self.keyset_serial.set(keyset_serial)
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""Storage behind typed interfaces: no SQL lives outside this package."""

@@ -1,0 +1,90 @@
+"""What the master asks of a store, in the terms of its domain.
+
+`master_sqlite` is the embedded default; another database implements the same Protocol.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from wavry_cp.master.leases import SessionRecord
+from wavry_cp.master.registry import RelayRecord
+
+__all__ = ["AuditEntry", "MasterStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One act of an operator, kept for ever.
+
+    Attributes:
+        at_s: unix seconds.
+        who: name of the token that was shown.
+        action: e.g. ``"drain"``.
+        target: e.g. the relay id.
+    """
+
+    at_s: int
+    who: str
+    action: str
+    target: str
+
+
+class MasterStore(Protocol):
+    """Durable state of the master.
+
+    A call that returned is on disk.  Every method raises `StoreUnavailableError` where the store
+    cannot answer now; then nothing of the call was kept.
+    """
+
+    async def relays(self) -> Sequence[RelayRecord]:
+        """All relays."""
+        ...
+
+    async def save_relay(self, record: RelayRecord, audit: AuditEntry | None = None) -> None:
+        """Write a relay, and with it (both or neither) the act that changed it."""
+        ...
+
+    async def remove_relay(self, relay_id: str, audit: AuditEntry | None = None) -> None:
+        """Forget a relay, and write (both or neither) the act."""
+        ...
+
+    async def save_heartbeats(self, at_s: Mapping[str, int]) -> None:
+        """Write when relays (by id) were last heard, in unix seconds."""
+        ...
+
+    async def session(self, session_id: str) -> SessionRecord | None:
+        """The session with this id."""
+        ...
+
+    async def swap_session(self, expected_revision: int | None, session: SessionRecord) -> bool:
+        """Write a session if it is still as the caller read it.
+
+        Args:
+            expected_revision: revision that was read; None where there was no such session.
+            session: with a revision of its own.
+
+        Returns:
+            False where somebody was faster; nothing was written.
+        """
+        ...
+
+    async def live_sessions(self, now_s: int) -> int:
+        """Number of sessions with a lease that still runs."""
+        ...
+
+    async def prune_sessions(self, expired_before_s: int, limit: int) -> int:
+        """Delete at most `limit` sessions that expired before an instant; gives how many."""
+        ...
+
+    async def audit_log(self, limit: int) -> Sequence[AuditEntry]:
+        """The last acts, newest first."""
+        ...
+
+    async def check(self) -> None:
+        """Answer, or raise `StoreUnavailableError`."""
+        ...
+
+    async def close(self) -> None:
+        """End the store; calling it again does nothing."""
+        ...

@@ -1,0 +1,503 @@
+"""A peer at a gateway: makes calls, answers calls, and hands out sessions.
+
+Strategy: what we ask goes over HTTP, where each answer belongs to its question; what others do
+comes over the signaling WebSocket.  A message that got lost because the WebSocket was just being
+opened again is made up for: the caller asks for the state of its call now and then, the called
+side asks for its lease if none came.
+
+The other peer's key is checked three times: against the pin when signaling names it, in the
+handshake by the channel, and it is pinned only after the other peer proved to hold it.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, Self
+
+import structlog
+
+from .calls import AcceptPolicy, IncomingCall, PendingCalls, is_accepted, read_noise_key
+from .errors import (
+    GatewayAuthError,
+    GatewayError,
+    GatewayUnreachableError,
+    PeerError,
+    PeerKeyChangedError,
+    PeerUnavailableError,
+    SessionFailedError,
+)
+from .gateway import GatewayClient, normalize_gateway_url
+from .identity import Identity, default_home, load_identity
+from .known_peers import KnownPeers
+from .lease_broker import boottime_ns
+from .logins import LoginStore
+from .protocol import signaling as s
+from .protocol.api import Credentials
+from .protocol.constants import Role
+from .protocol.errors import LocalError
+from .session import Session
+from .signaling_link import LinkTimes, SignalingLink
+
+__all__ = ["Listener", "Peer"]
+
+_log = structlog.get_logger(__name__)
+
+SETUP_TIMEOUT_S: Final = 30.0
+"""As long as a relay waits for the second peer."""
+POLL_S: Final = 3.0
+"""A caller asks for the state of its call so often, in case the ANSWER got lost."""
+CREDENTIALS_PATIENCE_S: Final = 5.0
+MAX_CALLS: Final = 16
+"""Calls being set up, and sessions nobody has taken yet: more are refused, so that callers
+cannot make us work without bound."""
+
+
+class Peer:
+    """One user at one gateway.
+
+    ::
+
+        async with Peer("https://gateway.example", credentials=("alice", password)) as peer:
+            session = await peer.connect("bob")
+
+    Args:
+        gateway_url: ``https://HOST[:PORT]``.
+        token: of a login.
+        credentials: user name and password, to log in with.  Without both, the login
+            kept by ``wavry-peer login`` is used.
+        home: directory of the peer's files; default: see `wavry_peer.identity.default_home`.
+        identity: default: the one in `home`, made on first use.
+        known_peers: pinned keys; default: those in `home`.
+        allow_http: let ``http://`` pass for other machines than this one.
+        clock: monotonic nanoseconds.
+        link_times: of the signaling connection.
+
+    Attributes:
+        username: who we are, after `start`.
+    """
+
+    def __init__(
+        self,
+        gateway_url: str,
+        *,
+        token: str | None = None,
+        credentials: tuple[str, str] | None = None,
+        home: Path | None = None,
+        identity: Identity | None = None,
+        known_peers: KnownPeers | None = None,
+        allow_http: bool = False,
+        clock: Callable[[], int] = boottime_ns,
+        link_times: LinkTimes | None = None,
+    ) -> None:
+        self.username = ""
+        self._url = normalize_gateway_url(gateway_url, allow_http=allow_http)
+        home = home or default_home()
+        self._identity = identity or load_identity(home)
+        self._known_peers = known_peers or KnownPeers.in_home(home)
+        self._token = token
+        self._credentials = credentials
+        self._logins = LoginStore.in_home(home)
+        self._clock = clock
+        self._rng = random.Random()
+        self._link_times = link_times
+        self._gateway: GatewayClient | None = None
+        self._link: SignalingLink | None = None
+        self._link_error: GatewayError | None = None
+        self._pending = PendingCalls()
+        self._sessions: dict[str, Session] = {}
+        self._setting_up: set[str] = set()
+        self._listener: Listener | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Logs in if need be, and opens the signaling connection.
+
+        Raises:
+            GatewayAuthError: no login, or it is not valid.
+            GatewayError, GatewayUnreachableError: see `wavry_peer.errors`.
+        """
+        gateway = GatewayClient(self._url, token=self._token)
+        try:
+            if self._credentials is not None:
+                await gateway.login(*self._credentials)
+            elif gateway.token is None:
+                gateway.token = self._stored_token()
+            link = SignalingLink(
+                gateway, self._on_message, self._on_link_end, times=self._link_times, rng=self._rng
+            )
+            self.username = await link.start()
+        except BaseException:
+            await gateway.aclose()
+            raise
+        self._gateway, self._link = gateway, link
+
+    async def connect(self, username: str, *, timeout_s: float = SETUP_TIMEOUT_S) -> Session:
+        """Calls a user and waits for the encrypted session.
+
+        Args:
+            username: whom to call.
+            timeout_s: for the answer, and again for relay and handshake.
+
+        Raises:
+            PeerUnavailableError: offline, refused, or no answer.
+            PeerKeyChangedError: the user's key is not the pinned one.
+            SessionFailedError: no relay, or no handshake.
+            GatewayError, GatewayUnreachableError: see `wavry_peer.errors`.
+        """
+        gateway = self._started()
+        try:
+            info = await gateway.call_user(username, self._identity)
+        except GatewayError as error:
+            if error.code in ("user_offline", "unknown_user", "user_not_found"):
+                raise PeerUnavailableError(f"{username} is not online; try again later") from error
+            raise
+        session_id = info.session_id
+        try:
+            noise_key = await self._wait_for_answer(session_id, username, timeout_s)
+            self._known_peers.check(self._url, username, noise_key)
+            try:
+                credentials = await gateway.request_relay(session_id)
+            except GatewayError as error:
+                if error.status == 503:
+                    text = f"the gateway has no relay for the session: {error}"
+                    raise SessionFailedError(text) from error
+                raise
+            session = await self._establish(
+                Role.CLIENT, session_id, username, noise_key, credentials, timeout_s
+            )
+        except BaseException:
+            await self._give_up(session_id)
+            raise
+        finally:
+            self._pending.forget(session_id)
+        return session
+
+    def listen(self, *, accept: AcceptPolicy) -> "Listener":
+        """Takes calls from now on.
+
+        Args:
+            accept: ``"all"``, user names, or a function of `IncomingCall`.
+
+        Raises:
+            LocalError: not started, or there is a listener already.
+        """
+        self._started()
+        if self._listener is not None:
+            raise LocalError("there is a listener already: close it first")
+        self._listener = Listener(self, accept)
+        if self._link_error is not None:
+            self._listener.put(self._link_error)
+        return self._listener
+
+    async def aclose(self) -> None:
+        """Ends all sessions, calls and the connection; again it does nothing."""
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session in tuple(self._sessions.values()):
+            await session.aclose()
+        if self._link is not None:
+            await self._link.aclose()
+        if self._gateway is not None:
+            await self._gateway.aclose()
+        self._link = self._gateway = None
+        if self._listener is not None:
+            self._listener.put(LocalError("the listener was closed"))
+            self._listener = None
+
+    # -- Setting up --------------------------------------------------------------------
+
+    def _started(self) -> GatewayClient:
+        if self._gateway is None:
+            raise LocalError("the peer is not started: use `async with`, or call start()")
+        return self._gateway
+
+    def _stored_token(self) -> str:
+        login = self._logins.get(self._url)
+        if login is None:
+            text = f"not logged in at {self._url}; run: wavry-peer login"
+            raise GatewayAuthError("not_logged_in", text)
+        return login.token
+
+    async def _wait_for_answer(self, session_id: str, username: str, timeout_s: float) -> bytes:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._poll_for_answer(session_id, username)
+        except TimeoutError as error:
+            raise PeerUnavailableError(f"{username} did not answer the call") from error
+
+    async def _poll_for_answer(self, session_id: str, username: str) -> bytes:
+        future = self._pending.answer(session_id)
+        while True:
+            done, _ = await asyncio.wait({future}, timeout=POLL_S)
+            if done:
+                answer = future.result()
+                if not answer.accept:
+                    raise PeerUnavailableError(f"{username} refused the call")
+                return read_noise_key(answer.noise_key)
+            try:
+                info = await self._started().session_info(session_id)
+            except GatewayUnreachableError:
+                continue
+            if info.state == "closed":
+                raise PeerUnavailableError(f"{username} refused the call")
+            if info.state != "pending" and info.peer_noise_key is not None:
+                return read_noise_key(info.peer_noise_key)
+
+    async def _establish(
+        self,
+        role: Role,
+        session_id: str,
+        username: str,
+        noise_key: bytes,
+        credentials: Credentials,
+        timeout_s: float,
+    ) -> Session:
+        session = Session(
+            session_id=session_id,
+            role=role,
+            identity=self._identity,
+            remote_username=username,
+            remote_noise_key=noise_key,
+            broker=self._started(),
+            clock=self._clock,
+        )
+        self._sessions[session_id] = session
+        try:
+            await session.establish(credentials, timeout_s)
+            self._known_peers.pin(self._url, username, noise_key)
+        except BaseException:
+            del self._sessions[session_id]
+            await session.aclose()
+            raise
+        self._spawn(self._forget_when_closed(session))
+        return session
+
+    async def _forget_when_closed(self, session: Session) -> None:
+        await session.wait_closed()
+        self._sessions.pop(session.session_id, None)
+
+    async def _give_up(self, session_id: str) -> None:
+        try:
+            async with asyncio.timeout(2.0):
+                await self._started().close_session(session_id)
+        except (GatewayError, GatewayUnreachableError, TimeoutError) as error:
+            # What made us give up is the error to tell, not this one.
+            _log.info("call_not_closed", cause=type(error).__name__)
+
+    # -- Called ------------------------------------------------------------------------
+
+    async def _take_call(self, listener: "Listener", offer: s.Offer) -> None:
+        session_id, username = offer.session_id or "", offer.from_username or ""
+        try:
+            session = await self._answer_call(listener, session_id, username, offer.noise_key)
+        except PeerKeyChangedError as error:
+            _log.warning("call_refused", username=username, cause=str(error))
+            await self._refuse(session_id, username)
+        except PeerError as error:
+            _log.info("call_failed", username=username, cause=str(error))
+            await self._refuse(session_id, username)
+        else:
+            if session is not None:
+                listener.put(session)
+        finally:
+            self._setting_up.discard(session_id)
+            self._pending.forget(session_id)
+
+    async def _answer_call(
+        self, listener: "Listener", session_id: str, username: str, noise_key_text: str | None
+    ) -> Session | None:
+        noise_key = read_noise_key(noise_key_text)
+        self._known_peers.check(self._url, username, noise_key)
+        if not await listener.wants(IncomingCall(session_id, username, noise_key)):
+            await self._refuse(session_id, username)
+            return None
+        gateway = self._started()
+        future = self._pending.credentials(session_id)
+        await gateway.accept_call(session_id, self._identity)
+        done, _ = await asyncio.wait({future}, timeout=CREDENTIALS_PATIENCE_S)
+        if not done:
+            # The caller is slow, or the message got lost with the connection.
+            credentials = await gateway.request_relay(session_id)
+        else:
+            credentials = self._pending.credentials(session_id).result()
+        return await self._establish(
+            Role.SERVER, session_id, username, noise_key, credentials, SETUP_TIMEOUT_S
+        )
+
+    async def _refuse(self, session_id: str, username: str) -> None:
+        refusal = s.Answer(target_username=username, session_id=session_id, accept=False)
+        if self._link is not None:
+            await self._link.send(refusal)
+
+    # -- News --------------------------------------------------------------------------
+
+    def _on_message(self, message: s.ServerMessage) -> None:
+        match message:
+            case s.Offer():
+                self._on_offer(message)
+            case s.Answer() if message.session_id:
+                self._pending.put_answer(message.session_id, message)
+            case s.RelayCredentials():
+                self._on_credentials(message)
+            case s.Bye():
+                self._on_bye(message)
+            case s.Error():
+                _log.info("gateway_error", code=message.code, text=message.message)
+            case _:
+                _log.debug("signaling_ignored", kind=type(message).__name__)
+
+    def _on_offer(self, offer: s.Offer) -> None:
+        session_id, username = offer.session_id, offer.from_username
+        if not session_id or not username or session_id in self._sessions:
+            return
+        if session_id in self._setting_up:
+            return
+        listener = self._listener
+        if listener is None or len(self._setting_up) + listener.waiting >= MAX_CALLS:
+            self._spawn(self._refuse(session_id, username))
+            return
+        self._setting_up.add(session_id)
+        self._spawn(self._take_call(listener, offer))
+
+    def _on_credentials(self, message: s.RelayCredentials) -> None:
+        session_id = message.session_id
+        session = self._sessions.get(session_id)
+        credentials = Credentials(
+            session_id=session_id,
+            relay_id=message.relay_id,
+            token=message.token,
+            addr=message.addr,
+            addrs=message.addrs,
+            role="client" if message.role == "client" else "server",
+            expires_at=message.expires_at,
+        )
+        if session is None:
+            self._pending.put_credentials(session_id, credentials)
+            return
+        try:
+            session.adopt(credentials)
+        except PeerError as error:
+            _log.warning("credentials_unusable", cause=str(error))
+
+    def _on_bye(self, bye: s.Bye) -> None:
+        if bye.session_id is not None:
+            if session := self._sessions.get(bye.session_id):
+                session.told_bye()
+            else:
+                self._pending.put_bye(bye.session_id)
+            return
+        for session in self._sessions.values():
+            if bye.from_username is not None and session.remote_username == bye.from_username:
+                session.told_bye()
+
+    def _on_link_end(self, error: GatewayError) -> None:
+        # Sessions go on: their leases are renewed over HTTP.  Only new calls cannot come.
+        self._link_error = error
+        if self._listener is not None:
+            self._listener.put(error)
+
+    def release_listener(self, listener: "Listener") -> None:
+        """The listener is closed; calls are refused again."""
+        if self._listener is listener:
+            self._listener = None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # What an accept function or a damaged file raised belongs to the application.
+        if self._listener is not None and isinstance(error, Exception):
+            self._listener.put(error)
+        else:
+            _log.error("call_crashed", exc_info=error)
+
+
+class Listener:
+    """Sessions from those who call us; made by `Peer.listen` or `wavry_peer.listen`.
+
+    ::
+
+        async for session in listener: ...
+    """
+
+    def __init__(self, peer: Peer, policy: AcceptPolicy) -> None:
+        self._peer = peer
+        self._policy = policy
+        self._queue: asyncio.Queue[Session | Exception] = asyncio.Queue()
+        self._end: Exception | None = None
+        self._owns_peer = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[Session]:
+        while True:
+            yield await self.accept()
+
+    @property
+    def username(self) -> str:
+        """Who others must call."""
+        return self._peer.username
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that nobody has taken yet."""
+        return self._queue.qsize()
+
+    async def accept(self) -> Session:
+        """Waits for the next session; close it after use.
+
+        Raises:
+            GatewayError: no more calls can come: the login ended (``invalid_token``) or another
+                process of the same user took our place (``displaced``).
+            LocalError: the listener was closed.
+        """
+        if self._end is not None:
+            raise self._end
+        item = await self._queue.get()
+        if isinstance(item, Session):
+            return item
+        if isinstance(item, GatewayError | LocalError):
+            self._end = item
+        raise item
+
+    async def aclose(self) -> None:
+        """Takes no more calls, and ends sessions that nobody took."""
+        self._peer.release_listener(self)
+        self._end = self._end or LocalError("the listener was closed")
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if isinstance(item, Session):
+                await item.aclose()
+        if self._owns_peer:
+            await self._peer.aclose()
+
+    async def wants(self, call: IncomingCall) -> bool:
+        """Asks the policy."""
+        return await is_accepted(self._policy, call)
+
+    def put(self, item: Session | Exception) -> None:
+        """A session, or why there will be none."""
+        self._queue.put_nowait(item)
+
+    def own_peer(self) -> None:
+        """From now on `aclose` closes the peer too."""
+        self._owns_peer = True

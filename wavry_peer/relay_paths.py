@@ -1,0 +1,386 @@
+"""The relay paths of one session and the leases that keep them open.
+
+Strategy: there is one active path, and for a moment a second one while the session moves to another
+relay: the new path takes over when its relay has acknowledged, the old one still receives
+for a while.  Two tasks talk to the gateway: one renews the lease, one asks for another relay when
+ours fails or says that it drains.  Both try again until the lease ends, and with it the session.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import structlog
+
+from .errors import (
+    GatewayAuthError,
+    GatewayError,
+    GatewayUnreachableError,
+    LeaseMismatchError,
+    PeerError,
+    SessionClosedError,
+    SessionFailedError,
+)
+from .identity import Identity
+from .lease_broker import LeaseBroker
+from .paths.own_lease import OwnLease, read_own_lease
+from .paths.relay import RelayPath
+from .paths.relay_events import (
+    ForwardReceived,
+    LeaseRenewed,
+    NoticeReceived,
+    PathEvent,
+    PathFailed,
+    PathLimits,
+    PathReady,
+    RenewalFailed,
+)
+from .paths.relay_link import RelayLink
+from .protocol.api import Credentials
+from .protocol.constants import NoticeCode, RejectReason, Role
+from .renewal import Renewal
+from .session_statistics import SessionStatistics
+
+__all__ = ["RelayPaths"]
+
+_log = structlog.get_logger(__name__)
+
+RETIRE_S: Final = 2.0
+"""An old path goes on receiving for so long: more than a packet's way."""
+
+SERVER_PATIENCE_S: Final = 5.0
+"""The caller asks for another relay; the called side only if nothing came for so long, so
+that not both ask at once."""
+
+MAX_EXCLUDED: Final = 32
+"""As many as a request may name."""
+
+_SECOND_NS: Final = 1_000_000_000
+_MAX_SLEEP_S: Final = 5.0
+_GONE_CODES: Final = frozenset({"session_closed", "not_found", "session_not_found"})
+
+
+class RelayPaths:
+    """Sends over the active path, receives from all, renews, and moves.
+
+    Args:
+        session_id: UUID.
+        role: our slot.
+        identity: what leases are bound to.
+        broker: gives leases.
+        clock: monotonic nanoseconds.
+        unix_us: wall clock, unix microseconds, for the counter of proofs.
+        rng: for jitter.
+        limits: of each path.
+        counts: where to count.
+        on_body: called for each FORWARD body.
+        on_ready: called each time another path takes over.
+        on_activity: called when something came in, after its datagrams were read.
+        on_end: called when the session cannot go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        session_id: str,
+        role: Role,
+        identity: Identity,
+        broker: LeaseBroker,
+        clock: Callable[[], int],
+        unix_us: Callable[[], int],
+        rng: random.Random,
+        limits: PathLimits,
+        counts: SessionStatistics,
+        on_body: Callable[[bytes], None],
+        on_ready: Callable[[], None],
+        on_activity: Callable[[], None],
+        on_end: Callable[[PeerError], None],
+    ) -> None:
+        self.links: list[RelayLink] = []
+        self.active: RelayLink | None = None
+        self._session_id = session_id
+        self._id_bytes = bytes.fromhex(session_id.replace("-", ""))
+        self._role = role
+        self._identity = identity
+        self._broker = broker
+        self._clock = clock
+        self._unix_us = unix_us
+        self._rng = rng
+        self._limits = limits
+        self._counts = counts
+        self._on_body = on_body
+        self._on_ready = on_ready
+        self._on_activity = on_activity
+        self._on_end = on_end
+        self._closed = asyncio.Event()
+        self._renewal: Renewal | None = None
+        self._renewal_wake = asyncio.Event()
+        self._failed_relays: dict[str, None] = {}
+        self._move: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._counter = 0
+
+    def adopt(self, credentials: Credentials) -> None:
+        """Takes a lease of this session: the first, the next, or one on another relay.
+
+        Raises:
+            LeaseMismatchError: it is not ours.
+            SessionFailedError: there is no route to the relay.
+        """
+        if self._closed.is_set():
+            return
+        now_ns = self._clock()
+        lease = read_own_lease(
+            credentials.token,
+            session_id=self._id_bytes,
+            role=self._role,
+            public_key=self._identity.signing.public_key,
+            now_ns=now_ns,
+        )
+        newest = self.links[-1].path.lease if self.links else None
+        if newest is not None and (lease.token == newest.token or _order(lease) < _order(newest)):
+            # Known already; or two requests crossed, and both sides end up with the later pair.
+            return
+        if newest is not None and lease.relay_id == newest.relay_id and self.links[-1].usable:
+            self.links[-1].path.renew(lease, now_ns)
+        else:
+            self._open_link(lease, (credentials.addr, *credentials.addrs), now_ns)
+        self._on_activity()
+
+    def send(self, body: bytes) -> None:
+        """Queues a channel packet; without a path it is lost, as on a network."""
+        if self.active is not None:
+            self.active.path.send(body)
+
+    def flush(self) -> None:
+        """Sends what is queued on all paths."""
+        for link in self.links:
+            link.flush()
+
+    def drain(self, now_ns: int) -> None:
+        """Hands on what came in."""
+        for link in tuple(self.links):
+            while not self._closed.is_set() and (event := link.path.next_event()) is not None:
+                if isinstance(event, ForwardReceived):
+                    self._on_body(event.body)
+                else:
+                    self._on_path_event(link, event, now_ns)
+
+    def get_timer(self) -> int | None:
+        """When to call `handle_timer`, in ns; None for never."""
+        times_ns = [link.path.get_timer() for link in self.links]
+        return min((t for t in times_ns if t is not None), default=None)
+
+    def handle_timer(self, now_ns: int) -> None:
+        """Does what is due."""
+        for link in self.links:
+            link.path.handle_timer(now_ns)
+
+    def close(self) -> None:
+        """Closes all paths and stops the tasks; `wait_closed` waits for their end."""
+        self._closed.set()
+        for link in tuple(self.links):
+            link.flush()
+            self._drop_link(link)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Waits until every task has ended."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- Paths -------------------------------------------------------------------------
+
+    def _open_link(self, lease: OwnLease, addresses: Sequence[str], now_ns: int) -> None:
+        # Unix microseconds, and never lower than before: a restarted peer begins higher.
+        self._counter = max(self._unix_us(), self._counter + (1 << 20))
+        path = RelayPath(
+            session_id=self._id_bytes,
+            role=self._role,
+            lease=lease,
+            sign=self._identity.signing.sign,
+            first_counter=self._counter,
+            limits=self._limits,
+        )
+        link = RelayLink.open(path, addresses, clock=self._clock, on_activity=self._on_activity)
+        self.links.append(link)
+        link.path.start(now_ns)
+
+    def _on_path_event(self, link: RelayLink, event: PathEvent, now_ns: int) -> None:
+        match event:
+            case PathReady():
+                self._take_over(link)
+            case LeaseRenewed():
+                self._counts.renewals += 1
+                self._use_lease(link.path.lease)
+            case RenewalFailed():
+                self._counts.renewal_failures += 1
+                _log.info("relay_refused_renewal", reason=_reason_text(event.reason))
+            case PathFailed():
+                self._on_path_failed(link, event.reason, now_ns)
+            case NoticeReceived():
+                self._on_notice(link, event.code, now_ns)
+
+    def _take_over(self, link: RelayLink) -> None:
+        if self.active is not None and self.active is not link:
+            self._counts.path_changes += 1
+        self.active = link
+        loop = asyncio.get_running_loop()
+        for other in self.links:
+            if other is not link:
+                loop.call_later(RETIRE_S, self._drop_link, other)
+        self._use_lease(link.path.lease)
+        self._on_ready()
+
+    def _on_path_failed(
+        self, link: RelayLink, reason: RejectReason | int | None, now_ns: int
+    ) -> None:
+        _log.info("relay_path_failed", relay_id=link.relay_id, reason=_reason_text(reason))
+        was_ready = self.active is link
+        self._drop_link(link)
+        if reason is None and link.other_addresses and not was_ready:
+            # Perhaps only this address family does not get through.
+            try:
+                self._open_link(link.path.lease, link.other_addresses, now_ns)
+            except SessionFailedError:
+                _log.info("no_route_to_relay", relay_id=link.relay_id)
+            else:
+                return
+        self._failed_relays[link.relay_id] = None
+        if not self.links:
+            delay_s = 0.0 if self._role is Role.CLIENT else SERVER_PATIENCE_S
+            self._begin_move(delay_s, f"the relay {_reason_text(reason)}")
+
+    def _drop_link(self, link: RelayLink) -> None:
+        if link in self.links:
+            self.links.remove(link)
+            self._counts.add_closed_path(link.path.statistics, link.socket_statistics)
+            link.close()
+        if self.active is link:
+            self.active = None
+
+    def _on_notice(self, link: RelayLink, code: NoticeCode | int, now_ns: int) -> None:
+        # A hint only: it makes us ask the gateway, once for each relay, and nothing more.
+        if link is not self.active:
+            return
+        if code in (NoticeCode.DRAINING, NoticeCode.SHUTDOWN):
+            if self._role is Role.CLIENT and link.relay_id not in self._failed_relays:
+                self._failed_relays[link.relay_id] = None
+                self._begin_move(self._rng.random(), "the relay announced its end")
+            return
+        asks_for_renewal = code in (NoticeCode.EXPIRING, NoticeCode.REVOKED)
+        if asks_for_renewal and self._renewal is not None and not link.has_hastened_renewal:
+            link.has_hastened_renewal = True
+            self._renewal.hasten(now_ns)
+            self._renewal_wake.set()
+
+    # -- Leases ------------------------------------------------------------------------
+
+    def _use_lease(self, lease: OwnLease) -> None:
+        if self._renewal is None:
+            self._renewal = Renewal(lease, self._rng.random)
+            self._spawn(self._renew_forever(self._renewal))
+        else:
+            self._renewal.restart(lease)
+            self._renewal_wake.set()
+
+    async def _renew_forever(self, renewal: Renewal) -> None:
+        while True:
+            await self._sleep_until_due(renewal)
+            now_ns = self._clock()
+            if renewal.is_expired(now_ns):
+                text = "the lease ended and the gateway gave no other"
+                self._on_end(SessionClosedError(text, by_remote=False))
+                return
+            jti = renewal.lease.jti
+            # Until the relay has acknowledged the next lease, this is a try that failed.
+            renewal.failed(now_ns)
+            try:
+                self.adopt(await self._broker.renew(self._session_id, jti))
+            except (GatewayError, GatewayUnreachableError) as error:
+                self._counts.renewal_failures += 1
+                self._on_renewal_error(renewal, error)
+            except (LeaseMismatchError, SessionFailedError) as error:
+                self._counts.renewal_failures += 1
+                _log.warning("renewal_unusable", cause=str(error))
+
+    def _on_renewal_error(self, renewal: Renewal, error: PeerError) -> None:
+        _log.info("renewal_failed", cause=str(error))
+        if not isinstance(error, GatewayError):
+            return
+        if error.code in _GONE_CODES:
+            self._on_end(SessionClosedError("the gateway ended the session", by_remote=True))
+        elif error.status == 409 or error.code == "unknown_session":
+            # An answer of the gateway was lost and our lease is not the newest, or the relay
+            # is out of service: only a fresh pair of leases helps.
+            self._begin_move(0.0, error.code)
+        elif error.retry_after_s is not None:
+            renewal.failed(self._clock(), error.retry_after_s)
+
+    async def _sleep_until_due(self, renewal: Renewal) -> None:
+        while True:
+            now_ns = self._clock()
+            due_ns = min(renewal.due_ns, renewal.expires_ns)
+            if now_ns >= due_ns:
+                return
+            self._renewal_wake.clear()
+            try:
+                # In short pieces: after the machine slept, the loop's own clock is behind.
+                async with asyncio.timeout(min((due_ns - now_ns) / _SECOND_NS, _MAX_SLEEP_S)):
+                    await self._renewal_wake.wait()
+            except TimeoutError:
+                continue
+
+    def _begin_move(self, delay_s: float, why: str) -> None:
+        if self._move is None or self._move.done():
+            self._move = self._spawn(self._ask_for_relay(delay_s, why))
+
+    async def _ask_for_relay(self, delay_s: float, why: str) -> None:
+        before = self._newest()
+        wait_s = 0.5
+        await asyncio.sleep(delay_s)
+        # The other side may be faster: then we have its new path already.
+        while not self._closed.is_set() and self._newest() is before:
+            exclude = tuple(self._failed_relays)[-MAX_EXCLUDED:]
+            try:
+                self.adopt(await self._broker.request_relay(self._session_id, exclude))
+            except (GatewayError, GatewayUnreachableError) as error:
+                if isinstance(error, GatewayAuthError) or (
+                    isinstance(error, GatewayError) and error.code in _GONE_CODES
+                ):
+                    text = f"{why}, and there is no other: {error}"
+                    self._on_end(SessionClosedError(text, by_remote=False))
+                    return
+                if isinstance(error, GatewayError) and error.status == 503:
+                    # None but those that failed: perhaps one of them is back.
+                    self._failed_relays.clear()
+                _log.info("no_other_relay_yet", cause=str(error), why=why)
+            except (LeaseMismatchError, SessionFailedError) as error:
+                _log.info("relay_unusable", cause=str(error))
+            else:
+                return
+            await asyncio.sleep(wait_s * (0.5 + 0.5 * self._rng.random()))
+            wait_s = min(wait_s * 2, 10.0)
+
+    def _newest(self) -> RelayLink | None:
+        return self.links[-1] if self.links else None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _order(lease: OwnLease) -> tuple[int, str]:
+    # Both sides see every pair of leases, so both choose the same relay.
+    return lease.issued_ms, lease.relay_id
+
+
+def _reason_text(reason: RejectReason | int | None) -> str:
+    if reason is None:
+        return "did not answer"
+    return f"refused with {reason.name if isinstance(reason, RejectReason) else reason}"

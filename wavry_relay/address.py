@@ -1,0 +1,80 @@
+"""A peer's address as the three 64-bit words that a session record keeps.
+
+Two words hold the 16 bytes of an IPv6 address (IPv4 as ``::ffff:a.b.c.d``) in native byte order,
+so that C compares them with `memcmp`.  The third, the endpoint word, is arithmetic: port in
+bits 0-15, family (4 or 6) in 16-23, number of the listen address in 24-31, IPv6 scope id in
+32-63.  The listen number belongs to the path: a peer is answered from the address it wrote to.
+"""
+
+import socket
+import struct
+from typing import Final, NamedTuple, Self
+
+__all__ = ["Address"]
+
+_WORDS: Final = struct.Struct("=QQ")
+_V4_PREFIX: Final = bytes(10) + b"\xff\xff"
+
+
+class Address(NamedTuple):
+    """Source or destination of a datagram."""
+
+    high: int
+    low: int
+    endpoint: int
+
+    @classmethod
+    def from_ip(cls, packed: bytes, port: int, *, listen: int = 0, scope: int = 0) -> Self:
+        """Make an address from 4 or 16 packed bytes."""
+        family = 4 if len(packed) == 4 else 6
+        high, low = _WORDS.unpack(_V4_PREFIX + packed if family == 4 else packed)
+        return cls(high, low, port | family << 16 | listen << 24 | scope << 32)
+
+    @classmethod
+    def from_sockaddr(cls, sockaddr: tuple[str | int, ...], *, listen: int = 0) -> Self:
+        """Make an address from what `recvfrom` gave; IPv6 where it has four parts."""
+        host, port = str(sockaddr[0]), int(sockaddr[1])
+        if len(sockaddr) == 4:
+            packed = socket.inet_pton(socket.AF_INET6, host.split("%")[0])
+            return cls.from_ip(packed, port, listen=listen, scope=int(sockaddr[3]))
+        return cls.from_ip(socket.inet_aton(host), port, listen=listen)
+
+    @property
+    def port(self) -> int:
+        """UDP port."""
+        return self.endpoint & 0xFFFF
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self.endpoint >> 16 & 0xFF
+
+    @property
+    def listen(self) -> int:
+        """Number of the relay's listen address."""
+        return self.endpoint >> 24 & 0xFF
+
+    @property
+    def packed(self) -> bytes:
+        """4 or 16 bytes."""
+        return _WORDS.pack(self.high, self.low)[12 if self.family == 4 else 0 :]
+
+    @property
+    def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
+        """What `sendto` takes."""
+        if self.family == 4:
+            return socket.inet_ntoa(self.packed), self.port
+        return socket.inet_ntop(socket.AF_INET6, self.packed), self.port, 0, self.endpoint >> 32
+
+    @property
+    def limit_key(self) -> bytes:
+        """What a per-IP limit counts: an IPv4 address, or the /64 of an IPv6 address.
+
+        Every IPv6 customer has 2^64 addresses to vary, so a single one limits nobody.
+        """
+        packed = self.packed
+        return packed if self.family == 4 else packed[:8]
+
+    def __repr__(self) -> str:
+        # Addresses end up in tracebacks and logs; a full one must not.
+        return f"Address(family={self.family}, listen={self.listen})"

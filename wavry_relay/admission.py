@@ -1,0 +1,399 @@
+"""Admission: control packets in, answers out; the only writer of sessions' identities.
+
+Checks, in this order, cheapest first (protocol.md section 3); the first "no" names the reason:
+
+    size, magic                engine
+    per-IP limit               `Admission._lease`
+    [cookie under load], ban   `Gate`
+    token shape … horizon      `LeaseVerifier`
+    revoked                    `Gate`
+    proof                      `check_proof`
+    jti / counter replay       `_check_replay`
+    identity limit             `_place`
+    capacity, drain            `_place`
+    identity lock, path        `_check_slot`
+    → accepted                 `_accept`
+
+From the replay check on, everything runs under the table lock, so two workers that see the same
+packet cannot both accept it.  A lease without `cnf` is a bearer lease: its datagram is accepted
+once, and it never moves to another address.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol import stun
+from wavry_peer.protocol.errors import LeaseError, PacketError
+from wavry_peer.protocol.lease import LeaseClaims, check_proof
+from wavry_peer.protocol.packets import (
+    Header,
+    LeaseAck,
+    LeasePresent,
+    build_ack,
+    build_challenge,
+    build_reject,
+    parse_header,
+    parse_present,
+)
+
+from .address import Address
+from .clock import Instant
+from .cookie import PathCookies
+from .engine.base import ControlKind, ControlPacket
+from .shm.control import ControlBlock
+from .shm.counters import CounterRow
+from .shm.layout import SESSION_ACTIVE
+from .shm.locks import LockBusyError, Locks
+from .shm.rate_limit import RateTable
+from .shm.segment import Segment
+from .shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
+from .shm.tags import Tags
+from .shm.used_leases import DENIED, UsedLeases
+from .verifier import LeaseVerifier
+
+__all__ = ["Admission", "Answer", "Gate", "OpenGate"]
+
+_PURPOSE_CONTROL: Final = 1
+_PURPOSE_PATH: Final = 2
+"""A roaming peer's stream must not use up the allowance that its next LEASE_PRESENT needs."""
+
+_LAST_COUNTER: Final = (1 << 64) - 1
+"""Never accepted: nothing could come after it, and the word for "denied" is the same."""
+_BEARER_REPEAT_MS: Final = c.BEARER_REACK_S * 1000
+_U32: Final = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A datagram to send."""
+
+    datagram: bytes
+    to: Address
+
+
+class Gate(Protocol):
+    """Refusals that come from outside the lease: bans, load, revocations."""
+
+    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
+        """Before any signature is checked.
+
+        Raises:
+            LeaseError: BANNED.
+        """
+
+    def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
+        """After the checks of the lease itself, before its proof.
+
+        Raises:
+            LeaseError: REVOKED or BANNED.
+        """
+
+
+class OpenGate:
+    """Refuses nothing."""
+
+    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
+        """Every source may ask."""
+
+    def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
+        """No lease is revoked."""
+
+
+class _PathChallengeError(Exception):
+    """The peer must first prove that it receives at its new address."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """A verified lease in the words of a slot; `counter` is None for a bearer lease."""
+
+    role: c.Role
+    jti: int
+    sub: int
+    cnf: int
+    counter: int | None
+    datagram: int
+    cookie: bytes
+    expires_ms: int
+    soft_kbps: int
+    hard_kbps: int
+    renews: bool
+
+
+def _refuse(reason: c.RejectReason, why: str) -> LeaseError:
+    return LeaseError(reason, why)
+
+
+class Admission:
+    """Answers control packets of one worker.
+
+    Args:
+        segment: shared memory.
+        locks: of the engine.
+        counters: row of this worker.
+        gate: bans and revocations.
+    """
+
+    def __init__(
+        self, segment: Segment, locks: Locks, counters: CounterRow, gate: Gate | None = None
+    ) -> None:
+        self._segment = segment
+        self._locks = locks
+        self._counters = counters
+        self._gate: Gate = gate or OpenGate()
+        self._control = ControlBlock(segment)
+        self._tags = Tags(segment)
+        self._sessions = SessionTable(segment, self._tags)
+        self._used = UsedLeases(segment)
+        self._verifier = LeaseVerifier(self._control, counters)
+        self._cookies = PathCookies(self._control.cookie_key)
+        limits, regions = self._control.limits, segment.geometry.regions
+        self._ip_rates = RateTable(
+            segment, regions["ip_rates"], locks, per_s=limits.ip_per_s, burst=limits.ip_burst
+        )
+        self._identity_rates = RateTable(
+            segment,
+            regions["identity_rates"],
+            locks,
+            per_s=limits.identity_per_s,
+            burst=limits.identity_burst,
+        )
+
+    def handle(self, packet: ControlPacket, now: Instant) -> Answer | None:
+        """Answer one control packet.
+
+        Args:
+            packet: from the engine.
+            now: present moment.
+
+        Returns:
+            What to send, or None where the packet is dropped (and counted).
+        """
+        try:
+            datagram: bytes | None
+            if packet.kind is ControlKind.STUN:
+                datagram = self._stun(packet, now)
+            elif packet.kind is ControlKind.UNKNOWN_PATH:
+                datagram = self._unknown_path(packet, now)
+            else:
+                datagram = self._lease(packet, now)
+        except PacketError as error:
+            self._counters.add(f"drop_{error.reason}")
+            return None
+        except LockBusyError:
+            self._counters.add("drop_lock_busy")
+            return None
+        return Answer(datagram, packet.source) if datagram else None
+
+    def _ip_allows(self, source: Address, purpose: int, now: Instant) -> bool:
+        key = self._tags.address(source.limit_key, purpose)
+        return self._ip_rates.allow(key, now.mono_ns)
+
+    # -- STUN and new paths --------------------------------------------------------------------
+
+    def _stun(self, packet: ControlPacket, now: Instant) -> bytes | None:
+        if not self._ip_allows(packet.source, _PURPOSE_CONTROL, now):
+            raise PacketError("ip_rate")
+        answer = stun.build_binding_response(
+            packet.datagram, packet.source.packed, packet.source.port
+        )
+        self._counters.add("stun_answers")
+        if answer is not None and len(answer) > len(packet.datagram):
+            # A bare 20-byte request of a standard client: the one answer that may be larger.
+            self._counters.add("stun_answers_larger")
+        return answer
+
+    def _unknown_path(self, packet: ControlPacket, now: Instant) -> bytes:
+        if not self._ip_allows(packet.source, _PURPOSE_PATH, now):
+            raise PacketError("ip_rate")
+        self._counters.add("drop_unknown_address")
+        return self._challenge(parse_header(packet.datagram), packet.source, now)
+
+    def _challenge(self, header: Header, source: Address, now: Instant) -> bytes:
+        self._counters.add("sent_challenges")
+        cookie = self._cookies.make(header.session_id, source, now.mono_ns)
+        return build_challenge(header.session_id, cookie)
+
+    # -- Leases ----------------------------------------------------------------------------------
+
+    def _lease(self, packet: ControlPacket, now: Instant) -> bytes:
+        header = parse_header(packet.datagram)
+        present = parse_present(packet.datagram, header)
+        allowed = self._ip_allows(packet.source, _PURPOSE_CONTROL, now)
+        if present is None:
+            if not allowed:
+                raise PacketError("ip_rate")
+            return self._keepalive(header, packet.source, now)
+        self._counters.add("lease_presented")
+        try:
+            if not allowed:
+                raise _refuse(c.RejectReason.RATE_LIMITED, "too many packets from this address")
+            self._gate.check_source(packet.source, present, now)
+            claims = self._verifier.verify(header, present, now.wall_ms)
+            self._gate.check_claims(claims, now)
+            check_proof(claims, present)
+            lease = self._in_words(header, present, claims, packet.datagram)
+            with self._locks.table():
+                return self._place(header, lease, packet.source, now)
+        except LeaseError as error:
+            self._counters.add(f"reject_{error.reason.name.lower()}")
+            return build_reject(header.session_id, error.reason)
+        except _PathChallengeError:
+            return self._challenge(header, packet.source, now)
+
+    def _in_words(
+        self, header: Header, present: LeasePresent, claims: LeaseClaims, datagram: bytes
+    ) -> _Lease:
+        key, proof = claims.proof_key, present.proof
+        bound = key is not None and proof is not None
+        tag = self._tags.tag
+        return _Lease(
+            role=present.role,
+            jti=tag(b"jti", claims.jti.encode()),
+            sub=tag(b"sub", claims.sub.encode()),
+            cnf=(tag(b"cnf", key) & _U32 or 1) if key is not None else 0,
+            counter=proof.counter if bound and proof is not None else None,
+            datagram=tag(b"datagram", datagram),
+            cookie=proof.cookie if proof is not None else c.NO_COOKIE,
+            expires_ms=claims.expires_ms,
+            soft_kbps=claims.slimit,
+            hard_kbps=claims.hlimit,
+            renews=header.type == c.PacketType.LEASE_RENEW,
+        )
+
+    def _place(self, header: Header, lease: _Lease, source: Address, now: Instant) -> bytes:
+        """Decide where a verified lease goes; needs the table lock.
+
+        A RENEW of a session that this relay does not have (any more) is taken as its PRESENT: it
+        brings the same lease and the same proof.
+        """
+        high, low = session_words(header.session_id)
+        record = self._sessions.find(high, low)
+        slot = record.slot(lease.role) if record is not None else None
+        if slot is not None and not slot.jti:
+            slot = None
+        repeated = self._check_replay(lease, slot, source, now)
+        if repeated and slot is not None:
+            self._counters.add("lease_repeated")
+            return self._ack(header, lease, slot, source)
+        if not self._identity_rates.allow(lease.sub, now.mono_ns):
+            raise _refuse(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
+        if record is None and self._control.drain:
+            raise _refuse(c.RejectReason.DRAINING, "relay takes no new sessions")
+        same_lease = slot is not None and slot.jti == lease.jti
+        if not same_lease and not self._used.has_room():
+            raise _refuse(c.RejectReason.SESSION_FULL, "used-lease table is full")
+        if slot is not None:
+            self._check_slot(header, lease, slot, source, now)
+        if record is None:
+            record = self._sessions.claim(high, low, self._segment.milliseconds(now.mono_ns))
+            if record is None:
+                raise _refuse(c.RejectReason.SESSION_FULL, "session table is full")
+            self._counters.add("session_created")
+        with self._locks.session(record.number):
+            self._accept(record, lease, source, now)
+        return self._ack(header, lease, record.slot(lease.role), source)
+
+    def _check_replay(
+        self, lease: _Lease, slot: SlotRecord | None, source: Address, now: Instant
+    ) -> bool:
+        """Refuse a used lease without a fresh proof; True for a bearer datagram to ACK again."""
+        if lease.counter == _LAST_COUNTER:
+            raise _refuse(c.RejectReason.PROOF_REQUIRED, "proof counter is the reserved last one")
+        if slot is not None and slot.jti == lease.jti:
+            if lease.counter is not None:
+                if lease.counter < slot.mark:
+                    raise _refuse(c.RejectReason.REPLAYED, "proof counter did not grow")
+                return False
+            stamp = self._segment.milliseconds(now.mono_ns)
+            age_ms = self._segment.elapsed_ms(stamp, slot.accepted_ms)
+            if slot.mark == lease.datagram and slot.is_at(source) and age_ms < _BEARER_REPEAT_MS:
+                return True
+            raise _refuse(c.RejectReason.REPLAYED, "bearer lease was already used")
+        high_water = self._used.find(lease.jti)
+        if high_water is not None and (lease.counter is None or lease.counter < high_water):
+            raise _refuse(c.RejectReason.REPLAYED, "lease was already used")
+        return False
+
+    def _check_slot(
+        self, header: Header, lease: _Lease, slot: SlotRecord, source: Address, now: Instant
+    ) -> None:
+        """Identity lock and path of a slot that is taken."""
+        if slot.sub != lease.sub or slot.cnf != lease.cnf:
+            raise _refuse(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
+        if slot.is_at(source):
+            return
+        if lease.counter is None:
+            raise _refuse(c.RejectReason.PROOF_REQUIRED, "a bearer lease cannot move")
+        if not self._cookies.is_good(lease.cookie, header.session_id, source, now.mono_ns):
+            raise _PathChallengeError
+
+    # -- Transitions (all under the table lock and the record's) -----------------------------------
+
+    def _accept(self, record: SessionRecord, lease: _Lease, source: Address, now: Instant) -> None:
+        """Presented → Accepted, or Active → Renewed: fill the slot; `jti` goes last."""
+        slot = record.slot(lease.role)
+        stamp = self._segment.milliseconds(now.mono_ns)
+        taken = slot.jti != 0
+        if taken and slot.jti != lease.jti:
+            self._used.put(slot.jti, DENIED, slot.expires_ms)
+        if taken and not slot.is_at(source):
+            self._counters.add("nat_rebind")
+        if lease.counter is not None and not lease.renews:
+            slot.reset_window()
+        slot.address = source
+        slot.expires_ms = lease.expires_ms
+        slot.soft_kbps, slot.hard_kbps = lease.soft_kbps, lease.hard_kbps
+        slot.sub, slot.cnf = lease.sub, lease.cnf
+        slot.mark = lease.datagram if lease.counter is None else lease.counter + 1
+        slot.received_ms = stamp
+        if slot.jti != lease.jti:
+            slot.accepted_ms = stamp
+        self._count_accepted(lease, taken=taken, same=slot.jti == lease.jti)
+        slot.jti = lease.jti
+        self._activate(record)
+
+    def _count_accepted(self, lease: _Lease, *, taken: bool, same: bool) -> None:
+        if same:
+            self._counters.add("lease_reproved")
+        elif taken and lease.renews:
+            self._counters.add("lease_renewed")
+        else:
+            self._counters.add("lease_accepted")
+
+    def _activate(self, record: SessionRecord) -> None:
+        """Waiting → Active, once both slots are taken."""
+        if record.state != SESSION_ACTIVE and all(slot.jti for slot in record.slots()):
+            record.state = SESSION_ACTIVE
+            self._counters.add("session_activated")
+
+    def _ack(self, header: Header, lease: _Lease, slot: SlotRecord, source: Address) -> bytes:
+        self._counters.add("sent_acks")
+        reflexive = None if lease.counter is None else (source.packed, source.port)
+        ack = LeaseAck(slot.expires_ms, slot.soft_kbps, slot.hard_kbps, reflexive)
+        return build_ack(header.session_id, ack)
+
+    def _keepalive(self, header: Header, source: Address, now: Instant) -> bytes:
+        """Empty LEASE_RENEW: the unchanged expiry for the slot's own address, else nothing.
+
+        The ACK is larger than the 20 bytes it answers, but goes only where an accepted lease
+        came from.
+        """
+        high, low = session_words(header.session_id)
+        record = self._sessions.find(high, low)
+        if record is None:
+            raise PacketError("keepalive_unknown")
+        with self._locks.session(record.number):
+            if not self._sessions.holds(record, high, low):
+                raise PacketError("keepalive_unknown")
+            slot = next((slot for slot in record.slots() if slot.is_at(source)), None)
+            if slot is None:
+                raise PacketError("keepalive_unknown")
+            if now.wall_ms >= slot.expires_ms:
+                raise PacketError("lease_expired")
+            slot.received_ms = self._segment.milliseconds(now.mono_ns)
+            ack = LeaseAck(slot.expires_ms, slot.soft_kbps, slot.hard_kbps)
+        self._counters.add("keepalives")
+        self._counters.add("sent_acks")
+        return build_ack(header.session_id, ack)

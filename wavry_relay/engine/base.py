@@ -1,0 +1,96 @@
+"""What every engine does: receive, decide, forward, and hand control packets to Python.
+
+A decision is a pure function of the datagram, its source, the time and the shared tables; the
+conformance suite (tests/engine) asks for it directly and every engine must answer alike.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple, Protocol
+
+from wavry_peer.protocol.packets import Buffer
+from wavry_relay.address import Address
+from wavry_relay.clock import Instant
+from wavry_relay.shm.locks import Locks
+
+__all__ = [
+    "BATCH_DATAGRAMS",
+    "ControlKind",
+    "ControlPacket",
+    "Decision",
+    "Drop",
+    "Engine",
+    "Forward",
+]
+
+BATCH_DATAGRAMS: Final = 64
+"""Datagrams that one round takes from one socket: enough to spread the cost of polling, few enough
+that a round of nothing but leases (0.2 ms each) stays far below the hang time-out."""
+
+
+class ControlKind(IntEnum):
+    """Why a packet goes to Python."""
+
+    LEASE = 1
+    STUN = 2
+    UNKNOWN_PATH = 3
+    """FORWARD of a live session from an address that is neither slot's."""
+
+
+class Drop(NamedTuple):
+    """The datagram is dropped; `reason` is a drop counter's name without ``drop_``."""
+
+    reason: str
+
+
+class Forward(NamedTuple):
+    """The datagram goes, byte for byte, to this address."""
+
+    to: Address
+
+
+class ControlPacket(NamedTuple):
+    """The datagram is for the admission."""
+
+    kind: ControlKind
+    datagram: bytes
+    source: Address
+
+
+Decision = Drop | Forward | ControlPacket
+
+
+class Engine(Protocol):
+    """A packet path over the shared tables.
+
+    Attributes:
+        name: ``"reference"`` or ``"native"``.
+        locks: how this engine locks the tables; the admission must use the same.
+    """
+
+    name: str
+    locks: Locks
+
+    def decide(self, datagram: Buffer, source: Address, now: Instant) -> Decision:
+        """Decide one datagram, with every effect on the tables and no I/O.
+
+        Drops are counted here, forwarded packets where they are sent.
+        """
+
+    def run(self, timeout_ms: int) -> Sequence[ControlPacket]:
+        """One round: wait for datagrams, forward one batch of each socket.
+
+        Returns early when the wake descriptor is readable.
+
+        Args:
+            timeout_ms: longest wait.
+
+        Returns:
+            The control packets of the batch, in order.
+        """
+
+    def send(self, datagram: bytes, to: Address) -> bool:
+        """Send an answer; False where the kernel did not take it (counted)."""
+
+    def close(self) -> None:
+        """Give up the sockets."""

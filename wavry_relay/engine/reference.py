@@ -1,0 +1,293 @@
+"""The pure engine: the packet path in plain Python, and the meaning that the native one must match.
+
+The conditions of forwarding are checked in one order (protocol.md section 3), all of them under
+the session's lock: session active, sender known by its address, sender's lease, sequence, sender's
+bucket, session's limit, global limit.  Nothing is written before the last of them has passed: a
+dropped datagram moves no window and costs no allowance.
+"""
+
+import select
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol import stun
+from wavry_peer.protocol.errors import PacketError
+from wavry_peer.protocol.packets import Buffer, forward_sequence, parse_header
+from wavry_peer.protocol.replay import Verdict
+from wavry_relay.address import Address
+from wavry_relay.clock import Clock, Instant
+from wavry_relay.shm import gcra
+from wavry_relay.shm.control import ControlBlock
+from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.layout import SESSION_ACTIVE, SHARED
+from wavry_relay.shm.locks import FileLocks, LockBusyError, Locks
+from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
+from wavry_relay.shm.tags import Tags
+
+from .base import BATCH_DATAGRAMS, ControlKind, ControlPacket, Decision, Drop, Forward
+
+__all__ = ["ReferenceEngine"]
+
+_ADDRESS_CACHE_ENTRIES: Final = 65_536
+"""Text forms of addresses, about 15 MB when full; a full cache is simply started again."""
+_U32: Final = 0xFFFFFFFF
+
+_VERDICT_DROPS: Final = {
+    Verdict.DUPLICATE: Drop("duplicate"),
+    Verdict.TOO_OLD: Drop("too_old"),
+    Verdict.JUMP_TOO_FAR: Drop("jump_too_far"),
+}
+_UNKNOWN_SESSION: Final = Drop("unknown_session")
+_UNKNOWN_ADDRESS: Final = Drop("unknown_address")
+_NOT_ACTIVE: Final = Drop("not_active")
+_LEASE_EXPIRED: Final = Drop("lease_expired")
+_PEER_RATE: Final = Drop("peer_rate")
+_SESSION_RATE: Final = Drop("session_rate")
+_GLOBAL_RATE: Final = Drop("global_rate")
+_LOCK_BUSY: Final = Drop("lock_busy")
+_WRONG_DIRECTION: Final = Drop("wrong_direction")
+
+_LEASE_TYPES: Final = (c.PacketType.LEASE_PRESENT, c.PacketType.LEASE_RENEW)
+
+
+class ReferenceEngine:
+    """`Engine` in pure Python with recvfrom and sendto.
+
+    Args:
+        segment: shared memory.
+        sockets: non-blocking, in the order of the listen addresses; owned from here on.
+        counters: row of this worker.
+        clock: read once for each datagram.
+        wake_fd: `run` returns early when it is readable.
+    """
+
+    name = "reference"
+
+    def __init__(
+        self,
+        segment: Segment,
+        sockets: Sequence[socket.socket],
+        counters: CounterRow,
+        clock: Clock,
+        *,
+        wake_fd: int | None = None,
+    ) -> None:
+        self.locks: Locks = FileLocks(segment.fd)
+        self._segment = segment
+        self._sockets = list(sockets)
+        self._counters = counters
+        self._clock = clock
+        self._control = ControlBlock(segment)
+        self._table = SessionTable(segment, Tags(segment))
+        shared = segment.geometry.regions["shared"].offset
+        self._bits_tat_at = (shared + SHARED["global_bits_tat"].offset) // 8
+        self._packets_tat_at = (shared + SHARED["global_packets_tat"].offset) // 8
+        self._sources: dict[tuple[int, tuple[str | int, ...]], Address] = {}
+        self._targets: dict[Address, tuple[str, int] | tuple[str, int, int, int]] = {}
+        self._buffer = bytearray(c.RECEIVE_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._poll = select.poll()
+        self._by_fd = {sock.fileno(): number for number, sock in enumerate(self._sockets)}
+        for fd in self._by_fd:
+            self._poll.register(fd, select.POLLIN)
+        if wake_fd is not None:
+            self._poll.register(wake_fd, select.POLLIN)
+
+    # -- Decisions ---------------------------------------------------------------------------
+
+    def decide(self, datagram: Buffer, source: Address, now: Instant) -> Decision:
+        """Decide one datagram; see `Engine.decide`."""
+        try:
+            decision = self._decide(datagram, source, now)
+        except PacketError as error:
+            decision = Drop(error.reason)
+        except LockBusyError:
+            decision = _LOCK_BUSY
+        if isinstance(decision, Drop):
+            self._counters.add(f"drop_{decision.reason}")
+        return decision
+
+    def _decide(self, datagram: Buffer, source: Address, now: Instant) -> Decision:
+        try:
+            header = parse_header(datagram)
+        except PacketError:
+            if stun.is_stun(datagram):
+                return ControlPacket(ControlKind.STUN, bytes(datagram), source)
+            raise
+        if header.type == c.PacketType.FORWARD:
+            return self._decide_forward(datagram, header.session_id, source, now)
+        if header.type in _LEASE_TYPES:
+            return ControlPacket(ControlKind.LEASE, bytes(datagram), source)
+        return _WRONG_DIRECTION
+
+    def _decide_forward(
+        self, datagram: Buffer, session_id: bytes, source: Address, now: Instant
+    ) -> Decision:
+        sequence = forward_sequence(memoryview(datagram)[c.HEADER_BYTES :])
+        high, low = session_words(session_id)
+        record = self._table.find(high, low)
+        if record is None:
+            return _UNKNOWN_SESSION
+        with self.locks.session(record.number):
+            if not self._table.holds(record, high, low):
+                return _UNKNOWN_SESSION
+            client, server = record.slots()
+            if client.is_at(source):
+                sender, receiver = client, server
+            elif server.is_at(source):
+                sender, receiver = server, client
+            elif client.cnf or server.cnf:
+                # Only a key-bound lease can move, so only then a challenge makes sense.
+                return ControlPacket(ControlKind.UNKNOWN_PATH, bytes(datagram), source)
+            else:
+                return _UNKNOWN_ADDRESS
+            if record.state != SESSION_ACTIVE:
+                return _NOT_ACTIVE
+            if now.wall_ms >= sender.expires_ms:
+                return _LEASE_EXPIRED
+            verdict = sender.check(sequence, c.REPLAY_MAX_JUMP)
+            if verdict is not Verdict.FRESH:
+                return _VERDICT_DROPS[verdict]
+            refused = self._charge(record, sender, len(datagram), now.mono_ns)
+            if refused is not None:
+                return refused
+            sender.commit(sequence)
+            sender.received_ms = self._segment.milliseconds(now.mono_ns)
+            return Forward(receiver.address)
+
+    def _charge(
+        self, record: SessionRecord, sender: SlotRecord, size: int, now_ns: int
+    ) -> Drop | None:
+        """Take a datagram from all allowances, or from none and say which one refuses."""
+        peer_tat = _bit_rate(sender.tat_ns, sender.hard_kbps, size, now_ns)
+        if not peer_tat:
+            return _PEER_RATE
+        session_tat = 0
+        if session_kbps := self._control.session_kbps:
+            session_tat = _bit_rate(record.tat_ns, session_kbps, size, now_ns)
+            if not session_tat:
+                return _SESSION_RATE
+        if not self._charge_global(size, now_ns):
+            return _GLOBAL_RATE
+        sender.tat_ns = peer_tat
+        if session_tat:
+            record.tat_ns = session_tat
+        self._count_soft(sender, size, now_ns)
+        return None
+
+    def _charge_global(self, size: int, now_ns: int) -> bool:
+        kbps, pps = self._control.global_kbps, self._control.global_pps
+        if not kbps and not pps:
+            return True
+        words = self._segment.u64
+        burst_ns = gcra.GLOBAL_BURST_NS
+        with self.locks.global_rate():
+            bits_tat = packets_tat = 1
+            if kbps:
+                cost = gcra.cost_ns(size, kbps)
+                bits_tat = gcra.conforms(words[self._bits_tat_at], now_ns, burst_ns, cost)
+            if pps:
+                cost = 1_000_000_000 // pps
+                packets_tat = gcra.conforms(words[self._packets_tat_at], now_ns, burst_ns, cost)
+            if not bits_tat or not packets_tat:
+                return False
+            if kbps:
+                words[self._bits_tat_at] = bits_tat
+            if pps:
+                words[self._packets_tat_at] = packets_tat
+            return True
+
+    def _count_soft(self, sender: SlotRecord, size: int, now_ns: int) -> None:
+        """Count what is over the soft limit; it is forwarded all the same."""
+        soft_kbps = sender.soft_kbps
+        if soft_kbps:
+            exceeded, sender.soft_tat_us = gcra.soft_exceeded(
+                sender.soft_tat_us, now_ns // 1000 & _U32, gcra.cost_ns(size, soft_kbps) // 1000
+            )
+            if not exceeded:
+                return
+        self._counters.add("soft_limit_packets")
+
+    # -- Datagrams ---------------------------------------------------------------------------
+
+    def run(self, timeout_ms: int) -> Sequence[ControlPacket]:
+        """One round; see `Engine.run`."""
+        control: list[ControlPacket] = []
+        for fd, _ in self._poll.poll(timeout_ms):
+            listen = self._by_fd.get(fd)
+            if listen is not None:
+                self._receive(listen, control)
+        return control
+
+    def _receive(self, listen: int, control: list[ControlPacket]) -> None:
+        receive = self._sockets[listen].recvfrom_into
+        packets = size_sum = forwarded = forwarded_bytes = 0
+        for _ in range(BATCH_DATAGRAMS):
+            try:
+                size, sockaddr = receive(self._buffer)
+            except BlockingIOError:
+                break
+            except OSError:
+                # A pending ICMP error of an earlier send; it belongs to no datagram of ours.
+                continue
+            packets += 1
+            size_sum += size
+            source = self._source(listen, sockaddr)
+            # The clock is read for each datagram: a lease ends at that packet, not at that batch.
+            decision = self.decide(self._view[:size], source, self._clock.now())
+            if isinstance(decision, Forward):
+                if self._transmit(self._view[:size], decision.to):
+                    forwarded += 1
+                    forwarded_bytes += size
+            elif isinstance(decision, ControlPacket):
+                control.append(decision)
+        add = self._counters.add
+        add("received_packets", packets)
+        add("received_bytes", size_sum)
+        add("forwarded_packets", forwarded)
+        add("forwarded_bytes", forwarded_bytes)
+
+    def _source(self, listen: int, sockaddr: tuple[str | int, ...]) -> Address:
+        key = (listen, sockaddr)
+        address = self._sources.get(key)
+        if address is None:
+            if len(self._sources) >= _ADDRESS_CACHE_ENTRIES:
+                self._sources.clear()
+            address = self._sources[key] = Address.from_sockaddr(sockaddr, listen=listen)
+        return address
+
+    def _transmit(self, datagram: Buffer, to: Address) -> bool:
+        target = self._targets.get(to)
+        if target is None:
+            if len(self._targets) >= _ADDRESS_CACHE_ENTRIES:
+                self._targets.clear()
+            target = self._targets[to] = to.sockaddr
+        try:
+            self._sockets[to.listen].sendto(datagram, target)
+        except BlockingIOError:
+            self._counters.add("drop_send_blocked")
+            return False
+        except OSError:
+            self._counters.add("drop_send_failed")
+            return False
+        return True
+
+    def send(self, datagram: bytes, to: Address) -> bool:
+        """Send an answer; see `Engine.send`."""
+        return self._transmit(datagram, to)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._view.release()
+        for sock in self._sockets:
+            sock.close()
+
+
+def _bit_rate(tat_ns: int, kbps: int, size: int, now_ns: int) -> int:
+    """`gcra.conforms` for a datagram under a hard limit; a limit of 0 lets nothing through."""
+    if not kbps:
+        return 0
+    return gcra.conforms(tat_ns, now_ns, gcra.PEER_BURST_NS, gcra.cost_ns(size, kbps))

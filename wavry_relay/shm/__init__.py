@@ -1,0 +1,1 @@
+"""Tables that the relay's processes share: one segment, one layout file."""

@@ -1,0 +1,39 @@
+"""Counters: one row for each worker number, written by that worker alone.
+
+A replacement goes on in its predecessor's row, so sums never go backwards.
+"""
+
+from typing import Final
+
+from .layout import COUNTER_ROW_BYTES, COUNTERS
+from .segment import Segment
+
+__all__ = ["COUNTER_INDEX", "CounterRow", "totals"]
+
+COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}
+
+
+class CounterRow:
+    """The row of one worker."""
+
+    def __init__(self, segment: Segment, worker: int) -> None:
+        at = segment.geometry.regions["counters"].offset + worker * COUNTER_ROW_BYTES
+        self._words = segment.u64[at // 8 : at // 8 + len(COUNTERS)]
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Count; `name` is one of `layout.COUNTERS`."""
+        self._words[COUNTER_INDEX[name]] += amount
+
+    def __getitem__(self, name: str) -> int:
+        return self._words[COUNTER_INDEX[name]]
+
+
+def totals(segment: Segment) -> dict[str, int]:
+    """Sums over all workers."""
+    region = segment.geometry.regions["counters"]
+    sums = [0] * len(COUNTERS)
+    for row in range(region.count):
+        at = (region.offset + row * COUNTER_ROW_BYTES) // 8
+        for index, value in enumerate(segment.u64[at : at + len(COUNTERS)]):
+            sums[index] += value
+    return dict(zip(COUNTERS, sums, strict=True))

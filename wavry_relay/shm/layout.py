@@ -1,0 +1,358 @@
+"""Every offset of the shared memory, once.
+
+Strategy: records are declared as rows of (name, width, count); `_record` gives each field the
+next offset and refuses one that is not naturally aligned, so nothing is ever padded in
+silence and a C struct made from the same rows has the same offsets.  Numbers are in native byte
+order, because only processes of one host share them.  All 64-bit words are 8-byte aligned
+in the segment: they are read and written as whole words (`memoryview.cast("Q")`, or atomics in
+C), never through `struct`, which tears.
+
+Regions follow each other in the order of `Geometry.regions`; their offsets are also written into
+the head, so that a reader needs no arithmetic of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.keyset import MAX_KEYS
+from wavry_peer.protocol.replay import WINDOW_WORDS
+
+__all__ = [
+    "CONTROL",
+    "COUNTERS",
+    "COUNTER_ROW_BYTES",
+    "HEAD",
+    "INDEX_DELETED",
+    "INDEX_EMPTY",
+    "KEY",
+    "LAYOUT_VERSION",
+    "MAGIC_WORD",
+    "RATE_BUCKET",
+    "SESSION",
+    "SHARED",
+    "SLOT",
+    "USED_LEASE",
+    "WORKER",
+    "Field",
+    "Geometry",
+    "Record",
+    "Region",
+]
+
+MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
+LAYOUT_VERSION: Final = 1
+"""Grows with every change of an offset: processes of two versions never share a segment."""
+
+PAGE_BYTES: Final = 4096
+MAX_WORKERS: Final = 256
+MAX_SESSIONS: Final = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a record: offset and width in bytes; `count` > 1 makes an array."""
+
+    name: str
+    offset: int
+    width: int
+    count: int = 1
+
+    @property
+    def bytes(self) -> int:
+        """Size of the field."""
+        return self.width * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A fixed-size record; its size is a multiple of 8."""
+
+    name: str
+    size: int
+    fields: Mapping[str, Field]
+
+    def __getitem__(self, name: str) -> Field:
+        return self.fields[name]
+
+
+def _record(name: str, *rows: tuple[str, int] | tuple[str, int, int], size: int = 0) -> Record:
+    fields: dict[str, Field] = {}
+    offset = 0
+    for row in rows:
+        field = Field(row[0], offset, row[1], row[2] if len(row) == 3 else 1)
+        if offset % field.width:
+            raise ValueError(f"{name}.{field.name} at {offset} is not aligned to {field.width}")
+        fields[field.name] = field
+        offset += field.bytes
+    total = size or offset
+    if offset > total or total % 8:
+        raise ValueError(f"{name} has {offset} bytes, record size is {total}")
+    return Record(name, total, fields)
+
+
+HEAD: Final = _record(
+    "head",
+    ("magic", 8),
+    ("version", 4),
+    ("workers", 4),
+    ("max_sessions", 4),
+    ("index_slots", 4),
+    ("used_slots", 4),
+    ("counters", 4),
+    ("total_bytes", 8),
+    ("boot_ns", 8),
+    ("at_control", 8),
+    ("at_shared", 8),
+    ("at_workers", 8),
+    ("at_counters", 8),
+    ("at_ip_rates", 8),
+    ("at_identity_rates", 8),
+    ("at_bitmap", 8),
+    ("at_index", 8),
+    ("at_used_leases", 8),
+    ("at_sessions", 8),
+    size=PAGE_BYTES,
+)
+"""First page.  `boot_ns` is CLOCK_MONOTONIC at creation: 32-bit millisecond stamps in session
+records count from it, modulo 2^32 (49 days), and are only compared by difference."""
+
+KEY: Final = _record(
+    "key",
+    ("kid_bytes", 1),
+    ("status", 1),
+    ("reserved", 1, 6),
+    ("public_key", 1, 32),
+    ("kid", 1, 64),
+)
+
+CONTROL: Final = _record(
+    "control",
+    ("hash_key", 8, 2),
+    ("tag_key", 8, 4),
+    ("cookie_key", 8, 4),
+    ("drain", 4),
+    ("engine", 4),
+    ("skew_s", 4),
+    ("global_kbps", 4),
+    ("global_pps", 4),
+    ("session_kbps", 4),
+    ("ip_per_s", 4),
+    ("ip_burst", 4),
+    ("identity_per_s", 4),
+    ("identity_burst", 4),
+    ("key_count", 4),
+    ("relay_id_bytes", 4),
+    ("key_epoch", 8),
+    ("key_serial", 8),
+    ("relay_id", 1, 64),
+    ("keys", 1, KEY.size * MAX_KEYS),
+    size=PAGE_BYTES,
+)
+"""Written by the supervisor alone, read by every worker.  `key_epoch` is a sequence lock around
+`key_count`, `key_serial` and `keys`: odd while they are being written."""
+
+SHARED: Final = _record(
+    "shared",
+    ("global_bits_tat", 8),
+    ("global_packets_tat", 8),
+    ("allocation_hint", 8),
+    ("used_leases", 8),
+    size=64,
+)
+"""Words that every worker writes, each under its lock."""
+
+WORKER: Final = _record(
+    "worker",
+    ("heartbeat_ns", 8),
+    ("booted_ns", 8),
+    ("rounds", 8),
+    ("pid", 4),
+    ("state", 4),
+    size=64,
+)
+"""One cache line for each worker, written by it (and reset by the supervisor at a spawn)."""
+
+RATE_WAYS: Final = 3
+RATE_BUCKET: Final = _record(
+    "rate_bucket",
+    ("tags", 8, RATE_WAYS),
+    ("tats", 8, RATE_WAYS),
+    ("overflow_tat", 8),
+    ("lock", 8),
+    size=64,
+)
+"""One cache line: three keys with their GCRA words and one word that all other keys of the
+bucket share."""
+
+IP_RATE_BUCKETS: Final = 16_384
+"""49 152 addresses that are limited at the same moment, in 1 MiB."""
+IDENTITY_RATE_BUCKETS: Final = 4096
+
+SLOT: Final = _record(
+    "slot",
+    ("address", 8, 2),
+    ("endpoint", 8),
+    ("window_head", 8),
+    ("window", 8, WINDOW_WORDS),
+    ("expires_ms", 8),
+    ("mark", 8),
+    ("tat", 8),
+    ("soft_kbps", 4),
+    ("hard_kbps", 4),
+    ("jti", 8),
+    ("sub", 8),
+    ("cnf", 4),
+    ("soft_tat_us", 4),
+    ("accepted_ms", 4),
+    ("received_ms", 4),
+)
+"""One peer of a session.  `jti` 0 = empty slot, `cnf` 0 = bearer lease.  `mark` is the highest
+proof counter + 1 (saturated) of a key-bound lease, the tag of the accepted datagram of a bearer
+lease.  `address` and `endpoint` are the words of `wavry_relay.address`."""
+
+SESSION: Final = _record(
+    "session",
+    ("lock", 2),
+    ("state", 1),
+    ("reserved", 1),
+    ("created_ms", 4),
+    ("id", 8, 2),
+    ("tat", 8),
+    ("client", 8, SLOT.size // 8),
+    ("server", 8, SLOT.size // 8),
+)
+"""`lock` is for the native engine (owner's worker number + 1); the reference engine locks byte
+ranges of the file instead."""
+
+SESSION_FREE: Final = 0
+SESSION_WAITING: Final = 1
+SESSION_ACTIVE: Final = 2
+
+INDEX_EMPTY: Final = 0
+INDEX_DELETED: Final = (1 << 64) - 1
+"""An index word is tag (upper 32 bits of the hash) and record number + 1."""
+
+USED_LEASE: Final = _record("used_lease", ("tag", 8), ("counter", 8), ("expires_ms", 8))
+
+MIN_USED_SLOTS: Final = 4096
+
+_DROPS: Final = (
+    "too_short", "too_long", "bad_magic", "bad_version", "unknown_type", "unknown_flag",
+    "nil_session", "bad_body", "bad_rift", "bad_crc",
+    "wrong_direction", "unknown_session", "unknown_address", "not_active", "lease_expired",
+    "duplicate", "too_old", "jump_too_far",
+    "peer_rate", "session_rate", "global_rate", "ip_rate",
+    "keepalive_unknown", "lock_busy", "send_blocked", "send_failed",
+)  # fmt: skip
+
+COUNTERS: Final[tuple[str, ...]] = (
+    "received_packets",
+    "received_bytes",
+    "forwarded_packets",
+    "forwarded_bytes",
+    "soft_limit_packets",
+    *(f"drop_{reason}" for reason in _DROPS),
+    "lease_presented",
+    "lease_accepted",
+    "lease_reproved",
+    "lease_repeated",
+    "lease_renewed",
+    "keepalives",
+    "nat_rebind",
+    "session_created",
+    "session_activated",
+    "session_closed_second_peer",
+    "session_closed_idle",
+    "session_closed_expired",
+    *(f"reject_{reason.name.lower()}" for reason in c.RejectReason),
+    "sent_acks",
+    "sent_challenges",
+    "sent_notices",
+    "stun_answers",
+    "stun_answers_larger",
+    "token_cache_hits",
+    "internal_errors",
+)
+"""Names of the words of a counter row, in order.  `drop_…` are datagrams that were dropped,
+`reject_…` leases that were answered with LEASE_REJECT."""
+
+COUNTER_ROW_BYTES: Final = (len(COUNTERS) * 8 + 63) // 64 * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A run of equal records in the segment."""
+
+    name: str
+    offset: int
+    record_bytes: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind the region."""
+        return self.offset + self.record_bytes * self.count
+
+
+def _power_of_two(at_least: int) -> int:
+    return 1 << (at_least - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of everything, from the two numbers that an operator chooses.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    workers: int
+    max_sessions: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be 1 to {MAX_WORKERS}")
+        if not 1 <= self.max_sessions <= MAX_SESSIONS:
+            raise ValueError(f"max_sessions must be 1 to {MAX_SESSIONS}")
+
+    @cached_property
+    def index_slots(self) -> int:
+        """Words of the session index: at most half full, so a probe is short."""
+        return _power_of_two(2 * self.max_sessions)
+
+    @cached_property
+    def used_slots(self) -> int:
+        """Entries for used leases; see `UsedLeases` for why four times the sessions."""
+        return max(MIN_USED_SLOTS, _power_of_two(4 * self.max_sessions))
+
+    @cached_property
+    def regions(self) -> dict[str, Region]:
+        """All regions, in the order of their offsets; each begins at a multiple of 64."""
+        rows = (
+            ("head", HEAD.size, 1),
+            ("control", CONTROL.size, 1),
+            ("shared", SHARED.size, 1),
+            ("workers", WORKER.size, self.workers),
+            ("counters", COUNTER_ROW_BYTES, self.workers),
+            ("ip_rates", RATE_BUCKET.size, IP_RATE_BUCKETS),
+            ("identity_rates", RATE_BUCKET.size, IDENTITY_RATE_BUCKETS),
+            ("bitmap", 8, (self.max_sessions + 63) // 64),
+            ("index", 8, self.index_slots),
+            ("used_leases", USED_LEASE.size, self.used_slots),
+            ("sessions", SESSION.size, self.max_sessions),
+        )
+        regions = {}
+        offset = 0
+        for name, record_bytes, count in rows:
+            regions[name] = Region(name, offset, record_bytes, count)
+            offset = (regions[name].end + 63) // 64 * 64
+        return regions
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the segment, whole pages."""
+        end = self.regions["sessions"].end
+        return (end + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES

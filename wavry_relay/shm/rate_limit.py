@@ -1,0 +1,85 @@
+"""Bounded table of rate limits: a GCRA word for each key, three keys and a shared word a bucket.
+
+A key's bucket comes from a keyed hash, so nobody can aim at one.  A newcomer takes the place of
+a key whose allowance is fully recovered (forgetting that one changes nothing); where all
+three are still limited, newcomers share the bucket's overflow word, which has four times the rate.
+So a flood of keys never frees a limited one, never grows the table, and never locks out good
+newcomers beyond the buckets that it keeps full with a steady stream to each.
+"""
+
+from typing import Final
+
+from . import gcra
+from .layout import RATE_BUCKET, RATE_WAYS, Region
+from .locks import Locks
+from .segment import Segment
+
+__all__ = ["RateTable"]
+
+OVERFLOW_FACTOR: Final = 4
+"""Newcomers of a full bucket share this many times one key's rate: enough for several good ones,
+and little beside what the flood itself must spend to keep three keys limited."""
+_NS: Final = 1_000_000_000
+
+
+class RateTable:
+    """Rate limits of one kind of key (IP addresses, identities).
+
+    Args:
+        segment: shared memory.
+        region: buckets.
+        locks: of the engine.
+        per_s: allowed units a second.
+        burst: units that may come at once.
+    """
+
+    def __init__(
+        self, segment: Segment, region: Region, locks: Locks, *, per_s: int, burst: int
+    ) -> None:
+        self._words = segment.u64
+        self._region = region
+        self._locks = locks
+        self._cost_ns = _NS // per_s
+        self._burst_ns = (burst - 1) * self._cost_ns
+
+    def allow(self, key: int, now_ns: int) -> bool:
+        """Take one unit of a key's allowance.
+
+        Args:
+            key: non-zero 64-bit keyed hash.
+            now_ns: CLOCK_MONOTONIC.
+
+        Returns:
+            False if the key is over its limit.
+
+        Raises:
+            LockBusyError: the bucket's lock is held by a stopped process.
+        """
+        offset = self._region.offset + key % self._region.count * RATE_BUCKET.size
+        with self._locks.rate(offset):
+            return self._take(offset // 8, key, now_ns)
+
+    def _take(self, base: int, key: int, now_ns: int) -> bool:
+        words = self._words
+        tags = base + RATE_BUCKET["tags"].offset // 8
+        tats = base + RATE_BUCKET["tats"].offset // 8
+        place = tats + RATE_WAYS  # the overflow word
+        cost_ns = self._cost_ns // OVERFLOW_FACTOR
+        for way in range(RATE_WAYS):
+            if words[tags + way] == key:
+                place, cost_ns = tats + way, self._cost_ns
+                break
+        else:
+            for way in range(RATE_WAYS):
+                if words[tats + way] <= now_ns:
+                    # The word is reset first: a crash in between leaves a free place, never a
+                    # stranger's debt.
+                    words[tats + way] = 0
+                    words[tags + way] = key
+                    place, cost_ns = tats + way, self._cost_ns
+                    break
+        tat_ns = gcra.conforms(words[place], now_ns, self._burst_ns, cost_ns)
+        if not tat_ns:
+            return False
+        words[place] = tat_ns
+        return True

@@ -1,0 +1,281 @@
+"""Session table: fixed records, an allocation bitmap, and an open-addressed index.
+
+Who may do what: `find` needs no lock (an index word is read whole, and whoever uses the record
+locks it and looks at its id again); `claim` and `release` need the table lock; fields of a record
+are changed under the record's lock.
+
+A crash at any point leaves a table that the sweep repairs: a record is claimed in the order bitmap,
+contents, state, index, and released in the order index, state, bitmap.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from wavry_peer.protocol.constants import Role
+from wavry_peer.protocol.replay import WINDOW_WORDS, Verdict, window_check, window_commit
+from wavry_relay.address import Address
+
+from . import layout
+from .layout import INDEX_DELETED, INDEX_EMPTY, SESSION, SESSION_FREE, SHARED, SLOT
+from .segment import Segment
+from .tags import Tags
+from .words import U8, U32, U64
+
+__all__ = ["SessionRecord", "SessionTable", "SlotRecord", "session_words"]
+
+_PAIR: Final = struct.Struct("=QQ")
+_FULL: Final = (1 << 64) - 1
+_WINDOW: Final = SLOT["window"].offset // 8
+
+
+def session_words(session_id: bytes) -> tuple[int, int]:
+    """The two words of a session id as a record keeps them."""
+    high, low = _PAIR.unpack(session_id)
+    return high, low
+
+
+class SlotRecord:
+    """One peer of a session.  Units and meanings: `layout.SLOT`."""
+
+    __slots__ = ("base", "segment")
+
+    address_high = U64(SLOT["address"])
+    address_low = U64(SLOT["address"], 1)
+    endpoint = U64(SLOT["endpoint"])
+    window_head = U64(SLOT["window_head"])
+    expires_ms = U64(SLOT["expires_ms"])
+    mark = U64(SLOT["mark"])
+    tat_ns = U64(SLOT["tat"])
+    soft_kbps = U32(SLOT["soft_kbps"])
+    hard_kbps = U32(SLOT["hard_kbps"])
+    jti = U64(SLOT["jti"])
+    sub = U64(SLOT["sub"])
+    cnf = U32(SLOT["cnf"])
+    soft_tat_us = U32(SLOT["soft_tat_us"])
+    accepted_ms = U32(SLOT["accepted_ms"])
+    received_ms = U32(SLOT["received_ms"])
+
+    def __init__(self, segment: Segment, base: int) -> None:
+        self.segment = segment
+        self.base = base
+
+    @property
+    def address(self) -> Address:
+        """Where the peer is."""
+        return Address(self.address_high, self.address_low, self.endpoint)
+
+    @address.setter
+    def address(self, address: Address) -> None:
+        self.address_high, self.address_low, self.endpoint = address
+
+    def is_at(self, address: Address) -> bool:
+        """Whether an occupied slot has this address."""
+        return (
+            self.address_low == address.low
+            and self.endpoint == address.endpoint
+            and self.address_high == address.high
+            and self.jti != 0
+        )
+
+    def check(self, sequence: int, max_jump: int) -> Verdict:
+        """Judge a sequence with the peer's replay window; changes nothing."""
+        at = (self.base >> 3) + _WINDOW
+        words = self.segment.u64[at : at + WINDOW_WORDS]
+        return window_check(words, self.window_head, sequence, max_jump)
+
+    def commit(self, sequence: int) -> None:
+        """Mark a sequence as received; `check` must have called it fresh."""
+        at = (self.base >> 3) + _WINDOW
+        words = self.segment.u64[at : at + WINDOW_WORDS]
+        self.window_head = window_commit(words, self.window_head, sequence)
+
+    def reset_window(self) -> None:
+        """Start the replay window afresh."""
+        self.window_head = 0
+        at = (self.base >> 3) + _WINDOW
+        for index in range(at, at + WINDOW_WORDS):
+            self.segment.u64[index] = 0
+
+    def clear(self) -> None:
+        """Make the slot empty: `jti` first, because it says whether the rest counts."""
+        self.jti = 0
+        at = self.base >> 3
+        for index in range(at, at + SLOT.size // 8):
+            self.segment.u64[index] = 0
+
+
+class SessionRecord:
+    """One session.  Units and meanings: `layout.SESSION`."""
+
+    __slots__ = ("base", "number", "segment")
+
+    state = U8(SESSION["state"])
+    created_ms = U32(SESSION["created_ms"])
+    id_high = U64(SESSION["id"])
+    id_low = U64(SESSION["id"], 1)
+    tat_ns = U64(SESSION["tat"])
+
+    def __init__(self, segment: Segment, base: int, number: int) -> None:
+        self.segment = segment
+        self.base = base
+        self.number = number
+
+    @property
+    def session_id(self) -> bytes:
+        """16 bytes."""
+        return _PAIR.pack(self.id_high, self.id_low)
+
+    def slot(self, role: int) -> SlotRecord:
+        """The peer of a role."""
+        field = SESSION["server" if role == Role.SERVER else "client"]
+        return SlotRecord(self.segment, self.base + field.offset)
+
+    def slots(self) -> tuple[SlotRecord, SlotRecord]:
+        """Client and server."""
+        return self.slot(Role.CLIENT), self.slot(Role.SERVER)
+
+
+class SessionTable:
+    """All sessions of a relay."""
+
+    def __init__(self, segment: Segment, tags: Tags) -> None:
+        self._segment = segment
+        self._tags = tags
+        regions = segment.geometry.regions
+        self._records_at = regions["sessions"].offset
+        self._index_at = regions["index"].offset // 8
+        self._bitmap = regions["bitmap"]
+        self._hint_at = (regions["shared"].offset + SHARED["allocation_hint"].offset) // 8
+        self._mask = segment.geometry.index_slots - 1
+
+    def record(self, number: int) -> SessionRecord:
+        """The record of a number that `find`, `claim` or `live` gave."""
+        return SessionRecord(self._segment, self._records_at + number * SESSION.size, number)
+
+    def find(self, high: int, low: int) -> SessionRecord | None:
+        """Look a session up by the words of its id; needs no lock.
+
+        The record may be released or reused before the caller locks it: lock it, then ask
+        `holds` again.
+        """
+        words = self._segment.u64
+        digest = self._tags.pair(high, low)
+        tag = digest >> 32
+        for step in range(self._mask + 1):
+            word = words[self._index_at + (digest + step & self._mask)]
+            if word == INDEX_EMPTY:
+                return None
+            if word >> 32 == tag and word != INDEX_DELETED:
+                record = self.record((word & 0xFFFFFFFF) - 1)
+                if self.holds(record, high, low):
+                    return record
+        return None
+
+    @staticmethod
+    def holds(record: SessionRecord, high: int, low: int) -> bool:
+        """Whether a record is (still) the live record of a session id."""
+        return record.id_low == low and record.id_high == high and record.state != SESSION_FREE
+
+    def claim(self, high: int, low: int, created_ms: int) -> SessionRecord | None:
+        """Take a free record for a new session; needs the table lock.
+
+        Returns:
+            The record in state WAITING with two empty slots, or None if all are taken.
+        """
+        number = self._allocate()
+        if number is None:
+            return None
+        record = self.record(number)
+        for slot in record.slots():
+            slot.clear()
+        record.id_high, record.id_low = high, low
+        record.tat_ns = 0
+        record.created_ms = created_ms
+        record.state = layout.SESSION_WAITING
+        words = self._segment.u64
+        digest = self._tags.pair(high, low)
+        for step in range(self._mask + 1):
+            at = self._index_at + (digest + step & self._mask)
+            if words[at] in (INDEX_EMPTY, INDEX_DELETED):
+                words[at] = (digest >> 32) << 32 | number + 1
+                break
+        return record
+
+    def _allocate(self) -> int | None:
+        words = self._segment.u64
+        first = self._bitmap.offset // 8
+        count = self._bitmap.count
+        hint = words[self._hint_at] % count
+        for step in range(count):
+            at = (hint + step) % count
+            free = ~words[first + at] & _FULL
+            while free:
+                bit = free & -free
+                number = at * 64 + bit.bit_length() - 1
+                if number < self._segment.geometry.max_sessions:
+                    words[first + at] |= bit
+                    words[self._hint_at] = at
+                    return number
+                free ^= bit
+        return None
+
+    def release(self, record: SessionRecord) -> None:
+        """Give a record back; needs the table lock and the record's."""
+        words = self._segment.u64
+        digest = self._tags.pair(record.id_high, record.id_low)
+        wanted = (digest >> 32) << 32 | record.number + 1
+        for step in range(self._mask + 1):
+            at = digest + step & self._mask
+            word = words[self._index_at + at]
+            if word == INDEX_EMPTY:
+                break
+            if word == wanted:
+                self._delete(at)
+                break
+        record.state = SESSION_FREE
+        for slot in record.slots():
+            slot.clear()
+        self.free_bit(record.number)
+
+    def _delete(self, at: int) -> None:
+        """Remove an index word.
+
+        A run of deleted words before an empty one becomes empty, so that they do not pile up.
+        A reader that walks by misses nothing: the run ends there.
+        """
+        words = self._segment.u64
+        words[self._index_at + at] = INDEX_DELETED
+        if words[self._index_at + (at + 1 & self._mask)] != INDEX_EMPTY:
+            return
+        while words[self._index_at + at] == INDEX_DELETED:
+            words[self._index_at + at] = INDEX_EMPTY
+            at = at - 1 & self._mask
+
+    def free_bit(self, number: int) -> None:
+        """Mark a record as free in the bitmap; needs the table lock."""
+        at = self._bitmap.offset // 8 + number // 64
+        self._segment.u64[at] &= ~(1 << number % 64) & _FULL
+
+    def live(self, first_word: int = 0, words: int | None = None) -> Iterator[SessionRecord]:
+        """Records whose bitmap bit is set, in a range of bitmap words (64 records each)."""
+        end = self._bitmap.count if words is None else min(first_word + words, self._bitmap.count)
+        base = self._bitmap.offset // 8
+        for at in range(first_word, end):
+            taken = self._segment.u64[base + at]
+            while taken:
+                bit = taken & -taken
+                yield self.record(at * 64 + bit.bit_length() - 1)
+                taken ^= bit
+
+    @property
+    def bitmap_words(self) -> int:
+        """Words of the allocation bitmap."""
+        return self._bitmap.count
+
+    def count_states(self) -> tuple[int, int]:
+        """Number of sessions that wait for their second peer, and of active ones."""
+        start = self._records_at + SESSION["state"].offset
+        end = self._records_at + self._segment.geometry.max_sessions * SESSION.size
+        states = bytes(self._segment.u8[start : end : SESSION.size])
+        return states.count(layout.SESSION_WAITING), states.count(layout.SESSION_ACTIVE)

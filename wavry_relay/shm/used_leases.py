@@ -1,0 +1,132 @@
+"""Used leases: jtis that may not be presented again although they have not expired.
+
+Two kinds of entries.  A lease that a renewal replaced is denied outright (`DENIED`).  A lease of
+a session that was closed may come back only with a proof counter above the highest one seen, and
+not at all if it is a bearer lease (`DENIED` again).
+
+No unexpired entry is ever forgotten.  So that closing a session always finds room, the table
+has four places for each session record and takes new leases only while `has_room`: three
+quarters may be filled, and two places of each possible session are kept back for its close.
+An open-addressed table with linear probing; everything here needs the table lock.
+"""
+
+from typing import Final
+
+from .layout import SHARED, USED_LEASE
+from .segment import Segment
+
+__all__ = ["DENIED", "KEEP_MS", "UsedLeases"]
+
+DENIED: Final = (1 << 64) - 1
+KEEP_MS: Final = 60_000
+"""An entry is kept this much longer than its lease, in case the wall clock is set back."""
+
+_WORDS: Final = USED_LEASE.size // 8
+
+
+class UsedLeases:
+    """The used-lease table of a segment."""
+
+    def __init__(self, segment: Segment) -> None:
+        regions = segment.geometry.regions
+        self._words = segment.u64
+        self._at = regions["used_leases"].offset // 8
+        self._slots = segment.geometry.used_slots
+        self._count_at = (regions["shared"].offset + SHARED["used_leases"].offset) // 8
+        self._limit = self._slots * 3 // 4 - 2 * segment.geometry.max_sessions
+
+    @property
+    def slots(self) -> int:
+        """Places of the table."""
+        return self._slots
+
+    @property
+    def count(self) -> int:
+        """Entries, expired ones that were not swept yet included."""
+        return self._words[self._count_at]
+
+    @property
+    def limit(self) -> int:
+        """Entries from which on no new lease is taken."""
+        return self._limit
+
+    def has_room(self) -> bool:
+        """Whether one more lease may be taken: its jti will need a place later."""
+        return self.count < self._limit
+
+    def find(self, tag: int) -> int | None:
+        """Counter high-water of a used lease: a proof must be above it; None if not used."""
+        at = self._probe(tag)
+        return self._words[at + 1] if self._words[at] else None
+
+    def _probe(self, tag: int) -> int:
+        """Word index of the tag's entry, or of the empty place where it belongs."""
+        for step in range(self._slots):
+            at = self._at + (tag + step) % self._slots * _WORDS
+            if self._words[at] in (0, tag):
+                return at
+        raise AssertionError("used-lease table is full beyond its limit")
+
+    def put(self, tag: int, counter: int, expires_ms: int) -> None:
+        """Remember a lease until a minute after it expired.
+
+        Args:
+            tag: of its jti.
+            counter: highest proof counter seen, or `DENIED`.
+            expires_ms: `exp`, unix milliseconds.
+        """
+        at = self._probe(tag)
+        words = self._words
+        if words[at]:
+            words[at + 1] = max(words[at + 1], counter)
+            words[at + 2] = max(words[at + 2], expires_ms + KEEP_MS)
+            return
+        words[at + 1] = counter
+        words[at + 2] = expires_ms + KEEP_MS
+        words[at] = tag  # last: after a crash the place is empty or complete
+        words[self._count_at] += 1
+
+    def has_expired(self, first: int, count: int, now_ms: int) -> bool:
+        """Whether `purge` of the same range would remove something; needs no lock."""
+        words = self._words
+        for slot in range(first, min(first + count, self._slots)):
+            at = self._at + slot * _WORDS
+            if words[at] and words[at + 2] <= now_ms:
+                return True
+        return False
+
+    def purge(self, first: int, count: int, now_ms: int) -> int:
+        """Remove the expired entries of a range of slots.
+
+        Returns:
+            How many were removed.
+        """
+        removed = 0
+        for slot in range(first, min(first + count, self._slots)):
+            at = self._at + slot * _WORDS
+            while self._words[at] and self._words[at + 2] <= now_ms:
+                self._remove(slot)
+                removed += 1
+        return removed
+
+    def _remove(self, hole: int) -> None:
+        """Close the gap of a removed entry with later ones of its run (backward shift)."""
+        words = self._words
+        slots = self._slots
+        scan = hole
+        while True:
+            scan = (scan + 1) % slots
+            source = self._at + scan * _WORDS
+            tag = words[source]
+            if not tag:
+                break
+            # An entry may move back only if its home is not inside (hole, scan].
+            if (scan - tag) % slots < (scan - hole) % slots:
+                continue
+            target = self._at + hole * _WORDS
+            words[target + 1] = words[source + 1]
+            words[target + 2] = words[source + 2]
+            words[target] = tag
+            hole = scan
+        words[self._at + hole * _WORDS] = 0
+        words[self._count_at] -= 1

@@ -1,0 +1,159 @@
+"""The UDP sockets of the relay: one SO_REUSEPORT group for each listen address, and its steering.
+
+The supervisor opens every socket of a group itself, in the order of the workers, and keeps them:
+a worker that dies takes no queued datagram along, and its replacement gets the same socket.  A
+small BPF program chooses the socket from the session id, so both peers of a session, and a
+peer that moved, reach the same worker.  That is affinity only: any worker can handle any packet.
+"""
+
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from wavry_peer.protocol.errors import LocalError
+
+__all__ = ["ListenError", "ReuseportGroup", "format_endpoint", "open_group"]
+
+SO_ATTACH_REUSEPORT_CBPF: Final = 51
+_STEERING_OFFSET: Final = 16
+"""Offset of the last four bytes of the session id in the UDP payload."""
+
+# Classic BPF (linux/filter.h): A = payload[16:20]; A %= N; return A.  A shorter datagram ends the
+# program with 0, the first worker's socket.
+_BPF_LD_W_ABS: Final = 0x20
+_BPF_ALU_MOD_K: Final = 0x94
+_BPF_RET_A: Final = 0x16
+_INSTRUCTION: Final = struct.Struct("=HBBI")
+
+
+class ListenError(LocalError):
+    """A listen address cannot be used."""
+
+
+@dataclass(slots=True)
+class ReuseportGroup:
+    """Sockets of one listen address, in worker order.
+
+    Attributes:
+        host: as configured.
+        port: real one, also where 0 was asked for.
+        sockets: one for each worker.
+        steering_error: why the steering program is not attached, or None.
+        receive_buffer_bytes: what the kernel gave.
+        send_buffer_bytes: what the kernel gave.
+    """
+
+    host: str
+    port: int
+    sockets: list[socket.socket] = field(default_factory=list)
+    steering_error: str | None = None
+    receive_buffer_bytes: int = 0
+    send_buffer_bytes: int = 0
+
+    @property
+    def endpoint(self) -> str:
+        """``127.0.0.1:4500`` or ``[::1]:4500``."""
+        return format_endpoint(self.host, self.port)
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for sock in self.sockets:
+            sock.close()
+
+
+def format_endpoint(host: str, port: int) -> str:
+    """Write an address and a port in one text, IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def open_group(host: str, port: int, workers: int, buffer_bytes: int) -> ReuseportGroup:
+    """Open the sockets of one listen address.
+
+    Args:
+        host: IPv4 or IPv6 address.
+        port: UDP port, 0 for any free one.
+        workers: number of sockets.
+        buffer_bytes: wanted size of the receive and the send buffer of each socket.
+
+    Raises:
+        ListenError: the address is taken, not local, or needs more rights.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # SO_REUSEPORT would silently share the port with another process of this user, so the
+    # first bind asks for it alone.
+    probe = _bind(family, host, port, reuse=False)
+    group = ReuseportGroup(host, probe.getsockname()[1])
+    probe.close()
+    try:
+        for _ in range(workers):
+            group.sockets.append(_bind(family, host, group.port, reuse=True))
+    except ListenError:
+        group.close()
+        raise
+    for sock in group.sockets:
+        _size_buffers(sock, buffer_bytes, group)
+    if workers > 1:
+        group.steering_error = attach_steering(group.sockets[0], workers)
+    return group
+
+
+def _bind(family: socket.AddressFamily, host: str, port: int, *, reuse: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.settimeout(0)
+        if reuse:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise ListenError(_explain(error, format_endpoint(host, port))) from error
+    return sock
+
+
+def _explain(error: OSError, endpoint: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"UDP {endpoint} is taken by another process; stop it or set WAVRY_RELAY_LISTEN"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"UDP {endpoint} is not an address of this host; set WAVRY_RELAY_LISTEN"
+    if error.errno == errno.EACCES:
+        return f"UDP {endpoint} needs more rights (CAP_NET_BIND_SERVICE) or a port from 1024 on"
+    return f"UDP {endpoint} cannot be opened: {error.strerror}"
+
+
+def _size_buffers(sock: socket.socket, wanted: int, group: ReuseportGroup) -> None:
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, wanted)
+    # Linux doubles the number for its own bookkeeping and reports the doubled one.
+    group.receive_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    group.send_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+
+
+def steering_program(workers: int) -> Sequence[tuple[int, int, int, int]]:
+    """The program as rows of (code, jump if true, jump if false, k)."""
+    return (
+        (_BPF_LD_W_ABS, 0, 0, _STEERING_OFFSET),
+        (_BPF_ALU_MOD_K, 0, 0, workers),
+        (_BPF_RET_A, 0, 0, 0),
+    )
+
+
+def attach_steering(sock: socket.socket, workers: int) -> str | None:
+    """Attach the steering program to a socket's group.
+
+    Returns:
+        None, or why the kernel refuses; packets are then spread by address, which still works.
+    """
+    code = b"".join(_INSTRUCTION.pack(*row) for row in steering_program(workers))
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HL", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
+    except OSError as error:
+        return error.strerror or "unknown error"
+    return None

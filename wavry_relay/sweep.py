@@ -1,0 +1,143 @@
+"""The sweep: ends sessions that are over and forgets expired used leases.
+
+Each worker looks after the bitmap words of its own number, a slice at a time between two batches,
+so that every record is seen about once a second.  A look needs no lock; a session that seems
+to be over is looked at again under the locks before it is closed.  Expiry itself is not the
+sweep's: the engine stops forwarding at the very packet.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.packets import build_notice
+
+from .address import Address
+from .clock import Instant
+from .shm.counters import CounterRow
+from .shm.layout import SESSION_FREE, SESSION_WAITING
+from .shm.locks import LockBusyError, Locks
+from .shm.segment import Segment
+from .shm.sessions import SessionRecord, SessionTable
+from .shm.used_leases import DENIED, UsedLeases
+
+__all__ = ["Sweep"]
+
+_ROUND_NS: Final = 1_000_000_000
+_SLICES: Final = 20
+"""A round in 50 ms steps: the longest slice for 100 000 sessions stays below 10 ms."""
+_USED_SLOTS_PER_STEP: Final = 2048
+_SECOND_PEER_MS: Final = c.SECOND_PEER_TIMEOUT_S * 1000
+_IDLE_MS: Final = c.IDLE_TIMEOUT_S * 1000
+
+SendNotice = Callable[[bytes, Address], bool]
+
+
+class Sweep:
+    """Sweeps one worker's share of the tables.
+
+    Args:
+        segment: shared memory.
+        table: sessions.
+        locks: of the engine.
+        counters: row of this worker.
+        worker: number of this worker; number 0 also sweeps the used leases.
+        send: sends NOTICE, best effort.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        table: SessionTable,
+        locks: Locks,
+        counters: CounterRow,
+        worker: int,
+        send: SendNotice,
+    ) -> None:
+        self._segment = segment
+        self._table = table
+        self._locks = locks
+        self._counters = counters
+        self._used = UsedLeases(segment)
+        self._send = send
+        self._sweeps_used = worker == 0
+        self._words = range(worker, table.bitmap_words, segment.geometry.workers)
+        self._next_word = 0
+        self._next_used = 0
+        self._next_ns = 0
+
+    def step(self, now: Instant) -> None:
+        """Do the next slice if its time has come."""
+        if now.mono_ns < self._next_ns:
+            return
+        self._next_ns = now.mono_ns + _ROUND_NS // _SLICES
+        slice_words = -(-len(self._words) // _SLICES)
+        try:
+            for word in self._words[self._next_word : self._next_word + slice_words]:
+                for record in self._table.live(word, 1):
+                    self._look_at(record, now)
+            if self._sweeps_used:
+                self._purge(now)
+        except LockBusyError:
+            return  # Same slice again next time.
+        self._next_word += slice_words
+        if self._next_word >= len(self._words):
+            self._next_word = 0
+
+    def _purge(self, now: Instant) -> None:
+        first = self._next_used
+        if self._used.has_expired(first, _USED_SLOTS_PER_STEP, now.wall_ms):
+            with self._locks.table():
+                self._used.purge(first, _USED_SLOTS_PER_STEP, now.wall_ms)
+        self._next_used = first + _USED_SLOTS_PER_STEP
+        if self._next_used >= self._used.slots:
+            self._next_used = 0
+
+    def _look_at(self, record: SessionRecord, now: Instant) -> None:
+        if record.state != SESSION_FREE and self._verdict(record, now) is None:
+            return
+        with self._locks.table(), self._locks.session(record.number):
+            if record.state == SESSION_FREE:
+                # Its bit was set by a worker that died before, or after, the record's life.
+                self._table.free_bit(record.number)
+                return
+            verdict = self._verdict(record, now)
+            if verdict is not None:
+                self._close(record, *verdict)
+
+    def _verdict(self, record: SessionRecord, now: Instant) -> tuple[str, c.NoticeCode] | None:
+        """Counter and notice of a session that is over, None while it is not."""
+        stamp = self._segment.milliseconds(now.mono_ns)
+        elapsed_ms = self._segment.elapsed_ms
+        taken = [slot for slot in record.slots() if slot.jti]
+        if all(slot.expires_ms <= now.wall_ms for slot in taken) and taken:
+            return "session_closed_expired", c.NoticeCode.EXPIRING
+        if record.state == SESSION_WAITING:
+            if elapsed_ms(stamp, record.created_ms) >= _SECOND_PEER_MS:
+                return "session_closed_second_peer", c.NoticeCode.PEER_GONE
+            return None
+        if all(elapsed_ms(stamp, slot.received_ms) >= _IDLE_MS for slot in taken):
+            return "session_closed_idle", c.NoticeCode.PEER_GONE
+        return None
+
+    def _close(self, record: SessionRecord, counter: str, code: c.NoticeCode) -> None:
+        """Closed, for whatever reason: leases become used ones, the record becomes free."""
+        notice = build_notice(record.session_id, code)
+        for slot in record.slots():
+            if slot.jti:
+                self._used.put(slot.jti, slot.mark if slot.cnf else DENIED, slot.expires_ms)
+                if self._send(notice, slot.address):
+                    self._counters.add("sent_notices")
+        self._table.release(record)
+        self._counters.add(counter)
+
+    def announce(self, code: c.NoticeCode) -> None:
+        """Send a NOTICE to every peer of this worker's share, e.g. SHUTDOWN."""
+        for word in self._words:
+            for record in self._table.live(word, 1):
+                if record.state == SESSION_FREE:
+                    continue
+                notice = build_notice(record.session_id, code)
+                for slot in record.slots():
+                    if slot.jti and self._send(notice, slot.address):
+                        self._counters.add("sent_notices")

@@ -1,0 +1,182 @@
+"""A worker process: one engine loop over the shared tables, a heartbeat, nothing else.
+
+It is started by the supervisor with everything it needs as descriptors: the segment, a control
+socket and one UDP socket for each listen address.  It ends when the control socket ends (the
+supervisor stopped or died) and is killed by the kernel if the supervisor dies while it hangs.
+Imports are few, because a replacement must be forwarding again within a fraction of a second.
+"""
+
+import argparse
+import ctypes
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from wavry_peer.protocol.constants import NoticeCode
+
+from .admission import Admission
+from .clock import Clock, SystemClock
+from .engine import open_engine
+from .engine.base import ControlPacket, Engine
+from .shm.control import ControlBlock, EngineKind, WorkerRow, WorkerState
+from .shm.counters import CounterRow
+from .shm.segment import Segment
+from .shm.sessions import SessionTable
+from .shm.tags import Tags
+from .sweep import Sweep
+
+__all__ = ["BOOT_FAILURE", "READY", "STOP", "Worker", "main"]
+
+BOOT_FAILURE: Final = 3
+"""Exit code of a worker that could not start: starting it again at once would not help."""
+READY: Final = b"R"
+STOP: Final = b"S"
+
+_ROUND_MS: Final = 50
+"""Longest wait of one round: the heartbeat and the sweep need the loop this often."""
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Worker:
+    """Packet loop of one worker.
+
+    Args:
+        engine: owns the sockets.
+        admission: answers control packets.
+        sweep: ends sessions.
+        row: heartbeat.
+        counters: of this worker.
+        control: socket to the supervisor.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        sweep: Sweep,
+        row: WorkerRow,
+        counters: CounterRow,
+        control: socket.socket,
+        clock: Clock,
+    ) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._sweep = sweep
+        self._row = row
+        self._counters = counters
+        self._control = control
+        self._clock = clock
+        self.stopping = False
+
+    def run(self) -> None:
+        """Forward until told to stop; the supervisor's end counts as that too."""
+        self._control.settimeout(0)
+        while not self.stopping:
+            for packet in self._engine.run(_ROUND_MS):
+                self._answer(packet)
+            now = self._clock.now()
+            self._sweep.step(now)
+            self._row.heartbeat_ns = now.mono_ns
+            self._row.rounds += 1
+            self._read_control()
+
+    def _answer(self, packet: ControlPacket) -> None:
+        try:
+            answer = self._admission.handle(packet, self._clock.now())
+        except Exception as error:  # noqa: BLE001 - one control packet must not end all sessions
+            self._counters.add("internal_errors")
+            _report(error)
+            return
+        if answer is not None:
+            self._engine.send(answer.datagram, answer.to)
+
+    def _read_control(self) -> None:
+        try:
+            order = self._control.recv(16)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            order = b""
+        if STOP in order:
+            self._sweep.announce(NoticeCode.SHUTDOWN)
+        self.stopping = not order or STOP in order
+
+
+def _report(error: Exception) -> None:
+    import structlog
+
+    from wavry_peer import logs
+
+    logs.configure("relay-worker")
+    structlog.get_logger().error(
+        "control_packet_failed",
+        exc_info=error,
+        next_step="report this with the traceback; the packet was dropped and forwarding goes on",
+    )
+
+
+def _tie_to_parent(parent_pid: int) -> None:
+    """Ask the kernel to kill this process when the supervisor dies, and end if it already has."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(0)
+
+
+def _build(options: argparse.Namespace, clock: Clock) -> Worker:
+    segment = Segment.attach(options.segment_fd)
+    control = socket.socket(fileno=options.control_fd)
+    sockets = [socket.socket(fileno=int(fd)) for fd in options.socket_fds.split(",")]
+    counters = CounterRow(segment, options.number)
+    kind = EngineKind(ControlBlock(segment).engine)
+    engine = open_engine(kind, segment, sockets, counters, clock, wake_fd=control.fileno())
+    table = SessionTable(segment, Tags(segment))
+    sweep = Sweep(segment, table, engine.locks, counters, options.number, engine.send)
+    admission = Admission(segment, engine.locks, counters)
+    row = WorkerRow(segment, options.number)
+    now_ns = clock.now().mono_ns
+    row.pid, row.booted_ns, row.heartbeat_ns = os.getpid(), now_ns, now_ns
+    row.state = WorkerState.RUNNING
+    control.sendall(READY)
+    return Worker(engine, admission, sweep, row, counters, control, clock)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="wavry_relay.worker", description=__doc__)
+    parser.add_argument("--number", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--segment-fd", type=int, required=True)
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--socket-fds", required=True)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Entry point of a worker process."""
+    faulthandler.enable()  # SIGABRT of a hung worker shows where it hangs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business.
+    options = _parse(arguments)
+    _tie_to_parent(options.parent)
+    try:
+        worker = _build(options, SystemClock())
+    except Exception as error:  # noqa: BLE001 - whatever it is, the exit code must say "boot"
+        sys.stderr.write(f"relay worker {options.number} cannot start: {error!r}\n")
+        sys.exit(BOOT_FAILURE)
+
+    def stop(_signal: int, _frame: object) -> None:
+        worker.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    gc.freeze()  # What is here now stays; collections need not look at it again.
+    worker.run()
+    # No unwinding: the kernel closes what is open, and the sockets live on in the supervisor.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
