@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint format bench clean system
+.PHONY: help demo test lint format bench docs clean system
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ format: $(STAMP)  ## format the code and apply safe lint fixes
 
 bench: $(STAMP)  ## performance table; writes build/bench.json
 	$(BIN)/python -m loadtest.bench --output build/bench.json
+
+docs: $(STAMP)  ## write the generated pages of docs/
+	$(BIN)/python docs/generate.py
 
 system:  ## install the system packages that a new machine lacks (Debian, as root)
 	.ci/system-packages

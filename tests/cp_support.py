@@ -256,7 +256,9 @@ class FakeRelay:
     async def challenge(self, token: str | None = None) -> Answer:
         return await self.client.post("/v1/relays/register", self.registration(), token=token)
 
-    async def verify(self, challenge: dict[str, Any], key: ed25519.SigningKey | None = None) -> Answer:
+    async def verify(
+        self, challenge: dict[str, Any], key: ed25519.SigningKey | None = None
+    ) -> Answer:
         signature = registration.sign_challenge(
             key or self.key, base64url.decode(challenge["challenge"])
         )

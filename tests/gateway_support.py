@@ -362,9 +362,7 @@ async def connected(http: aiohttp.ClientSession, url: str, **kwargs: Any) -> Asy
         yield Socket(ws)
 
 
-async def accepted_call(
-    caller: TestUser, calling: Socket, callee: TestUser, called: Socket
-) -> str:
+async def accepted_call(caller: TestUser, calling: Socket, callee: TestUser, called: Socket) -> str:
     """OFFER and ANSWER; the session id."""
     await calling.send(wire.Offer(target_username=callee.name, **caller.keys))
     offer = await called.next(wire.Offer)

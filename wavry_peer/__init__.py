@@ -1,4 +1,4 @@
-'''Wavry for applications: end-to-end encrypted datagram sessions between two users.
+"""Wavry for applications: end-to-end encrypted datagram sessions between two users.
 
 The called side::
 
@@ -13,7 +13,7 @@ The calling side::
         print(await session.receive())
 
 Everything that can go wrong is in `wavry_peer.errors`.
-'''
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

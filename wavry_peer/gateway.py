@@ -265,6 +265,6 @@ def _error(status: int, raw: bytes, retry_after: str | None) -> GatewayError:
         body = msgspec.json.decode(raw, type=api.ErrorBody)
     except msgspec.MsgspecError:
         body = api.ErrorBody(f"http_{status}", f"the gateway answered with status {status}")
-    kind = GatewayAuthError if status in (401, 403) else GatewayError
+    kind = GatewayAuthError if status == 401 else GatewayError
     wait_s = float(retry_after) if retry_after and retry_after.isdecimal() else None
     return kind(body.error, body.message, status=status, retry_after_s=wait_s)

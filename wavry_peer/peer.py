@@ -11,7 +11,7 @@ handshake by the channel, and it is pinned only after the other peer proved to h
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -448,9 +448,14 @@ class Listener:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def __aiter__(self) -> AsyncIterator[Session]:
-        while True:
-            yield await self.accept()
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Session:
+        try:
+            return await self.accept()
+        except LocalError:
+            raise StopAsyncIteration from None
 
     @property
     def username(self) -> str:
@@ -477,6 +482,7 @@ class Listener:
             return item
         if isinstance(item, GatewayError | LocalError):
             self._end = item
+            self._queue.put_nowait(item)  # for others who wait too.
         raise item
 
     async def aclose(self) -> None:
@@ -487,6 +493,7 @@ class Listener:
             item = self._queue.get_nowait()
             if isinstance(item, Session):
                 await item.aclose()
+        self._queue.put_nowait(self._end)  # wakes whoever waits in `accept`.
         if self._owns_peer:
             await self._peer.aclose()
 

@@ -58,7 +58,7 @@ MAX_EXCLUDED: Final = 32
 
 _SECOND_NS: Final = 1_000_000_000
 _MAX_SLEEP_S: Final = 5.0
-_GONE_CODES: Final = frozenset({"session_closed", "not_found", "session_not_found"})
+_GONE_CODES: Final = frozenset({"session_closed", "unknown_session", "not_found"})
 
 
 class RelayPaths:
@@ -313,7 +313,7 @@ class RelayPaths:
             return
         if error.code in _GONE_CODES:
             self._on_end(SessionClosedError("the gateway ended the session", by_remote=True))
-        elif error.status == 409 or error.code == "unknown_session":
+        elif error.status == 409:
             # An answer of the gateway was lost and our lease is not the newest, or the relay
             # is out of service: only a fresh pair of leases helps.
             self._begin_move(0.0, error.code)

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
 import structlog
@@ -152,13 +152,14 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            try:
-                data = await self.receive()
-            except SessionClosedError:
-                return
-            yield data
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self.receive()
+        except SessionClosedError:
+            raise StopAsyncIteration from None
 
     @property
     def is_closed(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavry_peer import logs
@@ -120,6 +120,7 @@ def test_what_is_no_address_is_not_repeated(host: str) -> None:
     assert mask_address(host) == "unknown"
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4), st.integers(0, 255))
 def test_the_last_byte_of_ipv4_never_shows(address: ipaddress.IPv4Address, last: int) -> None:
     other = ipaddress.IPv4Address(address.packed[:3] + bytes([last]))
@@ -127,6 +128,7 @@ def test_the_last_byte_of_ipv4_never_shows(address: ipaddress.IPv4Address, last:
     assert mask_address(f"::ffff:{address}") == mask_address(str(address))
 
 
+@settings(deadline=None)
 @given(
     st.ip_addresses(v=6).filter(lambda address: address.ipv4_mapped is None),
     st.binary(min_size=10, max_size=10),
@@ -137,6 +139,7 @@ def test_the_last_80_bits_of_ipv6_never_show(address: ipaddress.IPv6Address, tai
         assert mask_address(str(address)) == mask_address(str(other))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_any_text_gives_a_network_or_unknown(host: str) -> None:
     masked = mask_address(host)

@@ -3,7 +3,7 @@
 import base64
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavry_peer.protocol import base64url
@@ -11,6 +11,7 @@ from wavry_peer.protocol import base64url
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_round_trip_without_padding(data: bytes) -> None:
     text = base64url.encode(data)
@@ -19,6 +20,7 @@ def test_round_trip_without_padding(data: bytes) -> None:
     assert base64url.decode(text, size=len(data)) == data
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=ALPHABET + "=+/ \n", max_size=12) | st.text(max_size=12))
 def test_a_text_is_refused_or_the_only_one_of_its_value(text: str) -> None:
     try:

@@ -269,6 +269,7 @@ def test_ids_are_stable() -> None:
     assert keyset.relay_id(key) == "rly-b283e5502ee7543a34e0ee01"
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_ids_agree_with_libsodium(key: bytes) -> None:
     blake2b = nacl.bindings.crypto_generichash_blake2b_salt_personal

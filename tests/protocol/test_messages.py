@@ -254,7 +254,7 @@ GARBAGE: list[tuple[bytes, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("raw", "codes"), GARBAGE, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("raw", "codes"), GARBAGE, ids=[repr(raw)[:40] for raw, _ in GARBAGE])
 def test_garbage(raw: bytes, codes: set[str]) -> None:
     for decode in (
         lambda: api.decode_body(api.UserCredentials, raw),

@@ -2,7 +2,9 @@
 
 `send` and `end` never wait, so that a slow client holds up nobody else.  A queue that is full means
 a client that does not read: its connection is cut, the queue never grows.  `end` says why in an
-ERROR, closes, and cuts the connection when the client does not go along in time.
+ERROR, closes, and cuts the connection when the client does not go along in time.  It takes
+the reading side out of its wait first: only then does aiohttp wait for the client's side of the
+close, and a client that is still sending gets to read the ERROR instead of a reset.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ from collections import deque
 from typing import Final
 
 import structlog
-from aiohttp import web
+from aiohttp import WSMessage, web
 
 from wavry_peer.protocol.signaling import Error, Message, encode_message
 
@@ -72,8 +74,25 @@ class Connection:
         self._max_bytes = queue_bytes
         self._send_timeout_s = send_timeout_s
         self._wake = asyncio.Event()
+        self._receiving: asyncio.Timeout | None = None
+        self._not_receiving = asyncio.Event()
+        self._not_receiving.set()
         self._close_code: int | None = None
         self._cutter: asyncio.TimerHandle | None = None
+
+    async def receive(self) -> WSMessage | None:
+        """The next message of the client; None once the connection ends."""
+        if self.cause is not None:
+            return None
+        self._not_receiving.clear()
+        try:
+            async with asyncio.timeout(None) as self._receiving:
+                return await self._ws.receive()
+        except TimeoutError:
+            return None
+        finally:
+            self._receiving = None
+            self._not_receiving.set()
 
     def send(self, message: Message) -> bool:
         """Queue a message; False where the connection is ending."""
@@ -96,7 +115,10 @@ class Connection:
             self._put(encode_message(error))
         self._close_code = close_code
         self._wake.set()
-        self._cutter = asyncio.get_running_loop().call_later(END_GRACE_S, self._transport.abort)
+        loop = asyncio.get_running_loop()
+        self._cutter = loop.call_later(END_GRACE_S, self._transport.abort)
+        if self._receiving is not None:
+            self._receiving.reschedule(loop.time())
 
     def cut(self, cause: str) -> None:
         """End the connection at once, without a word."""
@@ -120,6 +142,7 @@ class Connection:
                     async with asyncio.timeout(self._send_timeout_s):
                         await self._ws.send_str(text)
                 if self._close_code is not None:
+                    await self._not_receiving.wait()
                     await self._ws.close(code=self._close_code)
                     return
         except TimeoutError:

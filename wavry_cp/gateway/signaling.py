@@ -50,7 +50,6 @@ RELAY_REQUESTS_AT_ONCE: Final = 4
 """A relay request may wait for the master; candidates behind it must not."""
 RECEIVE_BYTES: Final = 2 * c.MAX_SIGNALING_FRAME_BYTES
 """A frame between the limit and this gets an ERROR first; a larger one is not even read."""
-MAX_TIMER_S: Final = 86_400.0
 
 _log = structlog.get_logger(__name__)
 
@@ -122,7 +121,7 @@ class Signaling:
         self._hub.add(connection)
         writer = asyncio.create_task(connection.write())
         try:
-            await self._converse(connection, ws)
+            await self._converse(connection)
         finally:
             self._hub.remove(connection)
             await connection.finish(writer)
@@ -130,15 +129,15 @@ class Signaling:
             self._metrics.connections_closed.labels(connection.cause).inc()
         return ws
 
-    async def _converse(self, connection: Connection, ws: web.WebSocketResponse) -> None:
+    async def _converse(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self._config.bind_timeout_s, self._bind_timeout, connection)
         waiting: set[asyncio.Task[None]] = set()
         try:
-            username, expires_at = await self._bind(connection, ws)
+            username, expires_at = await self._bind(connection)
             timer.cancel()
             timer = self._expiry_timer(connection, expires_at)
-            await self._read(connection, ws, username, waiting)
+            await self._read(connection, username, waiting)
         except _Ended:
             pass
         except StoreUnavailableError as error:
@@ -158,8 +157,8 @@ class Signaling:
 
     # -- binding ----------------------------------------------------------------------------
 
-    async def _bind(self, connection: Connection, ws: web.WebSocketResponse) -> tuple[str, int]:
-        message = self._decode(await _next_frame(connection, ws))
+    async def _bind(self, connection: Connection) -> tuple[str, int]:
+        message = self._decode(await _next_frame(connection))
         if isinstance(message, MessageError):
             self._fail_frame(connection, message)
             raise _Ended
@@ -185,9 +184,7 @@ class Signaling:
         self._fail(connection, CLOSE_BIND_TIMEOUT, "bind_timeout", "no BIND came in time")
 
     def _expiry_timer(self, connection: Connection, expires_at: int) -> asyncio.TimerHandle:
-        # A far expiry is checked again at the next day's BIND or by the sweep of the tokens; a
-        # timer of years would overflow some event loops.
-        left_s = min(max(0.0, expires_at - self._clock.wall_s()), MAX_TIMER_S * 365)
+        left_s = max(0.0, expires_at - self._clock.wall_s())
         return asyncio.get_running_loop().call_later(left_s, end_for_token, connection)
 
     # -- reading ----------------------------------------------------------------------------
@@ -195,13 +192,12 @@ class Signaling:
     async def _read(
         self,
         connection: Connection,
-        ws: web.WebSocketResponse,
         username: str,
         waiting: set[asyncio.Task[None]],
     ) -> None:
         bad, flood = Strikes(BAD_FRAMES_ALLOWED), Strikes(FLOOD_ALLOWED)
         while True:
-            frame = await _next_frame(connection, ws)
+            frame = await _next_frame(connection)
             now_s = self._clock.monotonic_s()
             if self._message_limit.check(username, now_s):
                 self._metrics.limited.labels("message").inc()
@@ -322,9 +318,8 @@ class Signaling:
         self._fail(connection, CLOSE_TOO_BIG if too_big else CLOSE_ABUSE, error.code, str(error))
 
 
-async def _next_frame(connection: Connection, ws: web.WebSocketResponse) -> str | MessageError:
-    while connection.cause is None:
-        message = await ws.receive()
+async def _next_frame(connection: Connection) -> str | MessageError:
+    while (message := await connection.receive()) is not None:
         if message.type is WSMsgType.TEXT:
             text: str = message.data
             return text

@@ -1,0 +1,130 @@
+"""Writes the generated pages of docs/: configuration.md, commands.md and metrics.md.
+
+Run by ``make docs``; tests/docs fails when a page is not what the code gives.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+
+from wavry_cp.admin.cli import app as wavryctl
+from wavry_cp.gateway.cli import app as wavry_gateway
+from wavry_cp.gateway.config import GatewayConfig
+from wavry_cp.gateway.metrics import GatewayMetrics
+from wavry_cp.master.cli import app as wavry_master
+from wavry_cp.master.config import MasterConfig
+from wavry_cp.master.metrics import MasterMetrics
+from wavry_peer.cli import app as wavry_peer
+from wavry_peer.settings import describe
+from wavry_relay.cli import app as wavry_relay
+from wavry_relay.config import RelayConfig
+from wavry_relay.metrics import CATALOGUE as RELAY_METRICS
+
+__all__ = ["PAGES", "render"]
+
+GENERATED = "<!-- Made by `make docs` from the code; edit there. -->\n\n"
+ROLES = {"Relay": RelayConfig, "Master": MasterConfig, "Gateway": GatewayConfig}
+COMMANDS = {
+    "wavryctl": wavryctl,
+    "wavry-peer": wavry_peer,
+    "wavry-relay": wavry_relay,
+    "wavry-gateway": wavry_gateway,
+    "wavry-master": wavry_master,
+}
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def configuration() -> str:
+    """The configuration reference."""
+    parts = [
+        GENERATED,
+        "# Configuration\n\nEvery role reads environment variables. A value that does not fit ends "
+        "the start with one line for each variable (exit status 2); the value itself is never "
+        "printed.\n",
+    ]
+    for role, kind in ROLES.items():
+        rows = [
+            (f"`{row.variable}`", row.type, row.default or "–", row.unit or "–", row.doc)
+            for row in describe(kind)
+        ]
+        parts.append(f"\n## {role}\n\n")
+        parts.append(_table(("variable", "type", "default", "unit", "meaning"), rows))
+    return "".join(parts)
+
+
+def _walk(command: click.Command, path: str) -> list[str]:
+    parts = []
+    # typer vendors its own copy of click's group class: ask for what it can do, not what it is.
+    subcommands: dict[str, click.Command] = getattr(command, "commands", {})
+    if not subcommands:
+        parts.append(f"\n### `{path}`\n\n{_help_text(command)}\n")
+        rows = [
+            (f"`{'`, `'.join(option.opts)}`", _option_help(option))
+            for option in command.params
+            if option.name not in ("help", "install_completion", "show_completion")
+        ]
+        if rows:
+            parts.append("\n" + _table(("option", "meaning"), rows))
+    for name in sorted(subcommands):
+        parts += _walk(subcommands[name], f"{path} {name}")
+    return parts
+
+
+def _help_text(command: click.Command) -> str:
+    return (command.help or "").replace("\b\n", "").strip()
+
+
+def _option_help(option: Any) -> str:
+    return str(getattr(option, "help", None) or "")
+
+
+def commands() -> str:
+    """The reference of all commands."""
+    parts = [GENERATED, "# Commands\n"]
+    for name, app in COMMANDS.items():
+        parts.append(f"\n## {name}\n")
+        parts += _walk(typer.main.get_command(app), name)
+    return "".join(parts)
+
+
+def metrics() -> str:
+    """The catalogue of metrics."""
+    parts = [GENERATED, "# Metrics\n\nPrometheus text at `/metrics` of each service.\n"]
+    registries = {"Master": MasterMetrics().registry, "Gateway": GatewayMetrics().registry}
+    catalogues = {"Relay": [(metric.name, metric.type, metric.help) for metric in RELAY_METRICS]}
+    for role, registry in registries.items():
+        catalogues[role] = [
+            (family.name + ("_total" if family.type == "counter" else ""), family.type,
+             family.documentation)
+            for family in registry.collect()
+        ]  # fmt: skip
+    for role, catalogue in catalogues.items():
+        parts.append(f"\n## {role}\n\n")
+        rows = [(f"`{name}`", kind, text) for name, kind, text in catalogue]
+        parts.append(_table(("metric", "type", "meaning"), rows))
+    return "".join(parts)
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "commands.md": commands,
+    "metrics.md": metrics,
+}
+
+
+def render(directory: Path) -> None:
+    """Write every page into `directory`."""
+    for name, page in PAGES.items():
+        (directory / name).write_text(page())
+
+
+if __name__ == "__main__":
+    render(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

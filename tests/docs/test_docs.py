@@ -1,0 +1,93 @@
+"""The documents say what is true of the code."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from types import ModuleType
+
+import click
+import pytest
+import typer
+from system_support import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+README = (REPOSITORY / "README.md").read_text()
+
+
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATE = load_generator()
+
+
+def leaf_commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    subcommands = getattr(command, "commands", {})
+    if not subcommands:
+        yield path, command
+    for name, sub in subcommands.items():
+        yield from leaf_commands(sub, f"{path} {name}")
+
+
+COMMANDS = [
+    pytest.param(path, command, id=path)
+    for name, app in GENERATE.COMMANDS.items()
+    for path, command in leaf_commands(typer.main.get_command(app), name)
+]
+
+
+@pytest.mark.parametrize("page", sorted(GENERATE.PAGES))
+def test_generated_page_is_what_the_code_gives(page: str) -> None:
+    assert (DOCS / page).read_text() == GENERATE.PAGES[page](), "run `make docs` and commit"
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_each_command_has_help_with_an_example(path: str, command: click.Command) -> None:
+    text = command.help or ""
+    assert len(text) > 20
+    assert "Example" in text, f"{path} has no example"
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_each_wavryctl_and_peer_command_has_json(path: str, command: click.Command) -> None:
+    if not path.startswith(("wavryctl", "wavry-peer")):
+        pytest.skip("services run in the foreground; they have a ready file instead")
+    assert "--json" in {name for option in command.params for name in option.opts}
+
+
+@pytest.mark.parametrize(
+    "document", [README, *(path.read_text() for path in sorted(DOCS.glob("*.md")))]
+)
+def test_commands_and_links_in_documents_exist(document: str) -> None:
+    known = {path for path, _ in ((p.values[0], p) for p in COMMANDS)}
+    for block in re.findall(r"```(?:sh|console)\n(.*?)```", document, re.DOTALL):
+        for line in block.splitlines():
+            words = line.removeprefix("$ ").split()
+            if not words or words[0] not in GENERATE.COMMANDS:
+                continue
+            path = " ".join(word for word in words if re.fullmatch(r"[a-z-]+", word))
+            assert any(path.startswith(name) for name in known) or "--version" in line, line
+    for target in re.findall(r"\]\(([^)#:]+)\)", document):
+        assert (REPOSITORY / target).exists() or (DOCS / target).exists(), target
+
+
+def test_readme_names_both_commands_and_every_make_target_it_uses() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    assert "make demo" in README
+    assert "make test" in README
+
+
+def test_every_setting_variable_that_documents_name_exists() -> None:
+    reference = GENERATE.configuration()
+    others = {"WAVRY_GATEWAY_URL", "WAVRY_MASTER_URL", "WAVRY_ADMIN_TOKEN", "WAVRY_DEV_DIR",
+              "WAVRY_ADMIN_TOKEN_FILE", "WAVRY_PASSWORD", "WAVRY_PEER_HOME"}  # fmt: skip
+    for document in (README, *(path.read_text() for path in DOCS.glob("*.md"))):
+        for variable in set(re.findall(r"\bWAVRY_[A-Z0-9_]*[A-Z0-9]\b", document)):
+            assert variable in reference or variable in others, variable

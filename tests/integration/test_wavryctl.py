@@ -1,0 +1,203 @@
+"""wavryctl against a real system."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peers_support import echo_one, two_peers
+from system_support import (
+    RunningSystem,
+    clean_environment,
+    get_json,
+    is_alive,
+    running_system,
+    wait_until,
+)
+
+import wavry_peer
+
+pytestmark = pytest.mark.xdist_group("system")
+
+
+def relay_state(system: RunningSystem) -> str:
+    (relay,) = system.ctl_json("relays", "list")["relays"]
+    return str(relay["state"])
+
+
+def test_status_shows_every_service_as_ready(system: RunningSystem) -> None:
+    answer = system.ctl_json("status")
+    assert answer["ok"] is True
+    assert sorted(row["service"] for row in answer["services"]) == ["gateway", "master", "relay"]
+    table = system.ctl("status").stdout
+    assert "gateway" in table
+    assert system.relay["relay_id"][:8] in table
+
+
+def test_dev_json_has_what_other_tools_read(system: RunningSystem) -> None:
+    description = system.description
+    assert set(description) == {
+        "gateway_url", "master_url", "service_token_file", "admin_token_file", "relays",
+    }  # fmt: skip
+    assert set(system.relay) == {"relay_id", "udp", "ops_url", "pid"}
+    for name in ("service_token_file", "admin_token_file"):
+        assert Path(description[name]).stat().st_mode & 0o777 == 0o600
+    assert is_alive(system.relay["pid"])
+
+
+def test_lists(system: RunningSystem, users: Any) -> None:
+    user = users.new("carol")
+    assert user["credentials"][0] in {
+        row["username"] for row in system.ctl_json("users", "list")["users"]
+    }
+    assert user["credentials"][0] in system.ctl("users", "list").stdout
+    keys = system.ctl_json("keys", "list")
+    assert [key["status"] for key in keys["keys"]] == ["active"]
+    assert keys["keys"][0]["kid"] in system.ctl("keys", "list").stdout
+    assert system.relay["relay_id"][:12] in system.ctl("relays", "list").stdout
+
+
+async def test_a_drained_relay_gets_no_new_session_and_keeps_the_live_one(
+    system: RunningSystem, pair: Any, users: Any
+) -> None:
+    third = await asyncio.to_thread(users.new, "dave")
+    relay_id = system.relay["relay_id"]
+    async with two_peers(system.gateway_url, *pair) as (alice, bob):
+        await asyncio.to_thread(system.ctl, "relays", "drain", relay_id)
+        try:
+            assert await asyncio.to_thread(relay_state, system) == "DRAINING"
+            await asyncio.to_thread(
+                wait_until, lambda: system.health()["state"] == "draining", what="relay drains"
+            )
+            await echo_one(alice, bob, b"a live session goes on while its relay drains")
+            caller, callee = third, pair[1]
+            async with wavry_peer.listen(system.gateway_url, accept="all", **callee):
+                with pytest.raises(wavry_peer.PeerError) as caught:
+                    async with wavry_peer.connect(
+                        system.gateway_url, callee["credentials"][0], timeout_s=8, **caller
+                    ):
+                        pass
+            assert "relay" in str(caught.value).lower()
+        finally:
+            await asyncio.to_thread(system.ctl, "relays", "undrain", relay_id)
+        await asyncio.to_thread(
+            wait_until, lambda: relay_state(system) == "ACTIVE", what="relay is active again"
+        )
+        await asyncio.to_thread(
+            wait_until, lambda: system.health()["state"] == "ready", what="relay is ready again"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "code"),
+    [
+        (("relays", "drain", "rly-does-not-exist"), 1, "unknown_relay"),
+        (("--master-url", "http://127.0.0.1:9", "relays", "list"), 3, "unreachable"),
+        (("--master-url", "http://127.0.0.1:9", "status"), 3, None),
+        (("--gateway-url", "not a url", "users", "list"), 3, "unreachable"),
+    ],
+)
+def test_failures_have_a_code_a_message_and_an_exit_code(
+    system: RunningSystem, arguments: tuple[str, ...], exit_code: int, code: str | None
+) -> None:
+    done = system.ctl(*arguments, "--json", check=False)
+    assert done.returncode == exit_code
+    assert "Traceback" not in done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    if code is not None:
+        assert answer["error"] == code
+        assert answer["message"]
+
+
+def test_a_wrong_admin_token_exits_with_4(system: RunningSystem, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("x" * 43)
+    token.chmod(0o600)
+    done = system.ctl("--admin-token-file", str(token), "relays", "list", check=False)
+    assert done.returncode == 4
+    assert "x" * 43 not in done.stdout + done.stderr
+
+
+def test_keys_init_never_overwrites(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wavry_cp.admin", "keys", "init", "--keys-dir",
+               str(tmp_path / "keys"), "--json"]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    assert first.returncode == 0, first.stderr
+    made = json.loads(first.stdout)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()}
+    for path in (tmp_path / "keys").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+    second = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    assert second.returncode == 1
+    assert json.loads(second.stdout)["error"] == "keys_not_made"
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()}
+    assert made["root_public_key"] not in (tmp_path / "keys" / "root.key").read_text()
+
+
+def test_two_systems_do_not_collide_and_leave_nothing_behind(
+    system: RunningSystem, tmp_path: Path
+) -> None:
+    def segments() -> set[str]:
+        return {path.name for path in Path("/dev/shm").iterdir() if "wavry" in path.name}
+
+    before = segments()
+    with running_system(tmp_path / "second", relays=2, workers=1) as second:
+        assert len(second.ctl_json("relays", "list")["relays"]) == 2
+        assert second.ctl_json("status")["ok"]
+        ids = {relay["relay_id"] for relay in second.description["relays"]}
+        assert system.relay["relay_id"] not in ids
+        pids = [relay["pid"] for relay in second.description["relays"]]
+        pids += [second.service_pid(name) for name in ("gateway", "master")]
+        pids += second.worker_pids(0) + second.worker_pids(1)
+        same_place = subprocess.run(
+            [sys.executable, "-m", "wavry_cp.admin", "dev", "up", "--json", "--data",
+             str(second.directory)],
+            capture_output=True, text=True, timeout=60, env=clean_environment(),
+        )  # fmt: skip
+        assert same_place.returncode == 1
+        assert json.loads(same_place.stdout)["error"] == "already_running"
+        assert second.ctl_json("status")["ok"], "the refused start did no harm"
+    for pid in pids:
+        assert not is_alive(pid)
+    assert segments() <= before
+    assert not (tmp_path / "second" / "dev.json").exists()
+
+
+def test_kill_9_of_dev_up_ends_its_services(tmp_path: Path) -> None:
+    with running_system(tmp_path / "data", workers=1) as system:
+        pids = [system.relay["pid"], *system.worker_pids()]
+        pids += [system.service_pid(name) for name in ("gateway", "master")]
+        os.kill(system.process.pid, signal.SIGKILL)
+        system.process.wait()
+        for pid in pids:
+            wait_until(lambda pid=pid: not is_alive(pid), what=f"process {pid} ends")
+
+
+def test_a_service_that_dies_ends_dev_up_with_its_name(tmp_path: Path) -> None:
+    with running_system(tmp_path / "data", workers=1) as system:
+        os.kill(system.service_pid("master"), signal.SIGKILL)
+        wait_until(lambda: system.process.poll() is not None, what="dev up ends")
+        assert system.process.returncode == 1
+        output, _ = system.process.communicate()
+        assert "master ended" in output
+
+
+def test_the_same_data_comes_up_again_with_its_users_and_keys(tmp_path: Path) -> None:
+    from peers_support import new_user
+
+    with running_system(tmp_path / "data", workers=1) as system:
+        user = new_user(system.gateway_url, tmp_path, "erin")
+        keys = system.ctl_json("keys", "list")["keys"]
+        relay_id = system.relay["relay_id"]
+    with running_system(tmp_path / "data", workers=1) as system:
+        assert system.ctl_json("keys", "list")["keys"] == keys
+        assert system.relay["relay_id"] == relay_id
+        assert user["credentials"][0] in {
+            row["username"] for row in system.ctl_json("users", "list")["users"]
+        }
+        assert get_json(system.gateway_url + "/ready")

@@ -1,0 +1,54 @@
+"""Two real peers with a session between them, for the integration and fault tests."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import wavry_peer
+from wavry_peer.gateway import GatewayClient
+
+
+def new_user(gateway_url: str, directory: Path, name: str) -> dict[str, Any]:
+    """A fresh account: arguments of `connect` and `listen`."""
+    username = f"{name}-{secrets.token_hex(4)}"
+    password = secrets.token_urlsafe(16)
+
+    async def register() -> None:
+        async with GatewayClient(gateway_url) as gateway:
+            await gateway.register(username, password)
+
+    asyncio.run(register())
+    return {"credentials": (username, password), "home": directory / username}
+
+
+@contextlib.asynccontextmanager
+async def two_peers(
+    gateway_url: str, caller: dict[str, Any], callee: dict[str, Any]
+) -> AsyncIterator[tuple[wavry_peer.Session, wavry_peer.Session]]:
+    async with wavry_peer.listen(
+        gateway_url, accept={caller["credentials"][0]}, **callee
+    ) as listener:
+        taking = asyncio.create_task(anext(aiter(listener)))
+        async with wavry_peer.connect(gateway_url, callee["credentials"][0], **caller) as session:
+            async with asyncio.timeout(20):
+                taken = await taking
+            async with taken:
+                yield session, taken
+
+
+async def echo_one(a: wavry_peer.Session, b: wavry_peer.Session, text: bytes) -> None:
+    """One datagram each way; repeated, because a datagram may be lost."""
+    for sender, receiver in ((a, b), (b, a)):
+        async with asyncio.timeout(15):
+            while True:
+                await sender.send(text)
+                try:
+                    async with asyncio.timeout(1):
+                        while await receiver.receive() != text:
+                            pass
+                    break
+                except TimeoutError:
+                    continue

@@ -1,0 +1,5 @@
+"""`python -m wavry_relay` is `wavry-relay`."""
+
+from .cli import main
+
+main()

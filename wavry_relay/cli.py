@@ -1,0 +1,176 @@
+"""`wavry-relay`: run a relay, show its identity, ask or drain a running one."""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from wavry_peer import logs
+from wavry_peer.protocol import base64url
+from wavry_peer.protocol.errors import LocalError
+from wavry_peer.protocol.keyset import relay_id
+from wavry_peer.settings import SettingsError, load
+
+from .config import RelayConfig
+from .identity import StateDirectory
+from .ops import CONTROL_SOCKET_NAME
+from .supervisor import Supervisor, relay_version
+
+__all__ = ["app", "main"]
+
+_EXIT_SETTINGS: Final = 2
+_EXIT_FAILURE: Final = 1
+_CONTROL_TIMEOUT_S: Final = 5.0
+
+app = typer.Typer(
+    name="wavry-relay",
+    help="Forward end-to-end encrypted datagrams for as long as a lease allows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the identity and the key set [WAVRY_RELAY_STATE_DIR]."),
+]
+
+
+def _fail(error: Exception, code: int) -> typer.Exit:
+    for line in str(error).splitlines():
+        typer.echo(f"wavry-relay: {line}", err=True)
+    return typer.Exit(code)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the flag
+    if wanted:
+        typer.echo(f"wavry-relay {relay_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="UDP address to serve; may be repeated [WAVRY_RELAY_LISTEN]."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Worker processes, 0 = one for each core [WAVRY_RELAY_WORKERS]."),
+    ] = None,
+    master_url: Annotated[
+        str | None, typer.Option(help="Base URL of the master [WAVRY_RELAY_MASTER_URL].")
+    ] = None,
+    state_dir: StateDir = None,
+    ops_listen: Annotated[
+        str | None,
+        typer.Option(help="Address of /health, /ready, /metrics [WAVRY_RELAY_OPS_LISTEN]."),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, reference or native [WAVRY_RELAY_ENGINE].")
+    ] = None,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(help="Write a JSON file here once the relay serves."),
+    ] = None,
+) -> None:
+    """Run a relay until SIGTERM or Ctrl-C.
+
+    Example: WAVRY_RELAY_ROOT_KEY=… wavry-relay run --master-url http://127.0.0.1:8091
+    """
+    try:
+        config = load(
+            RelayConfig,
+            os.environ,
+            listen=tuple(listen) if listen else None,
+            workers=workers,
+            master_url=master_url,
+            state_dir=state_dir,
+            ops_listen=ops_listen,
+            engine=engine,
+        )
+        logs.configure("relay", level=config.log_level)
+        asyncio.run(Supervisor(config, ready_file=ready_file).run())
+    except SettingsError as error:
+        raise _fail(error, _EXIT_SETTINGS) from error
+    except LocalError as error:
+        raise _fail(error, _EXIT_FAILURE) from error
+
+
+@app.command()
+def identity(state_dir: StateDir = None) -> None:
+    """Show the relay's id and public key; makes the key on first use.
+
+    Example: wavry-relay identity --state-dir /var/lib/wavry-relay
+    """
+    try:
+        key = StateDirectory(_state_path(state_dir)).identity()
+    except LocalError as error:
+        raise _fail(error, _EXIT_FAILURE) from error
+    facts = {
+        "relay_id": relay_id(key.public_key),
+        "public_key": base64url.encode(key.public_key),
+    }
+    typer.echo(json.dumps(facts, indent=2))
+
+
+def _state_path(given: Path | None) -> Path:
+    # Only this one setting matters here; the guards of `run` must not stand in the way.
+    default = RelayConfig.__dataclass_fields__["state_dir"].default
+    return (given or Path(os.environ.get("WAVRY_RELAY_STATE_DIR") or str(default))).expanduser()
+
+
+def _control_command(name: str, text: str) -> Callable[..., None]:
+    def command(state_dir: StateDir = None) -> None:
+        try:
+            answer = _ask(_state_path(state_dir) / CONTROL_SOCKET_NAME, name)
+        except LocalError as error:
+            raise _fail(error, _EXIT_FAILURE) from error
+        typer.echo(json.dumps(answer, indent=2))
+
+    command.__doc__ = f"{text}\n\nExample: wavry-relay {name} --state-dir /var/lib/wavry-relay"
+    return command
+
+
+def _ask(path: Path, name: str) -> Any:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_CONTROL_TIMEOUT_S)
+        try:
+            sock.connect(str(path))
+            sock.sendall(json.dumps({"command": name}).encode() + b"\n")
+            with sock.makefile("rb") as answers:
+                line = answers.readline()
+        except OSError as error:
+            raise LocalError(
+                f"no relay answers at {path} ({error}); is it running with this state directory?"
+            ) from error
+    if not line:
+        raise LocalError("the relay closed the control socket without an answer")
+    return json.loads(line)
+
+
+app.command("status")(_control_command("status", "Show the state of the running relay."))
+app.command("drain")(
+    _control_command("drain", "Take no new sessions; live ones go on and are renewed.")
+)
+app.command("undrain")(_control_command("undrain", "Take new sessions again after `drain`."))
+
+
+def main() -> None:
+    """Entry point of `wavry-relay`."""
+    app(prog_name="wavry-relay")

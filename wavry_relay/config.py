@@ -1,0 +1,319 @@
+"""Settings of the relay: one frozen dataclass, validated once."""
+
+import dataclasses
+import ipaddress
+import os
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from wavry_peer.protocol import base64url
+from wavry_peer.settings import SettingsError, parse_address, setting
+
+from .shm.control import Limits
+from .shm.layout import MAX_SESSIONS, MAX_WORKERS
+
+__all__ = ["ListenAddress", "RelayConfig"]
+
+_MAX_LISTEN_ADDRESSES = 8
+_KBPS_MAX = 2**32 - 1
+
+
+class ListenAddress(NamedTuple):
+    """An IP address without brackets, and a port (0 = any free one)."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can reach it."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every address of the host, and so is none to tell others."""
+        return ipaddress.ip_address(self.host).is_unspecified
+
+
+def _parse_ip(text: str) -> ListenAddress:
+    host, port = parse_address(text)
+    return ListenAddress(str(ipaddress.ip_address(host)), port)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelayConfig:
+    """Settings of `wavry-relay run`.
+
+    Raises:
+        SettingsError: two settings do not fit together, or a guard is not lifted.
+    """
+
+    listen: tuple[str, ...] = setting(
+        "WAVRY_RELAY_LISTEN",
+        ("127.0.0.1:4500",),
+        doc="UDP addresses to serve, IPv4 and [IPv6]; port 0 takes any free one.",
+    )
+    workers: int = setting(
+        "WAVRY_RELAY_WORKERS",
+        0,
+        doc="Worker processes; 0 means one for each core.",
+        minimum=0,
+        maximum=MAX_WORKERS,
+    )
+    state_dir: Path = setting(  # noqa: RUF009 - `setting` makes a dataclass field
+        "WAVRY_RELAY_STATE_DIR",
+        Path("/var/lib/wavry-relay"),
+        doc="Directory of identity.key, keyset.json and the control socket; made with mode 0700.",
+    )
+    master_url: str | None = setting(
+        "WAVRY_RELAY_MASTER_URL",
+        None,
+        doc="Base URL of the master; without it the relay uses the key set in its state directory.",
+    )
+    root_key: str | None = setting(
+        "WAVRY_RELAY_ROOT_KEY",
+        None,
+        doc="Pinned root public key (base64url, from `wavryctl keys`); every key set must be signed"
+        " by it.",
+    )
+    root_key_file: Path | None = setting(  # noqa: RUF009 - as above
+        "WAVRY_RELAY_ROOT_KEY_FILE",
+        None,
+        doc="File that holds the pinned root public key, instead of WAVRY_RELAY_ROOT_KEY.",
+    )
+    ops_listen: str = setting(
+        "WAVRY_RELAY_OPS_LISTEN",
+        "127.0.0.1:4501",
+        doc="Address of /health, /ready and /metrics.",
+    )
+    advertise: tuple[str, ...] = setting(
+        "WAVRY_RELAY_ADVERTISE",
+        (),
+        doc="Addresses told to the master and by it to peers; default: the listen addresses.",
+    )
+    region: str | None = setting(
+        "WAVRY_RELAY_REGION", None, doc="Region told to the master, e.g. eu-central."
+    )
+    max_sessions: int = setting(
+        "WAVRY_RELAY_MAX_SESSIONS",
+        10_000,
+        doc="Sessions at a time; each takes about 640 bytes of shared memory.",
+        minimum=1,
+        maximum=MAX_SESSIONS,
+    )
+    max_bitrate_kbps: int = setting(
+        "WAVRY_RELAY_MAX_BITRATE_KBPS",
+        1_000_000,
+        doc="Limit of everything the relay forwards; 0 means none.",
+        unit="kbit/s",
+        minimum=0,
+        maximum=_KBPS_MAX,
+    )
+    max_pps: int = setting(
+        "WAVRY_RELAY_MAX_PPS",
+        0,
+        doc="Limit of the datagrams the relay forwards; 0 means none.",
+        unit="packets/s",
+        minimum=0,
+        maximum=_KBPS_MAX,
+    )
+    session_kbps: int = setting(
+        "WAVRY_RELAY_SESSION_KBPS",
+        0,
+        doc="Hard limit of a session, both directions together; 0 means the hard limits of its two"
+        " leases alone.",
+        unit="kbit/s",
+        minimum=0,
+        maximum=_KBPS_MAX,
+    )
+    ip_per_s: int = setting(
+        "WAVRY_RELAY_IP_PER_S",
+        50,
+        doc="Control packets (leases, STUN) from one IPv4 address or IPv6 /64.",
+        unit="packets/s",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    ip_burst: int = setting(
+        "WAVRY_RELAY_IP_BURST",
+        100,
+        doc="Control packets from one address that may come at once.",
+        unit="packets",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    identity_per_s: int = setting(
+        "WAVRY_RELAY_IDENTITY_PER_S",
+        5,
+        doc="Accepted leases of one identity.",
+        unit="leases/s",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    identity_burst: int = setting(
+        "WAVRY_RELAY_IDENTITY_BURST",
+        20,
+        doc="Leases of one identity that may come at once.",
+        unit="leases",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    not_before_skew_s: int = setting(
+        "WAVRY_RELAY_NBF_SKEW_S",
+        30,
+        doc="How far ahead a lease's nbf may be (clock difference); exp has no tolerance.",
+        unit="s",
+        minimum=0,
+        maximum=300,
+    )
+    socket_buffer_bytes: int = setting(
+        "WAVRY_RELAY_SOCKET_BUFFER_BYTES",
+        4 * 1024 * 1024,
+        doc="Receive and send buffer of each worker's socket; the kernel's net.core.rmem_max and"
+        " wmem_max bound it.",
+        unit="bytes",
+        minimum=4096,
+        maximum=2**30,
+    )
+    hang_timeout_s: float = setting(
+        "WAVRY_RELAY_HANG_TIMEOUT_S",
+        5.0,
+        doc="A worker whose packet loop is silent this long is aborted and replaced.",
+        unit="s",
+        minimum=0.5,
+        maximum=600,
+    )
+    drain_timeout_s: float = setting(
+        "WAVRY_RELAY_DRAIN_TIMEOUT_S",
+        0.0,
+        doc="How long SIGTERM waits for live sessions to end before the relay stops.",
+        unit="s",
+        minimum=0,
+        maximum=86_400,
+    )
+    engine: str = setting(
+        "WAVRY_RELAY_ENGINE", "auto", doc="Packet engine: auto, reference or native."
+    )
+    allow_public_bind: bool = setting(
+        "WAVRY_RELAY_ALLOW_PUBLIC_BIND",
+        default=False,
+        doc="Allow listen addresses that other hosts can reach.",
+    )
+    allow_insecure_dev: bool = setting(
+        "WAVRY_RELAY_ALLOW_INSECURE_DEV",
+        default=False,
+        doc="Start without a pinned root key and trust the first key set the master gives."
+        " Never in production.",
+    )
+    log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
+
+    def __post_init__(self) -> None:
+        faults = [*self._address_faults(), *self._other_faults()]
+        if faults:
+            raise SettingsError("\n".join(faults))
+
+    def _address_faults(self) -> list[str]:
+        faults = []
+        for variable, texts in (
+            ("WAVRY_RELAY_LISTEN", self.listen),
+            ("WAVRY_RELAY_ADVERTISE", self.advertise),
+            ("WAVRY_RELAY_OPS_LISTEN", (self.ops_listen,)),
+        ):
+            for text in texts:
+                try:
+                    _parse_ip(text)
+                except ValueError:
+                    faults.append(f"{variable} must have IP:PORT or [IPV6]:PORT, not a host name")
+        if not 1 <= len(self.listen) <= _MAX_LISTEN_ADDRESSES:
+            faults.append(f"WAVRY_RELAY_LISTEN must name 1 to {_MAX_LISTEN_ADDRESSES} addresses")
+        if faults:
+            return faults
+        return self._guards()
+
+    def _guards(self) -> list[str]:
+        faults = []
+        listen = self.listen_addresses
+        if not self.allow_public_bind and not all(address.is_loopback for address in listen):
+            faults.append(
+                "WAVRY_RELAY_LISTEN has an address that other hosts can reach; if that is meant,"
+                " set WAVRY_RELAY_ALLOW_PUBLIC_BIND=1"
+            )
+        told = [_parse_ip(text) for text in self.advertise]
+        if any(address.is_wildcard or not address.port for address in told):
+            faults.append("WAVRY_RELAY_ADVERTISE must not have a wildcard address or port 0")
+        if self.master_url and not told and any(address.is_wildcard for address in listen):
+            faults.append(
+                "WAVRY_RELAY_ADVERTISE must be set: WAVRY_RELAY_LISTEN has a wildcard address,"
+                " which peers cannot be told"
+            )
+        return faults
+
+    def _other_faults(self) -> list[str]:
+        faults = []
+        if self.root_key and self.root_key_file:
+            faults.append("set WAVRY_RELAY_ROOT_KEY or WAVRY_RELAY_ROOT_KEY_FILE, not both")
+        if not self.root_key and not self.root_key_file and not self.allow_insecure_dev:
+            faults.append(
+                "WAVRY_RELAY_ROOT_KEY must be set: without a pinned root key anybody who answers"
+                " for the master could sign leases (for a test on one's own machine:"
+                " WAVRY_RELAY_ALLOW_INSECURE_DEV=1)"
+            )
+        if self.engine not in ("auto", "reference", "native"):
+            faults.append("WAVRY_RELAY_ENGINE must be auto, reference or native")
+        if self.log_level.lower() not in ("debug", "info", "warning", "error"):
+            faults.append("WAVRY_LOG_LEVEL must be debug, info, warning or error")
+        if self.master_url is not None:
+            parts = urlsplit(self.master_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                faults.append("WAVRY_RELAY_MASTER_URL must be an http:// or https:// URL")
+        return faults
+
+    @property
+    def listen_addresses(self) -> tuple[ListenAddress, ...]:
+        """`listen`, parsed."""
+        return tuple(_parse_ip(text) for text in self.listen)
+
+    @property
+    def ops_address(self) -> ListenAddress:
+        """`ops_listen`, parsed."""
+        return _parse_ip(self.ops_listen)
+
+    @property
+    def worker_count(self) -> int:
+        """`workers`, or the number of cores this process may use."""
+        return self.workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+
+    @property
+    def limits(self) -> Limits:
+        """Limits for the control block."""
+        return Limits(
+            skew_s=self.not_before_skew_s,
+            global_kbps=self.max_bitrate_kbps,
+            global_pps=self.max_pps,
+            session_kbps=self.session_kbps,
+            ip_per_s=self.ip_per_s,
+            ip_burst=self.ip_burst,
+            identity_per_s=self.identity_per_s,
+            identity_burst=self.identity_burst,
+        )
+
+    def trusted_root(self) -> bytes | None:
+        """The pinned root public key (32 bytes), None in insecure development mode.
+
+        Raises:
+            SettingsError: the key or its file does not fit.
+        """
+        text, source = self.root_key, "WAVRY_RELAY_ROOT_KEY"
+        if self.root_key_file is not None:
+            source = f"WAVRY_RELAY_ROOT_KEY_FILE ({self.root_key_file})"
+            try:
+                text = self.root_key_file.read_text(encoding="ascii")
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{source} cannot be read: {error}") from error
+        if text is None:
+            return None
+        try:
+            return base64url.decode(text.strip(), size=32)
+        except ValueError as error:
+            raise SettingsError(f"{source} is {error}; it must be the root public key") from error

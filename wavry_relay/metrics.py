@@ -1,0 +1,126 @@
+"""The relay's metrics: one catalogue, and the collector that fills it from shared memory.
+
+Documentation, dashboards and alerts are checked against `CATALOGUE`.  No label has a value that
+a remote party can choose.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+__all__ = ["CATALOGUE", "MetricSpec", "RelayCollector", "Sample", "registry"]
+
+Kind = Literal["counter", "gauge"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One metric.  A counter's name ends in ``_total``."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+def _counter(name: str, text: str, *labels: str) -> MetricSpec:
+    return MetricSpec(f"wavry_relay_{name}_total", "counter", text, labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> MetricSpec:
+    return MetricSpec(f"wavry_relay_{name}", "gauge", text, labels)
+
+
+CATALOGUE: Final[tuple[MetricSpec, ...]] = (
+    _gauge("build_info", "Always 1; version of the relay.", "version"),
+    _gauge("engine_info", "Always 1; the packet engine in use.", "engine"),
+    _counter("packets_received", "Datagrams received."),
+    _counter("bytes_received", "Bytes of received datagrams (UDP payload)."),
+    _counter("packets_forwarded", "Datagrams forwarded."),
+    _counter("bytes_forwarded", "Bytes of forwarded datagrams (UDP payload)."),
+    _counter("packets_dropped", "Datagrams dropped, by reason.", "reason"),
+    _counter("soft_limit_packets", "Forwarded datagrams that were over their lease's soft limit."),
+    _counter("leases_presented", "LEASE_PRESENT and LEASE_RENEW packets with a token."),
+    _counter("leases_accepted", "Leases that took a slot."),
+    _counter("leases_reproved", "Accepted leases presented again with a fresh proof."),
+    _counter("leases_repeated", "Repeated ACKs of bearer leases (lost ACK)."),
+    _counter("leases_renewed", "Leases that replaced the one of a taken slot."),
+    _counter("lease_rejects", "LEASE_REJECT answers, by reason.", "reason"),
+    _counter("keepalives", "Empty LEASE_RENEW packets that were answered."),
+    _counter("nat_rebinds", "Slots that moved to a new address with proof of key and path."),
+    _counter("answers_sent", "Answers sent, by type.", "type"),
+    _counter("stun_answers_larger", "STUN answers larger than their bare request."),
+    _counter("token_cache_hits", "Leases whose signature had been verified before."),
+    _counter("internal_errors", "Control packets that ended in an unexpected error."),
+    _gauge("sessions", "Live sessions, by state.", "state"),
+    _gauge("sessions_max", "Sessions that the relay has room for."),
+    _counter("sessions_created", "Sessions whose first peer was accepted."),
+    _counter("sessions_activated", "Sessions whose second peer was accepted."),
+    _counter("sessions_closed", "Sessions that ended, by reason.", "reason"),
+    _gauge("used_leases", "Used leases that are remembered until they expire."),
+    _gauge("used_leases_limit", "Used leases from which on no new lease is taken."),
+    _gauge("shared_memory_bytes", "Size of the shared memory segment."),
+    _gauge("workers", "Worker processes, by state.", "state"),
+    _gauge("worker_heartbeat_age_seconds", "Time since a worker's last heartbeat.", "worker"),
+    _counter("worker_restarts", "Replaced workers, by cause.", "cause"),
+    _gauge("steering_attached", "1 if the kernel steers sessions to workers.", "listen"),
+    _gauge("socket_buffer_bytes", "Buffer of each UDP socket.", "listen", "direction"),
+    _gauge("draining", "1 while no new sessions are taken."),
+    _gauge("keys", "Signing keys in use."),
+    _gauge("keyset_serial", "Serial of the key set in use, 0 without one."),
+    _gauge("keyset_refused", "1 if the last key set from the master was refused."),
+    _gauge("master_state", "1 for the present state of the link to the master.", "state"),
+    _counter("master_registrations", "Registrations with the master, by result.", "result"),
+    _counter("master_heartbeats", "Heartbeats to the master, by result.", "result"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A value of a metric; `labels` in the order of its `MetricSpec`."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+class SampleSource(Protocol):
+    """Where the values come from."""
+
+    def samples(self) -> Iterable[Sample]:
+        """All values of the moment; names without ``wavry_relay_`` and ``_total``."""
+
+
+class RelayCollector(Collector):
+    """Fills the catalogue at each scrape."""
+
+    def __init__(self, source: SampleSource) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric of the catalogue, also those without a value yet."""
+        values: dict[str, list[Sample]] = {}
+        for sample in self._source.samples():
+            values.setdefault(sample.name, []).append(sample)
+        for spec in CATALOGUE:
+            short = spec.name.removeprefix("wavry_relay_").removesuffix("_total")
+            family: CounterMetricFamily | GaugeMetricFamily
+            if spec.kind == "counter":
+                family = CounterMetricFamily(spec.name, spec.help, labels=spec.labels)
+            else:
+                family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
+            for sample in values.pop(short, ()):
+                family.add_metric(sample.labels, sample.value)
+            yield family
+        if values:
+            raise LookupError(f"metrics are not in the catalogue: {sorted(values)}")
+
+
+def registry(source: SampleSource) -> CollectorRegistry:
+    """A registry of its own, with nothing in it but the relay's metrics."""
+    made = CollectorRegistry()
+    made.register(RelayCollector(source))
+    return made

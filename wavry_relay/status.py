@@ -1,0 +1,265 @@
+"""The relay seen from outside: what /health, /ready, /metrics and heartbeats tell.
+
+One object reads the shared memory, the worker pool, the key ring and the master link; the surfaces
+only format what it says.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from wavry_peer.protocol.errors import LocalError
+
+from .clock import Clock
+from .keyring import KeyRing
+from .master_link import MASTER_STATES, Load, MasterLink
+from .metrics import Sample
+from .shm.control import ControlBlock, Drain, EngineKind
+from .shm.counters import totals
+from .shm.segment import Segment
+from .shm.sessions import SessionTable
+from .shm.tags import Tags
+from .shm.used_leases import UsedLeases
+from .sockets import ReuseportGroup
+from .worker_pool import WorkerPool
+
+__all__ = ["RelayStatus"]
+
+_LEASE_COUNTERS: Final = {
+    "lease_presented": "leases_presented",
+    "lease_accepted": "leases_accepted",
+    "lease_reproved": "leases_reproved",
+    "lease_repeated": "leases_repeated",
+    "lease_renewed": "leases_renewed",
+    "nat_rebind": "nat_rebinds",
+    "received_packets": "packets_received",
+    "received_bytes": "bytes_received",
+    "forwarded_packets": "packets_forwarded",
+    "forwarded_bytes": "bytes_forwarded",
+    "session_created": "sessions_created",
+    "session_activated": "sessions_activated",
+}
+"""Counters in shared memory whose metric has another name."""
+
+_BY_LABEL: Final = {
+    "drop_": "packets_dropped",
+    "reject_": "lease_rejects",
+    "session_closed_": "sessions_closed",
+    "sent_": "answers_sent",
+}
+"""Counters that are one metric with a label, by prefix."""
+
+_LOSSES: Final = ("drop_send_blocked", "drop_send_failed", "drop_lock_busy", "drop_global_rate")
+"""What the relay itself loses; limits of a lease and bad packets are the sender's."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class RelayStatus:
+    """Reads the state of a running relay, and drains it."""
+
+    relay_id: str
+    version: str
+    max_bitrate_kbps: int
+    segment: Segment
+    groups: list[ReuseportGroup]
+    pool: WorkerPool
+    keyring: KeyRing
+    clock: Clock
+    link: MasterLink | None = None
+    stopping: bool = False
+    _started_ns: int = field(init=False)
+    _control: ControlBlock = field(init=False)
+    _table: SessionTable = field(init=False)
+    _used: UsedLeases = field(init=False)
+    _last: tuple[int, dict[str, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started_ns = self.clock.now().mono_ns
+        self._control = ControlBlock(self.segment)
+        self._table = SessionTable(self.segment, Tags(self.segment))
+        self._used = UsedLeases(self.segment)
+        self._last = (self._started_ns, totals(self.segment))
+
+    # -- Drain -----------------------------------------------------------------------------------
+
+    @property
+    def drain(self) -> Drain:
+        """Who asked to take no new sessions."""
+        return Drain(self._control.drain)
+
+    def set_drain(self, bit: Drain, *, drain: bool) -> None:
+        """Set or clear one of the reasons to drain."""
+        before = self.drain
+        after = before | bit if drain else before & ~bit
+        if after != before:
+            self._control.drain = int(after)
+            _log.info("drain_changed", draining=bool(after), by=bit.name)
+
+    def drain_by_master(self, *, drain: bool) -> None:
+        """Order of the master; `Orders.drain_by_master`."""
+        self.set_drain(Drain.MASTER, drain=drain)
+
+    def command(self, name: str) -> dict[str, Any]:
+        """Execute a command of the control socket.
+
+        Raises:
+            LocalError: unknown command.
+        """
+        if name in ("drain", "undrain"):
+            self.set_drain(Drain.LOCAL, drain=name == "drain")
+        elif name != "status":
+            raise LocalError("unknown command; use status, drain or undrain")
+        return self.health()
+
+    # -- Surfaces --------------------------------------------------------------------------------
+
+    @property
+    def engine_name(self) -> str:
+        """``reference`` or ``native``."""
+        return EngineKind(self._control.engine).name.lower()
+
+    @property
+    def session_count(self) -> int:
+        """Live sessions."""
+        return sum(self._table.count_states())
+
+    def health(self) -> dict[str, Any]:
+        """Body of /health."""
+        waiting, active = self._table.count_states()
+        now_ns = self.clock.now().mono_ns
+        return {
+            "status": "ok",
+            "relay_id": self.relay_id,
+            "version": self.version,
+            "uptime_s": (now_ns - self._started_ns) // 1_000_000_000,
+            "engine": {"name": self.engine_name, "pure_python": self.engine_name == "reference"},
+            "udp": [group.endpoint for group in self.groups],
+            "workers": {
+                "wanted": self.pool.count,
+                "running": self.pool.running(),
+                "pids": self.pool.pids(),
+                "restarts": dict(self.pool.restarts),
+                "heartbeat_age_ms": [int(age * 1000) for age in self.pool.heartbeat_ages_s()],
+            },
+            "sessions": {
+                "waiting": waiting,
+                "active": active,
+                "max": self.segment.geometry.max_sessions,
+            },
+            "draining": self._drain_names(),
+            "keys": {
+                "serial": self.keyring.serial,
+                "kids": list(self.keyring.key_ids),
+                "refused": self.keyring.refused,
+            },
+            "master": {
+                "state": self.link.state if self.link else "off",
+                "error": self.link.last_error if self.link else None,
+            },
+        }
+
+    def _drain_names(self) -> list[str]:
+        return [bit.name.lower() for bit in Drain if bit & self.drain and bit.name]
+
+    def not_ready(self) -> list[str]:
+        """Why the relay should get no new sessions; empty if it is ready."""
+        reasons = []
+        if self.stopping:
+            reasons.append("stopping")
+        if self.drain:
+            reasons.append("draining")
+        if self.pool.running() < self.pool.count:
+            reasons.append("workers_missing")
+        if not self.keyring.key_ids:
+            reasons.append("no_keys")
+        if self.link is not None and self.link.state != "registered":
+            reasons.append(f"master_{self.link.state}")
+        return reasons
+
+    def measure_load(self) -> Load:
+        """Load since the last call; `Orders.measure_load`."""
+        now_ns = self.clock.now().mono_ns
+        counts = totals(self.segment)
+        last_ns, before = self._last
+        self._last = now_ns, counts
+        elapsed_ms = max(1, (now_ns - last_ns) // 1_000_000)
+        delta = {name: counts[name] - before[name] for name in counts}
+        in_kbps = delta["received_bytes"] * 8 // elapsed_ms
+        out_kbps = delta["forwarded_bytes"] * 8 // elapsed_ms
+        lost = sum(delta[name] for name in _LOSSES)
+        passed = delta["forwarded_packets"] + lost
+        sessions = self.session_count
+        shares = [sessions / self.segment.geometry.max_sessions]
+        if self.max_bitrate_kbps:
+            shares.append(out_kbps / self.max_bitrate_kbps)
+        return Load(
+            load_pct=round(min(100.0, 100 * max(shares)), 2),
+            active_sessions=sessions,
+            bandwidth_in_kbps=in_kbps,
+            bandwidth_out_kbps=out_kbps,
+            packet_loss_pct=round(100 * lost / passed, 3) if passed else 0.0,
+            draining=bool(self.drain),
+        )
+
+    # -- Metrics ---------------------------------------------------------------------------------
+
+    def samples(self) -> Iterator[Sample]:
+        """Values of `metrics.CATALOGUE`."""
+        yield from self._counter_samples()
+        yield from self._table_samples()
+        yield from self._process_samples()
+        yield from self._master_samples()
+
+    def _counter_samples(self) -> Iterator[Sample]:
+        for name, value in totals(self.segment).items():
+            prefix = next((prefix for prefix in _BY_LABEL if name.startswith(prefix)), None)
+            if prefix is not None:
+                label = name.removeprefix(prefix)
+                label = label.removesuffix("s") if prefix == "sent_" else label
+                yield Sample(_BY_LABEL[prefix], value, (label,))
+            elif name == "stun_answers":
+                yield Sample("answers_sent", value, ("stun",))
+            else:
+                yield Sample(_LEASE_COUNTERS.get(name, name), value)
+
+    def _table_samples(self) -> Iterator[Sample]:
+        waiting, active = self._table.count_states()
+        yield Sample("sessions", waiting, ("waiting",))
+        yield Sample("sessions", active, ("active",))
+        yield Sample("sessions_max", self.segment.geometry.max_sessions)
+        yield Sample("used_leases", self._used.count)
+        yield Sample("used_leases_limit", self._used.limit)
+        yield Sample("shared_memory_bytes", self.segment.geometry.total_bytes)
+
+    def _process_samples(self) -> Iterator[Sample]:
+        yield Sample("build_info", 1, (self.version,))
+        yield Sample("engine_info", 1, (self.engine_name,))
+        running = self.pool.running()
+        yield Sample("workers", running, ("running",))
+        yield Sample("workers", self.pool.count - running, ("missing",))
+        for number, age_s in enumerate(self.pool.heartbeat_ages_s()):
+            yield Sample("worker_heartbeat_age_seconds", age_s, (str(number),))
+        for cause in ("died", "hung", "boot_failed"):
+            yield Sample("worker_restarts", self.pool.restarts[cause], (cause,))
+        for group in self.groups:
+            endpoint = group.endpoint
+            yield Sample("steering_attached", group.steering_error is None, (endpoint,))
+            yield Sample("socket_buffer_bytes", group.receive_buffer_bytes, (endpoint, "receive"))
+            yield Sample("socket_buffer_bytes", group.send_buffer_bytes, (endpoint, "send"))
+        yield Sample("draining", bool(self.drain))
+
+    def _master_samples(self) -> Iterator[Sample]:
+        yield Sample("keys", len(self.keyring.key_ids))
+        yield Sample("keyset_serial", self.keyring.serial)
+        yield Sample("keyset_refused", self.keyring.refused is not None)
+        state = self.link.state if self.link else "off"
+        for name in MASTER_STATES:
+            yield Sample("master_state", name == state, (name,))
+        if self.link is not None:
+            for result in ("ok", "failed"):
+                yield Sample("master_registrations", self.link.registrations[result], (result,))
+                yield Sample("master_heartbeats", self.link.heartbeats[result], (result,))

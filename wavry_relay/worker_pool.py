@@ -1,0 +1,293 @@
+"""The worker processes: spawn, reap, watch, replace.
+
+A worker that dies is replaced at once on the same sockets.  Only one that could not even start is
+started again with growing delays, because trying faster would not help.  One whose packet loop
+is silent too long gets SIGABRT (its traceback goes to stderr), then SIGKILL.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from wavry_peer.protocol.errors import LocalError
+
+from .clock import Clock
+from .shm.control import WorkerRow, WorkerState
+from .shm.segment import Segment
+from .sockets import ReuseportGroup
+from .worker import BOOT_FAILURE, READY, STOP
+
+__all__ = ["WorkerBootError", "WorkerPool"]
+
+BOOT_TIMEOUT_S: Final = 20.0
+"""A start takes a fraction of a second; an overloaded host may need many of them."""
+_ABORT_GRACE_NS: Final = 1_000_000_000
+"""Between SIGABRT and SIGKILL: time for a traceback, and no more."""
+_BACKOFF_FIRST_S: Final = 0.5
+_BACKOFF_MAX_S: Final = 30.0
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerBootError(LocalError):
+    """A worker cannot start, so neither can the relay."""
+
+
+@dataclass(slots=True)
+class _Process:
+    number: int
+    popen: subprocess.Popen[bytes]
+    control: socket.socket
+    pidfd: int
+    spawned_ns: int
+    ready: bool = False
+    aborted_ns: int = 0
+    killed: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class WorkerPool:
+    """Keeps one process alive for each worker number.
+
+    Args:
+        segment: shared memory; its descriptor goes to every worker.
+        groups: sockets, one of each group for each worker.
+        hang_timeout_s: longest silence of a packet loop.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        groups: Sequence[ReuseportGroup],
+        hang_timeout_s: float,
+        clock: Clock,
+    ) -> None:
+        self._segment = segment
+        self._groups = groups
+        self._hang_ns = int(hang_timeout_s * 1e9)
+        self._clock = clock
+        self._processes: dict[int, _Process] = {}
+        self._boot_failures: Counter[int] = Counter()
+        self._respawns: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._all_ready = asyncio.Event()
+        self._boot_error: str | None = None
+        self._booted = False
+        self._stopping = False
+        self.restarts: Counter[str] = Counter()
+        """Replacements by cause: ``died``, ``hung``, ``boot_failed``."""
+
+    # -- What others ask -------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """Number of workers wanted."""
+        return self._segment.geometry.workers
+
+    def pids(self) -> list[int]:
+        """Process ids, in worker order."""
+        return [process.popen.pid for _, process in sorted(self._processes.items())]
+
+    def running(self) -> int:
+        """Number of workers that are ready."""
+        return sum(process.ready for process in self._processes.values())
+
+    def heartbeat_ages_s(self) -> list[float]:
+        """Seconds since each worker's last heartbeat."""
+        now_ns = self._clock.now().mono_ns
+        return [
+            max(0, now_ns - WorkerRow(self._segment, number).heartbeat_ns) / 1e9
+            for number in range(self.count)
+        ]
+
+    # -- Life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start all workers and wait until they serve.
+
+        Raises:
+            WorkerBootError: one of them cannot start.
+        """
+        for number in range(self.count):
+            self._spawn(number)
+        try:
+            async with asyncio.timeout(BOOT_TIMEOUT_S):
+                await self._all_ready.wait()
+        except TimeoutError:
+            self._boot_error = f"not all workers were ready within {BOOT_TIMEOUT_S:g} s"
+        if self._boot_error:
+            await self.stop(grace_s=0)
+            raise WorkerBootError(self._boot_error)
+        self._booted = True
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Tell all workers to end; kill what is left after `grace_s` seconds."""
+        self._stopping = True
+        tasks = [*self._respawns, *([self._watcher] if self._watcher else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        processes = list(self._processes.values())
+        for process in processes:
+            try:
+                process.control.send(STOP)
+            except OSError:
+                _signal(process, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(grace_s):
+                for process in processes:
+                    await process.gone.wait()
+        except TimeoutError:
+            for process in processes:
+                _signal(process, signal.SIGKILL)
+        for process in processes:
+            await process.gone.wait()
+
+    def _spawn(self, number: int) -> None:
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        mine.settimeout(0)
+        sockets = [group.sockets[number].fileno() for group in self._groups]
+        now_ns = self._clock.now().mono_ns
+        row = WorkerRow(self._segment, number)
+        row.state, row.heartbeat_ns = WorkerState.BOOTING, now_ns
+        command = [sys.executable, "-m", "wavry_relay.worker"]
+        command += ["--number", str(number), "--parent", str(os.getpid())]
+        command += ["--segment-fd", str(self._segment.fd), "--control-fd", str(theirs.fileno())]
+        command += ["--socket-fds", ",".join(map(str, sockets))]
+        with theirs:
+            popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(self._segment.fd, theirs.fileno(), *sockets),
+            )
+        process = _Process(number, popen, mine, os.pidfd_open(popen.pid), now_ns)
+        self._processes[number] = process
+        loop = asyncio.get_running_loop()
+        loop.add_reader(mine, self._on_message, process)
+        loop.add_reader(process.pidfd, self._on_exit, process)
+
+    def _on_message(self, process: _Process) -> None:
+        try:
+            message = process.control.recv(16)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            # The exit is reported by the pidfd; an end that is readable for ever would spin.
+            asyncio.get_running_loop().remove_reader(process.control)
+        elif READY in message:
+            process.ready = True
+            self._boot_failures.pop(process.number, None)
+            took_ms = (self._clock.now().mono_ns - process.spawned_ns) // 1_000_000
+            _log.info(
+                "worker_ready", worker=process.number, pid=process.popen.pid, start_ms=took_ms
+            )
+            if self.running() == self.count:
+                self._all_ready.set()
+
+    def _on_exit(self, process: _Process) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(process.pidfd)
+        loop.remove_reader(process.control)
+        os.close(process.pidfd)
+        process.control.close()
+        code = process.popen.wait()
+        was_ready, process.ready = process.ready, False
+        process.gone.set()
+        if self._stopping:
+            return
+        if not self._booted:
+            self._boot_error = f"worker {process.number} ended at its start ({_how(code)})"
+            self._all_ready.set()
+            return
+        if was_ready and code != BOOT_FAILURE:
+            self._replace_at_once(process, code)
+        else:
+            self._replace_later(process, code)
+
+    def _replace_at_once(self, process: _Process, code: int) -> None:
+        cause = "hung" if process.aborted_ns else "died"
+        self.restarts[cause] += 1
+        _log.error(
+            "worker_replaced",
+            worker=process.number,
+            pid=process.popen.pid,
+            cause=f"{cause}: {_how(code)}",
+            next_step="sessions go on in the replacement; look above for a traceback",
+        )
+        self._spawn(process.number)
+
+    def _replace_later(self, process: _Process, code: int) -> None:
+        self._boot_failures[process.number] += 1
+        self.restarts["boot_failed"] += 1
+        failures = self._boot_failures[process.number]
+        delay_s = min(_BACKOFF_FIRST_S * 2 ** (failures - 1), _BACKOFF_MAX_S)
+        delay_s *= random.uniform(0.8, 1.2)
+        _log.error(
+            "worker_boot_failed",
+            worker=process.number,
+            cause=_how(code),
+            retry_in_s=round(delay_s, 1),
+            next_step="see the message above; the other workers serve on",
+        )
+        task = asyncio.create_task(self._respawn(process.number, delay_s))
+        self._respawns.add(task)
+        task.add_done_callback(self._respawns.discard)
+
+    async def _respawn(self, number: int, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        self._spawn(number)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(0.5, self._hang_ns / 5e9))
+            now_ns = self._clock.now().mono_ns
+            for process in self._processes.values():
+                if not process.gone.is_set():
+                    self._check(process, now_ns)
+
+    def _check(self, process: _Process, now_ns: int) -> None:
+        if not process.ready:
+            if now_ns - process.spawned_ns > BOOT_TIMEOUT_S * 1e9:
+                _signal(process, signal.SIGKILL)
+            return
+        if process.aborted_ns:
+            if not process.killed and now_ns - process.aborted_ns > _ABORT_GRACE_NS:
+                process.killed = True
+                _signal(process, signal.SIGKILL)
+            return
+        silent_ns = now_ns - WorkerRow(self._segment, process.number).heartbeat_ns
+        if silent_ns > self._hang_ns:
+            _log.error(
+                "worker_hung",
+                worker=process.number,
+                pid=process.popen.pid,
+                silent_ms=silent_ns // 1_000_000,
+                next_step="it is aborted and replaced; its traceback follows on stderr",
+            )
+            process.aborted_ns = now_ns
+            _signal(process, signal.SIGABRT)
+
+
+def _signal(process: _Process, number: signal.Signals) -> None:
+    if not process.gone.is_set():
+        process.popen.send_signal(number)
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
