@@ -26,7 +26,7 @@ from .measures.admission import run_admission
 from .measures.forward import BENCH as FORWARD
 from .measures.forward import ForwardCase, MeasurementError, case_name, run_forward
 from .measures.latency import run_latency
-from .measures.memory import run_memory
+from .measures.memory import PLANNED_SESSIONS, run_memory
 from .measures.scaling import run_scaling
 from .measures.worker_kill import run_worker_kill
 from .native_build import CompileError, compile_program
@@ -43,6 +43,8 @@ ENGINES: Final = ("reference",)
 """Relay engines of the table."""
 FLOORS: Final = ("plain", "mmsg", "gso")
 _SPARE_SESSIONS: Final = 64
+_LOG_COLUMNS: Final = 200
+"""Where the output goes to a file, whose reader can scroll."""
 _EXPECTED: Final = (
     AdmissionError,
     CompileError,
@@ -154,7 +156,7 @@ class _Bench:
             directory,
             workers=workers,
             core=self._worker_core if workers == 1 else None,
-            max_sessions=sessions + _SPARE_SESSIONS,
+            max_sessions=sessions,
             engine=engine,
         )
 
@@ -181,7 +183,9 @@ class _Bench:
             relays = []
             for engine in self.engines:
                 directory = work / f"forward-{engine}"
-                relay = stack.enter_context(self._relay(master, directory, engine, sessions=most))
+                relay = stack.enter_context(
+                    self._relay(master, directory, engine, sessions=most + _SPARE_SESSIONS)
+                )
                 name = f"relay-{engine}"
                 relays.append(relay_subject(relay, master, endpoints, directory, name=name))
             self.say("setting up the uvloop relay and coturn")
@@ -224,7 +228,7 @@ class _Bench:
         self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str
     ) -> None:
         """A relay for each of the two: what the first leaves behind is not in the second."""
-        sessions = 2 * self.scope.admissions * self.repetitions
+        sessions = 2 * self.scope.admissions * self.repetitions + _SPARE_SESSIONS
         name = f"relay-{engine}"
         if "admission" in self.scope.parts:
             directory = work / f"admission-{engine}"
@@ -246,7 +250,7 @@ class _Bench:
             directory = work / f"memory-{engine}"
             with (
                 self.part("memory", name),
-                self._relay(master, directory, engine, sessions=100_000) as relay,
+                self._relay(master, directory, engine, sessions=PLANNED_SESSIONS) as relay,
             ):
                 run_memory(self.report, relay, name=name)
 
@@ -256,7 +260,9 @@ class _Bench:
         case = case_name(name, ForwardCase(1, gso=False, sessions=self.scope.sessions))
         with (
             self.part("worker kill", name),
-            self._relay(master, directory, engine, sessions=self.scope.sessions) as relay,
+            self._relay(
+                master, directory, engine, sessions=self.scope.sessions + _SPARE_SESSIONS
+            ) as relay,
         ):
             capacity = find(self.report.rows, FORWARD, case, "throughput")
             if capacity is None:
@@ -382,6 +388,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; 0 where every part could be measured."""
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_LOG_COLUMNS)
     scope = _scope(given, console)
     try:
         report, well = run(

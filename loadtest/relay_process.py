@@ -59,6 +59,9 @@ class RelayProcess:
             "WAVRY_RELAY_STATE_DIR": str(directory / "state"),
             "WAVRY_RELAY_MAX_SESSIONS": str(max_sessions),
             "WAVRY_RELAY_MAX_BITRATE_KBPS": _UNLIMITED,
+            # The limits are checked as always; they are only too wide to bite.
+            "WAVRY_RELAY_IP_PER_S": "1000000",
+            "WAVRY_RELAY_IP_BURST": "1000000",
             "WAVRY_RELAY_ENGINE": engine,
             "WAVRY_LOG_LEVEL": "warning",
         }

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -47,7 +47,7 @@ class MasterFiles:
     root_public_key: str = ""
 
     @classmethod
-    def make(cls, root: Path) -> "MasterFiles":
+    def make(cls, root: Path) -> Self:
         root.mkdir(parents=True, exist_ok=True)
         files = cls(root)
         summary = init_keys(
@@ -116,7 +116,7 @@ class MasterProcess:
     def admin_token(self) -> str:
         return self.files.admin_token
 
-    def start(self) -> "MasterProcess":
+    def start(self) -> Self:
         """Start and wait until it serves."""
         self._ready.unlink(missing_ok=True)
         with self.log.open("ab") as log:
@@ -152,7 +152,7 @@ class MasterProcess:
             self.process.kill()
             self.process.wait()
 
-    def __enter__(self) -> "MasterProcess":
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *error: object) -> None:
@@ -300,7 +300,7 @@ class FakeRelay:
             "/v1/relays/heartbeat", body, token=self.token if token is None else token
         )
 
-    async def join(self, **fields: Any) -> "FakeRelay":
+    async def join(self, **fields: Any) -> Self:
         """Register and report once, so that leases are given for it."""
         assert (await self.register()).status == 201
         assert (await self.heartbeat(**fields)).status == 200

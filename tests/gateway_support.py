@@ -18,6 +18,7 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 from aiohttp import web
+
 from wavry_cp.gateway.app import make_app
 from wavry_cp.gateway.config import GatewayConfig
 from wavry_cp.gateway.gateway import Gateway

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import secrets
+import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import wavry_peer
-from wavry_peer.gateway import GatewayClient
 
 
 def new_user(gateway_url: str, directory: Path, name: str) -> dict[str, Any]:
@@ -16,11 +17,12 @@ def new_user(gateway_url: str, directory: Path, name: str) -> dict[str, Any]:
     username = f"{name}-{secrets.token_hex(4)}"
     password = secrets.token_urlsafe(16)
 
-    async def register() -> None:
-        async with GatewayClient(gateway_url) as gateway:
-            await gateway.register(username, password)
-
-    asyncio.run(register())
+    body = json.dumps({"username": username, "password": password}).encode()
+    request = urllib.request.Request(
+        gateway_url + "/auth/register", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:
+        assert response.status == 201
     return {"credentials": (username, password), "home": directory / username}
 
 

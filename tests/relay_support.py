@@ -435,9 +435,7 @@ class FakeMaster:
     async def _register(self, request: web.Request) -> web.Response:
         if self.register_status != 200:
             return _json({"error": "refused", "message": "as told"}, self.register_status)
-        facts = msgspec.to_builtins(
-            api.decode_body(api.RegisterRequest, await request.read())
-        )
+        facts = msgspec.to_builtins(api.decode_body(api.RegisterRequest, await request.read()))
         challenge_id, challenge = str(uuid.uuid4()), os.urandom(32)
         self._challenges[challenge_id] = facts, challenge
         return _json({"challenge_id": challenge_id, "challenge": base64url.encode(challenge)})

@@ -71,7 +71,7 @@ class RunningSystem:
         return get_json(self.description["relays"][relay]["ops_url"] + "/health")
 
     def worker_pids(self, relay: int = 0) -> list[int]:
-        return [worker["pid"] for worker in self.health(relay)["workers"] if worker["pid"]]
+        return [pid for pid in self.health(relay)["workers"]["pids"] if pid]
 
     def service_pid(self, name: str) -> int:
         return int(json.loads((self.directory / "run" / f"{name}.json").read_text())["pid"])

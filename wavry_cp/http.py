@@ -59,6 +59,9 @@ FIRST_REQUEST_TIMEOUT_S: Final = 20.0
 """A connection that brings no complete request head by then is closed (slow-header attack)."""
 
 KEEPALIVE_TIMEOUT_S: Final = 75.0
+LINGERING_S: Final = 2.0
+"""How long the rest of a refused body is read, so that the client sees the answer."""
+
 SHUTDOWN_TIMEOUT_S: Final = 5.0
 """What a request under way gets on SIGTERM; longer than any call of ours takes."""
 
@@ -224,12 +227,6 @@ async def add_secure_headers(request: web.BaseRequest, response: web.StreamRespo
     """Put secure headers on an answer that does not set them (signal ``on_response_prepare``)."""
     if isinstance(request.protocol, Connection):
         request.protocol.request_arrived()
-    if isinstance(response, web.HTTPException) and response.status >= 400:
-        # aiohttp answers a bad Expect header before any middleware; bring it into our form.
-        form = _from_http_exception(response)
-        response.body = form.body
-        response.content_type = form.content_type
-        response.headers[hdrs.CONTENT_LENGTH] = str(form.content_length)
     for name, value in _SECURE_HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers[hdrs.SERVER] = "wavry"
@@ -304,10 +301,28 @@ class Connection(web.RequestHandler):
         else:
             _log.error("unhandled_error", status=status, detail=message, exc_info=exc)
             response = error_response(status, "internal_error", "this is our fault")
-        for name, value in _SECURE_HEADERS.items():
-            response.headers.setdefault(name, value)
+        response.headers.update(_SECURE_HEADERS)
         response.force_close()
         return response
+
+
+def _expectations_refused(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Answer unknown Expect headers ourselves.
+
+    aiohttp does it before any middleware, in plain text, and fails where the header is no UTF-8.
+    """
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        expected = request.headers.get(hdrs.EXPECT, "")
+        if expected and expected.lower() != "100-continue":
+            response = error_response(417, *_HTTP_ERRORS[417])
+            response.headers.update(_SECURE_HEADERS)
+            response.force_close()
+            return response
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    return handle
 
 
 @asynccontextmanager
@@ -332,6 +347,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
         await runner.setup()
         handler = runner.server
         assert handler is not None  # noqa: S101  # setup() made it; for the type checker
+        handler.request_handler = _expectations_refused(handler.request_handler)
         try:
             server = await loop.create_server(
                 lambda: Connection(
@@ -340,6 +356,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
                     access_log=None,
                     auto_decompress=False,  # a 64 KiB body may not unpack to gigabytes
                     keepalive_timeout=KEEPALIVE_TIMEOUT_S,
+                    lingering_time=LINGERING_S,
                 ),
                 host,
                 port,

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     )
     from .identity import Identity
     from .known_peers import KnownPeers
+    from .listener import Listener
     from .opening import connect, listen
-    from .peer import Listener, Peer
+    from .peer import Peer
     from .protocol.errors import LocalError, WavryError
     from .session import Session
     from .session_statistics import SessionStatistics
@@ -79,7 +80,7 @@ _HOMES = {
     "KnownPeers": "known_peers",
     "connect": "opening",
     "listen": "opening",
-    "Listener": "peer",
+    "Listener": "listener",
     "Peer": "peer",
     "LocalError": "protocol.errors",
     "WavryError": "protocol.errors",

@@ -7,7 +7,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from .calls import AcceptPolicy
 from .identity import Identity
 from .known_peers import KnownPeers
-from .peer import SETUP_TIMEOUT_S, Listener, Peer
+from .listener import Listener
+from .peer import SETUP_TIMEOUT_S, Peer
 from .session import Session
 
 __all__ = ["Opening", "connect", "listen"]
@@ -131,7 +132,7 @@ def listen(
         )
         await peer.start()
         listener = peer.listen(accept=accept)
-        listener.own_peer()
+        listener.set_cleanup(peer.aclose)
         return listener
 
     return Opening(open_it)

@@ -15,9 +15,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Self
 
-import structlog
-
-from .calls import AcceptPolicy, IncomingCall, PendingCalls, is_accepted, read_noise_key
+from .calls import AcceptPolicy, IncomingCall, PendingCalls, read_noise_key
 from .errors import (
     GatewayAuthError,
     GatewayError,
@@ -27,10 +25,12 @@ from .errors import (
     PeerUnavailableError,
     SessionFailedError,
 )
+from .event_log import EventLog
 from .gateway import GatewayClient, normalize_gateway_url
 from .identity import Identity, default_home, load_identity
 from .known_peers import KnownPeers
 from .lease_broker import boottime_ns
+from .listener import Listener
 from .logins import LoginStore
 from .protocol import signaling as s
 from .protocol.api import Credentials
@@ -39,9 +39,9 @@ from .protocol.errors import LocalError
 from .session import Session
 from .signaling_link import LinkTimes, SignalingLink
 
-__all__ = ["Listener", "Peer"]
+__all__ = ["Peer"]
 
-_log = structlog.get_logger(__name__)
+_log = EventLog(__name__)
 
 SETUP_TIMEOUT_S: Final = 30.0
 """As long as a relay waits for the second peer."""
@@ -180,7 +180,7 @@ class Peer:
             self._pending.forget(session_id)
         return session
 
-    def listen(self, *, accept: AcceptPolicy) -> "Listener":
+    def listen(self, *, accept: AcceptPolicy) -> Listener:
         """Takes calls from now on.
 
         Args:
@@ -192,7 +192,7 @@ class Peer:
         self._started()
         if self._listener is not None:
             raise LocalError("there is a listener already: close it first")
-        self._listener = Listener(self, accept)
+        self._listener = Listener(self.username, accept, self._release_listener)
         if self._link_error is not None:
             self._listener.put(self._link_error)
         return self._listener
@@ -296,7 +296,7 @@ class Peer:
 
     # -- Called ------------------------------------------------------------------------
 
-    async def _take_call(self, listener: "Listener", offer: s.Offer) -> None:
+    async def _take_call(self, listener: Listener, offer: s.Offer) -> None:
         session_id, username = offer.session_id or "", offer.from_username or ""
         try:
             session = await self._answer_call(listener, session_id, username, offer.noise_key)
@@ -314,7 +314,7 @@ class Peer:
             self._pending.forget(session_id)
 
     async def _answer_call(
-        self, listener: "Listener", session_id: str, username: str, noise_key_text: str | None
+        self, listener: Listener, session_id: str, username: str, noise_key_text: str | None
     ) -> Session | None:
         noise_key = read_noise_key(noise_key_text)
         self._known_peers.check(self._url, username, noise_key)
@@ -354,7 +354,7 @@ class Peer:
             case s.Error():
                 _log.info("gateway_error", code=message.code, text=message.message)
             case _:
-                _log.debug("signaling_ignored", kind=type(message).__name__)
+                _log.info("signaling_ignored", kind=type(message).__name__)
 
     def _on_offer(self, offer: s.Offer) -> None:
         session_id, username = offer.session_id, offer.from_username
@@ -406,8 +406,7 @@ class Peer:
         if self._listener is not None:
             self._listener.put(error)
 
-    def release_listener(self, listener: "Listener") -> None:
-        """The listener is closed; calls are refused again."""
+    def _release_listener(self, listener: Listener) -> None:
         if self._listener is listener:
             self._listener = None
 
@@ -424,87 +423,4 @@ class Peer:
         if self._listener is not None and isinstance(error, Exception):
             self._listener.put(error)
         else:
-            _log.error("call_crashed", exc_info=error)
-
-
-class Listener:
-    """Sessions from those who call us; made by `Peer.listen` or `wavry_peer.listen`.
-
-    ::
-
-        async for session in listener: ...
-    """
-
-    def __init__(self, peer: Peer, policy: AcceptPolicy) -> None:
-        self._peer = peer
-        self._policy = policy
-        self._queue: asyncio.Queue[Session | Exception] = asyncio.Queue()
-        self._end: Exception | None = None
-        self._owns_peer = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Session:
-        try:
-            return await self.accept()
-        except LocalError:
-            raise StopAsyncIteration from None
-
-    @property
-    def username(self) -> str:
-        """Who others must call."""
-        return self._peer.username
-
-    @property
-    def waiting(self) -> int:
-        """Sessions that nobody has taken yet."""
-        return self._queue.qsize()
-
-    async def accept(self) -> Session:
-        """Waits for the next session; close it after use.
-
-        Raises:
-            GatewayError: no more calls can come: the login ended (``invalid_token``) or another
-                process of the same user took our place (``displaced``).
-            LocalError: the listener was closed.
-        """
-        if self._end is not None:
-            raise self._end
-        item = await self._queue.get()
-        if isinstance(item, Session):
-            return item
-        if isinstance(item, GatewayError | LocalError):
-            self._end = item
-            self._queue.put_nowait(item)  # for others who wait too.
-        raise item
-
-    async def aclose(self) -> None:
-        """Takes no more calls, and ends sessions that nobody took."""
-        self._peer.release_listener(self)
-        self._end = self._end or LocalError("the listener was closed")
-        while not self._queue.empty():
-            item = self._queue.get_nowait()
-            if isinstance(item, Session):
-                await item.aclose()
-        self._queue.put_nowait(self._end)  # wakes whoever waits in `accept`.
-        if self._owns_peer:
-            await self._peer.aclose()
-
-    async def wants(self, call: IncomingCall) -> bool:
-        """Asks the policy."""
-        return await is_accepted(self._policy, call)
-
-    def put(self, item: Session | Exception) -> None:
-        """A session, or why there will be none."""
-        self._queue.put_nowait(item)
-
-    def own_peer(self) -> None:
-        """From now on `aclose` closes the peer too."""
-        self._owns_peer = True
+            _log.error("call_crashed", error)

@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-import structlog
-
 from .errors import (
     GatewayAuthError,
     GatewayError,
@@ -22,6 +20,7 @@ from .errors import (
     SessionClosedError,
     SessionFailedError,
 )
+from .event_log import EventLog
 from .identity import Identity
 from .lease_broker import LeaseBroker
 from .paths.own_lease import OwnLease, read_own_lease
@@ -44,7 +43,7 @@ from .session_statistics import SessionStatistics
 
 __all__ = ["RelayPaths"]
 
-_log = structlog.get_logger(__name__)
+_log = EventLog(__name__)
 
 RETIRE_S: Final = 2.0
 """An old path goes on receiving for so long: more than a packet's way."""

@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
-import structlog
-
 from .errors import (
     GatewayError,
     GatewayUnreachableError,
@@ -24,6 +22,7 @@ from .errors import (
     SessionClosedError,
     SessionFailedError,
 )
+from .event_log import EventLog
 from .identity import Identity
 from .lease_broker import LeaseBroker, boottime_ns
 from .paths.relay_events import PathLimits
@@ -43,7 +42,7 @@ from .session_statistics import LossEstimate, SessionStatistics
 
 __all__ = ["Session"]
 
-_log = structlog.get_logger(__name__)
+_log = EventLog(__name__)
 
 RECEIVE_QUEUE_DATAGRAMS: Final = 2048
 """2.8 MB at most, a fifth of a second of 100 Mbit/s: a receiver that is further behind loses the

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
-import structlog
 
 from .errors import GatewayAuthError, GatewayError, GatewayUnreachableError
+from .event_log import EventLog
 from .gateway import GatewayClient
 from .protocol import signaling as s
 from .protocol.errors import MessageError
 
 __all__ = ["LinkTimes", "SignalingLink"]
 
-_log = structlog.get_logger(__name__)
+_log = EventLog(__name__)
 
 CLOSE_INVALID_TOKEN: Final = 4401
 CLOSE_DISPLACED: Final = 4409

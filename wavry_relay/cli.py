@@ -55,6 +55,7 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with t
 
 @app.callback()
 def _root(
+    *,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),

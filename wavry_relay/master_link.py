@@ -159,8 +159,10 @@ class MasterLink:
             return
 
     async def _while_registered(self) -> None:
+        wait_s = 0.0  # The first heartbeat makes the master give us sessions: at once.
         while True:
-            await asyncio.sleep(self._interval_s * self._uniform(1 - JITTER, 1 + JITTER))
+            await asyncio.sleep(wait_s)
+            wait_s = self._interval_s * self._uniform(1 - JITTER, 1 + JITTER)
             try:
                 commands = await self._heartbeat()
             except MasterCallError as error:

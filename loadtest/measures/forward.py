@@ -4,7 +4,9 @@ The repetitions go round the subjects, so that what else the machine does meets 
 The cost is the CPU time of the forwarding processes over the whole load, divided by the datagrams
 that arrived.  One CPU count per packet makes a number for a core that does nothing else
 (`per_core`), even where the generator was too slow to fill it; `throughput` is what really went
-through in the closed loop, with one generator thread at the other end.
+through in the closed loop, with one generator thread at the other end.  `core_share` says how much
+of the time the subject had a core and used it: under 90 % the generator, or somebody else on the
+machine, was the narrow place, and `throughput` is not the subject's own limit.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +39,12 @@ class ForwardCase:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    cpu_per_packet_ns: float
+    cpu_ns: int
     result: GeneratorResult
+
+    @property
+    def cpu_per_packet_ns(self) -> float:
+        return self.cpu_ns / self.result.received
 
 
 def case_name(subject: str, case: ForwardCase) -> str:
@@ -85,7 +91,7 @@ def forward_once(
         raise MeasurementError(
             f"{case_name(subject.name, case)}: of {result.sent} packets {result.received} arrived"
         )
-    return _Sample(spent / result.received, result)
+    return _Sample(spent, result)
 
 
 def run_forward(
@@ -124,10 +130,12 @@ def run_forward(
 def _add_rows(report: Report, name: str, samples: Sequence[_Sample]) -> None:
     cost = [sample.cpu_per_packet_ns for sample in samples]
     rate = [sample.result.packets_per_s for sample in samples]
+    share = [100 * sample.cpu_ns / sample.result.elapsed_ns for sample in samples]
     lost = [100 * sample.result.lost / sample.result.sent for sample in samples]
     report.rows += (
         summarise(BENCH, name, "cpu_per_packet", "ns", cost),
         summarise(BENCH, name, "per_core", "packets/s", [1e9 / value for value in cost]),
         summarise(BENCH, name, "throughput", "packets/s", rate),
+        summarise(BENCH, name, "core_share", "%", share),
         summarise(BENCH, name, "lost", "%", lost),
     )

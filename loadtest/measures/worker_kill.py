@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from loadtest.generator import Load, run_generator
+from loadtest.measures.forward import MeasurementError
 from loadtest.native_build import compile_program
 from loadtest.processes import cpu_ns
 from loadtest.sessions import Endpoints
@@ -56,6 +57,9 @@ def run_worker_kill(
         duration_ms: of the load; the worker dies after a third.
         repetitions: how many workers die.
         progress: told what is being done.
+
+    Raises:
+        MeasurementError: no worker died.
     """
     subject.need(sessions)
     silence: list[float] = []
@@ -79,6 +83,8 @@ def run_worker_kill(
             core=core,
             while_running=kill,
         )
+        if worker in subject.pids():
+            raise MeasurementError("the killed worker is still there")
         silence.append(result.max_gap_ns / 1e6)
         packets_lost.append(result.lost)
         deadline = time.monotonic() + _RECOVERY_S

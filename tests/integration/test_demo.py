@@ -11,8 +11,6 @@ from system_support import clean_environment
 from wavry_cp.admin.demo import _faults
 from wavry_cp.admin.demo_media import END_NUMBER, MediaCheck, media_payload, percentile_ms
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 def test_demo_sends_a_file_and_media_while_workers_die(tmp_path: Path) -> None:
     output = tmp_path / "demo.json"

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from system_support import REPOSITORY, clean_environment
 
-pytestmark = pytest.mark.xdist_group("install")
-
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "wavry_peer", "wavry_relay", "wavry_cp")
 
 

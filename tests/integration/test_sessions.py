@@ -12,8 +12,6 @@ from system_support import RunningSystem, get_text, is_alive, wait_until
 
 import wavry_peer
 
-pytestmark = pytest.mark.xdist_group("system")
-
 
 def forwarded(system: RunningSystem) -> float:
     for line in get_text(system.relay["ops_url"] + "/metrics").splitlines():

@@ -78,7 +78,7 @@ async def run_demo(
             out.print(f"sending a file of {megabytes} MB, killing a worker …", highlight=False)
             file = await _file(stage, megabytes)
             health = await ask_json("relay", stage.ops_url, "/health", dict[str, Any])
-    summary = _summary(media, file, str(health.get("engine", "unknown")), stage.worker_kills)
+    summary = _summary(media, file, str(health["engine"]["name"]), stage.worker_kills)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     if as_json:
@@ -148,13 +148,25 @@ async def _line(process: asyncio.subprocess.Process, stage: _Stage, user: str) -
     return answer
 
 
+async def _event(
+    process: asyncio.subprocess.Process, stage: _Stage, user: str, event: str
+) -> dict[str, Any]:
+    """The next event of this name of a ``wavry-peer … --json``; others are passed over."""
+    while True:
+        line = await _line(process, stage, user)
+        if line.get("event") == "error":
+            raise CommandError(f"{user}: {line.get('message')}", code="demo_failed")
+        if line.get("event") == event:
+            return line
+
+
 async def _kill_workers(stage: _Stage, every_s: float) -> None:
     """SIGKILL one worker after the other, so that each of them was killed after two rounds."""
     index = 0
     while True:
         await asyncio.sleep(every_s)
         health = await ask_json("relay", stage.ops_url, "/health", dict[str, Any])
-        pids = [worker["pid"] for worker in health["workers"]]
+        pids = [pid for pid in health["workers"]["pids"] if pid]
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[index % len(pids)], signal.SIGKILL)
             stage.worker_kills += 1
@@ -212,8 +224,8 @@ async def _file(stage: _Stage, megabytes: int) -> dict[str, Any]:
             ) as alice,
             _killing_workers(stage, FIRST_KILL_S),
         ):  # fmt: skip
-            received = await _line(bob, stage, "bob")
-            sent = await _line(alice, stage, "alice")
+            received = await _event(bob, stage, "bob", "received")
+            sent = await _event(alice, stage, "alice", "sent")
     arrived = target / source.name
     with arrived.open("rb") as file:
         match = hashlib.file_digest(file, "sha256").hexdigest() == digest.hexdigest()

@@ -158,13 +158,14 @@ class DevSystem:
 
     async def stop(self) -> None:
         """End every service, relays first: SIGTERM, then SIGKILL at the deadline."""
+        if self._lock_fd is None:
+            return  # The directory is another system's: touch nothing.
         (self.directory / DEV_FILE).unlink(missing_ok=True)
         for service in reversed(self._services):
             await _stop_process(service.process)
         self._services.clear()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        os.close(self._lock_fd)
+        self._lock_fd = None
 
     async def _spawn_relay(self, index: int, master_url: str, root_public_key: str) -> _Service:
         return await self._spawn(

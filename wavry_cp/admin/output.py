@@ -34,6 +34,8 @@ EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
 EXIT_FORBIDDEN: Final = 4
 
+PIPE_COLUMNS: Final = 240
+
 Result = TypeVar("Result")
 
 JsonOption = typer.Option("--json", help="Print JSON instead of a table.")
@@ -55,15 +57,17 @@ def print_json(value: Any) -> None:
 
 def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print a table on stdout; without rows it says so."""
+    # A pipe has no width: ids must come out whole for grep.
+    out = Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
     if not rows:
-        Console().print(f"{title}: none")
+        out.print(f"{title}: none")
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    out.print(table)
 
 
 def fail(error: CommandError, *, as_json: bool) -> NoReturn:

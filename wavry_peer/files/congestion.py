@@ -6,7 +6,7 @@ queue it makes, and shrinks with loss only in proportion to it:
 
 - slow start doubles each round trip, until a queue or more than 2 % loss shows;
 - then, each round trip: -20 % if there is a queue; else minus half the share that was lost,
-  plus 1/16 if the window was in use.
+  plus one and 1/16 if the window was in use.
 
 A fifth of all packets lost at random thus leaves a small working window, where halving at each
 loss would leave none; lasting loss above some 12 % shrinks it.  In front of a buffer too small to
@@ -21,7 +21,7 @@ __all__ = ["BURST_CHUNKS", "MIN_WINDOW_CHUNKS", "Congestion"]
 BURST_CHUNKS: Final = 32
 """A third of the smallest usual socket buffer (90 full datagrams)."""
 INITIAL_WINDOW_CHUNKS: Final = 16
-MIN_WINDOW_CHUNKS: Final = 4
+MIN_WINDOW_CHUNKS: Final = 8
 MAX_WINDOW_CHUNKS: Final = 4096
 """Half of the receiver's map, so that retransmissions never wait for room in it."""
 QUEUE_NS: Final = 10_000_000
@@ -149,7 +149,7 @@ class Congestion:
             if has_queue or loss > LOSS_IN_SLOW_START:
                 self._in_slow_start = False
         elif not has_queue and self._round_was_full:
-            self._grow(max(1.0, self.window_chunks / 16))
+            self._grow(1 + self.window_chunks / 16)
         self.window_chunks = max(self.window_chunks, MIN_WINDOW_CHUNKS)
         self._round_began_ns = now_ns
         self._round_acked = self._round_lost = self._round_shortest_ns = 0

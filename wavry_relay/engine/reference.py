@@ -205,7 +205,7 @@ class ReferenceEngine:
         soft_kbps = sender.soft_kbps
         if soft_kbps:
             exceeded, sender.soft_tat_us = gcra.soft_exceeded(
-                sender.soft_tat_us, now_ns // 1000 & _U32, gcra.cost_ns(size, soft_kbps) // 1000
+                sender.soft_tat_us, now_ns // 1000 & _U32, size, soft_kbps
             )
             if not exceeded:
                 return

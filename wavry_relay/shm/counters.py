@@ -3,29 +3,25 @@
 A replacement goes on in its predecessor's row, so sums never go backwards.
 """
 
-from typing import Final
-
 from .layout import COUNTER_ROW_BYTES, COUNTERS
 from .segment import Segment
 
-__all__ = ["COUNTER_INDEX", "CounterRow", "totals"]
-
-COUNTER_INDEX: Final = {name: index for index, name in enumerate(COUNTERS)}
-
+__all__ = ["CounterRow", "totals"]
 
 class CounterRow:
     """The row of one worker."""
 
     def __init__(self, segment: Segment, worker: int) -> None:
         at = segment.geometry.regions["counters"].offset + worker * COUNTER_ROW_BYTES
-        self._words = segment.u64[at // 8 : at // 8 + len(COUNTERS)]
+        self._words = segment.u64
+        self._index = {name: at // 8 + index for index, name in enumerate(COUNTERS)}
 
     def add(self, name: str, amount: int = 1) -> None:
         """Count; `name` is one of `layout.COUNTERS`."""
-        self._words[COUNTER_INDEX[name]] += amount
+        self._words[self._index[name]] += amount
 
     def __getitem__(self, name: str) -> int:
-        return self._words[COUNTER_INDEX[name]]
+        return self._words[self._index[name]]
 
 
 def totals(segment: Segment) -> dict[str, int]:

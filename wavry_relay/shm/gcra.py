@@ -7,6 +7,8 @@ There is no window whose edge lets double the rate through.
 
 from typing import Final
 
+from wavry_peer.protocol.constants import MAX_DATAGRAM_BYTES
+
 __all__ = [
     "GLOBAL_BURST_NS",
     "PEER_BURST_NS",
@@ -46,10 +48,10 @@ def conforms(tat_ns: int, now_ns: int, burst_ns: int, cost: int) -> int:
     return max(tat_ns, now_ns) + cost
 
 
-def soft_exceeded(tat_us: int, now_us: int, cost_us: int) -> tuple[bool, int]:
+def soft_exceeded(tat_us: int, now_us: int, size_bytes: int, kbps: int) -> tuple[bool, int]:
     """The same for the soft limit, whose word has 32 bits of microseconds modulo 2^32.
 
-    A word that is further ahead than a burst and one datagram can be is a stale one from
+    A word that is further ahead than a burst and one full datagram can be is a stale one from
     before a wrap (71 minutes) and counts as a full allowance.
 
     Returns:
@@ -57,7 +59,7 @@ def soft_exceeded(tat_us: int, now_us: int, cost_us: int) -> tuple[bool, int]:
     """
     burst_us = PEER_BURST_NS // 1000
     ahead_us = tat_us - now_us & _U32
-    if burst_us < ahead_us <= burst_us + cost_us * 2 + 1_000_000:
+    if burst_us < ahead_us <= burst_us + cost_ns(MAX_DATAGRAM_BYTES, kbps) // 1000:
         return True, tat_us
     start_us = tat_us if ahead_us <= burst_us else now_us
-    return False, start_us + cost_us & _U32
+    return False, start_us + cost_ns(size_bytes, kbps) // 1000 & _U32

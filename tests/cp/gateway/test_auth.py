@@ -106,9 +106,9 @@ async def test_forwarded_address_counts_only_from_a_trusted_proxy_and_from_the_r
 
         async def login(forwarded):
             headers = {"X-Forwarded-For": forwarded}
-            return (
-                await running.call("POST", "/auth/login", credentials("ann"), headers=headers)
-            )[0]
+            return (await running.call("POST", "/auth/login", credentials("ann"), headers=headers))[
+                0
+            ]
 
         assert await login("198.51.100.1") == 401
         assert await login("198.51.100.1") == 429

@@ -79,9 +79,7 @@ async def test_full_flow_over_http(gateway, master):
         renewed = await ann.renew(created.session_id, master.open(own.token).jti)
         assert master.renewals[-1].role == "client"
         assert (renewed.relay_id, renewed.addrs) == (own.relay_id, own.addrs)
-        status, body = await ann.call(
-            "POST", f"{path}/renew", {"jti": master.open(own.token).jti}
-        )
+        status, body = await ann.call("POST", f"{path}/renew", {"jti": master.open(own.token).jti})
         assert (status, body["error"]) == (409, "stale_jti")
         await bob.renew(created.session_id, master.open(other.token).jti)
         assert master.renewals[-1].role == "server"

@@ -86,7 +86,9 @@ async def test_admin_lists(gateway):
         users = msgspec.convert(body, UserList).users
         assert [(user.username, user.online) for user in users] == [("ann", False), ("bob", True)]
         assert users[0].last_login_at is not None
-        _, body, _ = await gateway.call("GET", "/v1/admin/users?after=ann&limit=1", token=ADMIN_TOKEN)
+        _, body, _ = await gateway.call(
+            "GET", "/v1/admin/users?after=ann&limit=1", token=ADMIN_TOKEN
+        )
         assert [user["username"] for user in body["users"]] == ["bob"]
         status, body, _ = await gateway.call("GET", "/v1/admin/status", token=ADMIN_TOKEN)
         assert (status, body["users"], body["online"], body["websockets"]) == (200, 2, 1, 1)

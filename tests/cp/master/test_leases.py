@@ -146,9 +146,7 @@ async def test_live_session_stays_and_moves_only_when_its_relay_is_excluded(mast
         again = (await ask(master, session_id=first["session_id"])).body
         assert again["relay"]["relay_id"] == relay.relay_id
         assert again["standby"]["relay_id"] == other.relay_id
-    moved = await ask(
-        master, session_id=first["session_id"], exclude_relays=[relay.relay_id]
-    )
+    moved = await ask(master, session_id=first["session_id"], exclude_relays=[relay.relay_id])
     assert moved.status == 201
     assert moved.body["session_id"] == first["session_id"]
     assert moved.body["relay"]["relay_id"] == other.relay_id

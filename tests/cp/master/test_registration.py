@@ -1,10 +1,15 @@
 """Relays register, report, are listed, drained and removed — over real HTTP."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from cp_support import FakeClock, FakeRelay, running_master
+from cp_support import FakeClock, FakeRelay, MasterFiles, running_master
 
+from wavry_cp.master import registry
+from wavry_cp.master.app import DATABASE_FILE
+from wavry_cp.master.registry import RelayState
+from wavry_cp.store.master_sqlite import MasterSqlite
 from wavry_peer.protocol import ed25519
 
 
@@ -277,3 +282,42 @@ async def test_registrations_of_one_relay_at_once_leave_one_valid_token(master):
     tokens = [answer.body["relay_token"] for answer in answers]
     statuses = [(await relay.heartbeat(token=token)).status for token in tokens]
     assert sorted(statuses) == [200, 401, 401, 401, 401]
+
+
+async def test_ban_is_not_shaken_off_by_anything_that_a_relay_can_do(tmp_path):
+    files = MasterFiles.make(tmp_path)
+    async with running_master(tmp_path, files=files) as master:
+        relay = await FakeRelay(master).join()
+    store = await MasterSqlite.open(files.data_dir / DATABASE_FILE)
+    (record,) = await store.relays()
+    await store.save_relay(replace(record, state=RelayState.BANNED))
+    await store.close()
+    async with running_master(tmp_path, files=files) as master:
+        relay.client = master
+        path = f"/v1/relays/{relay.relay_id}"
+        for answer in (
+            await relay.heartbeat(),
+            await relay.challenge(),
+            await relay.challenge(token="service"),
+        ):
+            assert (answer.status, answer.body["error"]) == (403, "banned")
+        body = {"client": {"sub": "a"}, "server": {"sub": "b"}}
+        assert (await master.post("/v1/leases", body, token="service")).status == 503
+        assert (await master.call("DELETE", path, token=relay.token)).status == 204
+        assert (await relay.challenge()).body["error"] == "banned"
+        assert (await master.call("DELETE", path, token="admin")).status == 204
+        assert (await relay.challenge()).body["error"] == "banned"
+        assert await state_of(master, relay) == "BANNED"
+
+
+async def test_challenge_given_before_a_ban_is_worth_nothing_after_it(master, monkeypatch):
+    relay = await FakeRelay(master).join()
+    challenge = (await relay.challenge()).body
+    banned = registry.transition
+
+    def ban(state, event):
+        return banned(RelayState.BANNED, event)
+
+    monkeypatch.setattr(registry, "transition", ban)
+    answer = await relay.verify(challenge)
+    assert (answer.status, answer.body["error"]) == (403, "banned")

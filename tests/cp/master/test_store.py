@@ -64,7 +64,9 @@ async def test_migrations_run_once_in_order(tmp_path):
     for migrations in ([ONE], [ONE, TWO], [ONE, TWO]):
         database = await Database.open(path, migrations)
         applied = await database.run(
-            lambda db: [tuple(row) for row in db.execute("SELECT number, name FROM wavry_migrations")]
+            lambda db: [
+                tuple(row) for row in db.execute("SELECT number, name FROM wavry_migrations")
+            ]
         )
         await database.close()
         assert applied == [(item.number, item.name) for item in migrations]

@@ -1,0 +1,116 @@
+"""``host`` and ``connect``: standard input and output as datagrams of a session."""
+
+import asyncio
+import base64
+import sys
+import threading
+from typing import Final
+
+from .cli_output import Output
+from .errors import SessionClosedError
+from .kinds import DatagramKind, KindStream
+from .session import Session
+
+__all__ = ["StandardInput", "chat"]
+
+QUEUE_LINES: Final = 64
+LAST_WORDS_S: Final = 0.5
+"""After the end of input, answers may still come for so long."""
+
+
+class StandardInput:
+    """Lines of standard input, read by a thread.
+
+    A thread, because files and terminals cannot be waited for alike; a daemon, because
+    a read from a terminal cannot be ended.
+    """
+
+    def __init__(self) -> None:
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+        self._room = threading.Semaphore(QUEUE_LINES)
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._read, daemon=True, name="wavry-stdin").start()
+
+    async def line(self) -> bytes:
+        """The next line with its end, or empty at the end of input (again and again)."""
+        line = await self._lines.get()
+        self._room.release()
+        if not line:
+            self._lines.put_nowait(b"")
+        return line
+
+    def _read(self) -> None:
+        while True:
+            self._room.acquire()
+            line = sys.stdin.buffer.readline()
+            try:
+                self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
+            except RuntimeError:
+                return  # the loop is closed: the command is over.
+            if not line:
+                return
+
+
+async def chat(
+    session: Session, standard_input: StandardInput, output: Output, *, ends_with_input: bool
+) -> None:
+    """Joins standard input and output to a session until one of them ends.
+
+    Args:
+        session: not closed here.
+        standard_input: lines to send; each is one datagram, or several if it is long.
+        output: where received datagrams go.
+        ends_with_input: whether the end of input is the end.
+
+    Raises:
+        WrongToolError: the other side runs another subcommand.
+    """
+    stream = KindStream(session, DatagramKind.TEXT)
+    tasks = {
+        asyncio.create_task(_show(stream, session.remote_username, output)),
+        asyncio.create_task(_send(stream, standard_input, ends=ends_with_input)),
+    }
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    except SessionClosedError:
+        pass
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _send(stream: KindStream, standard_input: StandardInput, *, ends: bool) -> None:
+    size = stream.max_datagram_bytes
+    while line := await standard_input.line():
+        for at in range(0, len(line), size):
+            await stream.send(line[at : at + size])
+    if ends:
+        await asyncio.sleep(LAST_WORDS_S)
+    else:
+        await asyncio.Event().wait()
+
+
+async def _show(stream: KindStream, username: str, output: Output) -> None:
+    while True:
+        data = await stream.receive()
+        if output.as_json:
+            fields = {"from_username": username}
+            try:
+                fields["text"] = data.decode()
+            except UnicodeDecodeError:
+                fields["data_base64"] = base64.b64encode(data).decode()
+            output.event("datagram", "", **fields)
+        else:
+            sys.stdout.buffer.write(_printable(data) if sys.stdout.isatty() else data)
+            sys.stdout.buffer.flush()
+
+
+def _printable(data: bytes) -> bytes:
+    # A terminal obeys control sequences; somebody else's text must not give it orders.
+    text = data.decode(errors="replace")
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    ).encode()

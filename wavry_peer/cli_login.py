@@ -1,0 +1,110 @@
+"""Who a command runs as: password sources and stored logins."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from .errors import GatewayAuthError
+from .gateway import GatewayClient, normalize_gateway_url
+from .logins import LoginStore
+from .peer import Peer
+from .private_files import read_private
+from .protocol.errors import LocalError
+
+__all__ = ["Account", "read_password"]
+
+PASSWORD_VARIABLE: Final = "WAVRY_PASSWORD"
+ALLOW_HTTP_VARIABLE: Final = "WAVRY_PEER_ALLOW_HTTP"
+
+
+def read_password(password_file: Path | None, *, username: str, confirm: bool = False) -> str:
+    """The password from a file, from ``WAVRY_PASSWORD``, or asked for; never from an argument.
+
+    Raises:
+        LocalError: there is none, and nobody to ask.
+    """
+    if password_file is not None:
+        raw = read_private(password_file)
+        if raw is None:
+            raise LocalError(f"there is no file {password_file}")
+        try:
+            return raw.decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise LocalError(f"{password_file} is not text") from None
+    if given := os.environ.get(PASSWORD_VARIABLE):
+        return given
+    if not sys.stdin.isatty():
+        raise LocalError(f"no password: set {PASSWORD_VARIABLE}, or use --password-file")
+    text: str = typer.prompt(
+        f"Password of {username}", hide_input=True, confirmation_prompt=confirm, err=True
+    )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The gateway, and who we are there.
+
+    Attributes:
+        gateway_url: normalised.
+        home: directory of the peer's files.
+        username: from ``--as``, or None for the stored login.
+        password_file: or None.
+    """
+
+    gateway_url: str
+    home: Path
+    username: str | None
+    password_file: Path | None
+
+    @classmethod
+    def make(
+        cls, gateway: str | None, home: Path, username: str | None, password_file: Path | None
+    ) -> "Account":
+        """An account from options.
+
+        Raises:
+            LocalError: no gateway, or its URL does not fit.
+        """
+        if not gateway:
+            raise LocalError("no gateway: use --gateway URL, or set WAVRY_GATEWAY_URL")
+        allow_http = allows_http()
+        url = normalize_gateway_url(gateway, allow_http=allow_http)
+        return cls(url, home, username, password_file)
+
+    def peer(self) -> Peer:
+        """A peer, not started.
+
+        Raises:
+            GatewayAuthError: there is no login to use.
+            LocalError: no password to log in with.
+        """
+        stored = LoginStore.in_home(self.home).get(self.gateway_url)
+        has_password = self.password_file is not None or PASSWORD_VARIABLE in os.environ
+        if self.username is None:
+            if stored is None:
+                text = f"not logged in at {self.gateway_url}; run: wavry-peer login USER"
+                raise GatewayAuthError("not_logged_in", text)
+            return Peer(self.gateway_url, token=stored.token, home=self.home, allow_http=True)
+        if stored is not None and stored.username == self.username and not has_password:
+            return Peer(self.gateway_url, token=stored.token, home=self.home, allow_http=True)
+        password = read_password(self.password_file, username=self.username)
+        return Peer(
+            self.gateway_url,
+            credentials=(self.username, password),
+            home=self.home,
+            allow_http=True,
+        )
+
+    def client(self, token: str | None = None) -> GatewayClient:
+        """HTTP calls to the gateway; made inside a running loop."""
+        return GatewayClient(self.gateway_url, token=token)
+
+
+def allows_http() -> bool:
+    """Whether the user lets ``http://`` pass for other machines."""
+    return os.environ.get(ALLOW_HTTP_VARIABLE, "").lower() in ("1", "true", "yes", "on")
