@@ -26,6 +26,11 @@ from wavry_relay.metrics import CATALOGUE as RELAY_METRICS
 __all__ = ["PAGES", "render"]
 
 GENERATED = "<!-- Made by `make docs` from the code; edit there. -->\n\n"
+CONFIGURATION_HEAD = """# Configuration
+
+Every role reads environment variables. A value that does not fit ends the start with one line for
+each variable (exit status 2); the value itself is never printed.
+"""
 ROLES = {"Relay": RelayConfig, "Master": MasterConfig, "Gateway": GatewayConfig}
 COMMANDS = {
     "wavryctl": wavryctl,
@@ -44,15 +49,10 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def configuration() -> str:
     """The configuration reference."""
-    parts = [
-        GENERATED,
-        "# Configuration\n\nEvery role reads environment variables. A value that does not fit ends "
-        "the start with one line for each variable (exit status 2); the value itself is never "
-        "printed.\n",
-    ]
+    parts = [GENERATED, CONFIGURATION_HEAD]
     for role, kind in ROLES.items():
         rows = [
-            (f"`{row.variable}`", row.type, row.default or "–", row.unit or "–", row.doc)
+            (f"`{row.variable}`", row.type, row.default or "-", row.unit or "-", row.doc)
             for row in describe(kind)
         ]
         parts.append(f"\n## {role}\n\n")
@@ -99,7 +99,7 @@ def metrics() -> str:
     """The catalogue of metrics."""
     parts = [GENERATED, "# Metrics\n\nPrometheus text at `/metrics` of each service.\n"]
     registries = {"Master": MasterMetrics().registry, "Gateway": GatewayMetrics().registry}
-    catalogues = {"Relay": [(metric.name, metric.type, metric.help) for metric in RELAY_METRICS]}
+    catalogues = {"Relay": [(metric.name, metric.kind, metric.help) for metric in RELAY_METRICS]}
     for role, registry in registries.items():
         catalogues[role] = [
             (family.name + ("_total" if family.type == "counter" else ""), family.type,

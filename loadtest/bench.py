@@ -24,7 +24,7 @@ from .generator import GeneratorError
 from .machine import describe_machine, worker_cores
 from .measures.admission import run_admission
 from .measures.forward import BENCH as FORWARD
-from .measures.forward import ForwardCase, MeasurementError, case_name, run_forward
+from .measures.forward import ForwardCase, MeasurementError, capacity, run_forward
 from .measures.latency import run_latency
 from .measures.memory import PLANNED_SESSIONS, run_memory
 from .measures.scaling import run_scaling
@@ -34,7 +34,7 @@ from .processes import ProcessGoneError
 from .relay_client import AdmissionError
 from .relay_process import RelayProcess, RelayStartError
 from .sessions import Endpoints
-from .stats import Report, Skipped, find
+from .stats import Report, Skipped
 from .subjects import Subject, SubjectMissingError, coturn, floor, relay_subject, uvloop_relay
 
 __all__ = ["ENGINES", "FULL", "QUICK", "Scope", "main", "run"]
@@ -172,8 +172,8 @@ class _Bench:
             self.skip(FORWARD, name, str(error))
             return []
 
-    def forward_and_latency(self, master: BenchMaster, endpoints: Endpoints, work: Path) -> None:
-        """The comparison, and the latencies at shares of what it found."""
+    def forward(self, master: BenchMaster, endpoints: Endpoints, work: Path) -> None:
+        """The comparison, all subjects side by side."""
         scope, core = self.scope, self._worker_core
         most = scope.largest
         with contextlib.ExitStack() as stack:
@@ -203,19 +203,23 @@ class _Bench:
                 repetitions=self.repetitions,
                 progress=self.say,
             )
-            if "latency" in scope.parts:
-                self.latency(relays, endpoints)
 
-    def latency(self, relays: Sequence[Subject], endpoints: Endpoints) -> None:
-        """Latencies of each relay at bursts of 1 and of 16."""
-        for relay in relays:
+    def latency(self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str) -> None:
+        """Latencies of a relay at bursts of 1 and of 16; it holds no other sessions."""
+        name, directory = f"relay-{engine}", work / f"latency-{engine}"
+        sessions = self.scope.sessions + _SPARE_SESSIONS
+        with (
+            self.part("latency", name),
+            self._relay(master, directory, engine, sessions=sessions) as relay,
+        ):
+            subject = relay_subject(relay, master, endpoints, directory, name=name)
             for case in (
                 ForwardCase(1, gso=False, sessions=self.scope.sessions),
                 ForwardCase(16, gso=True, sessions=self.scope.sessions),
             ):
                 run_latency(
                     self.report,
-                    relay,
+                    subject,
                     case,
                     endpoints,
                     core=self._generator_core,
@@ -257,21 +261,25 @@ class _Bench:
     def kill(self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str) -> None:
         """A worker dies at half of the capacity at bursts of 1."""
         name, directory = f"relay-{engine}", work / f"kill-{engine}"
-        case = case_name(name, ForwardCase(1, gso=False, sessions=self.scope.sessions))
         with (
             self.part("worker kill", name),
             self._relay(
                 master, directory, engine, sessions=self.scope.sessions + _SPARE_SESSIONS
             ) as relay,
         ):
-            capacity = find(self.report.rows, FORWARD, case, "throughput")
-            if capacity is None:
-                raise LookupError("the capacity is not known, as forwarding was not measured")
+            subject = relay_subject(relay, master, endpoints, directory, name=name)
+            most = capacity(
+                subject,
+                ForwardCase(1, gso=False, sessions=self.scope.sessions),
+                endpoints,
+                core=self._generator_core,
+                duration_ms=self.scope.duration_ms,
+            )
             run_worker_kill(
                 self.report,
-                relay_subject(relay, master, endpoints, directory, name=name),
+                subject,
                 endpoints,
-                rate=int(capacity.median / 2),
+                rate=int(most / 2),
                 sessions=self.scope.sessions,
                 core=self._generator_core,
                 duration_ms=self.scope.kill_duration_ms,
@@ -334,8 +342,10 @@ def run(
         work = Path(directory)
         if "forward" in scope.parts:
             with bench.part(FORWARD, "all"):
-                bench.forward_and_latency(master, endpoints, work)
+                bench.forward(master, endpoints, work)
         for engine in engines:
+            if "latency" in scope.parts:
+                bench.latency(master, endpoints, work, engine)
             bench.admission_and_memory(master, endpoints, work, engine)
             if "kill" in scope.parts:
                 bench.kill(master, endpoints, work, engine)

@@ -15,6 +15,8 @@ __all__ = ["GeneratorError", "GeneratorResult", "Load", "run_generator"]
 
 _SPARE_S: Final = 20.0
 """Start, drain and a busy machine; a generator that takes longer hangs and is killed."""
+_TOUCH_S: Final = 0.002
+"""For each session that is touched: a slow relay on a busy machine."""
 
 
 class GeneratorError(RuntimeError):
@@ -77,7 +79,7 @@ class Load:
     direct: bool = False
     channel_data: bool = False
     size_bytes: int = 1200
-    drain_ms: int = 100
+    drain_ms: int = 1000
 
     def arguments(self) -> list[str]:
         """Command line of the generator."""
@@ -134,7 +136,8 @@ def run_generator(
     try:
         if while_running is not None:
             while_running()
-        out, err = process.communicate(timeout=load.duration_ms / 1000 + _SPARE_S)
+        work_s = load.sessions * _TOUCH_S if load.touch else load.duration_ms / 1000
+        out, err = process.communicate(timeout=work_s + _SPARE_S)
     except subprocess.TimeoutExpired as error:
         raise GeneratorError("generator did not end in time") from error
     finally:

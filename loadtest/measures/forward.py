@@ -9,8 +9,11 @@ of the time the subject had a core and used it: under 90 % the generator, or som
 machine, was the narrow place, and `throughput` is not the subject's own limit.
 """
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from loadtest.generator import GeneratorResult, Load, run_generator
 from loadtest.native_build import compile_program
@@ -19,9 +22,18 @@ from loadtest.sessions import Endpoints
 from loadtest.stats import Report, Skipped, summarise
 from loadtest.subjects import Subject
 
-__all__ = ["BENCH", "ForwardCase", "MeasurementError", "case_name", "forward_once", "run_forward"]
+__all__ = [
+    "BENCH",
+    "ForwardCase",
+    "MeasurementError",
+    "capacity",
+    "case_name",
+    "forward_once",
+    "run_forward",
+]
 
 BENCH = "forward"
+_IDLE_S: Final = 1.0
 
 
 class MeasurementError(RuntimeError):
@@ -94,6 +106,22 @@ def forward_once(
     return _Sample(spent, result)
 
 
+def capacity(
+    subject: Subject,
+    case: ForwardCase,
+    endpoints: Endpoints,
+    *,
+    core: int | None,
+    duration_ms: int,
+) -> float:
+    """Packets/s of `case` in the closed loop, now: median of three runs."""
+    runs = [
+        forward_once(subject, case, endpoints, core=core, duration_ms=duration_ms).result
+        for _ in range(3)
+    ]
+    return statistics.median(run.packets_per_s for run in runs)
+
+
 def run_forward(
     report: Report,
     subjects: Sequence[Subject],
@@ -106,6 +134,7 @@ def run_forward(
     progress: Callable[[str], None],
 ) -> None:
     """Measure every case with every subject and add the rows."""
+    idle_known: set[int] = set()
     for case in cases:
         able = [subject for subject in subjects if subject.max_sessions >= case.sessions]
         for subject in subjects:
@@ -117,6 +146,10 @@ def run_forward(
         samples: dict[str, list[_Sample]] = {subject.name: [] for subject in able}
         for subject in able:
             subject.need(case.sessions)
+        for subject in able:
+            if subject.grow is not None and subject.sessions.count not in idle_known:
+                _add_idle(report, subject, repetitions)
+        idle_known.add(case.sessions)
         for repetition in range(repetitions):
             progress(f"{case_name('forward', case)}, repetition {repetition + 1}")
             for subject in able:
@@ -125,6 +158,18 @@ def run_forward(
                 )
         for subject in able:
             _add_rows(report, case_name(subject.name, case), samples[subject.name])
+
+
+def _add_idle(report: Report, subject: Subject, repetitions: int) -> None:
+    """What sessions cost while nothing is sent: sweeps and the like."""
+    shares = []
+    for _ in range(repetitions):
+        pids = subject.pids()
+        before, began = cpu_ns(pids), time.monotonic_ns()
+        time.sleep(_IDLE_S)
+        shares.append(100 * (cpu_ns(pids) - before) / (time.monotonic_ns() - began))
+    name = f"{subject.name} sessions={subject.sessions.count}"
+    report.rows.append(summarise("idle", name, "core_share", "%", shares))
 
 
 def _add_rows(report: Report, name: str, samples: Sequence[_Sample]) -> None:

@@ -1,6 +1,7 @@
 """One-way latency through the relay against the same sockets with nothing between.
 
-Open loop: bursts leave at fixed times at a share of the throughput that `forward` found.  The
+Open loop: bursts leave at fixed times, at a share of the throughput that a closed loop over the
+same relay has just reached.  The
 clock is one thread's, from before the send call to after the receive call; `added` is the
 difference of the same percentile of the two paths.
 """
@@ -9,11 +10,10 @@ from collections.abc import Callable
 from typing import Final
 
 from loadtest.generator import GeneratorResult, Load, run_generator
-from loadtest.measures.forward import BENCH as FORWARD
-from loadtest.measures.forward import ForwardCase, case_name
+from loadtest.measures.forward import ForwardCase, capacity, case_name
 from loadtest.native_build import compile_program
 from loadtest.sessions import Endpoints
-from loadtest.stats import Report, find, summarise
+from loadtest.stats import Report, summarise
 from loadtest.subjects import Subject
 
 __all__ = ["BENCH", "SHARES_PCT", "run_latency"]
@@ -41,16 +41,10 @@ def run_latency(
     repetitions: int,
     progress: Callable[[str], None],
 ) -> None:
-    """Measure at each share of the capacity of `case` and add the rows.
-
-    Raises:
-        LookupError: `case` was not measured by `forward` before.
-    """
-    capacity = find(report.rows, FORWARD, case_name(subject.name, case), "throughput")
-    if capacity is None:
-        raise LookupError(f"capacity of {case_name(subject.name, case)} is not known")
+    """Measure at each share of the capacity of `case` and add the rows."""
+    most = capacity(subject, case, endpoints, core=core, duration_ms=duration_ms)
     for share in SHARES_PCT:
-        rate = int(capacity.median * share / 100)
+        rate = int(most * share / 100)
         relayed: list[GeneratorResult] = []
         direct: list[GeneratorResult] = []
         for repetition in range(repetitions):

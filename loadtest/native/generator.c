@@ -37,8 +37,9 @@ enum {
     MAX_OPEN_IN_FLIGHT = 1 << 16
 };
 
-/* 50 ms without any packet while some are in flight: those are lost. */
-static const uint64_t STALL_NS = 50000000u;
+/* 200 ms without any packet while some are in flight: those are lost.  A subject that merely
+ * pauses for less (a table sweep, another process on its core) must not be sent more meanwhile. */
+static const uint64_t STALL_NS = 200000000u;
 
 struct session {
     uint8_t id[16];

@@ -53,10 +53,12 @@ def test_each_command_has_help_with_an_example(path: str, command: click.Command
     assert "Example" in text, f"{path} has no example"
 
 
-@pytest.mark.parametrize(("path", "command"), COMMANDS)
+@pytest.mark.parametrize(
+    ("path", "command"),
+    # The services run in the foreground; they have a ready file instead.
+    [case for case in COMMANDS if str(case.values[0]).startswith(("wavryctl", "wavry-peer"))],
+)
 def test_each_wavryctl_and_peer_command_has_json(path: str, command: click.Command) -> None:
-    if not path.startswith(("wavryctl", "wavry-peer")):
-        pytest.skip("services run in the foreground; they have a ready file instead")
     assert "--json" in {name for option in command.params for name in option.opts}
 
 

@@ -82,7 +82,7 @@ def test_every_subject_and_every_case_is_there_or_said_to_be_missing(quick):
 
 def test_every_part_of_the_relay_is_measured(quick):
     benches = {row["bench"] for row in quick[0]["rows"]}
-    assert benches == {"forward", "latency", "admission", "memory", "worker kill"}
+    assert benches == {"forward", "idle", "latency", "admission", "memory", "worker kill"}
     assert len(quick[0]["targets"]) == 6 * len(ENGINES)
 
 

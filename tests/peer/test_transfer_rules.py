@@ -47,9 +47,9 @@ def test_arrives_whole_under_loss_reordering_and_duplication(
 def test_damaged_frames_never_make_a_wrong_file_pass(seed: int, corrupt: float) -> None:
     link = TransferLink(content(20_000, seed), seed, corrupt=corrupt, loss=0.05)
     link.run()
-    if link.sender.result is ResultCode.OK:
-        # The session authenticates frames; this is the belt to its braces.
-        assert link.receiver is None or link.receiver.result is ResultCode.OK or corrupt > 0.1
+    # The session authenticates frames; this is the belt to its braces.
+    if link.receiver is not None and link.receiver.result is ResultCode.OK:
+        assert bytes(link.stored) == link.content
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.05, 0.2])
@@ -78,7 +78,7 @@ def test_a_bottleneck_with_a_small_buffer_does_not_collapse() -> None:
     assert_whole(link.run())
     seconds = (link.now_ns - began_ns) / SECOND
     assert seconds < 4000 / 5000 * 1.5, "at least two thirds of what the path carries"
-    assert link.queue_drops < 4000 * 0.05
+    assert link.queue_drops < 4000 * 0.08
 
 
 def test_a_deep_buffer_is_not_filled() -> None:

@@ -179,6 +179,9 @@ class Broker:
             raise RefusedError(
                 code, PASSED_ON[code], retry_after_s=1 if status in {429, 503} else 0
             )
+        if code == "busy_session":
+            self._metrics.master_calls.labels(name, "refused").inc()
+            raise RefusedError("busy", "this session is being changed; again", retry_after_s=1)
         if status in {404, 409}:
             self._metrics.master_calls.labels(name, "refused").inc()
             raise RefusedError("relay_gone", "this relay or lease is gone; ask for a relay again")

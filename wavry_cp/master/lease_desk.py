@@ -71,7 +71,6 @@ class LeaseDesk:
             known = await self._store.session(session_id)
             now_s = self._clock.now_s()
             if known is not None and leases.is_live(known, now_s):
-                leases.check_owner(known, request)
                 relay_id, standby_id = self._relay_for(request, stay_at=known.relay_id)
             else:
                 relay_id, standby_id = self._relay_for(request, stay_at=None)

@@ -3,7 +3,7 @@
 Strategy: a chunk is written to its place as it comes; what is kept in memory is one map of at
 most 8192 bits.  An ACK goes out for every 16th chunk, when the sender asks for it, or 10 ms
 after a chunk that nothing else made us acknowledge.  The result is repeated until the sender
-has it, for a few seconds.
+has it, for 20 seconds at most.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,10 @@ _MS_NS: Final = 1_000_000
 CHUNKS_PER_ACK: Final = 16
 ACK_DELAY_NS: Final = 10 * _MS_NS
 RESULT_WAIT_NS: Final = 200 * _MS_NS
-RESULT_LINGER_NS: Final = 5_000 * _MS_NS
+RESULT_MAX_WAIT_NS: Final = 2_000 * _MS_NS
+RESULT_LINGER_NS: Final = 20_000 * _MS_NS
+"""The file is stored already; this only keeps the sender from failing after an outage.  The end of
+the session ends it too."""
 STALL_NS: Final = 40_000 * _MS_NS
 """Longer than the sender's: the one that knows why gives up first."""
 
@@ -81,6 +84,7 @@ class FileReceiver:
         self._stamp_us = 0
         self._stamped_ns: int | None = None
         self._result_due_ns = 0
+        self._result_wait_ns = RESULT_WAIT_NS
         self._result_until_ns = 0
         self._complete_if_all()
 
@@ -217,7 +221,8 @@ class FileReceiver:
 
     def _tell_result(self, now_ns: int) -> None:
         self._outgoing.append(self._simple(Kind.RESULT, self.result or ResultCode.OK))
-        self._result_due_ns = now_ns + RESULT_WAIT_NS
+        self._result_due_ns = now_ns + self._result_wait_ns
+        self._result_wait_ns = min(self._result_wait_ns * 2, RESULT_MAX_WAIT_NS)
 
     def _simple(self, kind: Kind, code: int = 0) -> bytes:
         return Simple(kind, self.offer.transfer_id, code).pack()

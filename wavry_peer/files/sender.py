@@ -243,7 +243,7 @@ class FileSender:
         if ack.have.bit_length() > self._next_new - ack.next_index:
             return
         self._sample(ack, now_ns)
-        newly, newest_sent_ns = self._take_acked(ack)
+        newly, newest_sent_ns = self._take_acked(ack, now_ns)
         self._newest_acked_sent_ns = max(self._newest_acked_sent_ns, newest_sent_ns)
         if ack.duplicates > self._duplicates:
             self._duplicates = ack.duplicates
@@ -258,7 +258,7 @@ class FileSender:
         if 0 < ack.delay_us <= elapsed_us < STALL_NS // 1000:
             self._congestion.sample((elapsed_us - ack.delay_us) * 1000)
 
-    def _take_acked(self, ack: Ack) -> tuple[int, int]:
+    def _take_acked(self, ack: Ack, now_ns: int) -> tuple[int, int]:
         """Removes what arrived; gives how many were new and when the newest was sent."""
         arrived = list(range(self._missing_from, ack.next_index))
         self._have >>= ack.next_index - self._missing_from
@@ -277,8 +277,10 @@ class FileSender:
                     continue  # known from an earlier map.
                 del self._lost[index]
                 self._reorder_factor = min(self._reorder_factor * 2, 2.0)
-            else:
+            elif now_ns - sent_ns >= self._congestion.shortest_ns:
                 newest_ns = max(newest_ns, sent_ns)
+            # Else no packet is that fast: it was an earlier copy that arrived, and says nothing
+            # about what was sent before the later one.
             newly += 1
             self.statistics.acked_bytes += self.offer.chunk_size(index)
         return newly, newest_ns

@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 from gateway_support import PASSWORD, make_config, running_gateway
+
 from wavry_cp.gateway.lockout import FREE_ATTEMPTS
 
 
@@ -209,6 +210,7 @@ async def test_a_hash_of_another_cost_is_redone_at_login(tmp_path, master):
 
 def test_default_cost_is_not_below_libsodium_interactive():
     from nacl.pwhash import argon2id
+
     from wavry_cp.gateway.config import GatewayConfig
     from wavry_peer.settings import describe
 

@@ -1,11 +1,16 @@
 import asyncio
 import time
+import uuid
 
 import msgspec
 import pytest
 from gateway_support import accepted_call, public_key
+
+from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.gateway.sessions import Keys, SessionKey, new_session
 from wavry_peer.protocol import signaling as wire
 from wavry_peer.protocol.api import Credentials, SessionInfo, SessionList
+from wavry_peer.protocol.constants import Role
 
 
 async def test_full_flow_over_websocket(gateway, master):
@@ -281,7 +286,7 @@ async def test_call_rate_is_limited_over_both_ways_in(gateway):
     burst = gateway.gateway.config.calls_burst
     results = []
     for _ in range(burst + 1):
-        status, body = await ann.call("POST", "/v1/sessions", {"target_username": "nobody"})
+        _, body = await ann.call("POST", "/v1/sessions", {"target_username": "nobody"})
         results.append(body["error"])
     assert results == ["user_offline"] * burst + ["rate_limited"]
     async with ann.online() as a:
@@ -313,6 +318,19 @@ async def test_a_sick_master_means_a_clear_error_within_two_seconds(gateway, mas
                 break
             await asyncio.sleep(0.3)
         assert status == 200
+
+
+async def test_the_broker_alone_keeps_its_time(gateway, master):
+    master.mode = "hang"
+    started = time.monotonic()
+    with pytest.raises(RefusedError) as refused:
+        await gateway.gateway.broker.renew(_any_session(), Role.SERVER, str(uuid.uuid4()))
+    assert refused.value.code == "relay_unavailable"
+    assert time.monotonic() - started < 2.0
+
+
+def _any_session():
+    return new_session(SessionKey(str(uuid.uuid4())), "ann", "bob", Keys(), now_s=0, pending_s=1)
 
 
 async def test_two_requests_at_a_hanging_master_both_end_in_time(gateway, master):

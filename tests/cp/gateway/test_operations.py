@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 from gateway_support import ADMIN_TOKEN, SERVICE_TOKEN, make_config, running_gateway
+
 from wavry_cp.gateway.refused import STATUS
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_peer.protocol.api import UserList

@@ -18,6 +18,7 @@ from gateway_support import (
     write_token,
 )
 from typer.testing import CliRunner
+
 from wavry_cp.gateway.cli import app
 from wavry_peer.protocol import signaling as wire
 from wavry_peer.protocol.api import Credentials

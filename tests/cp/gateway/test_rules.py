@@ -6,6 +6,7 @@ import pytest
 from gateway_support import public_key
 from hypothesis import given
 from hypothesis import strategies as st
+
 from wavry_cp.gateway import sessions
 from wavry_cp.gateway.breaker import FAILURES, OPEN_S, Breaker
 from wavry_cp.gateway.connection import Connection

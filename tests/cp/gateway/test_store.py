@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from wavry_cp.gateway import sessions
 from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.sessions import CallLimits, Keys, SessionKey, new_session
