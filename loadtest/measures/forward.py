@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from loadtest.generator import GeneratorResult, Load, run_generator
 from loadtest.native_build import compile_program
@@ -33,7 +32,6 @@ __all__ = [
 ]
 
 BENCH = "forward"
-_IDLE_S: Final = 1.0
 
 
 class MeasurementError(RuntimeError):
@@ -148,7 +146,7 @@ def run_forward(
             subject.need(case.sessions)
         for subject in able:
             if subject.grow is not None and subject.sessions.count not in idle_known:
-                _add_idle(report, subject, repetitions)
+                _add_idle(report, subject, repetitions, 2 * duration_ms)
         idle_known.add(case.sessions)
         for repetition in range(repetitions):
             progress(f"{case_name('forward', case)}, repetition {repetition + 1}")
@@ -160,13 +158,13 @@ def run_forward(
             _add_rows(report, case_name(subject.name, case), samples[subject.name])
 
 
-def _add_idle(report: Report, subject: Subject, repetitions: int) -> None:
+def _add_idle(report: Report, subject: Subject, repetitions: int, duration_ms: int) -> None:
     """What sessions cost while nothing is sent: sweeps and the like."""
     shares = []
     for _ in range(repetitions):
         pids = subject.pids()
         before, began = cpu_ns(pids), time.monotonic_ns()
-        time.sleep(_IDLE_S)
+        time.sleep(duration_ms / 1000)
         shares.append(100 * (cpu_ns(pids) - before) / (time.monotonic_ns() - began))
     name = f"{subject.name} sessions={subject.sessions.count}"
     report.rows.append(summarise("idle", name, "core_share", "%", shares))

@@ -213,6 +213,22 @@ async def test_both_ask_at_once_and_meet_at_one_relay(gateway, master):
         assert len(master.requests) == 1
 
 
+async def test_a_shared_lease_is_handed_out_once(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        sid = await accepted_call(ann, a, bob, b)
+        path = f"/v1/sessions/{sid}/relay"
+        await ann.call("POST", path, {})
+        brought = await b.next(wire.RelayCredentials)
+        tokens = [(await bob.call("POST", path, {}))[1]["token"] for _ in range(2)]
+        assert tokens[0] == brought.token
+        assert tokens[1] != brought.token
+        assert len(master.requests) == 2
+        # Who excludes the relay of the shared lease gets another one.
+        _, other = await ann.call("POST", path, {"exclude_relays": ["rly-one"]})
+        assert other["relay_id"] == "rly-two"
+
+
 async def test_hanging_up_while_the_master_thinks_gives_nobody_a_lease(gateway, master):
     master.delay_s = 0.3
     ann, bob = await gateway.user("ann"), await gateway.user("bob")

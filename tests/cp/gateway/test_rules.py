@@ -332,10 +332,15 @@ async def test_hub_the_end_of_the_older_does_not_remove_the_newer():
 
 
 async def test_hub_a_connection_that_ends_already_is_not_bound():
-    hub, item = Hub(), connection()
+    hub, bound, item = Hub(), connection(), connection()
+    hub.add(bound)
+    hub.claim(bound, TokenHash("good"))
+    hub.bind(bound, "ann")
     hub.add(item)
     hub.claim(item, TokenHash("t"))
     hub.end_tokens([TokenHash("t")])
     hub.bind(item, "ann")
-    assert not hub.is_online("ann")
+    assert hub.is_online("ann")
+    assert bound.cause is None
     hub.remove(item)
+    assert hub.is_online("ann")
