@@ -486,7 +486,9 @@ class FakeGateway:
         if isinstance(message, s.Ping):
             await ws.send_str(s.encode_message(s.Pong()))
         elif isinstance(message, s.Answer) and not message.accept and message.session_id:
-            call = self.calls[message.session_id]
+            call = self.calls.get(message.session_id)
+            if call is None:
+                return
             call.state = "closed"
             await self.tell(
                 call.caller,

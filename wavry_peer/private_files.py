@@ -30,16 +30,22 @@ def read_private(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise PrivateFileError(f"{path} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # Of the open file, so that nobody can swap it between the check and the read.
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise PrivateFileError(f"{path} is not a regular file")
-        if status.st_mode & _OTHERS:
-            raise PrivateFileError(f"{path} is open to other users; run: chmod 600 {path}")
-        if status.st_size > _MAX_BYTES:
-            raise PrivateFileError(f"{path} is over 1 MiB and cannot be what it should be")
-        return file.read()
+        _check(path, os.fstat(descriptor))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _check(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise PrivateFileError(f"{path} is not a regular file")
+    if status.st_mode & _OTHERS:
+        raise PrivateFileError(f"{path} is open to other users; run: chmod 600 {path}")
+    if status.st_size > _MAX_BYTES:
+        raise PrivateFileError(f"{path} is over 1 MiB and cannot be what it should be")
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from wavry_cp.http import serve
+from wavry_cp.version import software_version
 from wavry_peer import logs
 from wavry_peer.protocol.errors import WavryError
 from wavry_peer.settings import SettingsError, load, parse_address
@@ -16,7 +17,6 @@ from wavry_peer.settings import SettingsError, load, parse_address
 from .app import make_app
 from .config import GatewayConfig
 from .gateway import Gateway
-from .version import version
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001  # typer passes an option's value so
     if wanted:
-        typer.echo(f"wavry-gateway {version()}")
+        typer.echo(f"wavry-gateway {software_version()}")
         raise typer.Exit
 
 

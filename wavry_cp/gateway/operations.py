@@ -10,11 +10,11 @@ from aiohttp import web
 from wavry_cp.client_address import client_address
 from wavry_cp.http import ApiError, bearer_token, json_response
 from wavry_cp.store.errors import StoreUnavailableError
+from wavry_cp.version import software_version
 from wavry_peer.protocol.api import UserInfo, UserList
 
 from .gateway import Gateway
 from .refused import RefusedError
-from .version import version
 
 __all__ = ["GatewayStatus", "Health", "Operations", "Ready"]
 
@@ -67,7 +67,7 @@ class Operations:
 
     async def health(self, _request: web.Request) -> web.Response:
         """``GET /health``."""
-        return json_response(Health("ok", "gateway", version(), self._uptime_s()))
+        return json_response(Health("ok", "gateway", software_version(), self._uptime_s()))
 
     async def ready(self, _request: web.Request) -> web.Response:
         """``GET /ready``."""
@@ -118,7 +118,7 @@ class Operations:
         gateway = self._gateway
         return json_response(
             GatewayStatus(
-                version=version(),
+                version=software_version(),
                 uptime_s=self._uptime_s(),
                 users=await gateway.store.count_users(),
                 online=gateway.hub.online,
