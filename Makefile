@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+FUZZ_DATAGRAMS ?= 10000000
 
-.PHONY: help demo test lint format bench docs clean system
+.PHONY: help demo test lint format bench fuzz docs clean system
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ format: $(STAMP)  ## format the code and apply safe lint fixes
 
 bench: $(STAMP)  ## performance table; writes build/bench.json
 	$(BIN)/python -m loadtest.bench --output build/bench.json
+
+fuzz: $(STAMP)  ## a long fuzz of the whole UDP port (FUZZ_DATAGRAMS, default 10 million)
+	WAVRY_FUZZ_DATAGRAMS=$(FUZZ_DATAGRAMS) $(BIN)/python -m pytest tests/fuzz -q
 
 docs: $(STAMP)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py

@@ -262,6 +262,8 @@ class RelayProcess:
             "WAVRY_RELAY_MAX_SESSIONS": "100",
             "WAVRY_RELAY_IP_PER_S": "100000",
             "WAVRY_RELAY_IP_BURST": "100000",
+            "WAVRY_RELAY_IDENTITY_PER_S": "100000",
+            "WAVRY_RELAY_IDENTITY_BURST": "100000",
             "WAVRY_RELAY_SOCKET_BUFFER_BYTES": "1000000",
             **environ,
         }
@@ -424,9 +426,9 @@ class FakeMaster:
         app.router.add_post("/v1/relays/heartbeat", self._heartbeat)
         app.router.add_delete("/v1/relays/{id}", self._deregister)
         app.router.add_get("/.well-known/wavry-keys.json", self._keys)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = "http://{}:{}".format(*runner.addresses[0][:2])
         self._started.set()
         await self._stop.wait()

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import os
 import sys
 import threading
 from typing import Final
@@ -14,6 +16,8 @@ from .session import Session
 __all__ = ["StandardInput", "chat"]
 
 QUEUE_LINES: Final = 64
+STDIN_FILENO: Final = 0
+_BLOCK_BYTES: Final = 65536
 LAST_WORDS_S: Final = 0.5
 """After the end of input, answers may still come for so long."""
 
@@ -40,15 +44,25 @@ class StandardInput:
         return line
 
     def _read(self) -> None:
-        while True:
-            self._room.acquire()
-            line = sys.stdin.buffer.readline()
-            try:
-                self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
-            except RuntimeError:
-                return  # the loop is closed: the command is over.
-            if not line:
-                return
+        # Not through sys.stdin: its lock, held by this thread while it waits, would abort the
+        # interpreter at exit.
+        rest = b""
+        while block := os.read(STDIN_FILENO, _BLOCK_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                self._put(line + b"\n")
+            if len(rest) >= _BLOCK_BYTES:
+                self._put(rest)
+                rest = b""
+        if rest:
+            self._put(rest)
+        self._put(b"")
+
+    def _put(self, line: bytes) -> None:
+        self._room.acquire()
+        # A closed loop means that the command is over.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
 
 async def chat(

@@ -57,7 +57,7 @@ class Output:
         self.as_json = as_json
         self.remarks = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def event(self, event: str, text: str, **fields: object) -> None:
+    def event(self, event: str, text: str, /, **fields: object) -> None:
         """A result: `text` for people, the fields for scripts."""
         if self.as_json:
             self._line({"event": event, **fields})

@@ -75,7 +75,7 @@ class OpsServer:
         app.router.add_get("/health", _health)
         app.router.add_get("/ready", _ready)
         app.router.add_get("/metrics", _metrics)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         self.url = ""
 
     async def start(self, host: str, port: int) -> None:
@@ -85,7 +85,7 @@ class OpsServer:
             ListenError: the address cannot be used.
         """
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, shutdown_timeout=0.5)
+        site = web.TCPSite(self._runner, host, port)
         try:
             await site.start()
         except OSError as error:

@@ -275,7 +275,6 @@ async def test_wrong_use_of_a_peer(world: PeerWorld) -> None:
 
 async def test_more_calls_than_anybody_takes_are_refused(world: PeerWorld, monkeypatch) -> None:
     monkeypatch.setattr("wavry_peer.peer.MAX_CALLS", 2)
-    async with world.listen("bob"):
-        async with world.connect("u1", "bob"), world.connect("u2", "bob"):
-            with pytest.raises(wavry_peer.PeerUnavailableError, match="refused"):
-                await world.connect("u3", "bob")
+    async with world.listen("bob"), world.connect("u1", "bob"), world.connect("u2", "bob"):
+        with pytest.raises(wavry_peer.PeerUnavailableError, match="refused"):
+            await world.connect("u3", "bob")

@@ -94,7 +94,8 @@ async def test_a_gateway_that_never_answers(serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"username":1}', b"\xff", b"[" * 100_000, b"x" * 99_999]
+    "body",
+    [b"", b"<html>", b"[]", b"{}", b'{"username":1}', b"\xff", b"[" * 100_000, b"x" * 99_999],
 )
 async def test_what_is_not_our_protocol_is_named(serve, body: bytes) -> None:
     async def answer(_request: web.Request) -> web.Response:
@@ -183,9 +184,7 @@ class Linked:
         self.client = GatewayClient(gateway.url, token=token)
         self.messages: list[s.ServerMessage] = []
         self.ends: list[GatewayError] = []
-        self.link = SignalingLink(
-            self.client, self.messages.append, self.ends.append, times=QUICK
-        )
+        self.link = SignalingLink(self.client, self.messages.append, self.ends.append, times=QUICK)
 
     async def __aenter__(self) -> "Linked":
         return self

@@ -136,7 +136,9 @@ def test_logins_by_gateway(tmp_path: Path) -> None:
         store.get(URL)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(noise=st.binary(max_size=200))
 def test_any_content_gives_a_clear_error(tmp_path: Path, noise: bytes) -> None:
     for name, read in (

@@ -54,7 +54,7 @@ async def test_the_ten_lines_of_the_docstring(world: PeerWorld) -> None:
     async with asyncio.timeout(5):
         await task
     assert wavry_peer.__doc__ is not None
-    assert "await session.send(b\"hello, \" + await session.receive())" in wavry_peer.__doc__
+    assert 'await session.send(b"hello, " + await session.receive())' in wavry_peer.__doc__
 
 
 async def test_the_largest_datagram_passes_and_a_larger_one_is_refused(world: PeerWorld) -> None:

@@ -7,10 +7,12 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from peer_support import PeerWorld, eventually
 
 from wavry_peer.errors import SessionFailedError
+from wavry_peer.paths.relay_events import PathLimits
 from wavry_peer.paths.udp import UdpSocket, connect_udp, usable_addresses
 from wavry_peer.protocol import packets
 
@@ -24,13 +26,12 @@ def server():
 
 def test_socket_buffers_are_sized(server) -> None:
     sock, _ = connect_udp([server.getsockname()])
-    with sock:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as usual:
-            for option, limit in ((socket.SO_RCVBUF, "rmem_max"), (socket.SO_SNDBUF, "wmem_max")):
-                most = int(Path(f"/proc/sys/net/core/{limit}").read_text())
-                want = 2 * min(most, 4 << 20)
-                assert sock.getsockopt(socket.SOL_SOCKET, option) >= want
-                assert want >= usual.getsockopt(socket.SOL_SOCKET, option)
+    with sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as usual:
+        for option, limit in ((socket.SO_RCVBUF, "rmem_max"), (socket.SO_SNDBUF, "wmem_max")):
+            most = int(Path(f"/proc/sys/net/core/{limit}").read_text())
+            want = 2 * min(most, 4 << 20)
+            assert sock.getsockopt(socket.SOL_SOCKET, option) >= want
+            assert want >= usual.getsockopt(socket.SOL_SOCKET, option)
 
 
 async def test_an_oversized_datagram_is_seen_as_such_and_not_cut_to_a_good_one(
@@ -107,20 +108,14 @@ def test_an_address_family_without_a_route_is_passed_over(server, monkeypatch) -
 async def test_the_other_address_is_tried_when_the_first_is_silent(
     world: PeerWorld, monkeypatch
 ) -> None:
-    monkeypatch.setattr(
-        "wavry_peer.session.PathLimits",
-        lambda: __import__("wavry_peer.paths.relay_events", fromlist=["x"]).PathLimits(
-            deadline_ns=300_000_000
-        ),
-    )
+    quick = PathLimits(deadline_ns=300_000_000)
+    monkeypatch.setattr("wavry_peer.session.PathLimits", lambda: quick)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
         mute.bind(("127.0.0.1", 0))
         host, port = mute.getsockname()
         original = world.gateway._credentials
 
         def credentials(*arguments):
-            import msgspec
-
             own = original(*arguments)
             first = f"{host}:{port}"
             return msgspec.structs.replace(own, addr=first, addrs=(first, own.addr))
@@ -142,7 +137,7 @@ async def test_garbage_from_the_relays_address_does_no_harm(world: PeerWorld) ->
             for datagram in (noise, header + session_id + noise[: dice.randrange(200)]):
                 world.relay.tell_all(lambda _id, d=datagram[:1600]: d)
             await asyncio.sleep(0)
-        await eventually(lambda: bob.statistics().packets_received > 50)
+        await eventually(lambda: bob.statistics().packets_received > 10)
         await alice.send(b"still here")
         async with asyncio.timeout(3):
             assert await bob.receive() == b"still here"

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-
 from relay_support import Mint
 from relay_world_support import (
     RELAY_ID,
@@ -19,6 +18,7 @@ from relay_world_support import (
     v4,
     v6,
 )
+
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import ed25519, lease, packets, paseto, stun
 from wavry_peer.protocol.constants import RejectReason as R

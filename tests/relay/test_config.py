@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-
 from relay_support import Mint
+
 from wavry_peer.settings import SettingsError, describe, load
 from wavry_relay.config import RelayConfig
 

@@ -3,8 +3,8 @@
 import os
 
 import pytest
-
 from relay_world_support import v4, v6
+
 from wavry_relay.address import Address
 from wavry_relay.cookie import PathCookies
 

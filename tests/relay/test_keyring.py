@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from relay_support import Mint
 from relay_world_support import World, open_world
+
 from wavry_peer.protocol.errors import KeySetError
 from wavry_peer.protocol.keyset import encode_keyset
 from wavry_relay.identity import StateDirectory

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from relay_world_support import World, open_world, v4, v6
+
 from wavry_relay.shm import gcra
 from wavry_relay.shm.layout import IP_RATE_BUCKETS, RATE_BUCKET, Region
 from wavry_relay.shm.rate_limit import OVERFLOW_FACTOR, RateTable

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from relay_support import REPOSITORY
+
 from wavry_relay.shm.layout import Geometry
 from wavry_relay.shm.segment import (
     Segment,

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-
 from relay_world_support import World, open_world
+
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
 from wavry_relay.engine.base import Forward

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from relay_world_support import World, open_world
+
+from wavry_peer.protocol.lease import RelayId
 from wavry_relay.shm import layout
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.layout import Geometry
@@ -16,7 +17,6 @@ from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import SessionTable, session_words
 from wavry_relay.shm.tags import Tags
 from wavry_relay.shm.used_leases import DENIED, KEEP_MS, UsedLeases
-from wavry_peer.protocol.lease import RelayId
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from .segment import Segment
 
 __all__ = ["CounterRow", "totals"]
 
+
 class CounterRow:
     """The row of one worker."""
 
