@@ -164,7 +164,7 @@ class EngineConformance:
         assert client.forward(5) == Forward(server.address)
         assert server.forward(5) == Forward(client.address)
 
-    # -- Pitfalls: addresses ---------------------------------------------------------------------
+    # -- Pitfalls: addresses --------------------------------------------------------------------
 
     @pytest.mark.parametrize(
         "stranger", [v4(1, 5001), v4(77), v6(1), v4(1, 5000, listen=1)], ids=repr
@@ -181,7 +181,7 @@ class EngineConformance:
         client, _ = world.session(bearer=True)
         assert world.decide(client.frame(1), v4(77)) == Drop("unknown_address")
 
-    # -- Pitfalls: leases --------------------------------------------------------------------------
+    # -- Pitfalls: leases -----------------------------------------------------------------------
 
     def test_pitfall_expiry_stops_forwarding_at_the_exact_millisecond(self, world: World) -> None:
         client, server = world.session(ttl_s=60)
@@ -200,7 +200,7 @@ class EngineConformance:
         assert client.forward(1) == Drop("lease_expired")
         assert server.forward(1) == Forward(client.address)
 
-    # -- Pitfalls: replay --------------------------------------------------------------------------
+    # -- Pitfalls: replay -----------------------------------------------------------------------
 
     def test_duplicates_and_old_sequences_are_dropped(self, world: World) -> None:
         client, server = world.session()
@@ -248,7 +248,7 @@ class EngineConformance:
         world.advance(1)
         assert client.forward(sequence) == Forward(server.address)
 
-    # -- Pitfalls: rates -----------------------------------------------------------------------------
+    # -- Pitfalls: rates ------------------------------------------------------------------------
 
     def test_pitfall_hard_limit_holds_from_the_first_packet(self, world: World) -> None:
         """1000 kbit/s: no second of a ten times faster stream carries more than the limit and
@@ -322,7 +322,7 @@ class EngineConformance:
             assert client.forward(1) == Drop("duplicate")
         assert client.forward(2) == Forward(server.address)
 
-    # -- Locks -----------------------------------------------------------------------------------
+    # -- Locks ----------------------------------------------------------------------------------
 
     def test_lock_of_a_stopped_process_costs_a_packet_not_the_worker(self, world: World) -> None:
         if self.kind is not EngineKind.REFERENCE:
@@ -348,7 +348,7 @@ class EngineConformance:
             holder.kill()  # the kernel frees a dead process's locks
         assert client.forward(1) == Forward(server.address)
 
-    # -- Garbage -----------------------------------------------------------------------------------
+    # -- Garbage --------------------------------------------------------------------------------
 
     def test_garbage_never_forwards_and_never_fails(self, world: World) -> None:
         client, server = world.session()
@@ -387,7 +387,7 @@ class EngineConformance:
         world.advance(1)
         assert client.forward(client.slot.window_head) == Forward(server.address)
 
-    # -- Real sockets --------------------------------------------------------------------------------
+    # -- Real sockets ---------------------------------------------------------------------------
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
     def test_forwards_byte_for_byte_through_sockets(self, host: str) -> None:

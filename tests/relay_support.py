@@ -1,4 +1,4 @@
-"""What tests need around a relay: minted leases, real relay processes, small peers, a fake master."""
+"""What tests need around a relay: minted leases, relay processes, small peers, a fake master."""
 
 import asyncio
 import json

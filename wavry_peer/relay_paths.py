@@ -77,6 +77,11 @@ class RelayPaths:
         on_ready: called each time another path takes over.
         on_activity: called when something came in, after its datagrams were read.
         on_end: called when the session cannot go on.
+
+    Attributes:
+        links: open paths, the newest last.
+        active: the one that carries the session now, or None.
+        latest: the one that carries it or carried it last, perhaps closed; None before the first.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class RelayPaths:
     ) -> None:
         self.links: list[RelayLink] = []
         self.active: RelayLink | None = None
+        self.latest: RelayLink | None = None
         self._session_id = session_id
         self._id_bytes = bytes.fromhex(session_id.replace("-", ""))
         self._role = role
@@ -224,9 +230,9 @@ class RelayPaths:
                 self._on_notice(link, event.code, now_ns)
 
     def _take_over(self, link: RelayLink) -> None:
-        if self.active is not None and self.active is not link:
+        if self.latest is not None:
             self._counts.path_changes += 1
-        self.active = link
+        self.active = self.latest = link
         loop = asyncio.get_running_loop()
         for other in self.links:
             if other is not link:

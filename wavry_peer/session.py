@@ -224,14 +224,14 @@ class Session:
 
     def statistics(self) -> SessionStatistics:
         """Counters up to now, as a copy that does not change."""
-        active = self._paths.active
+        latest = self._paths.latest
         links = self._paths.links
         return self._counts.with_totals(
-            path="none" if active is None else f"relay {active.relay_id}",
+            path="none" if latest is None else f"relay {latest.relay_id}",
             channel=self._channel.statistics,
             paths=[link.path.statistics for link in links],
             sockets=[link.socket_statistics for link in links],
-            path_round_trip_ns=None if active is None else active.path.statistics.round_trip_ns,
+            path_round_trip_ns=None if latest is None else latest.path.statistics.round_trip_ns,
             lost_estimate=self._loss.lost(self._channel.statistics),
         )
 

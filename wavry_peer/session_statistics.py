@@ -17,7 +17,7 @@ class SessionStatistics:
     """Counters of a session; `Session.statistics` gives copies.
 
     Attributes:
-        path: what carries the session now: ``relay <id>``, or ``none``.
+        path: what carries the session, or carried it last: ``relay <id>``; ``none`` before.
         datagrams_sent: given to `send`.
         datagrams_received: delivered by the channel, `queue_drops` included.
         bytes_sent: application bytes.

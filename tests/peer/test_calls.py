@@ -212,11 +212,11 @@ async def test_the_listener_is_told_when_another_process_takes_its_place(world: 
 
 
 async def test_a_session_goes_on_after_its_peer_was_displaced(world: PeerWorld) -> None:
-    async with world.pair() as (alice, bob):
-        async with wavry_peer.Peer(world.gateway.url, **world.login("alice")):
-            await asyncio.sleep(0.05)
-            await alice.send(b"still")
-            assert await bob.receive() == b"still"
+    newer = wavry_peer.Peer(world.gateway.url, **world.login("alice"))
+    async with world.pair() as (alice, bob), newer:
+        await asyncio.sleep(0.05)
+        await alice.send(b"still")
+        assert await bob.receive() == b"still"
 
 
 async def test_calls_come_again_after_the_connection_was_lost(world: PeerWorld) -> None:

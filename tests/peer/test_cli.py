@@ -97,6 +97,7 @@ async def test_a_file_from_one_process_to_another(start, tmp_path: Path) -> None
     assert received["path"] == str(inbox / "holiday.bin")
     assert sent["statistics"]["datagrams_sent"] >= 500_000 // 1381
     assert received["from_username"] == "alice"
+    assert received["statistics"]["path"] == "relay rly-test-1"
 
 
 async def test_host_answers_ping_and_carries_text_and_ends_on_sigterm(start) -> None:

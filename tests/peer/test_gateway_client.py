@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self
 
 import pytest
 from aiohttp import web
@@ -186,7 +187,7 @@ class Linked:
         self.ends: list[GatewayError] = []
         self.link = SignalingLink(self.client, self.messages.append, self.ends.append, times=QUICK)
 
-    async def __aenter__(self) -> "Linked":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

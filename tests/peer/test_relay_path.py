@@ -1,5 +1,6 @@
 """The relay path sans I/O: fake clock, hand-made answers, and a lossy fake relay."""
 
+import itertools
 import random
 
 import pytest
@@ -137,7 +138,7 @@ def test_repeats_with_growing_waits_and_a_fresh_signature_until_the_deadline() -
         path.handle_timer(timer_ns)
         sent += [(timer_ns, packet) for packet in presents(path)]
     assert events(path) == [PathFailed(None)]
-    waits = [(b[0] - a[0]) // MS for a, b in zip(sent, sent[1:], strict=False)]
+    waits = [(b[0] - a[0]) // MS for a, b in itertools.pairwise(sent)]
     assert waits == [250, 500, 1000, 2000, 2000, 2000, 2000]
     counters = [packet.proof.counter for _, packet in sent if packet.proof]
     assert counters == list(range(1000, 1000 + len(sent)))

@@ -1,7 +1,6 @@
 """The UDP shell: buffers, truncation, address choice, garbage from the relay's address."""
 
 import asyncio
-import os
 import random
 import socket
 from collections.abc import Sequence
@@ -147,8 +146,8 @@ async def test_garbage_from_the_relays_address_does_no_harm(world: PeerWorld) ->
 async def test_no_file_descriptor_is_left(world: PeerWorld) -> None:
     async with world.pair():
         pass
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         async with world.pair():
             pass
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2

@@ -43,7 +43,7 @@ def instant(seconds: float) -> datetime:
     return datetime.fromtimestamp(START_WALL_MS / 1000, UTC) + timedelta(seconds=seconds)
 
 
-# -- Reasons that the lease itself gives ---------------------------------------------------------
+# -- Reasons that the lease itself gives -------------------------------------------------------
 
 
 def _tampered(peer: Peer) -> bytes:
@@ -139,7 +139,7 @@ def test_verified_token_is_not_verified_again(world: World) -> None:
     assert world.count("token_cache_hits") == 1
 
 
-# -- Replay ----------------------------------------------------------------------------------------
+# -- Replay ------------------------------------------------------------------------------------
 
 
 def test_replayed_duplicate_of_a_present(world: World) -> None:
@@ -223,7 +223,7 @@ def test_bearer_lease_with_an_unverified_proof_stays_a_bearer_lease(world: World
 
 
 def test_lease_of_a_closed_session_needs_a_fresh_proof(world: World) -> None:
-    client, server = world.session()
+    client, _ = world.session()
     old = client.datagram(counter=1)
     world.sweep(61.5)
     assert not world.has(client.sid)
@@ -237,7 +237,7 @@ def test_bearer_lease_of_a_closed_session_is_used_up(world: World) -> None:
     assert reject_reason(client.present()) == R.REPLAYED
 
 
-# -- Identity lock ----------------------------------------------------------------------------------
+# -- Identity lock -----------------------------------------------------------------------------
 
 
 def test_slot_of_one_identity_never_passes_to_another(world: World) -> None:
@@ -263,7 +263,7 @@ def test_pitfall_peers_cannot_share_one_token_or_take_either_role(world: World) 
     assert reject_reason(world.answer(other_role, v4(2))) == R.INVALID_SIGNATURE
 
 
-# -- Renewal ----------------------------------------------------------------------------------------
+# -- Renewal -----------------------------------------------------------------------------------
 
 
 def test_renewal_extends_and_keeps_the_window(world: World) -> None:
@@ -353,7 +353,7 @@ def test_bearer_renewal_from_its_own_address(world: World) -> None:
     assert reject_reason(world.answer(datagram, client.address)) == R.REPLAYED
 
 
-# -- A restarted peer -----------------------------------------------------------------------------
+# -- A restarted peer --------------------------------------------------------------------------
 
 
 def test_pitfall_present_with_proof_starts_the_window_afresh(world: World) -> None:
@@ -374,7 +374,7 @@ def test_presenting_again_does_not_free_a_rate_limited_peer(world: World) -> Non
     assert client.forward(0, bytes(1000)) == Drop("peer_rate")
 
 
-# -- Paths ------------------------------------------------------------------------------------------
+# -- Paths -------------------------------------------------------------------------------------
 
 
 def challenge(world: World, datagram: bytes, source: Address) -> bytes:
@@ -453,7 +453,7 @@ def world_answer(packet: packets.Packet | None) -> bytes:
     return packets.build_challenge(packet.header.session_id, packet.body.cookie)
 
 
-# -- Limits -----------------------------------------------------------------------------------------
+# -- Limits ------------------------------------------------------------------------------------
 
 
 def test_per_ip_limit_answers_rate_limited_before_any_signature() -> None:
@@ -543,7 +543,7 @@ def test_ban_comes_before_the_signature_and_revocation_after_the_claims() -> Non
         assert reject_reason(expired.present()) == R.EXPIRED
 
 
-# -- Answers ------------------------------------------------------------------------------------------
+# -- Answers -----------------------------------------------------------------------------------
 
 
 def test_ack_says_expiry_limits_and_where_the_peer_is(world: World) -> None:

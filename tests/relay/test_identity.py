@@ -1,6 +1,5 @@
 """The state directory: identity, lock, files."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -57,4 +56,4 @@ def test_write_replaces_whole_files(tmp_path: Path) -> None:
     state.write("x.json", b"two")
     assert (tmp_path / "x.json").read_bytes() == b"two"
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o600
-    assert os.listdir(tmp_path) == ["x.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

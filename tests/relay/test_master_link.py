@@ -61,7 +61,7 @@ def test_registration_heartbeats_and_farewell(start: Start, master: FakeMaster) 
         wait_until(lambda: len(master.heartbeats) > seen + 1, what="heartbeats")
     last = master.heartbeats[-1]
     assert last["active_sessions"] == 1
-    assert last["held_kids"] == [MINT.kid]
+    assert list(last["held_kids"]) == [MINT.kid]
     assert (last["keyset_serial"], last["state"]) == (1, "ready")
     assert relay.metric("wavry_relay_master_state", state="registered") == 1
     assert relay.metric("wavry_relay_master_heartbeats_total", result="ok") >= 2

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from click.testing import Result
@@ -72,7 +73,7 @@ class Stream:
             threading.Thread(target=self._send), threading.Thread(target=self._receive),
         ]  # fmt: skip
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> Self:
         self.receiver.sock.settimeout(0.1)
         for thread in self._threads:
             thread.start()
@@ -101,7 +102,7 @@ class Stream:
         wait_until(lambda: len(self.received) >= goal, what="forwarded packets")
 
 
-# -- Forwarding -------------------------------------------------------------------------------------
+# -- Forwarding --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
@@ -195,7 +196,7 @@ def test_garbage_is_dropped_counted_and_harmless(relay: RelayProcess) -> None:
     assert relay.metric("wavry_relay_internal_errors_total") == 0
 
 
-# -- Ops ---------------------------------------------------------------------------------------------
+# -- Ops ---------------------------------------------------------------------------------------
 
 
 def test_health_says_which_engine_runs(relay: RelayProcess) -> None:
@@ -253,7 +254,7 @@ def test_drain_by_the_control_socket(relay: RelayProcess) -> None:
     assert relay.get("/ready")[0] == 200
 
 
-# -- Deaths ------------------------------------------------------------------------------------------
+# -- Deaths ------------------------------------------------------------------------------------
 
 
 def test_kill_of_a_worker_under_traffic_loses_no_session(start: Start) -> None:
@@ -356,7 +357,7 @@ def test_pitfall_sigterm_drains_when_told_to(start: Start) -> None:
         assert relay.wait() == 0
 
 
-# -- Instances ---------------------------------------------------------------------------------------
+# -- Instances ---------------------------------------------------------------------------------
 
 
 def test_two_relays_on_one_host(start: Start) -> None:
