@@ -364,12 +364,18 @@ class RelayProcess:
             self.wait()
             raise
 
+    def close(self) -> None:
+        """Stop it, and remove what a killed one left behind."""
+        if self.process is not None:
+            self.stop()
+        if self.facts:
+            self.shm_path.unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        if self.process is not None:
-            self.stop()
+        self.close()
 
 
 def is_alive(pid: int) -> bool:
@@ -395,6 +401,8 @@ class FakeMaster:
         """Sent with every heartbeat answer."""
         self.heartbeat_status = 200
         self.register_status = 200
+        self.challenge_text: str | None = None
+        """Sent instead of a challenge, if set."""
         self._challenges: dict[str, tuple[dict[str, Any], bytes]] = {}
         self._tokens: set[str] = set()
         self._loop = asyncio.new_event_loop()
@@ -440,7 +448,8 @@ class FakeMaster:
         facts = msgspec.to_builtins(api.decode_body(api.RegisterRequest, await request.read()))
         challenge_id, challenge = str(uuid.uuid4()), os.urandom(32)
         self._challenges[challenge_id] = facts, challenge
-        return _json({"challenge_id": challenge_id, "challenge": base64url.encode(challenge)})
+        text = self.challenge_text or base64url.encode(challenge)
+        return _json({"challenge_id": challenge_id, "challenge": text})
 
     async def _verify(self, request: web.Request) -> web.Response:
         body = api.decode_body(api.VerifyRequest, await request.read())

@@ -12,10 +12,11 @@ from relay_support import Mint
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import ed25519, lease, packets
 from wavry_relay.address import Address
-from wavry_relay.admission import Admission, Answer, Gate
+from wavry_relay.admission import Admission, Answer
 from wavry_relay.clock import Instant
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import Decision, Forward
+from wavry_relay.gate import Gate
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.counters import CounterRow, totals
 from wavry_relay.shm.layout import Geometry

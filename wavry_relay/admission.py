@@ -4,7 +4,7 @@ Checks, in this order, cheapest first (protocol.md section 3); the first "no" na
 
     size, magic                engine
     per-IP limit               `Admission._lease`
-    [cookie under load], ban   `Gate`
+    [cookie under load], ban   `Gate`, `_check_cookie`
     token shape … horizon      `LeaseVerifier`
     revoked                    `Gate`
     proof                      `check_proof`
@@ -20,7 +20,7 @@ once, and it never moves to another address.
 """
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import stun
@@ -41,6 +41,7 @@ from .address import Address
 from .clock import Instant
 from .cookie import PathCookies
 from .engine.base import ControlKind, ControlPacket
+from .gate import Gate, OpenGate
 from .shm.control import ControlBlock
 from .shm.counters import CounterRow
 from .shm.layout import SESSION_ACTIVE
@@ -52,7 +53,7 @@ from .shm.tags import Tags
 from .shm.used_leases import DENIED, UsedLeases
 from .verifier import LeaseVerifier
 
-__all__ = ["Admission", "Answer", "Gate", "OpenGate"]
+__all__ = ["Admission", "Answer"]
 
 _PURPOSE_CONTROL: Final = 1
 _PURPOSE_PATH: Final = 2
@@ -70,34 +71,6 @@ class Answer:
 
     datagram: bytes
     to: Address
-
-
-class Gate(Protocol):
-    """Refusals that come from outside the lease: bans, load, revocations."""
-
-    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
-        """Before any signature is checked.
-
-        Raises:
-            LeaseError: BANNED.
-        """
-
-    def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
-        """After the checks of the lease itself, before its proof.
-
-        Raises:
-            LeaseError: REVOKED or BANNED.
-        """
-
-
-class OpenGate:
-    """Refuses nothing."""
-
-    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
-        """Every source may ask."""
-
-    def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
-        """No lease is revoked."""
 
 
 class _PathChallengeError(Exception):
@@ -229,6 +202,8 @@ class Admission:
         try:
             if not allowed:
                 raise _refuse(c.RejectReason.RATE_LIMITED, "too many packets from this address")
+            if self._gate.wants_cookie():
+                self._check_cookie(header, present, packet.source, now)
             self._gate.check_source(packet.source, present, now)
             claims = self._verifier.verify(header, present, now.wall_ms)
             self._gate.check_claims(claims, now)
@@ -241,6 +216,16 @@ class Admission:
             return build_reject(header.session_id, error.reason)
         except _PathChallengeError:
             return self._challenge(header, packet.source, now)
+
+    def _check_cookie(
+        self, header: Header, present: LeasePresent, source: Address, now: Instant
+    ) -> None:
+        """Under load: no signature is checked for a source that may be spoofed."""
+        if present.proof is None:
+            raise _refuse(c.RejectReason.RATE_LIMITED, "a bearer lease can carry no cookie")
+        cookie = present.proof.cookie
+        if not self._cookies.is_good(cookie, header.session_id, source, now.mono_ns):
+            raise _PathChallengeError
 
     def _in_words(
         self, header: Header, present: LeasePresent, claims: LeaseClaims, datagram: bytes

@@ -132,8 +132,17 @@ class MasterLink:
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as self._http:
             while True:
-                await self._until_registered()
-                await self._while_registered()
+                try:
+                    await self._until_registered()
+                    await self._while_registered()
+                except Exception as error:  # noqa: BLE001 - a defect here must not end the link
+                    self.last_error = "internal error, see the log"
+                    _log.error(
+                        "master_link_failed",
+                        exc_info=error,
+                        next_step="report this with the traceback; the relay registers again",
+                    )
+                    await asyncio.sleep(self._uniform(BACKOFF_FIRST_S, BACKOFF_MAX_S))
 
     async def _until_registered(self) -> None:
         self.state = "registering"
@@ -205,7 +214,10 @@ class MasterLink:
                 version=facts.version,
             ),
         )
-        signature = sign_challenge(self._identity, base64url.decode(challenge.challenge))
+        try:
+            signature = sign_challenge(self._identity, base64url.decode(challenge.challenge))
+        except ValueError as error:
+            raise MasterCallError("/v1/relays/register: challenge is not base64url") from error
         answer = await self._call(
             "POST",
             "/v1/relays/register/verify",

@@ -26,6 +26,7 @@ from wavry_peer.protocol.errors import LeaseError
 from wavry_relay.address import Address
 from wavry_relay.clock import Instant
 from wavry_relay.engine.base import Drop, Forward
+from wavry_relay.gate import OpenGate
 from wavry_relay.shm.control import Drain, Limits
 
 GENEROUS = {"ip_per_s": 1000, "ip_burst": 1000, "identity_per_s": 1000, "identity_burst": 1000}
@@ -520,7 +521,7 @@ def test_draining_takes_no_new_sessions_but_second_peers_and_renewals(world: Wor
     world.peer().accept()
 
 
-class _Ban:
+class _Ban(OpenGate):
     """A gate that bans an address and revokes an identity."""
 
     def check_source(self, source: Address, present: packets.LeasePresent, now: Instant) -> None:
@@ -541,6 +542,27 @@ def test_ban_comes_before_the_signature_and_revocation_after_the_claims() -> Non
         assert reject_reason(revoked.present(proof=False)) == R.REVOKED
         expired = world.peer(sub="revoked", exp=instant(0))
         assert reject_reason(expired.present()) == R.EXPIRED
+
+
+class _Load(OpenGate):
+    """A gate under load."""
+
+    def wants_cookie(self) -> bool:
+        return True
+
+
+def test_pitfall_under_load_no_signature_is_checked_before_the_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_world(gate=_Load()) as world:
+        peer = world.peer()
+        with monkeypatch.context() as patch:
+            patch.setattr(world.admission, "_verifier", None)  # any use of it would fail
+            cookie = challenge(world, peer.datagram(), peer.address)
+            bearer = world.peer(bearer=True)
+            assert reject_reason(bearer.present()) == R.RATE_LIMITED
+            assert challenge(world, peer.datagram(cookie=cookie), v4(66)) != cookie
+        peer.accept(cookie=cookie)
 
 
 # -- Answers -----------------------------------------------------------------------------------

@@ -25,6 +25,11 @@ def test_defaults() -> None:
     assert made.trusted_root() == MINT.root.public_key
 
 
+def test_pitfall_metrics_are_not_open_to_the_world_unless_told() -> None:
+    assert config().ops_address.is_loopback
+    assert not config(WAVRY_RELAY_OPS_LISTEN="0.0.0.0:4501").ops_address.is_loopback
+
+
 def test_both_families() -> None:
     made = config(WAVRY_RELAY_LISTEN="127.0.0.1:4500,[::1]:4501")
     assert [tuple(address) for address in made.listen_addresses] == [

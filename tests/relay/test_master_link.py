@@ -34,8 +34,7 @@ def start(tmp_path: Path, master: FakeMaster) -> Iterator[Start]:
 
     yield make
     for one in started:
-        if not one.exited:
-            one.stop()
+        one.close()
 
 
 def is_ready(relay: RelayProcess) -> bool:
@@ -108,6 +107,17 @@ def test_master_that_refuses_is_asked_again(start: Start, master: FakeMaster) ->
     assert relay.metric("wavry_relay_master_registrations_total", result="failed") >= 1
     master.register_status = 200
     wait_until(lambda: is_ready(relay), what="ready")
+
+
+def test_answers_that_do_not_fit_are_failures_and_no_more(start: Start, master: FakeMaster) -> None:
+    master.challenge_text = "A" * 42 + "B"  # 43 characters, but not canonical base64url
+    relay = start()
+    wait_until(lambda: relay.events("registration_failed"), what="refusal logged")
+    master.challenge_text = "short"
+    wait_until(lambda: len(relay.events("registration_failed")) >= 2, what="second refusal")
+    master.challenge_text = None
+    wait_until(lambda: is_ready(relay), what="ready")
+    assert "Traceback" not in relay.log()
 
 
 def test_drain_and_undrain_by_the_master(start: Start, master: FakeMaster) -> None:

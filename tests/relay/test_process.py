@@ -58,8 +58,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield make
     for one in started:
-        if one.process is not None and not one.exited:
-            one.stop()
+        one.close()
 
 
 class Stream:

@@ -39,7 +39,7 @@ def pool(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPo
 
 async def until(condition, what: str) -> None:
     async with asyncio.timeout(15):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition is a process's, not ours
             await asyncio.sleep(0.01)
 
 

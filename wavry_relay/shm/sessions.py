@@ -27,6 +27,8 @@ __all__ = ["SessionRecord", "SessionTable", "SlotRecord", "session_words"]
 _PAIR: Final = struct.Struct("=QQ")
 _FULL: Final = (1 << 64) - 1
 _WINDOW: Final = SLOT["window"].offset // 8
+_CLIENT_AT: Final = SESSION["client"].offset
+_SERVER_AT: Final = SESSION["server"].offset
 
 
 def session_words(session_id: bytes) -> tuple[int, int]:
@@ -128,12 +130,13 @@ class SessionRecord:
 
     def slot(self, role: int) -> SlotRecord:
         """The peer of a role."""
-        field = SESSION["server" if role == Role.SERVER else "client"]
-        return SlotRecord(self.segment, self.base + field.offset)
+        at = _SERVER_AT if role == Role.SERVER else _CLIENT_AT
+        return SlotRecord(self.segment, self.base + at)
 
     def slots(self) -> tuple[SlotRecord, SlotRecord]:
         """Client and server."""
-        return self.slot(Role.CLIENT), self.slot(Role.SERVER)
+        segment, base = self.segment, self.base
+        return SlotRecord(segment, base + _CLIENT_AT), SlotRecord(segment, base + _SERVER_AT)
 
 
 class SessionTable:

@@ -1,0 +1,46 @@
+"""The seam for refusals that do not depend on the lease itself: load, bans, revocations."""
+
+from typing import Protocol
+
+from wavry_peer.protocol.lease import LeaseClaims
+from wavry_peer.protocol.packets import LeasePresent
+
+from .address import Address
+from .clock import Instant
+
+__all__ = ["Gate", "OpenGate"]
+
+
+class Gate(Protocol):
+    """Refusals that come from outside the lease: load, bans, revocations."""
+
+    def wants_cookie(self) -> bool:
+        """Whether load is so high that a peer must prove its path before its signature."""
+
+    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
+        """Before any signature is checked.
+
+        Raises:
+            LeaseError: BANNED.
+        """
+
+    def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
+        """After the checks of the lease itself, before its proof.
+
+        Raises:
+            LeaseError: REVOKED or BANNED.
+        """
+
+
+class OpenGate:
+    """Refuses nothing."""
+
+    def wants_cookie(self) -> bool:
+        """Never under load."""
+        return False
+
+    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
+        """Every source may ask."""
+
+    def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
+        """No lease is revoked."""
