@@ -61,7 +61,7 @@ class RelayConfig:
         minimum=0,
         maximum=MAX_WORKERS,
     )
-    state_dir: Path = setting(  # noqa: RUF009 - `setting` makes a dataclass field
+    state_dir: Path = setting(
         "WAVRY_RELAY_STATE_DIR",
         Path("/var/lib/wavry-relay"),
         doc="Directory of identity.key, keyset.json and the control socket; made with mode 0700.",
@@ -77,7 +77,7 @@ class RelayConfig:
         doc="Pinned root public key (base64url, from `wavryctl keys`); every key set must be signed"
         " by it.",
     )
-    root_key_file: Path | None = setting(  # noqa: RUF009 - as above
+    root_key_file: Path | None = setting(
         "WAVRY_RELAY_ROOT_KEY_FILE",
         None,
         doc="File that holds the pinned root public key, instead of WAVRY_RELAY_ROOT_KEY.",

@@ -1,5 +1,4 @@
 """Settings: every fault at once, never a value, bounds for all sources, rows for the reference."""
-# ruff: noqa: RUF009  # `setting` makes a dataclass field, as `field` does.
 
 import dataclasses
 from pathlib import Path

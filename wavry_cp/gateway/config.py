@@ -1,5 +1,4 @@
 """Settings of the gateway, read once from environment variables."""
-# ruff: noqa: RUF009  # `setting` makes a dataclass field
 
 import dataclasses
 from pathlib import Path

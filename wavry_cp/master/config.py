@@ -1,7 +1,5 @@
 """Settings of the master."""
 
-# ruff: noqa: RUF009  # `setting` makes a dataclass field, as `field` does.
-
 from dataclasses import dataclass
 from pathlib import Path
 
