@@ -90,8 +90,10 @@ def commands() -> str:
     """The reference of all commands."""
     parts = [GENERATED, "# Commands\n"]
     for name, app in COMMANDS.items():
-        parts.append(f"\n## {name}\n")
-        parts += _walk(typer.main.get_command(app), name)
+        command = typer.main.get_command(app)
+        about = "\n\n".join(filter(None, (_help_text(command), command.epilog)))
+        parts.append(f"\n## {name}\n\n{about}\n")
+        parts += _walk(command, name)
     return "".join(parts)
 
 

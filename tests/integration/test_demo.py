@@ -28,7 +28,10 @@ def test_demo_sends_a_file_and_media_while_workers_die(tmp_path: Path) -> None:
     assert summary["bytes"] > 3_000_000
     assert summary["packets_sent"] >= summary["media"]["packets_sent"] > 2000
     assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]
-    assert summary["lost_packets"] <= 0.01 * summary["media"]["packets_sent"]
+    assert summary["lost_packets"] == summary["packets_sent"] - summary["packets_received"]
+    parts = (summary["media"], summary["file"])
+    for field in ("packets_sent", "packets_received", "lost_packets", "bytes"):
+        assert summary[field] == sum(part[field] for part in parts)
     assert summary["engine"]
 
 
@@ -38,7 +41,7 @@ GOOD = {
     "sessions_lost": 0,
     "worker_kills": 2,
     "lost_packets": 0,
-    "media": {"corrupt_packets": 0, "packets_sent": 1000},
+    "media": {"corrupt_packets": 0, "packets_sent": 1000, "lost_packets": 10},
 }
 
 
@@ -49,9 +52,9 @@ GOOD = {
         {"sha256_match": False},
         {"sessions_lost": 1},
         {"worker_kills": 0},
-        {"lost_packets": 11},
-        {"media": {"corrupt_packets": 1, "packets_sent": 1000}},
-        {"media": {"corrupt_packets": 0, "packets_sent": 0}},
+        {"media": {"corrupt_packets": 0, "packets_sent": 1000, "lost_packets": 11}},
+        {"media": {"corrupt_packets": 1, "packets_sent": 1000, "lost_packets": 0}},
+        {"media": {"corrupt_packets": 0, "packets_sent": 0, "lost_packets": 0}},
     ],
 )
 def test_the_demo_fails_when_anything_is_wrong(fault: dict[str, object]) -> None:

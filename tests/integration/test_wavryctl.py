@@ -21,6 +21,7 @@ from system_support import (
 )
 
 import wavry_peer
+from wavry_cp.admin.output import print_rows
 
 
 def relay_state(system: RunningSystem) -> str:
@@ -73,6 +74,8 @@ async def test_a_drained_relay_gets_no_new_session_and_keeps_the_live_one(
                 wait_until, lambda: system.health()["draining"], what="relay drains"
             )
             await echo_one(alice, bob, b"a live session goes on while its relay drains")
+            drained = await asyncio.to_thread(system.ctl_json, "status")
+            assert drained["ok"], "a drain is no fault"
             caller, callee = third, pair[1]
             async with wavry_peer.listen(system.gateway_url, accept="all", **callee):
                 with pytest.raises(wavry_peer.PeerError) as caught:
@@ -112,13 +115,51 @@ def test_failures_have_a_code_a_message_and_an_exit_code(
         assert answer["message"]
 
 
-def test_a_wrong_admin_token_exits_with_4(system: RunningSystem, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [("relays", "list"), ("status",)])
+def test_a_wrong_admin_token_exits_with_4(
+    system: RunningSystem, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     token = tmp_path / "token"
     token.write_text("x" * 43)
     token.chmod(0o600)
-    done = system.ctl("--admin-token-file", str(token), "relays", "list", check=False)
+    done = system.ctl("--admin-token-file", str(token), *command, check=False)
     assert done.returncode == 4
     assert "x" * 43 not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("dev", "up", "--data", "/proc/wavry"),
+        ("demo", "--output", "/proc/wavry/demo.json"),
+        ("keys", "init", "--keys-dir", "/proc/[/x]"),
+    ],
+)
+def test_an_unusable_path_gets_a_message(command: tuple[str, ...]) -> None:
+    for extra in ((), ("--json",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "wavry_cp.admin", *command, *extra],
+            capture_output=True, text=True, timeout=60, env=clean_environment(),
+        )  # fmt: skip
+        assert done.returncode in (1, 2)
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "/proc/" in done.stdout + done.stderr
+
+
+def test_what_a_service_answers_is_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows("Relays", ("endpoint", "version"), [("[fd00::1]:4500", "[/red]")])
+    printed = capsys.readouterr().out
+    assert "[fd00::1]:4500" in printed
+    assert "[/red]" in printed
+
+
+def test_a_named_dev_directory_wins_over_variables(system: RunningSystem) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wavry_cp.admin", "--dev", str(system.directory), "status"],
+        capture_output=True, text=True, timeout=60,
+        env=clean_environment(WAVRY_GATEWAY_URL="http://127.0.0.1:9"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_keys_init_never_overwrites(tmp_path: Path) -> None:
@@ -189,7 +230,9 @@ def test_the_same_data_comes_up_again_with_its_users_and_keys(tmp_path: Path) ->
         user = new_user(system.gateway_url, tmp_path, "erin")
         keys = system.ctl_json("keys", "list")["keys"]
         relay_id = system.relay["relay_id"]
+        system.ctl("relays", "drain", relay_id)
     with running_system(tmp_path / "data", workers=1) as system:
+        assert relay_state(system) == "DRAINING", "a drain outlives a restart"
         assert system.ctl_json("keys", "list")["keys"] == keys
         assert system.relay["relay_id"] == relay_id
         assert user["credentials"][0] in {

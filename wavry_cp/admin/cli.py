@@ -330,6 +330,7 @@ def keys_list(context: typer.Context, *, json: Json = False) -> None:
             for key in keyset.keys
         ],
     )
+    typer.echo(f"root public key: {keyset.root_public_key}")
 
 
 # -- users -----------------------------------------------------------------------------

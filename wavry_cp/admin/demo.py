@@ -35,7 +35,8 @@ MAX_MEDIA_LOSS: Final = 0.01
 """Media is datagrams without repetition: a killed worker may take the few with it that it had just
 read.  The file is repeated until it is whole, so it has no such share."""
 STEP_TIMEOUT_S: Final = 120.0
-FIRST_KILL_S: Final = 2.0
+FILE_KILL_EVERY_S: Final = 0.5
+"""20 MB take one or two seconds: a worker must die while they are under way."""
 _PEERS: Final = ("alice", "bob")
 
 
@@ -65,21 +66,20 @@ async def run_demo(
     Raises:
         CommandError: something that arrived is not what was sent, or a session was lost.
     """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)  # A failed demo must not leave the summary of a good one.
     with tempfile.TemporaryDirectory(prefix="wavry-demo-") as temporary:
         directory = Path(temporary)
-        out = Console(stderr=as_json)
-        out.print("starting gateway, master and one relay …", highlight=False)
+        out = Console(stderr=as_json, highlight=False)
+        out.print("starting gateway, master and one relay …")
         async with DevSystem.running(directory / "system", relays=1, workers=workers) as system:
             stage = await _prepare(system, directory)
-            out.print(
-                f"streaming {seconds:g} s of 60 fps media, killing workers …", highlight=False
-            )
+            out.print(f"streaming {seconds:g} s of 60 fps media, killing workers …")
             media = await _media(stage, seconds)
-            out.print(f"sending a file of {megabytes} MB, killing a worker …", highlight=False)
+            out.print(f"sending a file of {megabytes} MB, killing workers …")
             file = await _file(stage, megabytes)
             health = await ask_json("relay", stage.ops_url, "/health", dict[str, Any])
     summary = _summary(media, file, str(health["engine"]["name"]), stage.worker_kills)
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     if as_json:
         print_json(summary)
@@ -198,7 +198,11 @@ async def _media(stage: _Stage, seconds: float) -> dict[str, Any]:
             async with _killing_workers(stage, max(0.5, seconds / 4)):
                 result = await _line(bob, stage, "bob")
             sent = await _line(alice, stage, "alice")
-    return result | {"sent": sent["sent"], "ended": result["sent"] is not None}
+    return result | {
+        "sent": sent["sent"],
+        "ended": result["sent"] is not None,
+        "sender_statistics": sent["statistics"],
+    }
 
 
 async def _file(stage: _Stage, megabytes: int) -> dict[str, Any]:
@@ -222,7 +226,7 @@ async def _file(stage: _Stage, megabytes: int) -> dict[str, Any]:
                 stage, "alice", "wavry_peer", "send", str(source), "--as", "alice", "--to", "bob",
                 "--json",
             ) as alice,
-            _killing_workers(stage, FIRST_KILL_S),
+            _killing_workers(stage, FILE_KILL_EVERY_S),
         ):  # fmt: skip
             received = await _event(bob, stage, "bob", "received")
             sent = await _event(alice, stage, "alice", "sent")
@@ -241,30 +245,50 @@ async def _file(stage: _Stage, megabytes: int) -> dict[str, Any]:
 # -- Summary ---------------------------------------------------------------------------
 
 
+def _lost_sessions(media: dict[str, Any], file: dict[str, Any]) -> int:
+    """Sessions that did not live to their end as they began: one handshake, on one relay."""
+    ends = (
+        (media["statistics"], media["sender_statistics"]),
+        (file["sent"]["statistics"], file["received"]["statistics"]),
+    )
+    lost = sum(
+        any(end["handshakes"] != 1 or end["path_changes"] for end in session) for session in ends
+    )
+    return lost + int(not media["ended"])
+
+
 def _summary(
     media: dict[str, Any], file: dict[str, Any], engine: str, worker_kills: int
 ) -> dict[str, Any]:
-    file_sent = file["sent"]["statistics"]
-    file_received = file["received"]["statistics"]
-    lost_sessions = int(not media["ended"]) + int(not file["sha256_match"])
+    file_sent = file["sent"]["statistics"]["datagrams_sent"]
+    file_received = file["received"]["statistics"]["datagrams_received"]
+    packets_sent = media["sent"] + file_sent
+    packets_received = media["received"] + file_received
     return {
         "path": str(media["path"]).split()[0],
-        "packets_sent": media["sent"] + file_sent["datagrams_sent"],
-        "packets_received": media["received"] + file_received["datagrams_received"],
+        "packets_sent": packets_sent,
+        "packets_received": packets_received,
         "bytes": media["bytes"] + file["bytes"],
         "sha256_match": file["sha256_match"],
-        "lost_packets": media["sent"] - media["received"],
+        "lost_packets": packets_sent - packets_received,
         "latency_ms": media["latency_ms"],
         "worker_kills": worker_kills,
-        "sessions_lost": lost_sessions,
+        "sessions_lost": _lost_sessions(media, file),
         "engine": engine,
         "media": {
             "packets_sent": media["sent"],
             "packets_received": media["received"],
+            "lost_packets": media["sent"] - media["received"],
             "corrupt_packets": media["corrupt"],
             "bytes": media["bytes"],
         },
-        "file": {"bytes": file["bytes"], "seconds": file["seconds"]},
+        "file": {
+            "packets_sent": file_sent,
+            "packets_received": file_received,
+            "lost_packets": file_sent - file_received,
+            "bytes": file["bytes"],
+            "seconds": file["seconds"],
+        },
     }
 
 
@@ -278,7 +302,7 @@ def _faults(summary: dict[str, Any]) -> list[str]:
         (summary["sessions_lost"] > 0, "a session was lost"),
         (summary["worker_kills"] == 0, "no worker was killed, the demo was too short"),
         (
-            summary["lost_packets"] > MAX_MEDIA_LOSS * media["packets_sent"],
+            media["lost_packets"] > MAX_MEDIA_LOSS * media["packets_sent"],
             f"over {MAX_MEDIA_LOSS:.0%} of the media was lost",
         ),
     )
@@ -293,13 +317,13 @@ def _print_summary(out: Console, summary: dict[str, Any], output: Path) -> None:
         "path": f"{summary['path']} (end-to-end encrypted, the relay is blind)",
         "relay engine": summary["engine"],
         "media": f"{summary['media']['packets_received']} of {summary['media']['packets_sent']} "
-        f"packets, {summary['lost_packets']} lost",
+        f"packets, {summary['media']['lost_packets']} lost",
         "one-way latency": f"p50 {latency['p50']} ms, p99 {latency['p99']} ms",
-        "file": f"{file['bytes']} bytes in {file['seconds']} s, "
-        f"{'SHA-256 matches' if summary['sha256_match'] else 'SHA-256 DIFFERS'}",
+        "file": f"{file['bytes']} bytes in {file['seconds']} s, {file['lost_packets']} packets "
+        f"repeated, {'SHA-256 matches' if summary['sha256_match'] else 'SHA-256 DIFFERS'}",
         "workers killed": f"{summary['worker_kills']}, sessions lost: {summary['sessions_lost']}",
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
     out.print(table)
-    out.print(f"written to {output}", highlight=False)
+    out.print(f"written to {output}", markup=False)

@@ -11,6 +11,7 @@ clocks are the same and the difference is the one-way latency.
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -129,7 +130,7 @@ async def _send(gateway: str, login: tuple[str, str], home: Path, to: str, secon
         print(json.dumps({"connected": True, "session_id": session.session_id}), flush=True)
         sent = await _send_media(session, seconds)
         statistics = session.statistics()
-        print(json.dumps({"sent": sent, "path": statistics.path}))
+        print(json.dumps({"sent": sent, "statistics": dataclasses.asdict(statistics)}))
 
 
 async def _receive(gateway: str, login: tuple[str, str], home: Path, caller: str) -> None:
@@ -139,9 +140,10 @@ async def _receive(gateway: str, login: tuple[str, str], home: Path, caller: str
         print(json.dumps({"listening": True}), flush=True)
         async for session in listener:
             check = await _receive_media(session)
-            path = session.statistics().path
+            statistics = session.statistics()
             await session.aclose()
-            print(json.dumps(check.result() | {"path": path}), flush=True)
+            facts = {"path": statistics.path, "statistics": dataclasses.asdict(statistics)}
+            print(json.dumps(check.result() | facts), flush=True)
             return
 
 

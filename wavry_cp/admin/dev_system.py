@@ -243,7 +243,9 @@ class DevSystem:
             answer = await ask_json(
                 "master", description.master_url, "/v1/relays", RelayList, token=admin_token
             )
-            if wanted <= {relay.relay_id for relay in answer.relays if relay.state == "ACTIVE"}:
+            # A relay that was drained before stays so: it is up all the same.
+            up = {info.relay_id for info in answer.relays if info.state in ("ACTIVE", "DRAINING")}
+            if wanted <= up:
                 return
             if time.monotonic() > deadline:
                 raise CommandError(
@@ -323,22 +325,22 @@ def _announce(system: DevSystem, *, as_json: bool) -> None:
         print_json(description)
         sys.stdout.flush()
         return
-    out = Console()
-    out.print(f"gateway  {description.gateway_url}", highlight=False)
-    out.print(f"master   {description.master_url}", highlight=False)
-    for relay in description.relays:
-        out.print(
-            f"relay    udp {relay.udp}  ops {relay.ops_url}  {relay.relay_id}", highlight=False
-        )
-    out.print(
+    lines = [
+        f"gateway  {description.gateway_url}",
+        f"master   {description.master_url}",
+        *(
+            f"relay    udp {relay.udp}  ops {relay.ops_url}  {relay.relay_id}"
+            for relay in description.relays
+        ),
         f"files    {system.directory / DEV_FILE}, logs in {system.directory / 'logs'}",
-        highlight=False,
-    )
-    out.print(
-        "\nTry, in another terminal (users need a password of 10 characters or more):",
-        highlight=False,
-    )
-    out.print(f"  export WAVRY_GATEWAY_URL={description.gateway_url}", highlight=False)
-    out.print("  wavry-peer register alice     and     wavry-peer register bob", highlight=False)
-    out.print(f"  wavryctl --dev {system.directory} status", highlight=False)
-    out.print("Ctrl-C ends all of it.", highlight=False)
+        "",
+        "Try, in a second terminal (a password needs 10 characters or more):",
+        f"  export WAVRY_GATEWAY_URL={description.gateway_url} WAVRY_PEER_HOME=/tmp/wavry-bob",
+        "  wavry-peer register bob && wavry-peer login bob && wavry-peer host --from alice",
+        "and in a third:",
+        f"  export WAVRY_GATEWAY_URL={description.gateway_url} WAVRY_PEER_HOME=/tmp/wavry-alice",
+        "  wavry-peer register alice && wavry-peer login alice && wavry-peer ping bob",
+        f"  wavryctl --dev {system.directory} status",
+        "Ctrl-C ends all of it.",
+    ]
+    Console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from wavry_peer.protocol.errors import LocalError
 
@@ -66,7 +67,8 @@ def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        # What services answer is text, never markup: an endpoint like [fd00::1]:4500 is no style.
+        table.add_row(*(Text(cell) for cell in row))
     out.print(table)
 
 
@@ -75,7 +77,8 @@ def fail(error: CommandError, *, as_json: bool) -> NoReturn:
     if as_json:
         print_json({"error": error.code, "message": str(error)})
     else:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        text = Text.assemble(("error: ", "red"), str(error))
+        Console(stderr=True).print(text, soft_wrap=True)
     raise typer.Exit(error.exit_code)
 
 
@@ -87,5 +90,8 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]], *, as_json: bool) -> Re
         fail(error, as_json=as_json)
     except LocalError as error:
         fail(CommandError(str(error), exit_code=EXIT_USAGE), as_json=as_json)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fail(CommandError(what, code="file_error", exit_code=EXIT_USAGE), as_json=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

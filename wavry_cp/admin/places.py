@@ -1,7 +1,7 @@
 """Where the services are and with which token to ask them.
 
-In this order: options, environment variables, the ``dev.json`` of a system started by
-``wavryctl dev up`` (``--dev DIR``, ``WAVRY_DEV_DIR``, or ``./.wavry-dev``).
+In this order: options for single services, the ``dev.json`` of ``--dev DIR``, environment
+variables, the ``dev.json`` of ``WAVRY_DEV_DIR`` or ``./.wavry-dev``.
 """
 
 from collections.abc import Mapping
@@ -131,15 +131,17 @@ def find_places(
         CommandError: a ``dev.json`` was named and cannot be read.
     """
     dev = _read_dev_file(dev_dir, environ)
-    file_text = environ.get("WAVRY_ADMIN_TOKEN_FILE") or (dev.admin_token_file if dev else None)
+    # A directory that was named outright wins over variables that may be another system's.
+    variables = {} if dev_dir is not None else environ
+    file_text = variables.get("WAVRY_ADMIN_TOKEN_FILE") or (dev.admin_token_file if dev else None)
     return Places(
         gateway_url=gateway_url
-        or environ.get("WAVRY_GATEWAY_URL")
+        or variables.get("WAVRY_GATEWAY_URL")
         or (dev.gateway_url if dev else None),
         master_url=master_url
-        or environ.get("WAVRY_MASTER_URL")
+        or variables.get("WAVRY_MASTER_URL")
         or (dev.master_url if dev else None),
         admin_token_file=admin_token_file or (Path(file_text) if file_text else None),
-        admin_token_text=None if admin_token_file else environ.get("WAVRY_ADMIN_TOKEN"),
+        admin_token_text=None if admin_token_file else variables.get("WAVRY_ADMIN_TOKEN"),
         relays=dev.relays if dev else (),
     )

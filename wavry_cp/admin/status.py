@@ -1,17 +1,21 @@
 """``wavryctl status``: asks every service at the same time and makes one row of each."""
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from .client import ask, ask_json
-from .output import CommandError
+from .output import EXIT_UNREACHABLE, CommandError
 from .places import DevRelay, Places
 
 from wavry_peer.protocol.api import RelayInfo, RelayList  # isort: skip
 
 __all__ = ["ServiceRow", "gather_status"]
+
+
+DRAINING_AS_ORDERED: Final = ("not_ready", "draining", "DRAINING")
+"""A drain is a state that an operator wanted, not a fault."""
 
 
 class ServiceRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,8 +84,10 @@ async def _listed_relays(places: Places) -> tuple[RelayInfo, ...]:
         answer = await ask_json(
             "master", places.master_url, "/v1/relays", RelayList, token=places.admin_token()
         )
-    except CommandError:
-        return ()  # The master's own row, or the missing token, tells the operator why.
+    except CommandError as error:
+        if error.exit_code == EXIT_UNREACHABLE:
+            return ()  # The master's own row says so.
+        raise
     return answer.relays
 
 
@@ -93,8 +99,8 @@ async def _relay(info: RelayInfo | None, own: DevRelay | None) -> ServiceRow:
         return ServiceRow(
             "relay", name, state, ok=False, detail=detail or "unknown to the master", url=url
         )
-    if state in ("", "ready"):
-        state = info.state.lower()
+    if state in ("", "ready") or (state, detail, info.state) == DRAINING_AS_ORDERED:
+        state, detail = info.state.lower(), ""
     load = f"{info.active_sessions}/{info.max_sessions} sessions, load {info.load_pct:.0f} %"
     healthy = state in ("active", "probation", "draining")
     return ServiceRow("relay", name, state, healthy, "; ".join(filter(None, (load, detail))), url)
