@@ -173,7 +173,8 @@ class Admission:
         )
         self._counters.add("stun_answers")
         if answer is not None and len(answer) > len(packet.datagram):
-            # A bare 20-byte request of a standard client: the one answer that may be larger.
+            # A bare 20-byte request of a standard client.  Only this answer, and the ACK of a
+            # keepalive to the address that holds the slot, are larger than their cause.
             self._counters.add("stun_answers_larger")
         return answer
 

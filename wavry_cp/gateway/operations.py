@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from wavry_cp.client_address import client_address
+from wavry_cp.client_address import client_address, is_within
 from wavry_cp.http import ApiError, bearer_token, json_response
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.version import software_version
@@ -139,6 +139,10 @@ class Operations:
             raise RefusedError("invalid_token", "this call needs the admin token")
 
     def _is_near(self, request: web.Request) -> bool:
+        if "X-Forwarded-For" in request.headers and not is_within(
+            request.remote or "", self._proxies
+        ):
+            return False  # Behind a proxy that nobody declared every client looks like the proxy.
         try:
             address = ipaddress.ip_address(client_address(request, self._proxies))
         except ValueError:
