@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A change of the compiled core builds it again; WAVRY_BUILD_NATIVE=require|skip decides how much it matters.
+NATIVE_SOURCES := $(wildcard wavry_relay/engine/*.c wavry_relay/engine/*.h wavry_relay/engine/*.pyx)
 PYTEST_ARGS ?=
 FUZZ_DATAGRAMS ?= 10000000
+FUZZ_SECONDS ?= 600
 
 .PHONY: help demo test lint format bench fuzz docs clean system
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("Wavry needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
@@ -36,8 +39,9 @@ format: $(STAMP)  ## format the code and apply safe lint fixes
 bench: $(STAMP)  ## performance table; writes build/bench.json
 	$(BIN)/python -m loadtest.bench --output build/bench.json
 
-fuzz: $(STAMP)  ## a long fuzz of the whole UDP port (FUZZ_DATAGRAMS, default 10 million)
-	WAVRY_FUZZ_DATAGRAMS=$(FUZZ_DATAGRAMS) $(BIN)/python -m pytest tests/fuzz -q
+fuzz: $(STAMP)  ## long fuzz: the native decision (FUZZ_SECONDS), then the UDP port (FUZZ_DATAGRAMS)
+	WAVRY_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -q tests/engine/test_native_c.py -k fuzz_segments
+	WAVRY_FUZZ_DATAGRAMS=$(FUZZ_DATAGRAMS) $(BIN)/python -m pytest -q tests/fuzz
 
 docs: $(STAMP)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py

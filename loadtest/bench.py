@@ -39,7 +39,7 @@ from .subjects import Subject, SubjectMissingError, coturn, floor, relay_subject
 
 __all__ = ["ENGINES", "FULL", "QUICK", "Scope", "main", "run"]
 
-ENGINES: Final = ("reference",)
+ENGINES: Final = ("native", "reference")
 """Relay engines of the table."""
 FLOORS: Final = ("plain", "mmsg", "gso")
 _SPARE_SESSIONS: Final = 64

@@ -4,6 +4,7 @@ Every failure leaves as ``{"error": code, "message": text}``; what went wrong in
 """
 
 import asyncio
+import contextlib
 import math
 import os
 import secrets
@@ -30,6 +31,7 @@ __all__ = [
     "Handler",
     "IpNetwork",
     "ListenError",
+    "ReadyFileError",
     "TokenFile",
     "TokenFileError",
     "add_secure_headers",
@@ -71,6 +73,7 @@ _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 STORE_RETRY_AFTER_S: Final = 2
 
 _SECURE_HEADERS: Final = {
+    "Server": "wavry",  # aiohttp would tell its version and Python's
     "Cache-Control": "no-store",  # answers hold tokens and leases
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -228,8 +231,10 @@ async def add_secure_headers(request: web.BaseRequest, response: web.StreamRespo
     if isinstance(request.protocol, Connection):
         request.protocol.request_arrived()
     for name, value in _SECURE_HEADERS.items():
-        response.headers.setdefault(name, value)
-    response.headers[hdrs.SERVER] = "wavry"
+        if name == hdrs.SERVER:  # aiohttp has set its own by now
+            response.headers[name] = value
+        else:
+            response.headers.setdefault(name, value)
 
 
 def new_application(*middlewares: Any, observers: Sequence[Any] = ()) -> web.Application:
@@ -251,6 +256,10 @@ def new_application(*middlewares: Any, observers: Sequence[Any] = ()) -> web.App
 
 class ListenError(LocalError):
     """The address cannot be listened on; no other port is ever taken in its place."""
+
+
+class ReadyFileError(LocalError):
+    """The file of ``--ready-file`` cannot be written."""
 
 
 class Connection(web.RequestHandler):
@@ -385,6 +394,7 @@ async def serve(
 
     Raises:
         ListenError: the address cannot be listened on.
+        ReadyFileError: `ready_file` cannot be written.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -399,7 +409,8 @@ async def serve(
             _log.info("stopping", service=role)
     finally:
         if ready_file is not None:
-            ready_file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone, or never to be written at all
+                ready_file.unlink()
         for number in _STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
@@ -411,5 +422,10 @@ def _url(address: tuple[Any, ...]) -> str:
 
 def _write_ready_file(path: Path, url: str) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise ReadyFileError(f"--ready-file {path}: {error.strerror}") from error

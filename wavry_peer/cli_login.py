@@ -1,6 +1,7 @@
 """Who a command runs as: password sources and stored logins."""
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,53 @@ from .peer import Peer
 from .private_files import read_private
 from .protocol.errors import LocalError
 
-__all__ = ["Account", "read_password"]
+__all__ = ["Account", "check_password", "check_username", "read_password"]
 
 PASSWORD_VARIABLE: Final = "WAVRY_PASSWORD"
 ALLOW_HTTP_VARIABLE: Final = "WAVRY_PEER_ALLOW_HTTP"
+
+
+_USER_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?")
+MIN_PASSWORD_CHARS: Final = 10
+MAX_PASSWORD_CHARS: Final = 256
+
+
+def check_username(username: str) -> None:
+    """Refuse a name that no gateway gives, before anything is asked or sent.
+
+    Raises:
+        LocalError: it does not fit.
+    """
+    if not _USER_NAME.fullmatch(username):
+        raise LocalError(
+            "a user name has 1 to 32 of a-z 0-9 . _ - and begins and ends with a letter or digit"
+        )
+
+
+def check_password(password: str) -> None:
+    """Refuse a password that no gateway takes.
+
+    Raises:
+        LocalError: it is too short or too long.
+    """
+    if len(password) < MIN_PASSWORD_CHARS:
+        raise LocalError(f"a password needs {MIN_PASSWORD_CHARS} characters or more")
+    if len(password) > MAX_PASSWORD_CHARS:
+        raise LocalError(f"a password has at most {MAX_PASSWORD_CHARS} characters")
 
 
 def read_password(password_file: Path | None, *, username: str, confirm: bool = False) -> str:
     """The password from a file, from ``WAVRY_PASSWORD``, or asked for; never from an argument.
 
     Raises:
-        LocalError: there is none, and nobody to ask.
+        LocalError: there is none, and nobody to ask; or it is too short or too long.
     """
+    password = _given_password(password_file, username=username, confirm=confirm)
+    check_password(password)
+    return password
+
+
+def _given_password(password_file: Path | None, *, username: str, confirm: bool) -> str:
     if password_file is not None:
         raw = read_private(password_file)
         if raw is None:
@@ -68,10 +104,12 @@ class Account:
         """An account from options.
 
         Raises:
-            LocalError: no gateway, or its URL does not fit.
+            LocalError: no gateway, or its URL or the user name does not fit.
         """
         if not gateway:
             raise LocalError("no gateway: use --gateway URL, or set WAVRY_GATEWAY_URL")
+        if username is not None:
+            check_username(username)
         allow_http = allows_http()
         url = normalize_gateway_url(gateway, allow_http=allow_http)
         return cls(url, home, username, password_file)

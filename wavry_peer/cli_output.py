@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Coroutine
@@ -35,6 +36,8 @@ EXIT_STATUSES: Final = {
     7: "no relay, or no handshake with the other user",
 }
 """What a script can rely on; 130 and 143 after Ctrl-C and SIGTERM."""
+
+_INNER_CAPITAL: Final = re.compile(r"(?<!^)(?=[A-Z])")
 
 _STATUS_OF: Final[tuple[tuple[type[WavryError], int], ...]] = (
     (GatewayUnreachableError, 3),
@@ -72,7 +75,7 @@ class Output:
     def error(self, error: WavryError) -> None:
         """Why the command ends."""
         code = error.code if isinstance(error, GatewayError | TransferError) else None
-        name = code or type(error).__name__.removesuffix("Error").lower()
+        name = code or _snake_case(type(error).__name__.removesuffix("Error"))
         if self.as_json:
             self._line({"event": "error", "error": name, "message": str(error)})
         else:
@@ -82,6 +85,10 @@ class Output:
         raw = msgspec.json.encode(fields, enc_hook=str)
         sys.stdout.write(raw.decode() + "\n")
         sys.stdout.flush()
+
+
+def _snake_case(name: str) -> str:
+    return _INNER_CAPITAL.sub("_", name).lower()
 
 
 def run_command(

@@ -85,8 +85,18 @@ def _bool(text: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # "from None" here and below: the cause quotes the value.
+        raise ValueError("must be a whole number") from None
+
+
 def _number(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
@@ -105,7 +115,7 @@ def _strings(text: str) -> tuple[str, ...]:
 
 _PARSERS: Final[dict[Any, Any]] = {
     str: str,
-    int: int,
+    int: _whole_number,
     float: _number,
     bool: _bool,
     Path: _path,
@@ -174,8 +184,7 @@ def load(kind: type[Config], environ: Mapping[str, str], **overrides: Any) -> Co
             elif item.default is dataclasses.MISSING:
                 faults.append(f"{declared.variable} must be set: {declared.doc}")
         except ValueError as error:
-            reason = str(error) if str(error).startswith("must") else "has the wrong form"
-            faults.append(f"{declared.variable} {reason}")
+            faults.append(f"{declared.variable} {error}")
     if faults:
         raise SettingsError("\n".join(faults))
     return kind(**values)

@@ -5,7 +5,6 @@ one out; ``{"command": "status" | "drain" | "undrain"}``.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from wavry_peer.protocol.errors import LocalError
 
 from .metrics import registry
+from .ops_http import OpsConnection, errors_as_json, expectations_refused, json_answer
 from .sockets import ListenError, format_endpoint
 from .status import RelayStatus
 
@@ -29,34 +29,17 @@ _STATUS: Final = web.AppKey("status", RelayStatus)
 _REGISTRY: Final = web.AppKey("registry", CollectorRegistry)
 
 _log = structlog.get_logger(__name__)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(body), status=status, content_type="application/json"
-    )
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPNotFound:
-        return _json({"error": "not_found", "message": "use /health, /ready or /metrics"}, 404)
-    except web.HTTPMethodNotAllowed:
-        return _json({"error": "method_not_allowed", "message": "use GET"}, 405)
 
 
 async def _health(request: web.Request) -> web.Response:
-    return _json(request.app[_STATUS].health())
+    return json_answer(request.app[_STATUS].health())
 
 
 async def _ready(request: web.Request) -> web.Response:
     reasons = request.app[_STATUS].not_ready()
     if not reasons:
-        return _json({"ready": True})
-    return _json({"ready": False, "reason": reasons[0], "reasons": reasons}, 503)
+        return json_answer({"ready": True})
+    return json_answer({"ready": False, "reason": reasons[0], "reasons": reasons}, 503)
 
 
 async def _metrics(request: web.Request) -> web.Response:
@@ -69,13 +52,14 @@ class OpsServer:
     """The HTTP server."""
 
     def __init__(self, status: RelayStatus) -> None:
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=1024)
+        app = web.Application(middlewares=[errors_as_json], client_max_size=1024)
         app[_STATUS] = status
         app[_REGISTRY] = registry(status)
         app.router.add_get("/health", _health)
         app.router.add_get("/ready", _ready)
         app.router.add_get("/metrics", _metrics)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        self._server: asyncio.Server | None = None
         self.url = ""
 
     async def start(self, host: str, port: int) -> None:
@@ -85,19 +69,28 @@ class OpsServer:
             ListenError: the address cannot be used.
         """
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
+        handler = self._runner.server
+        assert handler is not None  # noqa: S101  # setup() made it; for the type checker
+        handler.request_handler = expectations_refused(handler.request_handler)
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            self._server = await loop.create_server(
+                lambda: OpsConnection(handler, loop=loop, access_log=None, auto_decompress=False),
+                host,
+                port,
+            )
         except OSError as error:
             raise ListenError(
                 f"ops address {format_endpoint(host, port)} cannot be opened ({error.strerror});"
                 " set WAVRY_RELAY_OPS_LISTEN"
             ) from error
-        bound_port = self._runner.addresses[0][1]
+        bound_port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://{format_endpoint(host, bound_port)}"
 
     async def stop(self) -> None:
         """Stop serving."""
+        if self._server is not None:
+            self._server.close()
         await self._runner.cleanup()
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from system_support import REPOSITORY, clean_environment
 
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "wavry_peer", "wavry_relay", "wavry_cp")
+SOURCES = (
+    "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE",
+    "wavry_peer", "wavry_relay", "wavry_cp",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

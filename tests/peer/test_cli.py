@@ -17,9 +17,17 @@ from typer.testing import CliRunner
 
 import wavry_peer.cli
 from wavry_peer.cli_chat import _printable
+from wavry_peer.cli_output import Output
+from wavry_peer.errors import (
+    GatewayError,
+    PeerKeyChangedError,
+    PeerUnavailableError,
+    SessionFailedError,
+)
 from wavry_peer.identity import Identity, load_identity
 from wavry_peer.known_peers import KnownPeers
 from wavry_peer.logins import Login, LoginStore
+from wavry_peer.protocol.errors import LocalError, WavryError
 
 TIMEOUT_S = 20
 
@@ -203,7 +211,7 @@ def test_an_unreachable_gateway_is_status_3(tmp_path: Path) -> None:
         "login", "alice", "--json", "--gateway", "http://127.0.0.1:9", **variables
     )
     assert status == 3
-    assert json.loads(out)["error"] == "gatewayunreachable"
+    assert json.loads(out)["error"] == "gateway_unreachable"
 
 
 def test_wrong_use_is_status_2(tmp_path: Path) -> None:
@@ -355,3 +363,50 @@ def test_the_protocol_alone_loads_no_http_client() -> None:
 
 def test_terminal_orders_of_others_are_not_obeyed() -> None:
     assert _printable(b"a\x1b[2Jb\x07\xff\n\tc") == "a\ufffd[2Jb\ufffd\ufffd\n\tc".encode()
+
+
+@pytest.mark.parametrize("name", ["Al ice", "", "-al", "al.", "a" * 33, "ali\nce", "\u00e4"])
+@pytest.mark.parametrize("command", ["register", "login"])
+def test_a_user_name_that_does_not_fit_is_explained(
+    tmp_path: Path, command: str, name: str
+) -> None:
+    arguments = [command, "--gateway", "http://127.0.0.1:9", "--", name]
+    variables = {"WAVRY_PEER_HOME": str(tmp_path), "WAVRY_PASSWORD": PASSWORD}
+    done = CliRunner().invoke(wavry_peer.cli.app, arguments, env=variables)
+    assert done.exit_code == 2
+    assert (
+        "a user name has 1 to 32 of a-z 0-9 . _ - and begins and ends with a letter or digit"
+        in done.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("password", "text"),
+    [("123456789", "a password needs 10 characters or more"), ("x" * 257, "at most 256")],
+)
+def test_a_password_that_does_not_fit_is_explained(
+    tmp_path: Path, password: str, text: str
+) -> None:
+    arguments = ["register", "alice", "--gateway", "http://127.0.0.1:9"]
+    variables = {"WAVRY_PEER_HOME": str(tmp_path), "WAVRY_PASSWORD": password}
+    done = CliRunner().invoke(wavry_peer.cli.app, arguments, env=variables)
+    assert done.exit_code == 2
+    assert text in done.output
+    assert password not in done.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PeerUnavailableError("x"), "peer_unavailable"),
+        (PeerKeyChangedError("bob", "a", "b"), "peer_key_changed"),
+        (SessionFailedError("x"), "session_failed"),
+        (LocalError("x"), "local"),
+        (GatewayError("user_offline", "x"), "user_offline"),
+    ],
+)
+def test_error_codes_are_snake_case(
+    capsys: pytest.CaptureFixture[str], error: WavryError, code: str
+) -> None:
+    Output(as_json=True).error(error)
+    assert json.loads(capsys.readouterr().out)["error"] == code

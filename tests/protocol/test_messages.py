@@ -637,3 +637,24 @@ SAMPLES: dict[type[Any], Any] = {
         signaling.Error(code="c", message="m"),
     )
 }
+
+
+@pytest.mark.parametrize("text", ["1", "0.1.0", "0+source", "1.0-rc_1+g12ab", "a" * 64])
+@pytest.mark.parametrize("field", ["version", "features"])
+def test_version_and_features_of_a_relay_that_fit(field: str, text: str) -> None:
+    assert _registered_with(field, text).version
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", ".1", "1 2", "1\n", "1\x1b[31m", "<b>", "v\u00e9", '1"', "1,2", "a" * 65]
+)
+@pytest.mark.parametrize("field", ["version", "features"])
+def test_version_and_features_of_a_relay_that_do_not_fit(field: str, text: str) -> None:
+    with pytest.raises(MessageError, match=field):
+        _registered_with(field, text)
+
+
+def _registered_with(field: str, text: str) -> api.RegisterRequest:
+    value = json.loads(msgspec.json.encode(SAMPLES[api.RegisterRequest]))
+    value[field] = text if field == "version" else ["f", text]
+    return api.decode_body(api.RegisterRequest, json.dumps(value).encode())

@@ -12,7 +12,7 @@ from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.store.gateway_interface import GatewayStore
 from wavry_cp.store.gateway_sqlite import SqliteGatewayStore
-from wavry_cp.tokens import TokenFile
+from wavry_cp.tokens import TokenFile, require_different
 
 from .auth import Accounts
 from .broker import Broker
@@ -132,15 +132,26 @@ class Gateway:
         """Open the store and read the token files.
 
         Raises:
-            TokenFileError: a token file is missing or not fit.
+            TokenFileError: a token file is missing or not fit, or holds no token.
+            SettingsError: both token files hold the same token.
             StoreVersionError, StoreUnavailableError: the store cannot be opened.
         """
-        service = TokenFile.load(config.service_token_file, "service")
+        variables = ("WAVRY_GATEWAY_SERVICE_TOKEN_FILE", "WAVRY_GATEWAY_ADMIN_TOKEN_FILE")
+        service = TokenFile.load(config.service_token_file, "service", variables[0])
         admin = None
         if config.admin_token_file is not None:
-            admin = TokenFile.load(config.admin_token_file, "admin")
-        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store = await SqliteGatewayStore.open(config.data_dir / "gateway.db")
+            admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
+            require_different(service, admin, variables)
+        try:
+            config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"WAVRY_GATEWAY_DATA_DIR {config.data_dir}: {error.strerror}"
+            ) from error
+        try:
+            store = await SqliteGatewayStore.open(config.data_dir / "gateway.db")
+        except StoreUnavailableError as error:
+            raise StoreUnavailableError(f"WAVRY_GATEWAY_DATA_DIR {error}") from error
         try:
             return cls(
                 config,

@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import WSMsgType, web
 
+from wavry_cp.http import ApiError
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.store.gateway_interface import GatewayStore
@@ -97,7 +98,7 @@ class Signaling:
         """Upgrade a request and serve it to the end.
 
         Raises:
-            web.HTTPException: the request is no WebSocket upgrade.
+            ApiError: 400 ``websocket_required``: the request is no WebSocket upgrade.
         """
         ws = web.WebSocketResponse(
             timeout=1.0,
@@ -106,7 +107,14 @@ class Signaling:
             # Deflate costs memory per connection and lets a small frame unpack into a large one.
             compress=False,
         )
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except web.HTTPBadRequest as error:
+            raise ApiError(
+                400,
+                "websocket_required",
+                "this path speaks WebSocket only: send GET with Upgrade: websocket",
+            ) from error
         transport = request.transport
         if transport is None:
             return ws

@@ -21,6 +21,7 @@ from wavry_cp.http import (
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.store.master_sqlite import MasterSqlite
+from wavry_cp.tokens import require_different
 
 from .access import Access
 from .challenges import Challenges
@@ -28,7 +29,7 @@ from .clock import Clock
 from .config import MasterConfig
 from .context import MasterContext
 from .directory import RelayDirectory
-from .keys import load_keys
+from .keys import KeyFileError, load_keys
 from .lease_desk import LeaseDesk
 from .lease_routes import LeaseRoutes
 from .metrics import MasterMetrics
@@ -66,6 +67,7 @@ REFUSAL_STATUS: Final = {
     "relay_not_allowed": 403,
     "relay_unavailable": 409,
     "same_party": 400,
+    "invalid_session": 400,
     "session_conflict": 409,
     "stale_jti": 409,
     "unknown_challenge": 404,
@@ -89,21 +91,31 @@ async def open_master(
 
     Raises:
         KeyFileError: no keys; says which command makes them.
-        TokenFileError: a token file is missing or open to others.
+        TokenFileError: a token file is missing or open to others, or holds no token.
+        SettingsError: both token files hold the same token.
         StoreUnavailableError: the database cannot be opened.
         StoreVersionError: the database is of a newer version.
     """
     clock = clock or Clock()
-    keys = load_keys(config.keys_dir)
-    access = Access(
-        TokenFile.load(config.service_token_file, "service"),
-        TokenFile.load(config.admin_token_file, "admin"),
-    )
+    try:
+        keys = load_keys(config.keys_dir)
+    except KeyFileError as error:
+        raise KeyFileError(f"WAVRY_MASTER_KEYS_DIR: {error}") from error
+    variables = ("WAVRY_MASTER_SERVICE_TOKEN_FILE", "WAVRY_MASTER_ADMIN_TOKEN_FILE")
+    service = TokenFile.load(config.service_token_file, "service", variables[0])
+    admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
+    require_different(service, admin, variables)
+    access = Access(service, admin)
     try:
         config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreUnavailableError(f"{config.data_dir}: {error.strerror}") from error
-    store = await MasterSqlite.open(config.data_dir / DATABASE_FILE)
+        raise StoreUnavailableError(
+            f"WAVRY_MASTER_DATA_DIR {config.data_dir}: {error.strerror}"
+        ) from error
+    try:
+        store = await MasterSqlite.open(config.data_dir / DATABASE_FILE)
+    except StoreUnavailableError as error:
+        raise StoreUnavailableError(f"WAVRY_MASTER_DATA_DIR {error}") from error
     try:
         directory = RelayDirectory(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
         await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())

@@ -6,6 +6,7 @@ keys; ``root.key`` may be carried away to a safe place after `init_keys`, it is 
 change the document.  Nothing here ever makes a key except `init_keys`, which a person calls.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -105,10 +106,14 @@ def init_keys(directory: Path, *, now_s: int, random_bytes: Callable[[int], byte
     except OSError as error:
         raise KeyFileError(f"{directory}: {error.strerror}") from error
     _refuse_existing(directory)
-    _check_mode(directory, directory.stat().st_mode, "chmod 700 it")
-    _write_new(directory / ROOT_FILE, _seed_text(root))
-    _write_new(directory / _signing_file(kid), _seed_text(signing))
-    _write_new(directory / DOCUMENT_FILE, encode_keyset(document) + b"\n")
+    _check_mode(directory, _mode(directory), "chmod 700 it")
+    _write_all(
+        {
+            directory / ROOT_FILE: _seed_text(root),
+            directory / _signing_file(kid): _seed_text(signing),
+            directory / DOCUMENT_FILE: encode_keyset(document) + b"\n",
+        }
+    )
     return KeysSummary(directory, document.root_public_key, kid, document.serial)
 
 
@@ -120,23 +125,23 @@ def load_keys(directory: Path) -> KeyRing:
             files do not fit the document, or no key of it is active.
     """
     path = directory / DOCUMENT_FILE
-    if not path.exists():
+    if not _exists(path):
         raise KeyFileError(
             f"no keys in {directory}: make them once with "
             f"`wavryctl keys init --keys-dir {directory}`"
         )
-    _check_mode(directory, directory.stat().st_mode, "chmod 700 it")
+    _check_mode(directory, _mode(directory), "chmod 700 it")
     document = _read_private(path, MAX_DOCUMENT_BYTES)
     keyset = _check_document(path, document)
     root_path = directory / ROOT_FILE
-    if root_path.exists():
+    if _exists(root_path):
         root = _read_seed(root_path)
         if base64url.encode(root.public_key) != keyset.root_public_key:
             raise KeyFileError(f"{root_path} is not the root key that signed {path}")
     signing_keys: dict[str, ed25519.SigningKey] = {}
     for key in keyset.keys:
         key_path = directory / _signing_file(key.kid)
-        if key.status == "revoked" or not key_path.exists():
+        if key.status == "revoked" or not _exists(key_path):
             continue
         signing_key = _read_seed(key_path)
         if base64url.encode(signing_key.public_key) != key.public_key:
@@ -170,16 +175,44 @@ def _seed_text(key: ed25519.SigningKey) -> bytes:
 
 def _refuse_existing(directory: Path) -> None:
     for name in (ROOT_FILE, DOCUMENT_FILE):
-        if (directory / name).exists():
+        if _exists(directory / name):
             raise KeyFileError(
                 f"{directory / name} exists: keys are made once, and never overwritten; "
                 "choose an empty directory"
             )
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from error
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from error
+
+
+def _write_all(files: dict[Path, bytes]) -> None:
+    """Write every file or none: a lone root key would block the next try."""
+    begun: list[Path] = []
+    try:
+        for path, content in files.items():
+            _write_new(path, content, begun)
+    except KeyFileError:
+        for path in begun:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _write_new(path: Path, content: bytes, begun: list[Path]) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        begun.append(path)  # From here on the file is ours to remove.
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()

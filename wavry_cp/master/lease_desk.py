@@ -62,8 +62,9 @@ class LeaseDesk:
         A live session stays at its relay while that is well and not excluded.
 
         Raises:
-            RefusedError: ``same_party``, ``invalid_cnf``, ``session_conflict``,
-                ``no_relay_available``, ``lease_too_large`` or ``busy_session``.
+            RefusedError: ``invalid_session``, ``same_party``, ``invalid_cnf``,
+                ``session_conflict``, ``no_relay_available``, ``lease_too_large`` or
+                ``busy_session``.
         """
         leases.check_parties(request)
         session_id = request.session_id or self._new_uuid()

@@ -29,6 +29,9 @@ __all__ = [
     "renew",
 ]
 
+NIL_SESSION_ID: Final = "00000000-0000-0000-0000-000000000000"
+"""What an unset id looks like: two calls that both forgot theirs would share one session."""
+
 REPEAT_S: Final = 60
 """How long the replaced `jti` still gets its successor.  Longer than any retry of a gateway, and
 shorter than the shortest lease."""
@@ -123,11 +126,13 @@ def is_live(session: SessionRecord | None, now_s: int) -> bool:
 
 
 def check_parties(request: LeaseRequest) -> None:
-    """Check the two users of a request.
+    """Check the two users and the session of a request.
 
     Raises:
-        RefusedError: ``same_party`` or ``invalid_cnf``.
+        RefusedError: ``invalid_session``, ``same_party`` or ``invalid_cnf``.
     """
+    if request.session_id == NIL_SESSION_ID:
+        raise RefusedError("invalid_session", "session_id must not be the nil UUID")
     if request.client.sub == request.server.sub:
         raise RefusedError("same_party", "client and server must be two different users")
     for party in (request.client, request.server):

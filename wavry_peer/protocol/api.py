@@ -54,6 +54,8 @@ Password = Annotated[str, msgspec.Meta(min_length=10, max_length=256)]
 Endpoint = Annotated[str, msgspec.Meta(min_length=3, max_length=64)]
 """``203.0.113.7:4500`` or ``[2001:db8::7]:4500``."""
 Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,32}\Z")]
+SoftwareName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")]
+"""A version or a feature: 1 to 64 characters that are safe in logs, metrics and terminals."""
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 SignatureText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{86}\Z")]
@@ -88,8 +90,8 @@ class RegisterRequest(Body, frozen=True, kw_only=True):
     asn: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] | None = None
     max_sessions: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
     max_bitrate_kbps: Kbps
-    features: Annotated[tuple[Name, ...], msgspec.Meta(max_length=32)] = ()
-    version: Name
+    features: Annotated[tuple[SoftwareName, ...], msgspec.Meta(max_length=32)] = ()
+    version: SoftwareName
 
 
 class RegisterResponse(Body, frozen=True, kw_only=True):

@@ -1,13 +1,16 @@
 """Choosing an engine: the native one where it is built, the pure one otherwise."""
 
+import hashlib
 import importlib
 import importlib.util
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, cast
 
 from wavry_peer.protocol.errors import LocalError
 from wavry_relay.clock import Clock
+from wavry_relay.shm.c_header import header_digest
 from wavry_relay.shm.control import EngineKind
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.segment import Segment
@@ -18,27 +21,69 @@ from .reference import ReferenceEngine
 __all__ = ["EngineUnavailableError", "choose_engine", "open_engine"]
 
 _NATIVE_MODULE: Final = f"{__package__}._native"
+_SOURCES: Final = ("layout.h", "decide.h", "decide.c", "fastpath.h", "fastpath.c", "_native.pyx")
+"""As in setup.py."""
 
 
 class EngineUnavailableError(LocalError):
-    """The wanted engine is not built."""
+    """The wanted engine is not built, or not from these sources."""
 
 
 def choose_engine(wanted: str) -> EngineKind:
     """Kind of engine for a setting of ``auto``, ``reference`` or ``native``.
 
     Raises:
-        EngineUnavailableError: ``native`` is wanted and not built, or an unknown name.
+        EngineUnavailableError: ``native`` is wanted and not built, the extension that is there
+            was built from other sources (``auto`` too: a stale file must not hide a
+            broken build), or an unknown name.
     """
     if wanted not in ("auto", "reference", "native"):
         raise EngineUnavailableError("WAVRY_RELAY_ENGINE must be auto, reference or native")
-    built = importlib.util.find_spec(_NATIVE_MODULE) is not None
-    if wanted == "native" and not built:
+    if wanted == "reference":
+        return EngineKind.REFERENCE
+    missing = _why_missing()
+    if missing is None:
+        return EngineKind.NATIVE
+    if wanted == "native":
         raise EngineUnavailableError(
-            "the native engine is not built; install with WAVRY_BUILD_NATIVE=require, or set"
-            " WAVRY_RELAY_ENGINE=auto"
+            f"{missing}; install with WAVRY_BUILD_NATIVE=require, or set WAVRY_RELAY_ENGINE=auto"
         )
-    return EngineKind.NATIVE if built and wanted != "reference" else EngineKind.REFERENCE
+    import structlog
+
+    structlog.get_logger().warning(
+        "native_engine_missing",
+        reason=missing,
+        effect="the pure engine forwards, at a fraction of the speed",
+        next_step="install with WAVRY_BUILD_NATIVE=require, or set WAVRY_RELAY_ENGINE=reference",
+    )
+    return EngineKind.REFERENCE
+
+
+def _why_missing() -> str | None:
+    """Reason why the native engine cannot be used, None where it can."""
+    if importlib.util.find_spec(_NATIVE_MODULE) is None:
+        return "the native engine is not built"
+    try:
+        native = importlib.import_module(_NATIVE_MODULE)
+    except ImportError as error:
+        return f"the native engine cannot be loaded ({error})"
+    _refuse_stale(str(native.LAYOUT_DIGEST), str(native.SOURCES_DIGEST))
+    return None
+
+
+def _refuse_stale(layout_digest: str, sources_digest: str) -> None:
+    """Compare an extension with the layout in use and with the sources beside it, if any."""
+    here = Path(__file__).parent
+    fits = layout_digest == header_digest()
+    if fits and all((here / name).exists() for name in _SOURCES):
+        digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES))
+        fits = sources_digest == digest.hexdigest()
+    if not fits:
+        raise EngineUnavailableError(
+            "the native engine was built from other sources than these; build it again"
+            " (WAVRY_BUILD_NATIVE=require python setup.py build_ext --inplace), delete"
+            f" {here.name}/_native*.so, or set WAVRY_RELAY_ENGINE=reference"
+        )
 
 
 def open_engine(
@@ -49,11 +94,32 @@ def open_engine(
     clock: Clock,
     *,
     wake_fd: int | None = None,
+    busy_poll_us: int = 0,
 ) -> Engine:
-    """Make the engine that the supervisor chose; `sockets` are in the order of listen addresses."""
+    """Make the engine that the supervisor chose; `sockets` are in the order of listen addresses.
+
+    Args:
+        kind: from `choose_engine`.
+        segment: shared memory.
+        sockets: non-blocking; owned by the engine from here on.
+        counters: row of this worker.
+        clock: time.
+        wake_fd: `Engine.run` returns early when it is readable.
+        busy_poll_us: the native engine polls this long before it sleeps; a whole core for
+            less latency, so 0 unless that is wanted.  The pure engine always sleeps.
+
+    Raises:
+        EngineUnavailableError: the native engine was chosen and is not there, or is stale.
+    """
     if kind is EngineKind.NATIVE:
+        missing = _why_missing()
+        if missing is not None:
+            raise EngineUnavailableError(missing)
         native = importlib.import_module(_NATIVE_MODULE)
         return cast(
-            "Engine", native.NativeEngine(segment, sockets, counters, clock, wake_fd=wake_fd)
+            "Engine",
+            native.NativeEngine(
+                segment, sockets, counters, clock, wake_fd=wake_fd, busy_poll_us=busy_poll_us
+            ),
         )
     return ReferenceEngine(segment, sockets, counters, clock, wake_fd=wake_fd)

@@ -160,9 +160,12 @@ SHARED: Final = _record(
     ("global_packets_tat", 8),
     ("allocation_hint", 8),
     ("used_leases", 8),
+    ("table_lock", 8),
+    ("global_lock", 8),
     size=64,
 )
-"""Words that every worker writes, each under its lock."""
+"""Words that every worker writes, each under its lock.  The lock words are the native engine's
+(see `SESSION`)."""
 
 WORKER: Final = _record(
     "worker",
@@ -171,9 +174,18 @@ WORKER: Final = _record(
     ("rounds", 8),
     ("pid", 4),
     ("state", 4),
+    ("holds_session", 8),
+    ("holds_rate", 8),
+    ("generation", 4),
+    ("owner_pids", 4, 2),
     size=64,
 )
-"""One cache line for each worker, written by it (and reset by the supervisor at a spawn)."""
+"""One cache line for each worker, written by it (and reset by the supervisor at a spawn).
+
+The last four are the native engine's: the session record + 1 and the offset of the rate bucket
+that it locked last (written before the lock is taken, so a dead worker's locks are found without
+a search), how often an engine was opened for this worker number, and the processes of the last
+even and the last odd opening.  Neither the supervisor nor a replacement may reset them."""
 
 RATE_WAYS: Final = 3
 RATE_BUCKET: Final = _record(
@@ -224,8 +236,9 @@ SESSION: Final = _record(
     ("client", 8, SLOT.size // 8),
     ("server", 8, SLOT.size // 8),
 )
-"""`lock` is for the native engine (owner's worker number + 1); the reference engine locks byte
-ranges of the file instead."""
+"""`lock` is for the native engine: owner's worker number + 1 in the low 9 bits, the owner's
+generation modulo 128 above, 0 where nobody holds it.  The lock words of other records are the
+same in their first two bytes.  The reference engine locks byte ranges of the file instead."""
 
 SESSION_FREE: Final = 0
 SESSION_WAITING: Final = 1

@@ -170,3 +170,34 @@ def test_version():
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0
     assert result.stdout.startswith("wavry-gateway ")
+
+
+def test_one_token_for_services_and_operators_is_refused(tmp_path):
+    environment = settings(tmp_path)
+    token_file = environment["WAVRY_GATEWAY_SERVICE_TOKEN_FILE"]
+    result = run("run", **environment, WAVRY_GATEWAY_ADMIN_TOKEN_FILE=token_file)
+    assert result.returncode == 2
+    assert "WAVRY_GATEWAY_SERVICE_TOKEN_FILE and WAVRY_GATEWAY_ADMIN_TOKEN_FILE" in result.stderr
+    assert SERVICE_TOKEN not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "WAVRY_GATEWAY_DATA_DIR",
+        "WAVRY_GATEWAY_SERVICE_TOKEN_FILE",
+        "WAVRY_GATEWAY_ADMIN_TOKEN_FILE",
+    ],
+)
+def test_a_path_that_cannot_be_used_is_named_with_its_setting(tmp_path, variable):
+    result = run("run", **settings(tmp_path, **{variable: "/proc/x"}))
+    assert result.returncode == 1
+    assert f"{variable} /proc/x" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_ready_file_that_cannot_be_written_is_named(tmp_path):
+    result = run("run", "--ready-file", "/proc/x/ready", **settings(tmp_path))
+    assert result.returncode == 1
+    assert "--ready-file /proc/x/ready: " in result.stderr
+    assert "Traceback" not in result.stderr

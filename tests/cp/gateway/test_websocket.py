@@ -406,3 +406,9 @@ async def test_a_fault_of_ours_shows_an_id_and_no_traceback(gateway, monkeypatch
         assert "secret" not in error.message
         assert await a.close_code() == 1011
         await b.silent()
+
+
+async def test_a_request_that_is_no_upgrade_is_told_what_the_path_speaks(gateway) -> None:
+    status, answer, _ = await gateway.call("GET", "/ws")
+    assert (status, answer["error"]) == (400, "websocket_required")
+    assert "Upgrade: websocket" in answer["message"]

@@ -373,3 +373,19 @@ def test_a_real_fault_of_ours_shows_an_id_and_nothing_else(tmp_path, monkeypatch
     assert event == "unhandled_error"
     assert fields["error_id"] in answer.body["message"]
     assert "secret" not in answer.body["message"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: m\r\nExpect: x\r\n\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n",
+    ],
+)
+def test_no_answer_tells_the_software(target, raw):
+    head = target.send(raw).partition(b"\r\n\r\n")[0]
+    assert b"\r\nServer: wavry" in head
+    assert b"aiohttp" not in head
+    assert b"Python" not in head

@@ -3,6 +3,7 @@
 import os
 import secrets
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +156,52 @@ def test_bad_token_file_is_refused_without_quoting_it(tmp_path, text, mode):
 def test_missing_token_file_is_refused(tmp_path):
     with pytest.raises(TokenFileError, match="No such file"):
         TokenFile.load(tmp_path / "none", "service")
+
+
+@pytest.mark.parametrize("name", ["root.key", "signing-", "keys.json"])
+def test_keys_are_made_all_or_none(tmp_path, monkeypatch, name):
+    real = os.fsync
+    opened = []
+
+    def full_disk(descriptor):
+        opened.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if opened[-1].name.startswith(name):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(KeyFileError, match="No space left"):
+        init_keys(tmp_path / "keys", now_s=1, random_bytes=secrets.token_bytes)
+    assert opened
+    assert list((tmp_path / "keys").iterdir()) == []
+    monkeypatch.undo()
+    init_keys(tmp_path / "keys", now_s=1, random_bytes=secrets.token_bytes)
+    assert load_keys(tmp_path / "keys").active_kid
+
+
+def test_a_file_of_somebody_else_is_not_removed(tmp_path, monkeypatch):
+    keys = tmp_path / "keys"
+    real = os.open
+
+    def raced(path, *arguments, **options):
+        if str(path).endswith("keys.json"):
+            (keys / "keys.json").write_text("theirs")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", raced)
+    with pytest.raises(KeyFileError, match="File exists"):
+        init_keys(keys, now_s=1, random_bytes=secrets.token_bytes)
+    assert [path.name for path in keys.iterdir()] == ["keys.json"]
+    assert (keys / "keys.json").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("method", ["exists", "stat"])
+def test_a_directory_that_cannot_be_looked_into_is_named(keys_dir, monkeypatch, method):
+    def refused(self, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(keys_dir), method, refused)
+    with pytest.raises(KeyFileError, match="Permission denied"):
+        load_keys(keys_dir)
+    with pytest.raises(KeyFileError, match="Permission denied"):
+        init_keys(keys_dir, now_s=1, random_bytes=secrets.token_bytes)

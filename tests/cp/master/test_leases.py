@@ -295,3 +295,8 @@ async def test_sessions_spread_between_heartbeats(master):
 async def test_no_session_is_given_beyond_the_capacity_between_heartbeats(master):
     await FakeRelay(master, max_sessions=3).join()
     assert [(await ask(master)).status for _ in range(5)] == [201, 201, 201, 503, 503]
+
+
+async def test_nil_session_id_is_refused(master, relay):
+    answer = await ask(master, session_id=str(uuid.UUID(int=0)))
+    assert (answer.status, answer.body["error"]) == (400, "invalid_session")

@@ -145,3 +145,39 @@ def test_log_holds_no_secret(tmp_path):
     assert "relay_registered" in log
     for secret in (*secrets, process.service_token, process.admin_token):
         assert secret not in log
+
+
+def test_one_token_for_services_and_operators_is_refused(tmp_path):
+    files = MasterFiles.make(tmp_path)
+    files.admin_token_file.write_text(files.service_token_file.read_text())
+    result = run_master("run", **files.environ())
+    assert result.returncode == 2
+    assert "WAVRY_MASTER_SERVICE_TOKEN_FILE and WAVRY_MASTER_ADMIN_TOKEN_FILE" in result.stderr
+    assert files.service_token not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "status"),
+    [
+        ("WAVRY_MASTER_DATA_DIR", 1),
+        ("WAVRY_MASTER_KEYS_DIR", 2),
+        ("WAVRY_MASTER_SERVICE_TOKEN_FILE", 2),
+        ("WAVRY_MASTER_ADMIN_TOKEN_FILE", 2),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_named_with_its_setting(tmp_path, variable, status):
+    files = MasterFiles.make(tmp_path)
+    result = run_master("run", **{**files.environ(), variable: "/proc/x"})
+    assert result.returncode == status
+    assert variable in result.stderr
+    assert "/proc/x" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_ready_file_that_cannot_be_written_is_named(tmp_path):
+    files = MasterFiles.make(tmp_path)
+    result = run_master("run", "--ready-file", "/proc/x/ready", **files.environ())
+    assert result.returncode == 1
+    assert "--ready-file /proc/x/ready: " in result.stderr
+    assert "Traceback" not in result.stderr

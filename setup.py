@@ -1,0 +1,83 @@
+"""Builds the relay's native engine; everything else stands in pyproject.toml.
+
+``WAVRY_BUILD_NATIVE`` says how much it matters: ``try`` (the default) goes on without it where
+Cython, a C compiler or Linux is missing, ``require`` fails then, and ``skip`` does not try.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+ENGINE = Path("wavry_relay/engine")
+SOURCES = ("layout.h", "decide.h", "decide.c", "fastpath.h", "fastpath.c", "_native.pyx")
+"""Also in wavry_relay/engine/choice.py, which compares their digest with the one built in here."""
+STRICT = ["-std=c11", "-O2", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+
+
+class BuildNative(build_ext):
+    """Compiles the packet path with warnings as errors, and the Cython shell without."""
+
+    def build_extension(self, ext: Any) -> None:
+        """Compile the C sources and hand the objects to the shell's link."""
+        objects = self.compiler.compile(
+            [str(ENGINE / "decide.c"), str(ENGINE / "fastpath.c")],
+            output_dir=self.build_temp,
+            extra_postargs=STRICT,
+            depends=ext.depends,
+        )
+        ext.extra_objects = objects
+        super().build_extension(ext)
+
+    def run(self) -> None:
+        """Build, or say why not where that is allowed."""
+        try:
+            super().run()
+        except (BaseError, CCompilerError, OSError) as error:
+            if wanted == "require":
+                raise
+            print(f"the native engine was not built, the relay uses the pure one: {error}")
+
+
+def extensions() -> list[Any]:
+    """The shell with the digests of its sources; nothing where Cython may be missing and is."""
+    try:
+        from Cython.Build import cythonize
+    except ImportError:
+        if wanted == "require":
+            raise
+        print("Cython is missing: the native engine is not built")
+        return []
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((ENGINE / name).read_bytes())
+    layout = hashlib.sha256((ENGINE / "layout.h").read_bytes()).hexdigest()
+    shell = Extension(
+        "wavry_relay.engine._native",
+        [str(ENGINE / "_native.pyx")],
+        depends=[str(ENGINE / name) for name in SOURCES],
+        define_macros=[
+            ("WAVRY_LAYOUT_DIGEST", f'"{layout}"'),
+            ("WAVRY_SOURCES_DIGEST", f'"{digest.hexdigest()}"'),
+        ],
+        extra_compile_args=["-O2", "-fno-strict-aliasing"],
+        optional=wanted != "require",
+    )
+    return list(cythonize([shell], build_dir="build/cython", force=True, quiet=True))
+
+
+wanted = os.environ.get("WAVRY_BUILD_NATIVE", "try")
+if wanted not in ("require", "skip", "try"):
+    sys.exit("WAVRY_BUILD_NATIVE must be require, skip or try")
+possible = sys.platform == "linux"
+if wanted == "require" and not possible:
+    sys.exit("the native engine needs Linux")
+setup(
+    ext_modules=extensions() if wanted != "skip" and possible else [],
+    cmdclass={"build_ext": BuildNative},
+)

@@ -1,0 +1,75 @@
+"""Seeds of the segment fuzzer: ``python tests/native_corpus_support.py`` writes them.
+
+The form of an input and the sessions that exist are those of tests/engine/c/fuzz_segments.c.
+"""
+
+import struct
+from pathlib import Path
+
+from wavry_peer.protocol import packets, stun
+from wavry_peer.protocol.crc import crc16_kermit
+
+CORPUS = Path(__file__).parent / "engine" / "c" / "corpus"
+
+
+def _sid(number: int) -> bytes:
+    return bytes((0x11 + number,)) * 16
+
+
+def _plain(session: int, sequence: int, payload: int = 0) -> bytes:
+    return packets.build_forward(_sid(session), sequence.to_bytes(8, "big") + bytes(payload))
+
+
+def _rift(session: int, packet_id: int, *, handshake: bool) -> bytes:
+    middle = struct.pack("!HI12s", 1, 0, bytes(12)) if handshake else struct.pack("!HI", 1, 9)
+    head = b"RI" + middle + packet_id.to_bytes(8, "big")
+    body = head + struct.pack("!H", crc16_kermit(head)) + b"payload"
+    return packets.build_forward(_sid(session), body)
+
+
+def _input(source: int, train: list[bytes], *, size: int | None = None, time: int = 0) -> bytes:
+    step = len(train[0]) if size is None else size
+    return struct.pack("!BBH", source, time, step) + b"".join(train)
+
+
+def seeds() -> dict[str, bytes]:
+    """Name and content of each seed."""
+    lease = bytes((0x57, 1, 1, 1)) + _sid(0) + struct.pack("!BH", 0, 5) + bytes(85)
+    return {
+        "client": _input(1, [_plain(0, 1, 20)]),
+        "server": _input(2, [_plain(0, 1, 20)]),
+        "stranger": _input(9, [_plain(0, 1, 20)]),
+        "to-v6": _input(3, [_plain(1, number, 40) for number in range(12)]),
+        "from-v6": _input(0x14, [_plain(1, number, 40) for number in range(5)]),
+        "waiting": _input(5, [_plain(2, 0)]),
+        "bearer-limited": _input(7, [_plain(3, number, 1000) for number in range(6)]),
+        "mixed-sessions": _input(1, [_plain(number % 4, number, 8) for number in range(16)]),
+        "replayed": _input(1, [_plain(0, number // 2, 8) for number in range(16)]),
+        "short-tail": _input(1, [_plain(0, 1, 100), _plain(0, 2, 100), _plain(0, 3, 7)]),
+        "window": _input(1, [_plain(0, number) for number in (0, 2000, 977, 976, 1 << 40, 5)]),
+        "edge": _input(1, [_plain(0, number) for number in ((1 << 64) - 1, (1 << 64) - 2, 3)]),
+        "rift-transport": _input(1, [_rift(0, 7, handshake=False)]),
+        "rift-handshake": _input(1, [_rift(0, 7, handshake=True)]),
+        "rift-train": _input(1, [_rift(0, number, handshake=False) for number in range(5)]),
+        "stun": _input(9, [stun.build_binding_request(bytes(12))]),
+        "stun-bare": _input(9, [stun.build_binding_request(bytes(12), padding=0)]),
+        "lease": _input(1, [lease]),
+        "lease-train": _input(1, [lease] * 70),
+        "tiny-segments": _input(1, [_plain(0, 1)], size=1),
+        "header-only": _input(1, [_plain(0, 1)[:20]]),
+        "limits": _input(1, [_plain(0, number, 500) for number in range(10)], time=7),
+        "expired": _input(1, [_plain(0, 1)], time=31 << 3),
+        "empty": struct.pack("!BBH", 1, 0, 0),
+        "oversized": _input(1, [bytes(1501), bytes(1501)]),
+    }
+
+
+def main() -> None:
+    """Write the corpus."""
+    CORPUS.mkdir(exist_ok=True)
+    for name, content in seeds().items():
+        (CORPUS / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

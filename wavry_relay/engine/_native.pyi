@@ -1,0 +1,46 @@
+import socket
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Final
+
+from wavry_peer.protocol.packets import Buffer
+from wavry_relay.address import Address
+from wavry_relay.clock import Clock, Instant
+from wavry_relay.engine.base import ControlPacket, Decision
+from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.segment import Segment
+
+LAYOUT_DIGEST: Final[str]
+SOURCES_DIGEST: Final[str]
+
+class NativeLocks:
+    def table(self) -> AbstractContextManager[None]: ...
+    def session(self, record: int) -> AbstractContextManager[None]: ...
+    def rate(self, bucket_offset: int) -> AbstractContextManager[None]: ...
+    def global_rate(self) -> AbstractContextManager[None]: ...
+    def free_locks_of(self, worker: int) -> int: ...
+
+class NativeEngine:
+    name: str
+    locks: NativeLocks
+    def __init__(
+        self,
+        segment: Segment,
+        sockets: Sequence[socket.socket],
+        counters: CounterRow,
+        clock: Clock,
+        *,
+        wake_fd: int | None = None,
+        busy_poll_us: int = 0,
+    ) -> None: ...
+    def decide(self, datagram: Buffer, source: Address, now: Instant) -> Decision: ...
+    def run(self, timeout_ms: int) -> Sequence[ControlPacket]: ...
+    def send(self, datagram: bytes, to: Address) -> bool: ...
+    def close(self) -> None: ...
+    @property
+    def offload(self) -> list[tuple[bool, bool]]: ...
+    @property
+    def statistics(self) -> dict[str, int]: ...
+    def inject_fault(
+        self, error: int, count: int, *, only_gso: bool = False, port: int = 0
+    ) -> None: ...

@@ -1,0 +1,100 @@
+/* The decision of the native engine: one datagram against the shared tables.
+ *
+ * The same checks in the same order, with the same effects, as wavry_relay/engine/reference.py.
+ * No allocation, no Python, no system call but the waiting for a lock that is held elsewhere.
+ */
+#ifndef WAVRY_DECIDE_H
+#define WAVRY_DECIDE_H
+
+#include "layout.h"
+
+/* What happens to a datagram; the control kinds have the numbers of base.ControlKind. */
+enum wv_kind {
+    WV_KIND_DROP = 0,
+    WV_KIND_LEASE = 1,
+    WV_KIND_STUN = 2,
+    WV_KIND_UNKNOWN_PATH = 3,
+    WV_KIND_FORWARD = 4,
+};
+
+/* The three words of wavry_relay/address.py. */
+struct wv_address {
+    uint64_t high;
+    uint64_t low;
+    uint64_t endpoint;
+};
+
+/* One moment: CLOCK_MONOTONIC in ns, unix time in ms. */
+struct wv_instant {
+    uint64_t mono_ns;
+    uint64_t wall_ms;
+};
+
+struct wv_decision {
+    enum wv_kind kind;
+    uint32_t drop;        /* enum wv_counter, if kind is WV_KIND_DROP */
+    struct wv_address to; /* if kind is WV_KIND_FORWARD */
+};
+
+/* One worker's view of a segment. */
+struct wv_tables {
+    uint8_t *base;
+    uint64_t bytes;
+    struct wv_control *control;
+    struct wv_shared *shared;
+    struct wv_worker *workers;
+    struct wv_worker *self;
+    uint64_t *row; /* counters of this worker */
+    uint64_t *index;
+    struct wv_session *sessions;
+    uint64_t index_mask;
+    uint64_t hash_high, hash_low;
+    uint64_t boot_ns;
+    uint64_t at_ip_rates, rates_end;
+    uint32_t max_sessions;
+    uint32_t worker_count;
+    uint16_t lock_value; /* of this worker and generation */
+    struct wv_session *last; /* found last; looked at first */
+    uint64_t busy_record;    /* record + 1 whose lock timed out, */
+    uint64_t busy_until_ns;  /* and until when nobody waits for it again */
+};
+
+enum wv_open_error {
+    WV_OPEN_OK = 0,
+    WV_OPEN_NOT_A_SEGMENT = 1,
+    WV_OPEN_OTHER_LAYOUT = 2,
+    WV_OPEN_BAD_GEOMETRY = 3,
+    WV_OPEN_NO_SUCH_WORKER = 4,
+};
+
+/* Look at a mapped segment as worker number `worker` of process `pid`.  Starts a new generation of
+ * that worker and frees what its dead predecessor held. */
+enum wv_open_error wv_open(struct wv_tables *tables, void *base, uint64_t bytes, uint32_t worker,
+                           uint32_t pid);
+
+enum wv_kind wv_decide(struct wv_tables *tables, const uint8_t *datagram, size_t bytes,
+                       const struct wv_address *from, const struct wv_instant *now,
+                       struct wv_decision *decision);
+
+/* Bring into the cache what a decision about this datagram will need: first the index word, later
+ * the record.  Hints only: any bytes are allowed. */
+void wv_prefetch_index(const struct wv_tables *tables, const uint8_t *datagram, size_t bytes);
+void wv_prefetch_record(const struct wv_tables *tables, const uint8_t *datagram, size_t bytes);
+
+void wv_count(struct wv_tables *tables, enum wv_counter counter, uint64_t amount);
+
+/* Locks that outlive nobody.  A lock word names its owner (worker and generation); whoever meets
+ * one of a dead owner takes it over.  Order: table, session, one rate bucket. */
+enum wv_lock_kind { WV_LOCK_TABLE = 0, WV_LOCK_SESSION = 1, WV_LOCK_RATE = 2, WV_LOCK_GLOBAL = 3 };
+
+#define WV_LOCK_WAIT_NS UINT64_C(50000000)
+
+/* `which` is the record number or the bucket's offset.  Returns 1, 0 when a living owner did not
+ * give the lock back in `wait_ns`, -1 when there is no such lock. */
+int wv_lock(struct wv_tables *tables, enum wv_lock_kind kind, uint64_t which, uint64_t wait_ns);
+void wv_unlock(struct wv_tables *tables, enum wv_lock_kind kind, uint64_t which);
+
+/* Free what a worker held if its process is gone; the number of locks that were freed. */
+int wv_free_locks_of(struct wv_tables *tables, uint32_t worker);
+
+#endif

@@ -1,0 +1,650 @@
+/* See fastpath.h.
+ *
+ * A pass over one socket: recvmmsg → for each message its segments, in order → a decision each →
+ * forwarded segments are appended to the open group of their destination → sendmmsg, one message
+ * for each group.  Groups leave in the order in which they were opened and a destination has one
+ * open group at a time, so a flow keeps its order.  Segments stay where they were received; a
+ * group's iovecs point there, and neighbours become one iovec.
+ */
+#define _GNU_SOURCE
+#include "fastpath.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+#define NS_PER_MS UINT64_C(1000000)
+#define NS_PER_S UINT64_C(1000000000)
+#define NONE UINT32_MAX
+#define CONTROL_SPACE CMSG_SPACE(sizeof(int))
+/* Room for options that somebody set on the socket: UDP_GRO must not be the one that is cut off. */
+#define IN_CONTROL_SPACE 128
+/* Not a power of two: the first bytes of all messages would share a few cache sets. */
+#define ARENA_STRIDE (WV_RECEIVE_BYTES + 1088)
+#define PASSES 16             /* full batches of one socket before the others get their turn */
+#define AHEAD_INDEX 8
+#define AHEAD_RECORD 4
+#define BLOCKED_WAIT_MS 1
+#define PLAIN_FOR_NS (600 * NS_PER_S) /* a path's MTU may grow again: asked every 10 minutes */
+
+static const uint8_t V4_PREFIX[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+static uint64_t clock_ns(clockid_t id) {
+    struct timespec now;
+    clock_gettime(id, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+static void read_clocks(struct wv_engine *e) {
+    if (e->frozen) return;
+    e->now.mono_ns = clock_ns(CLOCK_MONOTONIC);
+    e->now.wall_ms = clock_ns(CLOCK_REALTIME) / NS_PER_MS;
+}
+
+/* -- Addresses ----------------------------------------------------------------------------- */
+
+static void address_from(const struct sockaddr_storage *name, uint32_t listen, struct wv_address *to) {
+    uint8_t bytes[16];
+    uint64_t port, family, scope = 0;
+    if (name->ss_family == AF_INET) {
+        struct sockaddr_in v4;
+        memcpy(&v4, name, sizeof v4);
+        memcpy(bytes, V4_PREFIX, sizeof V4_PREFIX);
+        memcpy(bytes + 12, &v4.sin_addr, 4);
+        port = ntohs(v4.sin_port);
+        family = 4;
+    } else {
+        struct sockaddr_in6 v6;
+        memcpy(&v6, name, sizeof v6);
+        memcpy(bytes, &v6.sin6_addr, 16);
+        port = ntohs(v6.sin6_port);
+        family = 6;
+        scope = v6.sin6_scope_id;
+    }
+    memcpy(&to->high, bytes, 8);
+    memcpy(&to->low, bytes + 8, 8);
+    to->endpoint = port | family << 16 | (uint64_t)listen << 24 | scope << 32;
+}
+
+static socklen_t address_to(const struct wv_address *from, int socket_family,
+                            struct sockaddr_storage *name) {
+    uint8_t bytes[16];
+    memcpy(bytes, &from->high, 8);
+    memcpy(bytes + 8, &from->low, 8);
+    if (socket_family == AF_INET) {
+        struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)from->endpoint)};
+        memcpy(&v4.sin_addr, bytes + 12, 4);
+        memcpy(name, &v4, sizeof v4);
+        return sizeof v4;
+    }
+    /* An IPv4 address is kept as ::ffff:a.b.c.d, which is what a dual-stack socket wants. */
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
+                              .sin6_port = htons((uint16_t)from->endpoint),
+                              .sin6_scope_id = (uint32_t)(from->endpoint >> 32)};
+    memcpy(&v6.sin6_addr, bytes, 16);
+    memcpy(name, &v6, sizeof v6);
+    return sizeof v6;
+}
+
+static int same_address(const struct wv_address *a, const struct wv_address *b) {
+    return a->endpoint == b->endpoint && a->low == b->low && a->high == b->high;
+}
+
+static uint64_t address_hash(const struct wv_address *a) {
+    uint64_t mixed = (a->low ^ a->high * UINT64_C(0x9e3779b97f4a7c15)) + a->endpoint;
+    mixed *= UINT64_C(0xff51afd7ed558ccd);
+    return mixed ^ mixed >> 29;
+}
+
+static int is_v4(const struct wv_address *a) { return (a->endpoint >> 16 & 0xff) == 4; }
+
+/* The socket that the peer wrote to; where it has no such number (the list of listen addresses
+ * changed), the first that can carry the family. */
+static uint32_t socket_for(const struct wv_engine *e, const struct wv_address *to) {
+    const uint32_t listen = to->endpoint >> 24 & 0xff;
+    const int family = is_v4(to) ? AF_INET : AF_INET6;
+    if (listen < e->socket_count && e->sockets[listen].family == family) return listen;
+    for (uint32_t i = 0; i < e->socket_count; i++)
+        if (e->sockets[i].family == family) return i;
+    return NONE;
+}
+
+/* -- Making and freeing ------------------------------------------------------------------------ */
+
+static int open_socket(struct wv_socket *s, int fd) {
+    socklen_t bytes = sizeof s->family;
+    const int on = 1;
+    s->fd = fd;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &s->family, &bytes) != 0) return -1;
+    s->gro = setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof on) == 0;
+    s->gro_errno = s->gro ? 0 : errno;
+    /* 0 asks for nothing and shows whether the kernel knows the option. */
+    const int none = 0;
+    s->gso = setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &none, sizeof none) == 0;
+    s->gso_errno = s->gso ? 0 : errno;
+    return 0;
+}
+
+static int take_memory(struct wv_engine *e) {
+    e->arena = malloc((size_t)WV_RECEIVE_MESSAGES * ARENA_STRIDE);
+    e->in = calloc(WV_RECEIVE_MESSAGES, sizeof *e->in);
+    e->in_vectors = calloc(WV_RECEIVE_MESSAGES, sizeof *e->in_vectors);
+    e->in_names = calloc(WV_RECEIVE_MESSAGES, sizeof *e->in_names);
+    e->in_control = calloc(WV_RECEIVE_MESSAGES, IN_CONTROL_SPACE);
+    e->in_from = calloc(WV_RECEIVE_MESSAGES, sizeof *e->in_from);
+    e->in_segment_bytes = calloc(WV_RECEIVE_MESSAGES, sizeof *e->in_segment_bytes);
+    e->out = calloc(WV_OUT_GROUPS, sizeof *e->out);
+    e->out_vectors = calloc(WV_OUT_SEGMENTS, sizeof *e->out_vectors);
+    e->out_names = calloc(WV_OUT_GROUPS, sizeof *e->out_names);
+    e->out_control = calloc(WV_OUT_GROUPS, CONTROL_SPACE);
+    e->out_order = calloc(WV_OUT_GROUPS, sizeof *e->out_order);
+    e->segments = calloc(WV_OUT_SEGMENTS, sizeof *e->segments);
+    e->groups = calloc(WV_OUT_GROUPS, sizeof *e->groups);
+    e->places = calloc(WV_GROUP_PLACES, sizeof *e->places);
+    e->plain = calloc(WV_PLAIN_DESTINATIONS, sizeof *e->plain);
+    e->control = calloc(WV_CONTROL_PACKETS, sizeof *e->control);
+    return e->arena && e->in && e->in_vectors && e->in_names && e->in_control && e->in_from &&
+           e->in_segment_bytes && e->out && e->out_vectors && e->out_names && e->out_control &&
+           e->out_order && e->segments && e->groups && e->places && e->plain && e->control;
+}
+
+void wv_engine_free(struct wv_engine *e) {
+    if (e == NULL) return;
+    free(e->arena), free(e->in), free(e->in_vectors), free(e->in_names), free(e->in_control);
+    free(e->in_from), free(e->in_segment_bytes), free(e->out), free(e->out_vectors);
+    free(e->out_names), free(e->out_control), free(e->out_order), free(e->segments);
+    free(e->groups), free(e->places), free(e->plain), free(e->control);
+    free(e);
+}
+
+struct wv_engine *wv_engine_new(void *base, uint64_t bytes, uint32_t worker, const int *fds,
+                                uint32_t fd_count, int wake_fd, enum wv_open_error *error) {
+    struct wv_engine *e = fd_count <= WV_MAX_SOCKETS ? calloc(1, sizeof *e) : NULL;
+    *error = WV_OPEN_OK;
+    if (e == NULL) {
+        errno = fd_count <= WV_MAX_SOCKETS ? ENOMEM : EINVAL;
+        return NULL;
+    }
+    if (!take_memory(e)) {
+        wv_engine_free(e);
+        errno = ENOMEM;
+        return NULL;
+    }
+    *error = wv_open(&e->tables, base, bytes, worker, (uint32_t)getpid());
+    if (*error != WV_OPEN_OK) {
+        wv_engine_free(e);
+        errno = EINVAL;
+        return NULL;
+    }
+    e->socket_count = fd_count;
+    e->round = 1;
+    for (uint32_t i = 0; i < fd_count; i++) {
+        if (open_socket(&e->sockets[i], fds[i]) != 0) {
+            const int reason = errno;
+            wv_engine_free(e);
+            errno = reason;
+            return NULL;
+        }
+        e->changed += !e->sockets[i].gro || !e->sockets[i].gso;
+        e->polls[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
+    }
+    e->wake = wake_fd >= 0;
+    e->polls[fd_count] = (struct pollfd){.fd = wake_fd, .events = POLLIN};
+    for (uint32_t i = 0; i < WV_RECEIVE_MESSAGES; i++) {
+        e->in_vectors[i] = (struct iovec){e->arena + (size_t)i * ARENA_STRIDE, WV_RECEIVE_BYTES};
+        e->in[i].msg_hdr = (struct msghdr){.msg_name = &e->in_names[i],
+                                           .msg_namelen = sizeof e->in_names[i],
+                                           .msg_iov = &e->in_vectors[i],
+                                           .msg_iovlen = 1,
+                                           .msg_control = e->in_control + i * IN_CONTROL_SPACE,
+                                           .msg_controllen = IN_CONTROL_SPACE};
+    }
+    return e;
+}
+
+/* -- Sending ----------------------------------------------------------------------------------- */
+
+static uint32_t destination_port(const struct msghdr *message) {
+    uint16_t port;
+    /* sin_port and sin6_port are at the same place. */
+    memcpy(&port, (const uint8_t *)message->msg_name + offsetof(struct sockaddr_in, sin_port), 2);
+    return ntohs(port);
+}
+
+static int send_messages(struct wv_engine *e, int fd, struct mmsghdr *messages, unsigned count) {
+    struct wv_fault *fault = &e->fault;
+    for (unsigned i = 0; fault->count != 0 && i < count; i++) {
+        const struct msghdr *message = &messages[i].msg_hdr;
+        if (fault->only_gso && message->msg_controllen == 0) continue;
+        if (fault->port != 0 && fault->port != destination_port(message)) continue;
+        if (i > 0) {
+            count = i; /* the messages before it go out, as the kernel would do it */
+            break;
+        }
+        fault->count -= 1;
+        errno = fault->error;
+        return -1;
+    }
+    return sendmmsg(fd, messages, count, MSG_DONTWAIT);
+}
+
+static void set_segment(struct msghdr *message, uint8_t *control, uint16_t segment_bytes) {
+    struct cmsghdr *header = (struct cmsghdr *)control;
+    header->cmsg_level = IPPROTO_UDP;
+    header->cmsg_type = UDP_SEGMENT;
+    header->cmsg_len = CMSG_LEN(sizeof segment_bytes);
+    memcpy(CMSG_DATA(header), &segment_bytes, sizeof segment_bytes);
+    message->msg_control = control;
+    message->msg_controllen = CMSG_SPACE(sizeof segment_bytes);
+}
+
+static struct wv_plain_destination *plain_place(struct wv_engine *e, const struct wv_address *to) {
+    return &e->plain[address_hash(to) % WV_PLAIN_DESTINATIONS];
+}
+
+static int goes_plain(struct wv_engine *e, uint32_t socket, const struct wv_address *to) {
+    if (!e->sockets[socket].gso) return 1;
+    const struct wv_plain_destination *place = plain_place(e, to);
+    return place->until_ns > e->now.mono_ns && same_address(&place->to, to);
+}
+
+static void count_sent(struct wv_engine *e, const struct wv_out_group *group) {
+    if (group->segments > 1) {
+        struct wv_socket *s = &e->sockets[group->socket];
+        s->gso_proven = 1;
+        s->gso_refusals = 0;
+        e->gso_messages += 1;
+    }
+    wv_count(&e->tables, WV_COUNT_FORWARDED_PACKETS, group->segments);
+    wv_count(&e->tables, WV_COUNT_FORWARDED_BYTES, group->bytes);
+}
+
+static int is_blocked(int error) {
+    return error == EAGAIN || error == EWOULDBLOCK || error == ENOBUFS;
+}
+
+static void count_unsent(struct wv_engine *e, int error, uint64_t segments) {
+    wv_count(&e->tables, is_blocked(error) ? WV_COUNT_DROP_SEND_BLOCKED : WV_COUNT_DROP_SEND_FAILED,
+             segments);
+}
+
+/* An ICMP error of an earlier datagram is reported once, by whatever is sent next, which is then
+ * not sent. */
+static int may_be_pending(int error) {
+    return error == ECONNREFUSED || error == EHOSTUNREACH || error == ENETUNREACH ||
+           error == EPROTO || error == EHOSTDOWN;
+}
+
+/* Waits once in a pass for room in the send buffer: the backlog then waits in the receive buffer,
+ * where it belongs, but a device that is stuck must not stop the worker. */
+static int wait_for_room(int fd, int *waited) {
+    struct pollfd ready = {.fd = fd, .events = POLLOUT};
+    if (*waited) return 0;
+    *waited = 1;
+    return poll(&ready, 1, BLOCKED_WAIT_MS) == 1;
+}
+
+static int send_alone(struct wv_engine *e, int fd, struct mmsghdr *message, int *waited) {
+    for (int retried = 0;;) {
+        if (send_messages(e, fd, message, 1) == 1) return 0;
+        if (errno == EINTR) continue;
+        const int error = errno;
+        if (is_blocked(error) && wait_for_room(fd, waited)) continue;
+        if (!may_be_pending(error) || retried++) return error;
+    }
+}
+
+/* Send the segments of a group one by one: the kernel refused to do the cutting.  How many went. */
+static uint32_t send_apart(struct wv_engine *e, uint32_t socket, const struct wv_out_group *group,
+                       int *waited) {
+    struct sockaddr_storage name;
+    struct iovec vector;
+    struct mmsghdr message = {.msg_hdr = {.msg_name = &name,
+                                          .msg_namelen = address_to(&group->to, e->sockets[socket].family, &name),
+                                          .msg_iov = &vector,
+                                          .msg_iovlen = 1}};
+    uint32_t sent = 0;
+    for (uint32_t at = group->first; at != NONE; at = e->segments[at].next) {
+        const struct wv_out_segment *segment = &e->segments[at];
+        vector = (struct iovec){(void *)segment->data, segment->bytes};
+        const int error = send_alone(e, e->sockets[socket].fd, &message, waited);
+        if (error == 0) {
+            wv_count(&e->tables, WV_COUNT_FORWARDED_PACKETS, 1);
+            wv_count(&e->tables, WV_COUNT_FORWARDED_BYTES, segment->bytes);
+            sent += 1;
+        } else {
+            count_unsent(e, error, 1);
+        }
+    }
+    return sent;
+}
+
+static void turn_gso_off(struct wv_engine *e, uint32_t socket, int error) {
+    if (!e->sockets[socket].gso) return;
+    e->sockets[socket].gso = 0;
+    e->sockets[socket].gso_errno = error;
+    e->changed += 1;
+}
+
+static int is_refusal(int error) { return error == EMSGSIZE || error == EIO || error == EINVAL; }
+
+/* What a refused group teaches, once its segments went out one by one.  EMSGSIZE is about the path:
+ * its MTU is below a segment.  EIO and EINVAL may be about the path too (IPsec, the MTU on older
+ * kernels) or about the socket or its device; a socket that has cut a group before can do it, so
+ * only the destination is spared then, unless nobody gets through any more. */
+static void learn_refusal(struct wv_engine *e, uint32_t socket, const struct wv_out_group *group,
+                          int error) {
+    struct wv_socket *s = &e->sockets[socket];
+    if (error != EMSGSIZE && (!s->gso_proven || ++s->gso_refusals >= WV_MAX_REFUSALS)) {
+        turn_gso_off(e, socket, error);
+        return;
+    }
+    struct wv_plain_destination *place = plain_place(e, &group->to);
+    place->to = group->to;
+    place->until_ns = e->now.mono_ns + PLAIN_FOR_NS;
+    e->plain_learned += 1;
+}
+
+static uint32_t lay_out(struct wv_engine *e, uint32_t socket, uint32_t *vectors_used) {
+    uint32_t messages = 0;
+    for (uint32_t number = 0; number < e->out_groups; number++) {
+        const struct wv_out_group *group = &e->groups[number];
+        if (group->socket != socket) continue;
+        struct msghdr *header = &e->out[messages].msg_hdr;
+        struct iovec *first = &e->out_vectors[*vectors_used];
+        struct iovec *vector = first - 1;
+        for (uint32_t at = group->first; at != NONE; at = e->segments[at].next) {
+            const struct wv_out_segment *segment = &e->segments[at];
+            if (vector >= first && (uint8_t *)vector->iov_base + vector->iov_len == segment->data)
+                vector->iov_len += segment->bytes;
+            else
+                *++vector = (struct iovec){(void *)segment->data, segment->bytes};
+        }
+        const uint32_t used = (uint32_t)(vector - first) + 1;
+        *vectors_used += used;
+        memset(header, 0, sizeof *header);
+        header->msg_name = &e->out_names[messages];
+        header->msg_namelen = address_to(&group->to, e->sockets[socket].family, &e->out_names[messages]);
+        header->msg_iov = first;
+        header->msg_iovlen = used;
+        if (group->segments > 1) {
+            set_segment(header, e->out_control + messages * CONTROL_SPACE,
+                        (uint16_t)group->segment_bytes);
+        }
+        e->out_order[messages++] = number;
+    }
+    return messages;
+}
+
+static void send_socket(struct wv_engine *e, uint32_t socket, uint32_t messages) {
+    const int fd = e->sockets[socket].fd;
+    int waited = 0, retried = 0;
+    for (uint32_t done = 0; done < messages;) {
+        const int sent = send_messages(e, fd, e->out + done, messages - done);
+        if (sent > 0) {
+            for (int i = 0; i < sent; i++) count_sent(e, &e->groups[e->out_order[done + (uint32_t)i]]);
+            done += (uint32_t)sent;
+            retried = 0;
+            continue;
+        }
+        const int error = sent == 0 ? EAGAIN : errno;
+        const struct wv_out_group *group = &e->groups[e->out_order[done]];
+        if (error == EINTR) continue;
+        if (is_blocked(error) && wait_for_room(fd, &waited)) continue;
+        if (may_be_pending(error) && !retried) {
+            retried = 1;
+            e->retried_messages += 1;
+            continue;
+        }
+        if (group->segments > 1 && is_refusal(error)) {
+            /* Where a lone datagram fares no better, the cutting was not to blame: a peer that
+             * claims port 0 must not cost the others their speed. */
+            if (send_apart(e, socket, group, &waited) > 0) learn_refusal(e, socket, group, error);
+        } else {
+            count_unsent(e, error, group->segments);
+        }
+        retried = 0;
+        done += 1;
+    }
+}
+
+static void flush(struct wv_engine *e) {
+    if (e->out_groups == 0) return;
+    uint32_t vectors = 0, left = e->out_groups;
+    for (uint32_t socket = 0; socket < e->socket_count && left > 0; socket++) {
+        const uint32_t messages = lay_out(e, socket, &vectors);
+        if (messages > 0) send_socket(e, socket, messages);
+        left -= messages;
+    }
+    e->out_groups = e->out_segments = 0;
+    if (++e->round == 0) { /* once in 2^32 rounds old places would come alive again */
+        memset(e->places, 0, WV_GROUP_PLACES * sizeof *e->places);
+        e->round = 1;
+    }
+}
+
+/* Whether a segment may join: equal sizes, a shorter one only as the last. */
+static int joins(const struct wv_out_group *group, uint32_t bytes) {
+    return !group->closed && bytes <= group->segment_bytes && group->segments < WV_GROUP_SEGMENTS &&
+           group->bytes + bytes <= WV_GROUP_BYTES;
+}
+
+static struct wv_group_place *place_of(struct wv_engine *e, const struct wv_address *to) {
+    uint64_t at = address_hash(to);
+    for (;; at++) {
+        struct wv_group_place *place = &e->places[at % WV_GROUP_PLACES];
+        if (place->round != e->round || same_address(&e->groups[place->group].to, to)) return place;
+    }
+}
+
+static void append(struct wv_engine *e, const struct wv_address *to, const uint8_t *data,
+                   uint32_t bytes) {
+    if (e->out_segments == WV_OUT_SEGMENTS || e->out_groups == WV_OUT_GROUPS) flush(e);
+    struct wv_group_place *place = place_of(e, to);
+    const int known = place->round == e->round;
+    const uint32_t segment = e->out_segments;
+    if (known && joins(&e->groups[place->group], bytes)) {
+        struct wv_out_group *group = &e->groups[place->group];
+        e->segments[group->last].next = segment;
+        group->last = segment;
+        group->segments += 1;
+        group->bytes += bytes;
+        group->closed = bytes < group->segment_bytes;
+    } else {
+        const uint32_t socket = known ? e->groups[place->group].socket : socket_for(e, to);
+        if (socket == NONE) {
+            wv_count(&e->tables, WV_COUNT_DROP_SEND_FAILED, 1);
+            return;
+        }
+        const int plain = known ? e->groups[place->group].plain : goes_plain(e, socket, to);
+        *place = (struct wv_group_place){e->round, e->out_groups};
+        e->groups[e->out_groups++] = (struct wv_out_group){.to = *to,
+                                                           .first = segment,
+                                                           .last = segment,
+                                                           .segments = 1,
+                                                           .segment_bytes = bytes,
+                                                           .bytes = bytes,
+                                                           .socket = (uint16_t)socket,
+                                                           .plain = (uint8_t)plain,
+                                                           .closed = (uint8_t)plain};
+    }
+    e->segments[segment] = (struct wv_out_segment){data, bytes, NONE};
+    e->out_segments = segment + 1;
+}
+
+int wv_send(struct wv_engine *e, const uint8_t *datagram, size_t bytes, const struct wv_address *to) {
+    const uint32_t socket = socket_for(e, to);
+    int error = EADDRNOTAVAIL, waited = 0;
+    if (socket != NONE) {
+        struct sockaddr_storage name;
+        struct iovec vector = {(void *)datagram, bytes};
+        struct mmsghdr message = {.msg_hdr = {.msg_name = &name,
+                                              .msg_namelen = address_to(to, e->sockets[socket].family, &name),
+                                              .msg_iov = &vector,
+                                              .msg_iovlen = 1}};
+        error = send_alone(e, e->sockets[socket].fd, &message, &waited);
+    }
+    if (error != 0) count_unsent(e, error, 1);
+    return error;
+}
+
+/* -- Receiving ----------------------------------------------------------------------------- */
+
+/* Size of a train's segments, 0 for a lone datagram. */
+static uint32_t train_bytes(struct msghdr *message) {
+    for (struct cmsghdr *at = CMSG_FIRSTHDR(message); at != NULL; at = CMSG_NXTHDR(message, at)) {
+        int bytes = 0;
+        if (at->cmsg_level != IPPROTO_UDP || at->cmsg_type != UDP_GRO) continue;
+        memcpy(&bytes, CMSG_DATA(at), sizeof bytes);
+        return bytes > 0 ? (uint32_t)bytes : 0;
+    }
+    return 0;
+}
+
+/* Fill the batch from a socket; the number of messages, 0 when it is dry. */
+static uint32_t receive(struct wv_engine *e, uint32_t socket) {
+    /* The kernel shortens the lengths of those that it fills. */
+    for (uint32_t i = 0; i < e->in_used; i++) {
+        struct msghdr *message = &e->in[i].msg_hdr;
+        message->msg_namelen = sizeof e->in_names[i];
+        message->msg_controllen = IN_CONTROL_SPACE;
+        message->msg_flags = 0;
+    }
+    e->in_used = 0;
+    int count;
+    /* A pending ICMP error of an earlier send comes instead of a datagram, a few times at most. */
+    for (int errors = 0;; errors++) {
+        count = recvmmsg(e->sockets[socket].fd, e->in, WV_RECEIVE_MESSAGES, MSG_DONTWAIT, NULL);
+        if (count >= 0) break;
+        if (errno == EAGAIN || errno == EWOULDBLOCK || errors == 8) return 0;
+        if (errno != EINTR) e->receive_errors += 1;
+    }
+    e->in_used = (uint32_t)count;
+    read_clocks(e); /* after the call: everything in the batch came before this moment */
+    uint64_t packets = 0, bytes = 0;
+    for (int i = 0; i < count; i++) {
+        const uint32_t length = e->in[i].msg_len;
+        const uint32_t train = train_bytes(&e->in[i].msg_hdr);
+        const uint32_t segment = train > 0 && train < length ? train : length;
+        e->in_segment_bytes[i] = segment;
+        address_from(&e->in_names[i], socket, &e->in_from[i]);
+        packets += segment > 0 ? (length + segment - 1) / segment : 1;
+        bytes += length;
+    }
+    wv_count(&e->tables, WV_COUNT_RECEIVED_PACKETS, packets);
+    wv_count(&e->tables, WV_COUNT_RECEIVED_BYTES, bytes);
+    e->batch_socket = socket;
+    e->batch_messages = (uint32_t)count;
+    e->batch_at = e->batch_offset = 0;
+    return (uint32_t)count;
+}
+
+static void keep_control(struct wv_engine *e, enum wv_kind kind, const uint8_t *datagram,
+                         uint32_t bytes, const struct wv_address *from) {
+    struct wv_control_packet *packet = &e->control[e->control_count++];
+    packet->from = *from;
+    packet->kind = (uint32_t)kind;
+    packet->bytes = bytes;
+    memcpy(packet->datagram, datagram, bytes);
+}
+_Static_assert((unsigned)WV_CONTROL_BYTES >= WV_MAX_DATAGRAM_BYTES, "a control packet must fit");
+
+static const uint8_t *message_data(const struct wv_engine *e, uint32_t number) {
+    return e->arena + (size_t)number * ARENA_STRIDE;
+}
+
+static void prefetch_ahead(struct wv_engine *e, uint32_t number) {
+    if (number + AHEAD_INDEX < e->batch_messages)
+        wv_prefetch_index(&e->tables, message_data(e, number + AHEAD_INDEX),
+                          e->in_segment_bytes[number + AHEAD_INDEX]);
+    if (number + AHEAD_RECORD < e->batch_messages)
+        wv_prefetch_record(&e->tables, message_data(e, number + AHEAD_RECORD),
+                           e->in_segment_bytes[number + AHEAD_RECORD]);
+}
+
+void wv_process(struct wv_engine *e) {
+    struct wv_decision decision;
+    for (; e->batch_at < e->batch_messages; e->batch_at++, e->batch_offset = 0) {
+        const uint32_t number = e->batch_at, length = e->in[number].msg_len;
+        const uint32_t step = e->in_segment_bytes[number];
+        if (e->batch_offset == 0) prefetch_ahead(e, number);
+        do {
+            const uint8_t *data = message_data(e, number) + e->batch_offset;
+            const uint32_t left = length - e->batch_offset;
+            const uint32_t bytes = step < left ? step : left;
+            if (e->control_count == WV_CONTROL_PACKETS) {
+                flush(e);
+                return;
+            }
+            const enum wv_kind kind =
+                wv_decide(&e->tables, data, bytes, &e->in_from[number], &e->now, &decision);
+            if (kind == WV_KIND_FORWARD)
+                append(e, &decision.to, data, bytes);
+            else if (kind != WV_KIND_DROP)
+                keep_control(e, kind, data, bytes, &e->in_from[number]);
+            e->batch_offset += bytes;
+        } while (e->batch_offset < length);
+    }
+    flush(e);
+}
+
+/* -- The loop ---------------------------------------------------------------------------------- */
+
+static void drain(struct wv_engine *e, uint32_t socket) {
+    for (int pass = 0; pass < PASSES && e->control_count < WV_CONTROL_PACKETS; pass++) {
+        const uint32_t count = receive(e, socket);
+        if (count == 0) return;
+        wv_process(e);
+        if (count < WV_RECEIVE_MESSAGES) return; /* that was all of it */
+    }
+}
+
+/* Wait for a descriptor; with busy polling, ask again and again for a while first. */
+static int wait_ready(struct wv_engine *e, uint64_t deadline_ns) {
+    const nfds_t count = e->socket_count + (e->wake ? 1u : 0u);
+    uint64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    const uint64_t busy_ns = now_ns + e->busy_poll_us * UINT64_C(1000);
+    while (now_ns < busy_ns && now_ns < deadline_ns) {
+        const int ready = poll(e->polls, count, 0);
+        if (ready != 0) return ready;
+        now_ns = clock_ns(CLOCK_MONOTONIC);
+    }
+    const uint64_t left_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
+    const struct timespec left = {.tv_sec = (time_t)(left_ns / NS_PER_S),
+                                  .tv_nsec = (long)(left_ns % NS_PER_S)};
+    return ppoll(e->polls, count, &left, NULL);
+}
+
+enum wv_run_result wv_run(struct wv_engine *e, int timeout_ms) {
+    const uint64_t deadline_ns =
+        clock_ns(CLOCK_MONOTONIC) + (timeout_ms > 0 ? (uint64_t)timeout_ms : 0) * NS_PER_MS;
+    e->control_count = 0;
+    wv_process(e); /* what a full control buffer left */
+    while (e->control_count == 0) {
+        const int ready = wait_ready(e, deadline_ns);
+        if (ready < 0) return errno == EINTR ? WV_RUN_INTERRUPTED : WV_RUN_FAILED;
+        if (ready == 0) return WV_RUN_DONE;
+        const uint32_t first = e->first_socket;
+        for (uint32_t i = 0; i < e->socket_count; i++) {
+            const uint32_t socket = (first + i) % e->socket_count;
+            if (e->polls[socket].revents == 0) continue;
+            if (e->control_count == WV_CONTROL_PACKETS) break;
+            drain(e, socket);
+            e->first_socket = (socket + 1) % e->socket_count;
+        }
+        if (e->wake && e->polls[e->socket_count].revents != 0) return WV_RUN_WOKEN;
+        if (clock_ns(CLOCK_MONOTONIC) >= deadline_ns) return WV_RUN_DONE;
+    }
+    return WV_RUN_DONE;
+}
