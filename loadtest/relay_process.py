@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -81,6 +82,19 @@ class RelayProcess:
             time.sleep(0.02)
         raise RelayStartError(f"relay was not ready in {_START_S:g} s:\n{self._log_end()}")
 
+    def _wait_for_keys(self, ops_url: str) -> None:
+        """The ready file says that sockets are open; leases need the master's keys as well."""
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                # The URL is our own relay's.
+                with urllib.request.urlopen(ops_url + "/ready", timeout=_START_S):  # noqa: S310
+                    return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise RelayStartError(f"relay got no keys: {error}") from error
+            time.sleep(0.02)
+
     def __enter__(self) -> Self:
         ready_file = self._directory / "ready.json"
         ready_file.unlink(missing_ok=True)
@@ -95,6 +109,7 @@ class RelayProcess:
             )
         try:
             ready = self._wait_ready()
+            self._wait_for_keys(ready.ops_url)
         except BaseException:
             stop(self._process)
             raise

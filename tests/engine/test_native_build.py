@@ -9,6 +9,8 @@ import types
 from pathlib import Path
 
 import pytest
+import structlog
+import structlog.testing
 from native_support import ENGINE_DIR, need_native
 from relay_support import REPOSITORY
 
@@ -50,7 +52,7 @@ def test_pitfall_changed_layout_refuses_the_old_extension(monkeypatch: pytest.Mo
 
 
 def test_extension_that_cannot_be_loaded_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(_name: str) -> None:
         raise ImportError("undefined symbol: wv_run")
@@ -59,9 +61,9 @@ def test_extension_that_cannot_be_loaded_is_named(
     monkeypatch.setattr(choice_module.importlib, "import_module", broken)
     with pytest.raises(EngineUnavailableError, match="undefined symbol"):
         choose_engine("native")
-    assert choose_engine("auto") is EngineKind.REFERENCE
-    captured = capsys.readouterr()
-    assert "native_engine_missing" in captured.out + captured.err
+    with structlog.testing.capture_logs() as logged:
+        assert choose_engine("auto") is EngineKind.REFERENCE
+    assert [entry["event"] for entry in logged] == ["native_engine_missing"]
 
 
 def test_setup_knows_three_ways_to_build() -> None:
