@@ -29,6 +29,7 @@ from .shm.segment import Segment
 from .shm.sessions import SessionTable
 from .shm.tags import Tags
 from .sweep import Sweep
+from .worker_log import worker_log
 
 __all__ = ["BOOT_FAILURE", "READY", "STOP", "Worker", "main"]
 
@@ -109,12 +110,7 @@ class Worker:
 
 
 def _report(error: Exception) -> None:
-    import structlog
-
-    from wavry_peer import logs
-
-    logs.configure("relay-worker")
-    structlog.get_logger().error(
+    worker_log().error(
         "control_packet_failed",
         exc_info=error,
         next_step="report this with the traceback; the packet was dropped and forwarding goes on",

@@ -17,6 +17,7 @@ from wavry_relay.address import Address
 from wavry_relay.clock import SystemClock
 from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
 from wavry_relay.shm.locks import LockBusyError
+from wavry_relay.worker_log import worker_log
 
 from .base import ControlKind, ControlPacket, Drop, Forward
 
@@ -336,12 +337,7 @@ cdef class NativeEngine:
     def _log_fall_backs(self):
         cdef wv_engine *engine = self._open()
         self._logged = engine.changed
-        import structlog
-
-        from wavry_peer import logs
-
-        logs.configure("relay-worker")
-        log = structlog.get_logger()
+        log = worker_log()
         for number in range(engine.socket_count):
             for what, on, code in (
                 ("UDP_GRO", engine.sockets[number].gro, engine.sockets[number].gro_errno),
