@@ -34,6 +34,8 @@ START_TIMEOUT_S: Final = 30.0
 """Imports and migrations take about a second on an idle core; a busy CI machine takes longer."""
 STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
+LOOPBACK_KBPS: Final = "1000000"
+"""Nobody else pays for loopback: what a lease allows should not be what a person measures."""
 LOG_TAIL_LINES: Final = 5
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -104,6 +106,8 @@ class DevSystem:
                 "WAVRY_MASTER_LISTEN": "127.0.0.1:0",
                 "WAVRY_MASTER_DATA_DIR": str(self.directory / "master"),
                 "WAVRY_MASTER_KEYS_DIR": str(keys_dir),
+                "WAVRY_MASTER_SOFT_LIMIT_KBPS": LOOPBACK_KBPS,
+                "WAVRY_MASTER_HARD_LIMIT_KBPS": LOOPBACK_KBPS,
                 "WAVRY_MASTER_SERVICE_TOKEN_FILE": str(service_token),
                 "WAVRY_MASTER_ADMIN_TOKEN_FILE": str(admin_token),
             },
