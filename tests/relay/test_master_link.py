@@ -125,7 +125,10 @@ def test_drain_and_undrain_by_the_master(start: Start, master: FakeMaster) -> No
     wait_until(lambda: is_ready(relay), what="ready")
     master.commands = ["drain", "a-command-of-the-future"]
     wait_until(lambda: reasons(relay) == ["draining"], what="draining")
-    wait_until(lambda: master.heartbeats[-1]["state"] == "draining", what="told to the master")
+    wait_until(
+        lambda: [beat for beat in master.heartbeats if beat["state"] == "draining"],
+        what="told to the master",
+    )
     sid = uuid.uuid4()
     with UdpPeer(MINT, relay.relay_id, relay.udp[0], sid, c.Role.CLIENT) as late:
         packet = late.ask(late.present_datagram())
@@ -139,7 +142,10 @@ def test_refresh_keys(start: Start, master: FakeMaster) -> None:
     wait_until(lambda: is_ready(relay), what="ready")
     master.serial = 2
     master.commands = ["refresh_keys"]
-    wait_until(lambda: master.heartbeats[-1]["keyset_serial"] == 2, what="new serial reported")
+    wait_until(
+        lambda: [beat for beat in master.heartbeats if beat["keyset_serial"] == 2],
+        what="new serial reported",
+    )
     assert relay.metric("wavry_relay_keyset_serial") == 2
     master.serial = 1
     wait_until(lambda: relay.events("keyset_refused"), what="lower serial refused")
