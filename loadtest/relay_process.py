@@ -88,7 +88,7 @@ class RelayProcess:
         while True:
             try:
                 # The URL is our own relay's.
-                with urllib.request.urlopen(ops_url + "/ready", timeout=_START_S):  # noqa: S310
+                with urllib.request.urlopen(ops_url + "/ready", timeout=_START_S):  # noqa: S310 - http only
                     return
             except OSError as error:
                 if time.monotonic() > deadline:
