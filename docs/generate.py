@@ -29,7 +29,8 @@ GENERATED = "<!-- Made by `make docs` from the code; edit there. -->\n\n"
 CONFIGURATION_HEAD = """# Configuration
 
 Every role reads environment variables. A value that does not fit ends the start with one line for
-each variable (exit status 2); the value itself is never printed.
+each variable (exit status 2); the value itself is never printed. "live": a reload of the running
+role puts a new value in force (SIGHUP or `wavry-relay reload`); the others wait for a restart.
 """
 ROLES = {"Relay": RelayConfig, "Master": MasterConfig, "Gateway": GatewayConfig}
 COMMANDS = {
@@ -52,11 +53,18 @@ def configuration() -> str:
     parts = [GENERATED, CONFIGURATION_HEAD]
     for role, kind in ROLES.items():
         rows = [
-            (f"`{row.variable}`", row.type, row.default or "-", row.unit or "-", row.doc)
+            (
+                f"`{row.variable}`",
+                row.type,
+                row.default or "-",
+                row.unit or "-",
+                "yes" if row.live else "-",
+                row.doc,
+            )
             for row in describe(kind)
         ]
         parts.append(f"\n## {role}\n\n")
-        parts.append(_table(("variable", "type", "default", "unit", "meaning"), rows))
+        parts.append(_table(("variable", "type", "default", "unit", "live", "meaning"), rows))
     return "".join(parts)
 
 

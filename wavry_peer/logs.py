@@ -7,15 +7,50 @@ and no full peer address is ever a field: use `mask_address`.
 import ipaddress
 import logging
 import sys
-from typing import TextIO
+from typing import Final, TextIO
 
 import structlog
 
 from .settings import SettingsError
 
-__all__ = ["configure", "mask_address"]
+__all__ = ["LEVELS", "configure", "mask_address", "set_level"]
 
-_LEVELS = ("debug", "info", "warning", "error")
+LEVELS: Final = ("debug", "info", "warning", "error")
+_NUMBERS: Final = {name: logging.getLevelNamesMapping()[name.upper()] for name in LEVELS}
+
+
+class _Threshold:
+    """Drops lines below a level that may change.
+
+    structlog's own filter is fixed in each logger from its first line on.
+    """
+
+    def __init__(self) -> None:
+        self.level = logging.INFO
+
+    def __call__(
+        self, _logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if _NUMBERS.get(method, logging.ERROR) < self.level:
+            raise structlog.DropEvent
+        return event
+
+
+_threshold: Final = _Threshold()
+
+
+def set_level(level: str) -> None:
+    """Change the level of every logger of this process.
+
+    Args:
+        level: one of `LEVELS`.
+
+    Raises:
+        SettingsError: another level.
+    """
+    if level.lower() not in LEVELS:
+        raise SettingsError(f"log level must be one of {', '.join(LEVELS)}")
+    _threshold.level = _NUMBERS[level.lower()]
 
 
 def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -> None:
@@ -29,8 +64,7 @@ def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -
     Raises:
         SettingsError: another level.
     """
-    if level.lower() not in _LEVELS:
-        raise SettingsError(f"log level must be one of {', '.join(_LEVELS)}")
+    set_level(level)
     out = stream or sys.stderr
     # On a terminal the renderer shows exceptions itself and warns where they come formatted.
     last: list[structlog.typing.Processor] = (
@@ -40,14 +74,13 @@ def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -
     )
     structlog.configure(
         processors=[
+            _threshold,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *last,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=True,
     )

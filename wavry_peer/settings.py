@@ -1,8 +1,9 @@
 """Settings from environment variables: declared once, validated once, documented from the code.
 
 A role declares a frozen dataclass whose fields are made by `setting`; `load` reads it from the
-environment and names every variable that does not fit in one error.  `describe` gives the rows
-from which docs/configuration.md is generated.
+environment and names every variable that does not fit in one error.  `load_layers` reads a file of
+``NAME=value`` lines below the environment, so that a running role can read its settings again.
+`describe` gives the rows from which docs/configuration.md is generated.
 """
 
 import dataclasses
@@ -12,18 +13,34 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .protocol.errors import LocalError
 
-__all__ = ["SettingRow", "SettingsError", "describe", "load", "parse_address", "setting"]
+__all__ = [
+    "SettingRow",
+    "SettingsError",
+    "describe",
+    "differing",
+    "is_live",
+    "load",
+    "load_layers",
+    "parse_address",
+    "setting",
+    "variable_of",
+]
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _META: Final = "wavry_setting"
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ESCAPED: Final = re.compile(r"\\(.)")
+_FILE_LIMIT_BYTES: Final = 65_536
+"""Every setting of a role with a comment for each is a tenth of it."""
 
 Config = TypeVar("Config")
 
@@ -39,6 +56,7 @@ class _Setting:
     unit: str
     minimum: float | None
     maximum: float | None
+    live: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +68,7 @@ class SettingRow:
     default: str
     unit: str
     doc: str
+    live: bool = False
 
 
 def setting(
@@ -60,6 +79,7 @@ def setting(
     unit: str = "",
     minimum: float | None = None,
     maximum: float | None = None,
+    live: bool = False,
 ) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -70,8 +90,9 @@ def setting(
         unit: of a number.
         minimum: smallest number allowed.
         maximum: largest number allowed.
+        live: whether a reload of a running role puts a new value in force.
     """
-    meta = {_META: _Setting(variable, doc, unit, minimum, maximum)}
+    meta = {_META: _Setting(variable, doc, unit, minimum, maximum, live)}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -190,6 +211,109 @@ def load(kind: type[Config], environ: Mapping[str, str], **overrides: Any) -> Co
     return kind(**values)
 
 
+def load_layers(
+    kind: type[Config], environ: Mapping[str, str], *, file_field: str, **overrides: Any
+) -> Config:
+    """`load`, with a file below the environment: command line > environment > file > default.
+
+    The file has the form of a systemd EnvironmentFile: ``NAME=value`` lines, ``#`` and ``;`` begin
+    comments, quotes around a value are taken off, the last of two equal names wins.  Unlike there,
+    a line cannot be continued, and a name must be one of the role's settings.
+
+    Args:
+        kind: as for `load`.
+        environ: as for `load`; what is set there wins over the file.
+        file_field: name of the field (a path) that names the file; unset means no file.
+        overrides: as for `load`; they win over both.
+
+    Raises:
+        SettingsError: the file cannot be read, a line of it does not fit (named by its number,
+            never with its value), or `load` refuses the result.
+    """
+    hints = typing.get_type_hints(kind)
+    # kind is a dataclass by contract
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    own = variable_of(kind, file_field)
+    path = overrides.get(file_field)
+    if path is None and _is_set(environ, own, hints[file_field]):
+        path = _path(environ[own])
+    if path is None:
+        return load(kind, environ, **overrides)
+    variables = {item.metadata[_META].variable: hints[name] for name, item in fields.items()}
+    below = _read_file(path, variables.keys() - {own})
+    wins = {name: text for name, text in environ.items() if name not in variables}
+    wins |= {name: environ[name] for name in variables if _is_set(environ, name, variables[name])}
+    return load(kind, {**below, **wins}, **overrides)
+
+
+def _read_file(path: Path, known: AbstractSet[str]) -> dict[str, str]:
+    try:
+        if not path.is_file():  # A pipe would never end, and the role would wait for it.
+            raise SettingsError(f"settings file {path} is not there, or is no regular file")
+        with path.open("rb") as file:
+            raw = file.read(_FILE_LIMIT_BYTES + 1)
+        text = raw.decode()
+    except OSError as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise SettingsError(f"settings file {path} is not UTF-8 text") from None
+    if len(raw) > _FILE_LIMIT_BYTES:
+        raise SettingsError(f"settings file {path} has more than {_FILE_LIMIT_BYTES} bytes")
+    values = {}
+    faults = []
+    for number, line in enumerate(text.splitlines(), 1):
+        content = line.strip()
+        if not content or content[0] in "#;":
+            continue
+        try:
+            name, value = _parse_line(content, known)
+        except ValueError as error:
+            faults.append(f"settings file {path}, line {number}: {error}")
+        else:
+            values[name] = value
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return values
+
+
+def _parse_line(line: str, known: AbstractSet[str]) -> tuple[str, str]:
+    name, equals, value = line.partition("=")
+    name, value = name.strip(), value.strip()
+    if not equals or not _VARIABLE.fullmatch(name):
+        # What stands there may be half a secret: it is not quoted.
+        raise ValueError("must be NAME=value or a comment")
+    if name not in known:
+        raise ValueError(f"{name} is not a setting that this file may have")
+    if value.endswith("\\") and not value.endswith("\\\\"):
+        raise ValueError(f"{name} must stand on one line")
+    if value[:1] in ("'", '"'):
+        if len(value) < 2 or value[-1] != value[0]:
+            raise ValueError(f"{name} has a quote that does not end")
+        quoted = value[1:-1]
+        return name, _ESCAPED.sub(r"\1", quoted) if value[0] == '"' else quoted
+    return name, value
+
+
+def variable_of(kind: type[Any], field: str) -> str:
+    """Environment variable of a field."""
+    declared: _Setting = kind.__dataclass_fields__[field].metadata[_META]
+    return declared.variable
+
+
+def is_live(kind: type[Any], field: str) -> bool:
+    """Whether a reload of a running role puts a new value of a field in force."""
+    declared: _Setting = kind.__dataclass_fields__[field].metadata[_META]
+    return declared.live
+
+
+def differing(one: Config, other: Config) -> tuple[str, ...]:
+    """Names of the fields in which two settings of a role differ, in the order of declaration."""
+    fields = dataclasses.fields(one)  # type: ignore[arg-type]  # a dataclass by contract
+    return tuple(
+        item.name for item in fields if getattr(one, item.name) != getattr(other, item.name)
+    )
+
+
 def describe(kind: type[Any]) -> list[SettingRow]:
     """Rows of the configuration reference for a settings dataclass."""
     hints = typing.get_type_hints(kind)
@@ -199,7 +323,9 @@ def describe(kind: type[Any]) -> list[SettingRow]:
         hint = _plain_type(hints[item.name])
         name = getattr(hint, "__name__", str(hint)) if hint != tuple[str, ...] else "list"
         default = "required" if item.default is dataclasses.MISSING else _show(item.default)
-        rows.append(SettingRow(declared.variable, name, default, declared.unit, declared.doc))
+        rows.append(
+            SettingRow(declared.variable, name, default, declared.unit, declared.doc, declared.live)
+        )
     return rows
 
 

@@ -161,7 +161,13 @@ class Admission:
 
     def _ip_allows(self, source: Address, purpose: int, now: Instant) -> bool:
         key = self._tags.address(source.limit_key, purpose)
+        self._ip_rates.set_limit(self._control.ip_per_s, self._control.ip_burst)
         return self._ip_rates.allow(key, now.mono_ns)
+
+    def _identity_allows(self, sub: int, now: Instant) -> bool:
+        control = self._control
+        self._identity_rates.set_limit(control.identity_per_s, control.identity_burst)
+        return self._identity_rates.allow(sub, now.mono_ns)
 
     # -- STUN and new paths --------------------------------------------------------------------
 
@@ -263,7 +269,7 @@ class Admission:
         if repeated and slot is not None:
             self._counters.add("lease_repeated")
             return self._ack(header, lease, slot, source)
-        if not self._identity_rates.allow(lease.sub, now.mono_ns):
+        if not self._identity_allows(lease.sub, now):
             raise _refuse(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
         if record is None and self._control.drain:
             raise _refuse(c.RejectReason.DRAINING, "relay takes no new sessions")

@@ -1,6 +1,7 @@
 """`wavry-relay`: run a relay, show its identity, ask or drain a running one."""
 
 import asyncio
+import functools
 import json
 import os
 import socket
@@ -14,9 +15,10 @@ from wavry_peer import logs
 from wavry_peer.protocol import base64url
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
-from wavry_peer.settings import SettingsError, load
+from wavry_peer.settings import SettingsError, load_layers
 
 from .config import RelayConfig
+from .host import Host
 from .identity import StateDirectory
 from .ops import CONTROL_SOCKET_NAME
 from .supervisor import Supervisor, relay_version
@@ -85,19 +87,28 @@ def run(
     engine: Annotated[
         str | None, typer.Option(help="auto, reference or native [WAVRY_RELAY_ENGINE].")
     ] = None,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of NAME=value settings, below the environment [WAVRY_RELAY_SETTINGS_FILE]."
+        ),
+    ] = None,
     ready_file: Annotated[
         Path | None,
         typer.Option(help="Write a JSON file here once the relay serves."),
     ] = None,
 ) -> None:
-    """Run a relay until SIGTERM or Ctrl-C.
+    """Run a relay until SIGTERM or Ctrl-C; SIGHUP reads the settings again.
 
     Example: WAVRY_RELAY_ROOT_KEY=… wavry-relay run --master-url http://127.0.0.1:8091
     """
     try:
-        config = load(
+        read = functools.partial(
+            load_layers,
             RelayConfig,
-            os.environ,
+            dict(os.environ),
+            file_field="settings_file",
+            settings_file=settings_file,
             listen=tuple(listen) if listen else None,
             workers=workers,
             master_url=master_url,
@@ -105,8 +116,10 @@ def run(
             ops_listen=ops_listen,
             engine=engine,
         )
+        config = read()
         logs.configure("relay", level=config.log_level)
-        asyncio.run(Supervisor(config, ready_file=ready_file).run())
+        host = Host.from_environ(os.environ, os.getpid(), read)
+        asyncio.run(Supervisor(config, ready_file=ready_file, host=host).run())
     except SettingsError as error:
         raise _fail(error, _EXIT_SETTINGS) from error
     except LocalError as error:
@@ -143,6 +156,8 @@ def _control_command(name: str, text: str) -> Callable[..., None]:
         except LocalError as error:
             raise _fail(error, _EXIT_FAILURE) from error
         typer.echo(json.dumps(answer, indent=2))
+        if answer.get("error"):
+            raise typer.Exit(_EXIT_FAILURE)
 
     command.__doc__ = f"{text}\n\nExample: wavry-relay {name} --state-dir /var/lib/wavry-relay"
     return command
@@ -168,6 +183,9 @@ def _ask(path: Path, name: str) -> Any:
 app.command("status")(_control_command("status", "Show the state of the running relay."))
 app.command("drain")(
     _control_command("drain", "Take no new sessions; live ones go on and are renewed.")
+)
+app.command("reload")(
+    _control_command("reload", "Read the settings again, as SIGHUP does; exit status 1 if wrong.")
 )
 app.command("undrain")(_control_command("undrain", "Take new sessions again after `drain`."))
 

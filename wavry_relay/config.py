@@ -3,6 +3,7 @@
 import dataclasses
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -13,10 +14,14 @@ from wavry_peer.settings import SettingsError, parse_address, setting
 from .shm.control import Limits
 from .shm.layout import MAX_SESSIONS, MAX_WORKERS
 
-__all__ = ["ListenAddress", "RelayConfig"]
+__all__ = ["MAX_LISTEN_ADDRESSES", "ListenAddress", "RelayConfig"]
 
-_MAX_LISTEN_ADDRESSES = 8
+MAX_LISTEN_ADDRESSES = 8
 _KBPS_MAX = 2**32 - 1
+_BUFFER_MAX_BYTES = (2**31 - 1) // 2
+"""The kernel keeps twice the number in a signed 32-bit word."""
+_BUSY_POLL_MAX_US = 50_000
+"""A round of the worker: from here on it never sleeps."""
 
 
 class ListenAddress(NamedTuple):
@@ -109,6 +114,7 @@ class RelayConfig:
         unit="kbit/s",
         minimum=0,
         maximum=_KBPS_MAX,
+        live=True,
     )
     max_pps: int = setting(
         "WAVRY_RELAY_MAX_PPS",
@@ -117,6 +123,7 @@ class RelayConfig:
         unit="packets/s",
         minimum=0,
         maximum=_KBPS_MAX,
+        live=True,
     )
     session_kbps: int = setting(
         "WAVRY_RELAY_SESSION_KBPS",
@@ -126,6 +133,7 @@ class RelayConfig:
         unit="kbit/s",
         minimum=0,
         maximum=_KBPS_MAX,
+        live=True,
     )
     ip_per_s: int = setting(
         "WAVRY_RELAY_IP_PER_S",
@@ -134,6 +142,7 @@ class RelayConfig:
         unit="packets/s",
         minimum=1,
         maximum=1_000_000,
+        live=True,
     )
     ip_burst: int = setting(
         "WAVRY_RELAY_IP_BURST",
@@ -142,6 +151,7 @@ class RelayConfig:
         unit="packets",
         minimum=1,
         maximum=1_000_000,
+        live=True,
     )
     identity_per_s: int = setting(
         "WAVRY_RELAY_IDENTITY_PER_S",
@@ -150,6 +160,7 @@ class RelayConfig:
         unit="leases/s",
         minimum=1,
         maximum=1_000_000,
+        live=True,
     )
     identity_burst: int = setting(
         "WAVRY_RELAY_IDENTITY_BURST",
@@ -158,6 +169,7 @@ class RelayConfig:
         unit="leases",
         minimum=1,
         maximum=1_000_000,
+        live=True,
     )
     not_before_skew_s: int = setting(
         "WAVRY_RELAY_NBF_SKEW_S",
@@ -166,15 +178,31 @@ class RelayConfig:
         unit="s",
         minimum=0,
         maximum=300,
+        live=True,
     )
     socket_buffer_bytes: int = setting(
         "WAVRY_RELAY_SOCKET_BUFFER_BYTES",
         4 * 1024 * 1024,
         doc="Receive and send buffer of each worker's socket; the kernel's net.core.rmem_max and"
-        " wmem_max bound it.",
+        " wmem_max bound it, unless the relay has CAP_NET_ADMIN.",
         unit="bytes",
         minimum=4096,
-        maximum=2**30,
+        maximum=_BUFFER_MAX_BYTES,
+        live=True,
+    )
+    busy_poll_us: int = setting(
+        "WAVRY_RELAY_BUSY_POLL_US",
+        0,
+        doc="How long an idle worker asks its sockets again and again before it sleeps: less"
+        " latency for a whole core a worker. 0 sleeps at once; the pure engine always does.",
+        unit="µs",
+        minimum=0,
+        maximum=_BUSY_POLL_MAX_US,
+    )
+    pin_workers: bool = setting(
+        "WAVRY_RELAY_PIN_WORKERS",
+        default=False,
+        doc="Keep each worker on one CPU of those that the relay may use, in turn.",
     )
     hang_timeout_s: float = setting(
         "WAVRY_RELAY_HANG_TIMEOUT_S",
@@ -183,6 +211,7 @@ class RelayConfig:
         unit="s",
         minimum=0.5,
         maximum=600,
+        live=True,
     )
     drain_timeout_s: float = setting(
         "WAVRY_RELAY_DRAIN_TIMEOUT_S",
@@ -191,6 +220,7 @@ class RelayConfig:
         unit="s",
         minimum=0,
         maximum=86_400,
+        live=True,
     )
     engine: str = setting(
         "WAVRY_RELAY_ENGINE", "auto", doc="Packet engine: auto, reference or native."
@@ -206,7 +236,15 @@ class RelayConfig:
         doc="Start without a pinned root key and trust the first key set the master gives."
         " Never in production.",
     )
-    log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
+    settings_file: Path | None = setting(
+        "WAVRY_RELAY_SETTINGS_FILE",
+        None,
+        doc="File of NAME=value lines with any of these settings; the command line and the"
+        " environment win over it. Read again at a reload.",
+    )
+    log_level: str = setting(
+        "WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.", live=True
+    )
 
     def __post_init__(self) -> None:
         faults = [*self._address_faults(), *self._other_faults()]
@@ -225,18 +263,23 @@ class RelayConfig:
                     _parse_ip(text)
                 except ValueError:
                     faults.append(f"{variable} must have IP:PORT or [IPV6]:PORT, not a host name")
-        if not 1 <= len(self.listen) <= _MAX_LISTEN_ADDRESSES:
-            faults.append(f"WAVRY_RELAY_LISTEN must name 1 to {_MAX_LISTEN_ADDRESSES} addresses")
-        if faults:
-            return faults
-        return self._guards()
+        if not 1 <= len(self.listen) <= MAX_LISTEN_ADDRESSES:
+            faults.append(f"WAVRY_RELAY_LISTEN must name 1 to {MAX_LISTEN_ADDRESSES} addresses")
+        return faults or self.guard(self.listen_addresses)
 
-    def _guards(self) -> list[str]:
+    def guard(
+        self, listen: Sequence[ListenAddress], source: str = "WAVRY_RELAY_LISTEN"
+    ) -> list[str]:
+        """Why the relay must not serve these addresses; empty if it may.
+
+        Args:
+            listen: the settings' own, or those of passed sockets.
+            source: where they come from, for the message.
+        """
         faults = []
-        listen = self.listen_addresses
         if not self.allow_public_bind and not all(address.is_loopback for address in listen):
             faults.append(
-                "WAVRY_RELAY_LISTEN has an address that other hosts can reach; if that is meant,"
+                f"{source} has an address that other hosts can reach; if that is meant,"
                 " set WAVRY_RELAY_ALLOW_PUBLIC_BIND=1"
             )
         told = [_parse_ip(text) for text in self.advertise]
@@ -244,7 +287,7 @@ class RelayConfig:
             faults.append("WAVRY_RELAY_ADVERTISE must not have a wildcard address or port 0")
         if self.master_url and not told and any(address.is_wildcard for address in listen):
             faults.append(
-                "WAVRY_RELAY_ADVERTISE must be set: WAVRY_RELAY_LISTEN has a wildcard address,"
+                f"WAVRY_RELAY_ADVERTISE must be set: {source} has a wildcard address,"
                 " which peers cannot be told"
             )
         return faults

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
@@ -119,6 +119,7 @@ class MasterLink:
         self._orders = orders
         self._uniform = uniform
         self._token = ""
+        self._facts_changed = False
         self._interval_s = 5.0
         self._failures = 0
         self._http: aiohttp.ClientSession | None = None
@@ -126,6 +127,11 @@ class MasterLink:
         self.last_error: str | None = None
         self.registrations: Counter[str] = Counter()
         self.heartbeats: Counter[str] = Counter()
+
+    def tell_capacity(self, max_bitrate_kbps: int) -> None:
+        """Register again, under the same id, with another limit at the next heartbeat."""
+        self._facts = replace(self._facts, max_bitrate_kbps=max_bitrate_kbps)
+        self._facts_changed = True
 
     async def run(self) -> None:
         """Register and send heartbeats until cancelled."""
@@ -173,6 +179,9 @@ class MasterLink:
             await asyncio.sleep(wait_s)
             wait_s = self._interval_s * self._uniform(1 - JITTER, 1 + JITTER)
             try:
+                if self._facts_changed:
+                    await self._register()
+                    self.registrations["ok"] += 1
                 commands = await self._heartbeat()
             except MasterCallError as error:
                 self._failed(self.heartbeats, error)
@@ -229,6 +238,7 @@ class MasterLink:
         self._token = answer.relay_token
         interval_s = answer.heartbeat_interval_ms / 1000
         self._interval_s = min(max(interval_s, _HEARTBEAT_MIN_S), _HEARTBEAT_MAX_S)
+        self._facts_changed = self._facts is not facts
         self._accept_keys(encode_keyset(answer.keyset))
 
     async def _heartbeat(self) -> tuple[api.Command, ...]:

@@ -1,10 +1,11 @@
 """Ops surfaces: /health, /ready and /metrics over HTTP, and the local control socket.
 
 The control socket is a unix socket in the state directory (mode 0600): one JSON object a line in,
-one out; ``{"command": "status" | "drain" | "undrain"}``.
+one out; ``{"command": "status" | "drain" | "undrain" | "reload"}``.
 """
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,8 +63,8 @@ class OpsServer:
         self._server: asyncio.Server | None = None
         self.url = ""
 
-    async def start(self, host: str, port: int) -> None:
-        """Begin to serve; port 0 takes any free one.
+    async def start(self, host: str, port: int, passed: socket.socket | None = None) -> None:
+        """Begin to serve; port 0 takes any free one, a passed socket (already bound) wins.
 
         Raises:
             ListenError: the address cannot be used.
@@ -76,8 +77,7 @@ class OpsServer:
         try:
             self._server = await loop.create_server(
                 lambda: OpsConnection(handler, loop=loop, access_log=None, auto_decompress=False),
-                host,
-                port,
+                **({"sock": passed} if passed is not None else {"host": host, "port": port}),
             )
         except OSError as error:
             raise ListenError(

@@ -4,6 +4,7 @@ The supervisor opens every socket of a group itself, in the order of the workers
 a worker that dies takes no queued datagram along, and its replacement gets the same socket.  A
 small BPF program chooses the socket from the session id, so both peers of a session, and a
 peer that moved, reach the same worker.  That is affinity only: any worker can handle any packet.
+Sockets that were passed to the relay (activation.py) are adopted into such a group.
 """
 
 import ctypes
@@ -16,8 +17,20 @@ from typing import Final
 
 from wavry_peer.protocol.errors import LocalError
 
-__all__ = ["ListenError", "ReuseportGroup", "format_endpoint", "open_group"]
+__all__ = [
+    "ListenError",
+    "ReuseportGroup",
+    "adopt_group",
+    "format_endpoint",
+    "open_group",
+    "set_busy_poll",
+    "size_buffers",
+]
 
+# Not in Python's socket module (asm-generic/socket.h).
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
+SO_BUSY_POLL: Final = 46
 SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _STEERING_OFFSET: Final = 16
 """Offset of the last four bytes of the session id in the UDP payload."""
@@ -41,16 +54,18 @@ class ReuseportGroup:
     Attributes:
         host: as configured.
         port: real one, also where 0 was asked for.
-        sockets: one for each worker.
+        sockets: one for each worker; fewer where the kernel allowed no more beside passed ones.
         steering_error: why the steering program is not attached, or None.
-        receive_buffer_bytes: what the kernel gave.
-        send_buffer_bytes: what the kernel gave.
+        sharing_error: why workers must share sockets, or None.
+        receive_buffer_bytes: what the kernel gave, the smallest of all sockets.
+        send_buffer_bytes: the same for the other direction.
     """
 
     host: str
     port: int
     sockets: list[socket.socket] = field(default_factory=list)
     steering_error: str | None = None
+    sharing_error: str | None = None
     receive_buffer_bytes: int = 0
     send_buffer_bytes: int = 0
 
@@ -58,6 +73,10 @@ class ReuseportGroup:
     def endpoint(self) -> str:
         """``127.0.0.1:4500`` or ``[::1]:4500``."""
         return format_endpoint(self.host, self.port)
+
+    def socket_of(self, worker: int) -> socket.socket:
+        """The socket that a worker reads."""
+        return self.sockets[worker % len(self.sockets)]
 
     def close(self) -> None:
         """Close all sockets."""
@@ -94,10 +113,38 @@ def open_group(host: str, port: int, workers: int, buffer_bytes: int) -> Reusepo
     except ListenError:
         group.close()
         raise
-    for sock in group.sockets:
-        _size_buffers(sock, buffer_bytes, group)
+    size_buffers(group, buffer_bytes)
     if workers > 1:
         group.steering_error = attach_steering(group.sockets[0], workers)
+    return group
+
+
+def adopt_group(passed: Sequence[socket.socket], workers: int, buffer_bytes: int) -> ReuseportGroup:
+    """Make a group of bound sockets of one address, at most one for each worker.
+
+    Where they are fewer than the workers, more are opened beside them.  The kernel allows that to
+    the user who made the passed ones alone; else `sharing_error` says so and workers share.
+
+    Args:
+        passed: bound to one address; owned by the group from here on.
+        workers: number of workers.
+        buffer_bytes: as for `open_group`.
+    """
+    address = passed[0].getsockname()
+    group = ReuseportGroup(address[0], address[1], list(passed))
+    try:
+        for sock in passed:
+            sock.settimeout(0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        while len(group.sockets) < workers:
+            group.sockets.append(_bind(passed[0].family, *address[:2], reuse=True))
+    except ListenError:
+        group.sharing_error = "the kernel opens no further socket beside one of another user"
+    except OSError as error:
+        group.sharing_error = error.strerror or "unknown error"
+    size_buffers(group, buffer_bytes)
+    if len(group.sockets) > 1:
+        group.steering_error = attach_steering(group.sockets[0], len(group.sockets))
     return group
 
 
@@ -126,12 +173,40 @@ def _explain(error: OSError, endpoint: str) -> str:
     return f"UDP {endpoint} cannot be opened: {error.strerror}"
 
 
-def _size_buffers(sock: socket.socket, wanted: int, group: ReuseportGroup) -> None:
-    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, wanted)
+def size_buffers(group: ReuseportGroup, wanted_bytes: int) -> None:
+    """Size the buffers of all sockets of a group, beyond the kernel's limits where that is allowed.
+
+    What the kernel gave stands in the group afterwards.
+    """
+    receive, send = [], []
+    for sock in group.sockets:
+        receive.append(_size(sock, SO_RCVBUFFORCE, socket.SO_RCVBUF, wanted_bytes))
+        send.append(_size(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, wanted_bytes))
+    group.receive_buffer_bytes, group.send_buffer_bytes = min(receive), min(send)
+
+
+def _size(sock: socket.socket, forced: int, plain: int, wanted_bytes: int) -> int:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, forced, wanted_bytes)
+    except PermissionError:  # Without CAP_NET_ADMIN the limits of the kernel hold.
+        sock.setsockopt(socket.SOL_SOCKET, plain, wanted_bytes)
     # Linux doubles the number for its own bookkeeping and reports the doubled one.
-    group.receive_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-    group.send_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+    return sock.getsockopt(socket.SOL_SOCKET, plain) // 2
+
+
+def set_busy_poll(groups: Sequence[ReuseportGroup], busy_poll_us: int) -> str | None:
+    """Let the kernel poll the device of each socket before it reports that nothing is there.
+
+    Returns:
+        None, or why the kernel refuses (it wants CAP_NET_ADMIN); the engine polls all the same.
+    """
+    try:
+        for group in groups:
+            for sock in group.sockets:
+                sock.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, busy_poll_us)
+    except OSError as error:
+        return error.strerror or "unknown error"
+    return None
 
 
 def steering_program(workers: int) -> Sequence[tuple[int, int, int, int]]:

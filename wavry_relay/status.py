@@ -4,7 +4,8 @@ One object reads the shared memory, the worker pool, the key ring and the master
 only format what it says.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,7 +26,10 @@ from .shm.used_leases import UsedLeases
 from .sockets import ReuseportGroup
 from .worker_pool import WorkerPool
 
-__all__ = ["RelayStatus"]
+__all__ = ["RELOAD_OUTCOMES", "RelayStatus"]
+
+RELOAD_OUTCOMES: Final = ("applied", "partial", "unchanged", "failed")
+"""All new values are in force; some wait for a restart; there are none; the settings are wrong."""
 
 _LEASE_COUNTERS: Final = {
     "lease_presented": "leases_presented",
@@ -71,6 +75,8 @@ class RelayStatus:
     clock: Clock
     link: MasterLink | None = None
     stopping: bool = False
+    reload: Callable[[], dict[str, Any]] | None = None
+    reloads: Counter[str] = field(default_factory=Counter)
     _started_ns: int = field(init=False)
     _control: ControlBlock = field(init=False)
     _table: SessionTable = field(init=False)
@@ -109,10 +115,14 @@ class RelayStatus:
         Raises:
             LocalError: unknown command.
         """
+        if name == "reload":
+            if self.reload is None:
+                raise LocalError("the relay is still starting; try again")
+            return self.reload()
         if name in ("drain", "undrain"):
             self.set_drain(Drain.LOCAL, drain=name == "drain")
         elif name != "status":
-            raise LocalError("unknown command; use status, drain or undrain")
+            raise LocalError("unknown command; use status, drain, undrain or reload")
         return self.health()
 
     # -- Surfaces --------------------------------------------------------------------------------
@@ -121,6 +131,15 @@ class RelayStatus:
     def engine_name(self) -> str:
         """``reference`` or ``native``."""
         return EngineKind(self._control.engine).name.lower()
+
+    @property
+    def summary(self) -> str:
+        """One line for the service manager."""
+        if self.stopping:
+            return f"Stopping, {self.session_count} sessions left"
+        state = "Draining" if self.drain else "Serving"
+        where = ", ".join(group.endpoint for group in self.groups)
+        return f"{state} {where} with {self.pool.running()} workers"
 
     @property
     def session_count(self) -> int:
@@ -245,8 +264,11 @@ class RelayStatus:
             yield Sample("worker_heartbeat_age_seconds", age_s, (str(number),))
         for cause in ("died", "hung", "boot_failed"):
             yield Sample("worker_restarts", self.pool.restarts[cause], (cause,))
+        for outcome in RELOAD_OUTCOMES:
+            yield Sample("reloads", self.reloads[outcome], (outcome,))
         for group in self.groups:
             endpoint = group.endpoint
+            yield Sample("udp_sockets", len(group.sockets), (endpoint,))
             yield Sample("steering_attached", group.steering_error is None, (endpoint,))
             yield Sample("socket_buffer_bytes", group.receive_buffer_bytes, (endpoint, "receive"))
             yield Sample("socket_buffer_bytes", group.send_buffer_bytes, (endpoint, "send"))

@@ -20,16 +20,20 @@ from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
 
 from .clock import Clock, SystemClock
-from .config import RelayConfig
+from .config import ListenAddress, RelayConfig
 from .engine import choose_engine
+from .host import DrainReport, Host, keep_watchdog
 from .identity import StateDirectory
 from .keyring import KeyRing
+from .listening import open_listening
 from .master_link import MasterLink, RelayFacts
 from .ops import ControlSocket, OpsServer
+from .placement import Placement
+from .reload import Reloader
 from .shm.control import ControlBlock, Drain, EngineKind
 from .shm.layout import Geometry
 from .shm.segment import Segment, segment_name, unlink
-from .sockets import ReuseportGroup, open_group
+from .sockets import ReuseportGroup
 from .status import RelayStatus
 from .worker_pool import WorkerPool
 
@@ -57,14 +61,22 @@ class Supervisor:
         config: settings.
         ready_file: written when the relay serves.
         clock: time.
+        host: service manager, passed sockets and source of the settings.
     """
 
     def __init__(
-        self, config: RelayConfig, *, ready_file: Path | None = None, clock: Clock | None = None
+        self,
+        config: RelayConfig,
+        *,
+        ready_file: Path | None = None,
+        clock: Clock | None = None,
+        host: Host | None = None,
     ) -> None:
         self._config = config
         self._ready_file = ready_file
         self._clock = clock or SystemClock()
+        self._host = host or Host()
+        self._hangup = asyncio.Event()
         self._stop_signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._cleanup = contextlib.AsyncExitStack()
 
@@ -77,11 +89,13 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_signals.put_nowait, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         async with self._cleanup:
             status = await self._start()
             received = await self._stop_signals.get()
             _log.info("stopping", cause=received.name)
             status.stopping = True
+            self._host.notifier.stopping(status.summary)
             status.set_drain(Drain.SHUTDOWN, drain=True)
             await self._drain(status)
         _log.info("stopped")
@@ -96,14 +110,16 @@ class Supervisor:
         identity = state.identity()
         own_id = relay_id(identity.public_key)
         structlog.contextvars.bind_contextvars(relay_id=own_id)
-        _warn_of(config, root, kind)
-        groups = self._open_sockets()
-        segment = self._make_segment(own_id)
+        _warn_of(self._host.ops_address(config), root, kind)
+        workers = self._host.activation.worker_count(config.workers, config.worker_count)
+        groups = open_listening(config, self._host.activation, workers, self._cleanup)
+        segment = self._make_segment(own_id, workers)
         control = ControlBlock(segment)
         control.initialise(own_id, config.limits, kind)
         keyring = KeyRing(state, control, root)
         keyring.load_cached()
-        pool = WorkerPool(segment, groups, config.hang_timeout_s, self._clock)
+        placement = Placement.choose(config.busy_poll_us, pin=config.pin_workers)
+        pool = WorkerPool(segment, groups, config.hang_timeout_s, self._clock, placement)
         await pool.start()
         self._cleanup.push_async_callback(pool.stop, grace_s=STOP_GRACE_S)
         status = RelayStatus(
@@ -122,37 +138,30 @@ class Supervisor:
             status.link = MasterLink(config.master_url, identity, facts, keyring, status)
             await self._start_link(status.link)
         self._announce(status, ops.url)
+        self._follow_host(status)
         return status
 
-    def _open_sockets(self) -> list[ReuseportGroup]:
-        config = self._config
-        groups = []
-        for address in config.listen_addresses:
-            group = open_group(
-                address.host, address.port, config.worker_count, config.socket_buffer_bytes
-            )
-            self._cleanup.callback(group.close)
-            groups.append(group)
-            if group.steering_error is not None:
-                _log.warning(
-                    "steering_unavailable",
-                    reason=group.steering_error,
-                    next_step="none needed: any worker handles any packet, a little slower",
+    def _follow_host(self, status: RelayStatus) -> None:
+        notifier = self._host.notifier
+        self._reloader = Reloader(self._config, self._host, status, self._clock)
+        status.reload = self._reloader.reload
+        notifier.ready(status.summary)
+        for task in (
+            asyncio.create_task(self._reloader.follow(self._hangup)),
+            asyncio.create_task(
+                keep_watchdog(
+                    notifier,
+                    status.segment,
+                    self._clock,
+                    lambda: self._reloader.config.hang_timeout_s,
                 )
-            smallest = min(group.receive_buffer_bytes, group.send_buffer_bytes)
-            if smallest < config.socket_buffer_bytes:
-                _log.warning(
-                    "socket_buffers_small",
-                    wanted_bytes=config.socket_buffer_bytes,
-                    receive_bytes=group.receive_buffer_bytes,
-                    send_bytes=group.send_buffer_bytes,
-                    next_step="raise net.core.rmem_max and net.core.wmem_max; bursts are lost",
-                )
-        return groups
+            ),
+        ):
+            self._cleanup.callback(task.cancel)
 
-    def _make_segment(self, own_id: str) -> Segment:
+    def _make_segment(self, own_id: str, workers: int) -> Segment:
         name = segment_name(own_id)
-        geometry = Geometry(self._config.worker_count, self._config.max_sessions)
+        geometry = Geometry(workers, self._config.max_sessions)
         segment = Segment.create(name, geometry, now_ns=self._clock.now().mono_ns)
         self._cleanup.callback(segment.close)
         self._cleanup.callback(unlink, name)
@@ -171,7 +180,7 @@ class Supervisor:
     async def _start_ops(self, status: RelayStatus, state: StateDirectory) -> OpsServer:
         ops = OpsServer(status)
         self._cleanup.push_async_callback(ops.stop)
-        await ops.start(*self._config.ops_address)
+        await ops.start(*self._config.ops_address, self._host.activation.ops)
         control = ControlSocket(status, state.path)
         self._cleanup.push_async_callback(control.stop)
         await control.start()
@@ -207,15 +216,20 @@ class Supervisor:
 
     async def _drain(self, status: RelayStatus) -> None:
         """Wait for live sessions to end, as long as the settings say; a second signal ends it."""
-        deadline_ns = self._clock.now().mono_ns + int(self._config.drain_timeout_s * 1e9)
-        while status.session_count and self._clock.now().mono_ns < deadline_ns:
+        began_ns = self._clock.now().mono_ns
+        report = DrainReport(self._host.notifier)
+        while sessions := status.session_count:
+            now_ns = self._clock.now().mono_ns
+            if now_ns - began_ns >= self._reloader.config.drain_timeout_s * 1e9:
+                return
+            report.tell(sessions, now_ns)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_signals.get(), _DRAIN_POLL_S)
                 _log.warning("drain_cut_short", sessions=status.session_count)
                 return
 
 
-def _warn_of(config: RelayConfig, root: bytes | None, kind: EngineKind) -> None:
+def _warn_of(ops: ListenAddress, root: bytes | None, kind: EngineKind) -> None:
     if root is None:
         _log.warning(
             "insecure_dev_mode",
@@ -228,7 +242,7 @@ def _warn_of(config: RelayConfig, root: bytes | None, kind: EngineKind) -> None:
             cause="packets are handled in pure Python",
             next_step="build the native engine (WAVRY_BUILD_NATIVE=require) for full speed",
         )
-    if not config.ops_address.is_loopback:
+    if not ops.is_loopback:
         _log.warning(
             "ops_open",
             cause="/metrics and /health are reachable from other hosts",

@@ -35,7 +35,6 @@ class LeaseVerifier:
         self._keys: Mapping[KeyId, TrustedKey] = {}
         self._good: dict[bytes, LeaseClaims] = {}
         self._relay_id = control.relay_id
-        self._skew_s = control.skew_s
 
     def verify(self, header: Header, present: LeasePresent, now_ms: int) -> LeaseClaims:
         """Check a lease, but not its proof of possession.
@@ -55,7 +54,7 @@ class LeaseVerifier:
             session_id=header.session_id,
             role=present.role,
             now_ms=now_ms,
-            skew_s=self._skew_s,
+            skew_s=self._control.skew_s,
         )
         return claims
 

@@ -23,6 +23,7 @@ from .admission import Admission
 from .clock import Clock, SystemClock
 from .engine import open_engine
 from .engine.base import ControlPacket, Engine
+from .placement import pin_to
 from .shm.control import ControlBlock, EngineKind, WorkerRow, WorkerState
 from .shm.counters import CounterRow
 from .shm.segment import Segment
@@ -130,7 +131,15 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     sockets = [socket.socket(fileno=int(fd)) for fd in options.socket_fds.split(",")]
     counters = CounterRow(segment, options.number)
     kind = EngineKind(ControlBlock(segment).engine)
-    engine = open_engine(kind, segment, sockets, counters, clock, wake_fd=control.fileno())
+    engine = open_engine(
+        kind,
+        segment,
+        sockets,
+        counters,
+        clock,
+        wake_fd=control.fileno(),
+        busy_poll_us=options.busy_poll_us,
+    )
     table = SessionTable(segment, Tags(segment))
     sweep = Sweep(segment, table, engine.locks, counters, options.number, engine.send)
     admission = Admission(segment, engine.locks, counters)
@@ -149,15 +158,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--segment-fd", type=int, required=True)
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--socket-fds", required=True)
+    parser.add_argument("--busy-poll-us", type=int, default=0)
+    parser.add_argument("--cpu", type=int)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Entry point of a worker process."""
     faulthandler.enable()  # SIGABRT of a hung worker shows where it hangs.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business.
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and reload: the supervisor's business.
+        signal.signal(number, signal.SIG_IGN)
     options = _parse(arguments)
     _tie_to_parent(options.parent)
+    if options.cpu is not None:
+        pin_to(options.cpu, options.number)
     try:
         worker = _build(options, SystemClock())
     except Exception as error:  # noqa: BLE001 - whatever it is, the exit code must say "boot"

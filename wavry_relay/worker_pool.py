@@ -22,6 +22,7 @@ import structlog
 from wavry_peer.protocol.errors import LocalError
 
 from .clock import Clock
+from .placement import Placement
 from .shm.control import WorkerRow, WorkerState
 from .shm.segment import Segment
 from .sockets import ReuseportGroup
@@ -35,6 +36,7 @@ _ABORT_GRACE_NS: Final = 1_000_000_000
 """Between SIGABRT and SIGKILL: time for a traceback, and no more."""
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
+_ANYWHERE: Final = Placement()
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +66,7 @@ class WorkerPool:
         groups: sockets, one of each group for each worker.
         hang_timeout_s: longest silence of a packet loop.
         clock: time.
+        placement: CPUs and busy polling of the workers.
     """
 
     def __init__(
@@ -72,10 +75,12 @@ class WorkerPool:
         groups: Sequence[ReuseportGroup],
         hang_timeout_s: float,
         clock: Clock,
+        placement: Placement = _ANYWHERE,
     ) -> None:
         self._segment = segment
         self._groups = groups
-        self._hang_ns = int(hang_timeout_s * 1e9)
+        self._placement = placement
+        self.set_hang_timeout(hang_timeout_s)
         self._clock = clock
         self._processes: dict[int, _Process] = {}
         self._boot_failures: Counter[int] = Counter()
@@ -87,6 +92,10 @@ class WorkerPool:
         self._stopping = False
         self.restarts: Counter[str] = Counter()
         """Replacements by cause: ``died``, ``hung``, ``boot_failed``."""
+
+    def set_hang_timeout(self, hang_timeout_s: float) -> None:
+        """Change the longest silence of a packet loop."""
+        self._hang_ns = int(hang_timeout_s * 1e9)
 
     # -- What others ask -------------------------------------------------------------------------
 
@@ -158,7 +167,7 @@ class WorkerPool:
     def _spawn(self, number: int) -> None:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         mine.settimeout(0)
-        sockets = [group.sockets[number].fileno() for group in self._groups]
+        sockets = [group.socket_of(number).fileno() for group in self._groups]
         now_ns = self._clock.now().mono_ns
         row = WorkerRow(self._segment, number)
         row.state, row.heartbeat_ns = WorkerState.BOOTING, now_ns
@@ -166,6 +175,7 @@ class WorkerPool:
         command += ["--number", str(number), "--parent", str(os.getpid())]
         command += ["--segment-fd", str(self._segment.fd), "--control-fd", str(theirs.fileno())]
         command += ["--socket-fds", ",".join(map(str, sockets))]
+        command += self._placement.arguments(number)
         with theirs:
             popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,

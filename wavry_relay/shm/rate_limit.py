@@ -5,6 +5,8 @@ a key whose allowance is fully recovered (forgetting that one changes nothing); 
 three are still limited, newcomers share the bucket's overflow word, which has four times the rate.
 So a flood of keys never frees a limited one, never grows the table, and never locks out good
 newcomers beyond the buckets that it keeps full with a steady stream to each.
+
+A limit may change at any time: words are bounded by the limit in force when they are looked at.
 """
 
 from typing import Final
@@ -39,6 +41,19 @@ class RateTable:
         self._words = segment.u64
         self._region = region
         self._locks = locks
+        self._limit = (0, 0)
+        self.set_limit(per_s, burst)
+
+    def set_limit(self, per_s: int, burst: int) -> None:
+        """Judge by another limit from now on; made to be called before each `allow`.
+
+        Args:
+            per_s: allowed units a second.
+            burst: units that may come at once.
+        """
+        if self._limit == (per_s, burst):
+            return
+        self._limit = per_s, burst
         self._cost_ns = _NS // per_s
         self._burst_ns = (burst - 1) * self._cost_ns
 
@@ -71,6 +86,7 @@ class RateTable:
                 break
         else:
             for way in range(RATE_WAYS):
+                self._bound(tats + way, now_ns)
                 if words[tats + way] <= now_ns:
                     # The word is reset first: a crash in between leaves a free place, never a
                     # stranger's debt.
@@ -78,8 +94,19 @@ class RateTable:
                     words[tags + way] = key
                     place, cost_ns = tats + way, self._cost_ns
                     break
+        self._bound(place, now_ns)
         tat_ns = gcra.conforms(words[place], now_ns, self._burst_ns, cost_ns)
         if not tat_ns:
             return False
         words[place] = tat_ns
         return True
+
+    def _bound(self, word: int, now_ns: int) -> None:
+        """Bring a word of a slower limit as near as this limit would have let it come.
+
+        A burst of a million at one a second lets a key run eleven days ahead; without this it
+        would stay limited for as long under any limit that follows.
+        """
+        latest_ns = now_ns + self._burst_ns + self._cost_ns
+        if self._words[word] > latest_ns:
+            self._words[word] = latest_ns
