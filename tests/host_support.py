@@ -1,17 +1,19 @@
 """What tests need around a relay's host: a service manager, passed sockets, dropped rights."""
 
+import contextlib
 import ctypes
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from relay_support import REPOSITORY, Mint, RelayProcess
+from relay_support import REPOSITORY, Mint, RelayProcess, UdpPeer, wait_until
 
 CAP_NET_ADMIN = 12
 _PR_CAPBSET_DROP = 24
@@ -125,7 +127,7 @@ class HostedRelay(RelayProcess):
                 stdout=log,
                 stderr=log,
                 pass_fds=fds,
-                preexec_fn=drop,  # noqa: PLW1509 - a bounding set can only be changed from inside
+                preexec_fn=drop,
             )
 
     def refusal(self, deadline_s: float = 20.0) -> tuple[int, str]:
@@ -153,6 +155,46 @@ def udp_sockets(
         sock.bind((host, made[0].getsockname()[1] if made else 0))
         made.append(sock)
     return made
+
+
+class Traffic:
+    """A stream from one peer to the other for as long as the context lasts.
+
+    Attributes:
+        received: datagrams that arrived.
+    """
+
+    def __init__(self, sender: UdpPeer, receiver: UdpPeer) -> None:
+        self.sender, self.receiver = sender, receiver
+        self.received = 0
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=work) for work in (self._send, self._receive)]
+
+    def __enter__(self) -> Self:
+        self.receiver.sock.settimeout(0.1)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self) -> None:
+        while not self._stopped.wait(0.002):
+            self.sender.forward(bytes(200))
+
+    def _receive(self) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                self.receiver.receive()
+                self.received += 1
+
+    def wait_for_more(self, count: int = 50) -> None:
+        """Until so many more arrived."""
+        goal = self.received + count
+        wait_until(lambda: self.received >= goal, deadline_s=30, what="forwarded packets")
 
 
 def environment_of(pid: int) -> dict[str, str]:

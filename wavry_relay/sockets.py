@@ -198,7 +198,8 @@ def set_busy_poll(groups: Sequence[ReuseportGroup], busy_poll_us: int) -> str | 
     """Let the kernel poll the device of each socket before it reports that nothing is there.
 
     Returns:
-        None, or why the kernel refuses (it wants CAP_NET_ADMIN); the engine polls all the same.
+        None, or why the kernel refuses (older ones want CAP_NET_ADMIN); the engine polls all the
+        same.
     """
     try:
         for group in groups:

@@ -144,3 +144,18 @@ def test_the_last_80_bits_of_ipv6_never_show(address: ipaddress.IPv6Address, tai
 def test_any_text_gives_a_network_or_unknown(host: str) -> None:
     masked = mask_address(host)
     assert masked == "unknown" or ipaddress.ip_network(masked).prefixlen in (24, 48)
+
+
+def test_level_changes_in_loggers_that_have_logged_before() -> None:
+    stream = io.StringIO()
+    logs.configure("relay", level="info", stream=stream)
+    log = structlog.get_logger()
+    log.info("first")
+    log.debug("hidden")
+    logs.set_level("debug")
+    log.debug("shown")
+    logs.set_level("error")
+    log.warning("hidden again")
+    with pytest.raises(SettingsError):
+        logs.set_level("loud")
+    assert [line["event"] for line in lines(stream)] == ["first", "shown"]

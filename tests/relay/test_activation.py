@@ -194,7 +194,7 @@ def test_pitfall_a_passed_wildcard_address_is_never_advertised(
     assert "WAVRY_RELAY_ADVERTISE must be set" in log
 
 
-# -- Sockets that do not fit -------------------------------------------------------------------------
+# -- Sockets that do not fit -----------------------------------------------------------------------
 
 
 def refused(*passed: tuple[str, socket.socket]) -> str:

@@ -127,6 +127,27 @@ def test_pitfall_ipv6_is_limited_by_64_and_ipv4_by_address() -> None:
     assert v4(1, 1000).limit_key == v4(1, 2000).limit_key
 
 
+def test_new_limit_holds_from_the_next_packet_on(world: World) -> None:
+    table = small_table(world, per_s=10, burst=5)
+    assert [table.allow(7, START) for _ in range(6)] == [True] * 5 + [False]
+    table.set_limit(10, 8)
+    assert [table.allow(7, START) for _ in range(4)] == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize("key", [7, 8])
+def test_pitfall_debt_of_an_old_limit_does_not_outlive_it(world: World, key: int) -> None:
+    """A burst of a million at 1/s lets a key run eleven days ahead; key 8 needs one's place."""
+    table = small_table(world, per_s=1, burst=1_000_000)
+    for debtor in (5, 6, 7):
+        for _ in range(1000):
+            assert table.allow(debtor, START)
+    table.set_limit(100, 10)
+    assert not table.allow(7, START)
+    assert not table.allow(6, START)
+    assert not table.allow(5, START)
+    assert table.allow(key, START + SECOND)
+
+
 class TestGcra:
     def test_soft_word_survives_its_wrap(self) -> None:
         """A word from before a wrap of the 32-bit microseconds is a full allowance."""
