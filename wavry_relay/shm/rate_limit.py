@@ -107,6 +107,6 @@ class RateTable:
         A burst of a million at one a second lets a key run eleven days ahead; without this it
         would stay limited for as long under any limit that follows.
         """
-        latest_ns = now_ns + self._burst_ns + self._cost_ns
-        if self._words[word] > latest_ns:
-            self._words[word] = latest_ns
+        full_ns = now_ns + self._burst_ns
+        if self._words[word] > full_ns + self._cost_ns:
+            self._words[word] = full_ns
