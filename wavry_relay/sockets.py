@@ -135,8 +135,9 @@ def adopt_group(passed: Sequence[socket.socket], workers: int, buffer_bytes: int
     try:
         for sock in passed:
             sock.settimeout(0)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         while len(group.sockets) < workers:
+            # Only where it is needed: it opens the port to every process of this user.
+            passed[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             group.sockets.append(_bind(passed[0].family, *address[:2], reuse=True))
     except ListenError:
         group.sharing_error = "the kernel opens no further socket beside one of another user"

@@ -5,9 +5,10 @@ import uuid
 from collections import Counter
 
 import pytest
+from host_support import udp_sockets
 
 from wavry_relay import sockets
-from wavry_relay.sockets import ListenError, ReuseportGroup, open_group
+from wavry_relay.sockets import ListenError, ReuseportGroup, adopt_group, open_group
 
 
 @pytest.fixture
@@ -95,3 +96,27 @@ def test_kernel_without_steering_is_not_fatal(group, monkeypatch: pytest.MonkeyP
     made = group("127.0.0.1", 0, 2, 65_536)
     assert made.steering_error
     assert len(made.sockets) == 2
+
+
+def test_pitfall_a_lone_passed_socket_is_not_opened_to_others() -> None:
+    group = adopt_group(udp_sockets(1, reuse=False), 1, 65_536)
+    try:
+        with pytest.raises(OSError, match="in use"):
+            bind_as_a_stranger(group.port)
+    finally:
+        group.close()
+
+
+def bind_as_a_stranger(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", port))
+
+
+def test_workers_share_in_turn_where_sockets_are_fewer() -> None:
+    group = ReuseportGroup("127.0.0.1", 1, udp_sockets(2))
+    try:
+        first, second = group.sockets
+        assert [group.socket_of(n) for n in range(5)] == [first, second, first, second, first]
+    finally:
+        group.close()
