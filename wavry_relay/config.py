@@ -193,8 +193,8 @@ class RelayConfig:
     busy_poll_us: int = setting(
         "WAVRY_RELAY_BUSY_POLL_US",
         0,
-        doc="How long an idle worker asks its sockets again and again before it sleeps: less"
-        " latency for a whole core a worker. 0 sleeps at once; the pure engine always does.",
+        doc="How long an idle worker asks its sockets again and again before it sleeps; it needs"
+        " a core of its own for each worker. 0 sleeps at once; the pure engine always does.",
         unit="µs",
         minimum=0,
         maximum=_BUSY_POLL_MAX_US,
