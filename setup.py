@@ -2,6 +2,10 @@
 
 ``WAVRY_BUILD_NATIVE`` says how much it matters: ``try`` (the default) goes on without it where
 Cython, a C compiler or Linux is missing, ``require`` fails then, and ``skip`` does not try.
+
+``WAVRY_BUILD_SANITIZE=address,undefined`` builds an engine for tests that ends its process at the
+first fault (see docs/security.md).  It needs a directory of its own (``setup.py build --build-base
+DIRECTORY``): the tree's extension is the one that serves.
 """
 
 import hashlib
@@ -18,17 +22,24 @@ ENGINE = Path("wavry_relay/engine")
 SOURCES = ("layout.h", "decide.h", "decide.c", "fastpath.h", "fastpath.c", "_native.pyx")
 """Also in wavry_relay/engine/choice.py, which compares their digest with the one built in here."""
 STRICT = ["-std=c11", "-O2", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 
 
 class BuildNative(build_ext):
     """Compiles the packet path with warnings as errors, and the Cython shell without."""
+
+    def finalize_options(self) -> None:
+        """Keep a sanitized engine out of the tree."""
+        super().finalize_options()
+        if sanitize and self.inplace:
+            sys.exit("WAVRY_BUILD_SANITIZE needs a directory of its own: build --build-base DIR")
 
     def build_extension(self, ext: Any) -> None:
         """Compile the C sources and hand the objects to the shell's link."""
         objects = self.compiler.compile(
             [str(ENGINE / "decide.c"), str(ENGINE / "fastpath.c")],
             output_dir=self.build_temp,
-            extra_postargs=STRICT,
+            extra_postargs=STRICT + sanitizer_flags(),
             depends=ext.depends,
         )
         ext.extra_objects = objects
@@ -42,6 +53,11 @@ class BuildNative(build_ext):
             if wanted == "require":
                 raise
             print(f"the native engine was not built, the relay uses the pure one: {error}")
+
+
+def sanitizer_flags() -> list[str]:
+    """Compiler and linker flags of a sanitized build, none otherwise."""
+    return [*SANITIZED, f"-fsanitize={sanitize}"] if sanitize else []
 
 
 def extensions() -> list[Any]:
@@ -65,15 +81,18 @@ def extensions() -> list[Any]:
             ("WAVRY_LAYOUT_DIGEST", f'"{layout}"'),
             ("WAVRY_SOURCES_DIGEST", f'"{digest.hexdigest()}"'),
         ],
-        extra_compile_args=["-O2", "-fno-strict-aliasing"],
+        extra_compile_args=["-O2", "-fno-strict-aliasing", *sanitizer_flags()],
+        extra_link_args=sanitizer_flags(),
         optional=wanted != "require",
     )
-    return list(cythonize([shell], build_dir="build/cython", force=True, quiet=True))
+    cython_dir = "build/cython-sanitized" if sanitize else "build/cython"
+    return list(cythonize([shell], build_dir=cython_dir, force=True, quiet=True))
 
 
 wanted = os.environ.get("WAVRY_BUILD_NATIVE", "try")
 if wanted not in ("require", "skip", "try"):
     sys.exit("WAVRY_BUILD_NATIVE must be require, skip or try")
+sanitize = os.environ.get("WAVRY_BUILD_SANITIZE", "")
 possible = sys.platform == "linux"
 if wanted == "require" and not possible:
     sys.exit("the native engine needs Linux")

@@ -228,11 +228,16 @@ def active_session(
 class RelayProcess:
     """A real relay: ``python -m wavry_relay run`` on free ports.
 
+    Attributes:
+        root: where the packages are taken from.
+
     Args:
         directory: state, ready file and log.
         mint: its root is pinned; its key set is put into the state directory.
         environ: further settings.
     """
+
+    root = REPOSITORY
 
     def __init__(
         self,
@@ -290,7 +295,7 @@ class RelayProcess:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "wavry_relay", "run", "--ready-file", str(self.ready_file)],
-                cwd=REPOSITORY,
+                cwd=self.root,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -109,3 +109,19 @@ def test_sources_are_the_same_list_in_setup_and_choice() -> None:
 def test_digest_is_of_the_rendered_header() -> None:
     assert len(c_header.header_digest()) == 64
     assert c_header.header_digest() == c_header.header_digest()
+
+
+def test_a_sanitized_engine_is_never_built_into_the_tree() -> None:
+    before = {path: path.stat().st_mtime_ns for path in ENGINE_DIR.glob("*.so")}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=REPOSITORY,
+        env={**os.environ, "WAVRY_BUILD_SANITIZE": "address"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "directory of its own" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in ENGINE_DIR.glob("*.so")} == before
