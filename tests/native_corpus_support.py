@@ -1,6 +1,7 @@
-"""Seeds of the segment fuzzer: ``python tests/native_corpus_support.py`` writes them.
+"""Seeds of the fuzz targets: ``python tests/native_corpus_support.py`` writes them.
 
-The form of an input and the sessions that exist are those of tests/engine/c/fuzz_segments.c.
+The form of an input and the sessions that exist are those of tests/engine/c/fuzz_TARGET.c; a
+target's corpus is tests/engine/c/corpus/TARGET.
 """
 
 import struct
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from wavry_peer.protocol import packets, stun
 from wavry_peer.protocol.crc import crc16_kermit
+from wavry_relay.shm.layout import HEAD
 
 CORPUS = Path(__file__).parent / "engine" / "c" / "corpus"
 
@@ -32,8 +34,7 @@ def _input(source: int, train: list[bytes], *, size: int | None = None, time: in
     return struct.pack("!BBH", source, time, step) + b"".join(train)
 
 
-def seeds() -> dict[str, bytes]:
-    """Name and content of each seed."""
+def _segments() -> dict[str, bytes]:
     lease = bytes((0x57, 1, 1, 1)) + _sid(0) + struct.pack("!BH", 0, 5) + bytes(85)
     return {
         "client": _input(1, [_plain(0, 1, 20)]),
@@ -64,11 +65,65 @@ def seeds() -> dict[str, bytes]:
     }
 
 
+def _message(train: list[bytes], *, source: int = 1, kind: int = 0, size: int = 0) -> bytes:
+    data = b"".join(train)
+    return struct.pack("!BBHH", source, kind, size or len(train[0]), len(data)) + data
+
+
+def _batches() -> dict[str, bytes]:
+    lease = bytes((0x57, 1, 1, 1)) + _sid(0) + struct.pack("!BH", 0, 5) + bytes(15)
+    lone = [_message([_plain(0, number, 30)]) for number in range(8)]
+    train = [_plain(number % 2, number, 30) for number in range(24)]
+    v6 = [_message([_plain(2, number, 30)], source=5) for number in range(6)]
+    made = {
+        "lone": (0, 0, lone),
+        "train": (0, 0, [_message(train, kind=1)]),
+        "train-refused": (8, 3, [_message(train, kind=1)]),
+        "short-tail": (0, 0, [_message([_plain(0, 1, 30), _plain(0, 2, 30), b"short"], kind=1)]),
+        "growing": (8, 1, [_message([_plain(0, number, number)]) for number in range(20)]),
+        "leases": (0, 0, [_message([lease] * 70, kind=1), *lone]),
+        "from-v6": (4, 0, v6),
+        "negative-size": (0, 0, [_message(train[:3], kind=3), *lone]),
+        "huge-size": (0, 0, [_message(train[:3], kind=4), *lone]),
+        "other-control": (0, 0, [_message(train, kind=5), *lone]),
+        "cut-control": (0, 0, [_message(train[:3], kind=6), *lone]),
+        "lying-control": (0, 0, [_message(train[:3], kind=7, size=9), *lone]),
+        "one-byte-segments": (0, 0, [_message(train[:2], kind=1, size=1)]),
+        "empty": (0, 0, [struct.pack("!BBHH", 1, 1, 1, 0), *lone]),
+        "limits": (3, 0, [_message(train, kind=1), *lone]),
+        "bearer": (16, 0, [_message([_plain(3, 1, 5)])]),
+        "many": (8, 9, [_message([_plain(n % 4, n, n % 3)], kind=n % 2) for n in range(120)]),
+    }
+    return {
+        name: bytes((flags, seed)) + b"".join(messages)
+        for name, (flags, seed, messages) in made.items()
+    }
+
+
+def _head() -> dict[str, bytes]:
+    word = struct.Struct("!HB")
+    made = {"as-it-is": b""}
+    for name in ("version", "workers", "max_sessions", "index_slots", "counters"):
+        for value in (0, 255):
+            made[f"{name}-{value}"] = word.pack(HEAD[name].offset, value & 0xFE)
+    for name in ("total_bytes", "at_index", "at_sessions", "at_ip_rates", "at_bitmap"):
+        for value in (0, 64, 1 << 62, (1 << 64) - 64):
+            content = value.to_bytes(8, "little")
+            made[f"{name}-{value}"] = word.pack(HEAD[name].offset, 1) + content
+    return {name: b"\0" + content for name, content in made.items()}
+
+
+def seeds() -> dict[str, dict[str, bytes]]:
+    """Name and content of each seed, for each target."""
+    return {"segments": _segments(), "batches": _batches(), "head": _head()}
+
+
 def main() -> None:
-    """Write the corpus."""
-    CORPUS.mkdir(exist_ok=True)
-    for name, content in seeds().items():
-        (CORPUS / name).write_bytes(content)
+    """Write the corpora."""
+    for target, content_of in seeds().items():
+        (CORPUS / target).mkdir(parents=True, exist_ok=True)
+        for name, content in content_of.items():
+            (CORPUS / target / name).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,19 @@
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
+import native_fuzz_support
+import native_support
 import pytest
 from native_corpus_support import CORPUS, seeds
-from native_support import ENGINE_DIR, SANITIZERS, compile_c, run_sanitized
+from native_fuzz_support import build, has_libfuzzer
+from native_support import C_TESTS_DIR, ENGINE_DIR, SANITIZERS, compile_c, run_sanitized
 
 from wavry_relay.shm import c_header
 
 FUZZ_SECONDS = float(os.environ.get("WAVRY_FUZZ_SECONDS", "10"))
+FUZZ_SEED = int(os.environ.get("WAVRY_FUZZ_SEED", "1"))
 
 
 def test_header_is_the_one_of_the_layout() -> None:
@@ -45,50 +48,46 @@ def test_packet_path_compiles_without_a_warning_at_o3(tmp_path: Path) -> None:
 
 
 def test_corpus_is_the_one_of_its_generator() -> None:
-    """`python tests/native_corpus_support.py` writes it; finds of the fuzzer are added by hand."""
-    for name, content in seeds().items():
-        assert (CORPUS / name).read_bytes() == content
+    """`python tests/native_corpus_support.py` writes it; native_fuzz_support.py adds finds."""
+    for target, content_of in seeds().items():
+        for name, content in content_of.items():
+            assert (CORPUS / target / name).read_bytes() == content
 
 
-def test_fuzz_segments(tmp_path: Path) -> None:
-    """Ten seconds here; `make fuzz` runs long."""
-    corpus = sorted(CORPUS.iterdir())
-    seed = os.environ.get("WAVRY_FUZZ_SEED", "1")
-    if shutil.which("clang") is not None and has_libfuzzer(tmp_path):
-        program = tmp_path / "fuzz"
-        command = ["clang", "-std=c11", "-g", "-O1", "-fno-strict-aliasing", f"-I{ENGINE_DIR}"]
-        command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-o"]
-        command += [str(program), str(CORPUS.parent / "fuzz_segments.c")]
-        command += [str(ENGINE_DIR / "decide.c"), str(ENGINE_DIR / "fastpath.c")]
-        subprocess.run(command, check=True, timeout=120)
-        fresh = tmp_path / "corpus"
-        fresh.mkdir()
-        run_sanitized(
-            program, f"-max_total_time={FUZZ_SECONDS:.0f}", f"-seed={seed}", fresh, CORPUS,
-            timeout_s=FUZZ_SECONDS + 60,
-        )  # fmt: skip
-        return
-    program = compile_c(
-        tmp_path / "fuzz", "fuzz_segments.c", "fuzz_main.c", flags=[*SANITIZERS, "-O1"]
-    )
-    done = subprocess.run(
-        [program, str(FUZZ_SECONDS), seed, *corpus],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=FUZZ_SECONDS + 60,
-    )
-    crash = tmp_path / "crash-input"
-    found = crash.read_bytes().hex() if crash.exists() else "none"
-    assert done.returncode == 0, f"{done.stderr}\ninput: {found}"
-    runs = int(done.stdout.removeprefix("runs: "))
-    print(f"{runs} inputs in {FUZZ_SECONDS:.0f} s")
+def test_corpora_stay_small() -> None:
+    for target in seeds():
+        sizes = [path.stat().st_size for path in (CORPUS / target).iterdir()]
+        assert len(sizes) <= 400
+        assert sum(sizes) <= 150_000
+
+
+@pytest.mark.parametrize(("target", "share"), [("segments", 1.0), ("batches", 0.5), ("head", 0.2)])
+def test_fuzz_target_finds_nothing(target: str, share: float, tmp_path: Path) -> None:
+    """WAVRY_FUZZ_SECONDS for the segment parser, less for the others; `make fuzz` runs long."""
+    finds = Path(os.environ.get("WAVRY_FUZZ_FINDS", tmp_path)) / target
+    seconds = FUZZ_SECONDS * share
+    said = build(target, tmp_path).run(seconds, FUZZ_SEED, tmp_path, finds)
+    runs = int(re.findall(r"(?:runs|number_of_executed_units): +(\d+)", said)[0])
+    print(f"{target}: {runs} inputs in {seconds:.0f} s")
     assert runs > 1000
 
 
-def has_libfuzzer(directory: Path) -> bool:
-    source = directory / "empty.c"
-    source.write_text("int LLVMFuzzerTestOneInput(const char *a, long b) { return a && b && 0; }\n")
-    command = ["clang", "-fsanitize=fuzzer", "-o", str(directory / "empty"), str(source)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+@pytest.mark.parametrize("clang", [False, True], ids=["gcc", "clang"])
+def test_fuzz_target_that_finds_something_fails_with_the_input(
+    clang: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if clang and not has_libfuzzer(tmp_path):
+        pytest.skip("clang has no libFuzzer here")
+    broken = (C_TESTS_DIR / "fuzz_head.c").read_text()
+    broken = broken.replace(
+        "    struct wv_tables tables;\n    /*",
+        "    CHECK(bytes != 1);\n    struct wv_tables tables;\n    /*",
+    )
+    (tmp_path / "fuzz_head.c").write_text(broken)
+    shutil.copy(C_TESTS_DIR / "fuzz_main.c", tmp_path)
+    shutil.copy(C_TESTS_DIR / "segment_support.h", tmp_path)
+    for module in (native_fuzz_support, native_support):
+        monkeypatch.setattr(module, "C_TESTS_DIR", tmp_path)
+    monkeypatch.setattr(native_fuzz_support, "has_libfuzzer", lambda _directory: clang)
+    with pytest.raises(AssertionError, match=r"bytes != 1(?s:.*)input: \{'crash-"):
+        build("head", tmp_path).run(5, 1, tmp_path, tmp_path / "finds")

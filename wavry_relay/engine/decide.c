@@ -138,7 +138,7 @@ static void *lock_place(struct wv_tables *t, enum wv_lock_kind kind, uint64_t wh
         case WV_LOCK_SESSION: return which < t->max_sessions ? &t->sessions[which].lock : NULL;
         case WV_LOCK_RATE:
             if (which < t->at_ip_rates || which % sizeof(struct wv_rate_bucket) != 0 ||
-                which + sizeof(struct wv_rate_bucket) > t->rates_end)
+                which >= t->rates_end || t->rates_end - which < sizeof(struct wv_rate_bucket))
                 return NULL;
             return &((struct wv_rate_bucket *)(t->base + which))->lock;
     }

@@ -522,6 +522,7 @@ static uint32_t train_bytes(struct msghdr *message) {
     for (struct cmsghdr *at = CMSG_FIRSTHDR(message); at != NULL; at = CMSG_NXTHDR(message, at)) {
         int bytes = 0;
         if (at->cmsg_level != IPPROTO_UDP || at->cmsg_type != UDP_GRO) continue;
+        if (at->cmsg_len < CMSG_LEN(sizeof bytes)) return 0; /* the kernel cut it off */
         memcpy(&bytes, CMSG_DATA(at), sizeof bytes);
         return bytes > 0 ? (uint32_t)bytes : 0;
     }

@@ -145,6 +145,9 @@ static void lock_words_name_owner_and_generation(void) {
     CHECK(wv_lock(&two, WV_LOCK_SESSION, 1, 0) == 1);
     CHECK(wv_lock(&two, WV_LOCK_SESSION, TEST_SESSIONS, 0) == -1);
     CHECK(wv_lock(&two, WV_LOCK_RATE, 0, 0) == -1);
+    CHECK(wv_lock(&two, WV_LOCK_RATE, two.rates_end - sizeof(struct wv_rate_bucket) / 2, 0) == -1);
+    CHECK(wv_lock(&two, WV_LOCK_RATE, two.rates_end, 0) == -1);
+    CHECK(wv_lock(&two, WV_LOCK_RATE, UINT64_MAX - sizeof(struct wv_rate_bucket) + 1, 0) == -1);
     CHECK(wv_free_locks_of(&two, 99) == 0);
     free(s.base);
 }
