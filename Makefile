@@ -7,7 +7,9 @@ STAMP := $(VENV)/.installed
 NATIVE_SOURCES := $(wildcard wavry_relay/engine/*.c wavry_relay/engine/*.h wavry_relay/engine/*.pyx)
 PYTEST_ARGS ?=
 FUZZ_DATAGRAMS ?= 10000000
+FUZZ_SANITIZED_DATAGRAMS ?= 1000000
 FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 1
 
 .PHONY: help demo test lint format bench fuzz docs clean system
 
@@ -39,9 +41,11 @@ format: $(STAMP)  ## format the code and apply safe lint fixes
 bench: $(STAMP)  ## performance table; writes build/bench.json
 	$(BIN)/python -m loadtest.bench --output build/bench.json
 
-fuzz: $(STAMP)  ## long fuzz: the native decision (FUZZ_SECONDS), then the UDP port (FUZZ_DATAGRAMS)
-	WAVRY_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -q tests/engine/test_native_c.py -k fuzz_segments
-	WAVRY_FUZZ_DATAGRAMS=$(FUZZ_DATAGRAMS) $(BIN)/python -m pytest -q tests/fuzz
+fuzz: $(STAMP)  ## long fuzz: the packet path in C (FUZZ_SECONDS), then the UDP port (FUZZ_DATAGRAMS, FUZZ_SANITIZED_DATAGRAMS)
+	WAVRY_FUZZ_SEED=$(FUZZ_SEED) WAVRY_FUZZ_SECONDS=$(FUZZ_SECONDS) WAVRY_FUZZ_FINDS=$(CURDIR)/build/fuzz \
+		$(BIN)/python -m pytest -q -s tests/engine/test_native_c.py -k fuzz_target
+	WAVRY_FUZZ_SEED=$(FUZZ_SEED) WAVRY_FUZZ_DATAGRAMS=$(FUZZ_DATAGRAMS) WAVRY_FUZZ_SANITIZED_DATAGRAMS=$(FUZZ_SANITIZED_DATAGRAMS) \
+		$(BIN)/python -m pytest -q -s tests/fuzz
 
 docs: $(STAMP)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py

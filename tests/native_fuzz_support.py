@@ -1,8 +1,8 @@
 """Builds and runs the fuzz targets of tests/engine/c: libFuzzer where clang has it, else gcc and
 the driver of fuzz_main.c.
 
-``python tests/native_fuzz_support.py`` takes from build/fuzz into the corpora what runs of `make fuzz`
-found and no seed reaches (needs clang).
+``python tests/native_fuzz_support.py`` takes what runs of `make fuzz` found from build/fuzz into
+the corpora, where it reaches code that no seed reaches (needs clang).
 """
 
 import os

@@ -33,7 +33,7 @@ enum {
     HEADER_BYTES = 20,
     SEQUENCE_BYTES = 8,
 };
-static const uint64_t STALL_NS = 3000000000u;
+static const uint64_t STALL_NS = 10000000000u;
 
 enum { OTHER_PACKETS, OTHER_BYTES, SENT_PACKETS, SENT_BYTES, GIVEN_UP, LEDGER_WORDS };
 

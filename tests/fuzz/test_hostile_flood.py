@@ -79,7 +79,7 @@ def _flood_and_check(
                 result = flood(
                     relay, segment, templates, ledger,
                     count=datagrams // ROUNDS, seed=SEED * 1000 + number,
-                    timeout_s=120 + datagrams / 2000,
+                    timeout_s=120 + datagrams / ROUNDS / 2000,
                 )  # fmt: skip
                 sent += result.sent
                 footprints.append(Footprint.of(relay))

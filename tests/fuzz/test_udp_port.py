@@ -1,10 +1,9 @@
-"""The whole UDP port under random and mutated datagrams, with a live session beside it.
+"""A whole system whose UDP port gets random and mutated datagrams, with a live session beside it.
 
-``WAVRY_FUZZ_DATAGRAMS`` sets how many datagrams are sent (`make fuzz` sends many more).
+The long flood, and the one under sanitizers, are those of test_hostile_flood.py.
 """
 
 import asyncio
-import os
 import random
 import re
 import socket
@@ -21,7 +20,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_peer.settings import parse_address
 
-DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_DATAGRAMS", "20000"))
+DATAGRAMS = 20_000
 ROUND = 200
 SEED = 20261123
 

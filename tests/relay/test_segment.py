@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from relay_support import REPOSITORY
 
-from wavry_relay.shm.layout import Geometry
+from wavry_relay.shm.layout import HEAD, Geometry
 from wavry_relay.shm.segment import (
     Segment,
     SegmentBusyError,
@@ -55,6 +57,55 @@ def test_attach_sees_what_was_written(name: str) -> None:
     finally:
         other.close()
         segment.close()
+
+
+@pytest.mark.parametrize("field", [field for field in HEAD.fields if field != "boot_ns"])
+@pytest.mark.parametrize("value", [0, 1, 0x7FFF_FFC0, 0xFFFF_FFFF])
+def test_attach_refuses_a_damaged_head(field: str, value: int) -> None:
+    segment = Segment.anonymous(GEOMETRY, now_ns=0)
+    try:
+        at = HEAD[field].offset // 4
+        if segment.u32[at] == value:
+            value += 2
+        segment.u32[at] = value
+        with pytest.raises(SegmentError, match=r"damaged|layout version"):
+            Segment.attach(segment.fd)
+    finally:
+        segment.close()
+
+
+@given(patches=st.lists(st.tuples(st.integers(0, 159), st.integers(0, 255)), max_size=4))
+@settings(deadline=None)
+def test_attach_refuses_or_sees_the_same_tables(patches: list[tuple[int, int]]) -> None:
+    segment = Segment.anonymous(GEOMETRY, now_ns=0)
+    try:
+        before = bytes(segment.u8[:160])
+        for offset, value in patches:
+            segment.u8[offset] = value
+        fd = os.dup(segment.fd)
+        try:
+            other = Segment.attach(fd)
+        except SegmentError:
+            os.close(fd)
+            assert bytes(segment.u8[:160]) != before
+            return
+        assert other.geometry == GEOMETRY
+        other.close()
+    finally:
+        segment.close()
+
+
+@pytest.mark.parametrize("size", [0, 100, 4096, GEOMETRY.total_bytes - 4096])
+def test_attach_refuses_a_segment_that_was_cut(size: int) -> None:
+    segment = Segment.anonymous(GEOMETRY, now_ns=0)
+    fd = os.dup(segment.fd)
+    segment.close()
+    try:
+        os.truncate(fd, size)
+        with pytest.raises(SegmentError, match=r"damaged|too small"):
+            Segment.attach(fd)
+    finally:
+        os.close(fd)
 
 
 def test_stale_segment_of_a_dead_relay_is_replaced(name: str) -> None:

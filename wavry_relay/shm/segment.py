@@ -66,7 +66,8 @@ class Segment:
         """Map the segment behind a descriptor that the supervisor handed over.
 
         Raises:
-            SegmentError: not a segment of this layout version.
+            SegmentError: not a segment of this layout version, or its head contradicts itself or
+                the size of the memory.
         """
         page = os.pread(fd, HEAD.size, 0)
         if len(page) < HEAD.size:
@@ -79,7 +80,18 @@ class Segment:
 
         if words64[0] != MAGIC_WORD or head32("version") != LAYOUT_VERSION:
             raise SegmentError("shared memory has another layout version; restart the whole relay")
-        segment = cls(fd, Geometry(head32("workers"), head32("max_sessions")))
+        try:
+            geometry = Geometry(head32("workers"), head32("max_sessions"))
+        except ValueError as error:
+            raise _damaged(str(error)) from error
+        for name, value in _head_of(geometry).items():
+            field = HEAD[name]
+            words = words32 if field.width == 4 else words64
+            if words[field.offset // field.width] != value:
+                raise _damaged(f"{name} contradicts the sizes")
+        if os.fstat(fd).st_size < geometry.total_bytes:
+            raise _damaged("it is shorter than its head says")
+        segment = cls(fd, geometry)
         segment.boot_ns = words64[HEAD["boot_ns"].offset // 8]
         return segment
 
@@ -142,20 +154,11 @@ class Segment:
             raise SegmentError(f"shared memory cannot be sized: {error.strerror}") from error
         segment = cls(fd, geometry)
         segment.boot_ns = now_ns
-        for name, value in (
-            ("version", LAYOUT_VERSION),
-            ("workers", geometry.workers),
-            ("max_sessions", geometry.max_sessions),
-            ("index_slots", geometry.index_slots),
-            ("used_slots", geometry.used_slots),
-            ("counters", len(COUNTERS)),
-        ):
-            segment.u32[HEAD[name].offset // 4] = value
-        segment.u64[HEAD["total_bytes"].offset // 8] = geometry.total_bytes
+        for name, value in _head_of(geometry).items():
+            field = HEAD[name]
+            words = segment.u32 if field.width == 4 else segment.u64
+            words[field.offset // field.width] = value
         segment.u64[HEAD["boot_ns"].offset // 8] = now_ns
-        for name, region in geometry.regions.items():
-            if name != "head":
-                segment.u64[HEAD[f"at_{name}"].offset // 8] = region.offset
         segment.u64[HEAD["magic"].offset // 8] = MAGIC_WORD
         return segment
 
@@ -179,6 +182,28 @@ class Segment:
         self.u8.release()
         self._map.close()
         os.close(self.fd)
+
+
+def _head_of(geometry: Geometry) -> dict[str, int]:
+    """What the head says about sizes and places."""
+    return {
+        "version": LAYOUT_VERSION,
+        "workers": geometry.workers,
+        "max_sessions": geometry.max_sessions,
+        "index_slots": geometry.index_slots,
+        "used_slots": geometry.used_slots,
+        "counters": len(COUNTERS),
+        "total_bytes": geometry.total_bytes,
+        **{
+            f"at_{name}": region.offset
+            for name, region in geometry.regions.items()
+            if name != "head"
+        },
+    }
+
+
+def _damaged(what: str) -> SegmentError:
+    return SegmentError(f"shared memory is damaged: {what}; restart the whole relay")
 
 
 def unlink(name: str) -> None:
