@@ -78,6 +78,7 @@ def _batches() -> dict[str, bytes]:
     made = {
         "lone": (0, 0, lone),
         "train": (0, 0, [_message(train, kind=1)]),
+        "long-train": (0, 0, [_message([_plain(0, number) for number in range(150)], kind=1)]),
         "train-refused": (8, 3, [_message(train, kind=1)]),
         "short-tail": (0, 0, [_message([_plain(0, 1, 30), _plain(0, 2, 30), b"short"], kind=1)]),
         "growing": (8, 1, [_message([_plain(0, number, number)]) for number in range(20)]),

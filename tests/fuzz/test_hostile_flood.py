@@ -6,6 +6,8 @@ and 10^6); the flood goes as fast as the relay takes it.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,12 @@ from hostile_support import (
 )
 from native_support import need_native
 from relay_support import Mint, RelayProcess, UdpPeer, wait_until
-from sanitized_support import SanitizedRelay, build_sanitized, check_reports
+from sanitized_support import (
+    SanitizedRelay,
+    build_sanitized,
+    check_reports,
+    sanitizer_environ,
+)
 
 DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_DATAGRAMS", "500000"))
 SANITIZED_DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_SANITIZED_DATAGRAMS", "200000"))
@@ -148,3 +155,19 @@ def test_flood_finds_nothing_under_address_and_undefined_behaviour_sanitizers(
         finally:
             relay.check()
     check_reports(relay.reports)
+
+
+def test_a_sanitizer_report_fails_with_its_text(tmp_path: Path) -> None:
+    code = (
+        "import ctypes, faulthandler; faulthandler.enable(); libc = ctypes.CDLL(None)\n"
+        "libc.malloc.restype = ctypes.c_void_p\n"
+        "libc.memset(ctypes.c_void_p(libc.malloc(10)), 0, 11)\n"
+    )
+    environ = {**os.environ, **sanitizer_environ(tmp_path / "reports")}
+    check_reports(tmp_path / "reports")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode != 0
+    with pytest.raises(pytest.fail.Exception, match="heap-buffer-overflow"):
+        check_reports(tmp_path / "reports")

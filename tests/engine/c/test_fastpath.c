@@ -113,6 +113,34 @@ static void a_batch_larger_than_the_out_tables(void) {
     free(s.base);
 }
 
+/* Two full trains for one destination are more than one datagram of UDP can carry. */
+static void groups_stay_below_what_udp_carries(void) {
+    struct test_segment s = test_segment_new();
+    struct wv_address relay4, bob_at;
+    const int fd = udp(AF_INET, &relay4), bob = udp(AF_INET, &bob_at);
+    struct wv_engine *e = engine(&s, &fd, 1);
+    const struct wv_address alice = test_v4(1, 5000);
+    test_session(&e->tables, 0, alice, bob_at);
+    uint64_t sequence = 0;
+    for (uint32_t message = 0; message < 2; message++) {
+        uint8_t *at = e->in_vectors[message].iov_base;
+        uint32_t bytes = 0;
+        for (int i = 0; i < 40; i++) bytes += (uint32_t)test_forward(at + bytes, 0, sequence++, 1400);
+        e->in[message].msg_len = bytes;
+        e->in_segment_bytes[message] = 1428;
+        e->in_from[message] = alice;
+    }
+    e->batch_messages = 2;
+    e->batch_at = e->batch_offset = 0;
+    wv_process(e);
+    CHECK(heard(bob) == 80);
+    CHECK(e->tables.row[WV_COUNT_FORWARDED_PACKETS] == 80);
+    CHECK(e->plain_learned == 0 && (!e->sockets[0].gso || e->gso_messages == 2));
+    wv_engine_free(e);
+    close(fd), close(bob);
+    free(s.base);
+}
+
 /* Every refusal, with many destinations: nothing is counted twice or forgotten. */
 static void counts_every_datagram_once(void) {
     const int errors[] = {EIO, EINVAL, EMSGSIZE, EAGAIN, ENOBUFS, ECONNREFUSED, EPERM, EINTR};
@@ -149,6 +177,7 @@ int main(void) {
     refuses_what_it_cannot_serve();
     forwards_between_families();
     a_batch_larger_than_the_out_tables();
+    groups_stay_below_what_udp_carries();
     counts_every_datagram_once();
     puts("fastpath: ok");
     return 0;
