@@ -61,9 +61,13 @@ def _report(label: str, seen: Footprint) -> None:
     )
 
 
-def _check_flows(flows: list[Flow], overflowed: int) -> None:
+def _check_flows(flows: list[Flow], overflowed: int, busy: int) -> None:
+    """`busy`: a worker that the host puts aside for 50 ms with a lock in its hands costs others
+    a datagram, which they count."""
     lost = sum(len(flow.sent) - len(flow.heard) for flow in flows)
-    assert lost <= overflowed, f"{lost} good datagrams lost, {overflowed} overflowed a socket"
+    assert lost <= overflowed + busy, (
+        f"{lost} good datagrams lost, {overflowed} overflowed a socket, {busy} met a busy lock"
+    )
 
 
 def _flood_and_check(
@@ -107,7 +111,7 @@ def _flood_and_check(
 
         assert not good.faults
         assert good.sent > 8 * ROUNDS
-        _check_flows(good.flows, overflowed)
+        _check_flows(good.flows, overflowed, after["drop_lock_busy"] - before["drop_lock_busy"])
         assert identities(segment, pairs) == kept, "a good session was changed"
         assert sent + ledger.others - overflowed <= received <= sent + ledger.others
         assert received <= fates <= received + twice

@@ -354,13 +354,20 @@ static inline uint64_t bit_rate(uint64_t tat_ns, uint32_t kbps, uint64_t bytes, 
     return conforms(tat_ns, now_ns, WV_PEER_BURST_NS, cost_ns(bytes, kbps));
 }
 
-/* Take a unit from a word that others change too; the word before and after it, or 0. */
-static int take_shared(uint64_t *word, uint64_t now_ns, uint64_t cost, uint64_t *before,
-                       uint64_t *after) {
-    for (;;) {
+/* Take a unit from a word that others change too; the word before and after it, or 0.  A worker
+ * that was put aside with a batch in its hands has an old clock, and a word that others moved on
+ * meanwhile would look far ahead: before it refuses, it asks for the time again. */
+static int take_shared(const struct wv_tables *t, uint64_t *word, uint64_t now_ns, uint64_t cost,
+                       uint64_t *before, uint64_t *after) {
+    for (int asked = !t->live_clock;;) {
         *before = load64(word);
         *after = conforms(*before, now_ns, WV_GLOBAL_BURST_NS, cost);
-        if (*after == 0) return 0;
+        if (*after == 0) {
+            if (asked) return 0;
+            asked = 1;
+            now_ns = monotonic_ns();
+            continue;
+        }
         if (swap64(word, *before, *after)) return 1;
         pause_cpu();
     }
@@ -372,10 +379,10 @@ static int charge_global(struct wv_tables *t, uint64_t bytes, uint64_t now_ns) {
     const uint32_t kbps = load32(&t->control->global_kbps);
     const uint32_t pps = load32(&t->control->global_pps);
     uint64_t before = 0, after = 0, packets_before, packets_after;
-    if (kbps != 0 && !take_shared(&t->shared->global_bits_tat, now_ns, cost_ns(bytes, kbps), &before,
+    if (kbps != 0 && !take_shared(t, &t->shared->global_bits_tat, now_ns, cost_ns(bytes, kbps), &before,
                                   &after))
         return 0;
-    if (pps == 0 || take_shared(&t->shared->global_packets_tat, now_ns, NS_PER_S / pps,
+    if (pps == 0 || take_shared(t, &t->shared->global_packets_tat, now_ns, NS_PER_S / pps,
                                 &packets_before, &packets_after))
         return 1;
     if (kbps != 0) swap64(&t->shared->global_bits_tat, after, before);

@@ -57,6 +57,7 @@ struct wv_tables {
     struct wv_session *last; /* found last; looked at first */
     uint64_t busy_record;    /* record + 1 whose lock timed out, */
     uint64_t busy_until_ns;  /* and until when nobody waits for it again */
+    int live_clock;          /* instants come from the real clock, so it may be asked again */
 };
 
 enum wv_open_error {

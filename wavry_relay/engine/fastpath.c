@@ -63,6 +63,7 @@ static uint64_t clock_ns(clockid_t id) {
 }
 
 static void read_clocks(struct wv_engine *e) {
+    e->tables.live_clock = !e->frozen;
     if (e->frozen) return;
     e->now.mono_ns = clock_ns(CLOCK_MONOTONIC);
     e->now.wall_ms = clock_ns(CLOCK_REALTIME) / NS_PER_MS;

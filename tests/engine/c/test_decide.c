@@ -3,6 +3,7 @@
 #include "segment_support.h"
 
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct wv_decision decision;
@@ -203,6 +204,31 @@ static void windows_stay_exact_while_they_wrap(void) {
     free(s.base);
 }
 
+/* A worker that slept with a batch in its hands is behind one that went on: nobody was too fast. */
+static void a_late_worker_is_not_over_the_global_limit(void) {
+    struct test_segment s = test_segment_new();
+    struct wv_tables late = opened(&s, 0), prompt = opened(&s, 1);
+    const struct wv_address alice = test_v4(1, 1), carol = test_v4(3, 3);
+    struct timespec clock;
+    uint8_t data[64];
+    test_session(&late, 0, alice, test_v4(2, 2));
+    test_session(&late, 1, carol, test_v4(4, 4));
+    late.control->global_pps = 1000, late.control->global_kbps = 100000;
+    clock_gettime(CLOCK_MONOTONIC, &clock);
+    struct wv_instant now = {(uint64_t)clock.tv_sec * 1000000000u + (uint64_t)clock.tv_nsec, TEST_NOW.wall_ms};
+    const struct wv_instant before = {now.mono_ns - 500000000u, now.wall_ms};
+    CHECK(wv_decide(&prompt, data, test_forward(data, 1, 1, 0), &carol, &now, &decision) == WV_KIND_FORWARD);
+    const size_t bytes = test_forward(data, 0, 1, 0);
+    CHECK(wv_decide(&late, data, bytes, &alice, &before, &decision) == WV_KIND_DROP); /* a clock of a test */
+    late.live_clock = 1;
+    CHECK(wv_decide(&late, data, bytes, &alice, &before, &decision) == WV_KIND_FORWARD);
+    /* And the limit holds: ten minutes ahead are too far for any clock. */
+    late.shared->global_packets_tat = now.mono_ns + 600000000000u;
+    CHECK(wv_decide(&late, data, test_forward(data, 0, 2, 0), &alice, &before, &decision) == WV_KIND_DROP);
+    CHECK(decision.drop == WV_COUNT_DROP_GLOBAL_RATE);
+    free(s.base);
+}
+
 int main(void) {
     refuses_damaged_segments();
     forwards_and_counts();
@@ -211,6 +237,7 @@ int main(void) {
     lock_words_name_owner_and_generation();
     only_the_dead_lose_their_locks();
     windows_stay_exact_while_they_wrap();
+    a_late_worker_is_not_over_the_global_limit();
     puts("decide: ok");
     return 0;
 }
