@@ -28,6 +28,7 @@ from .measures.forward import ForwardCase, MeasurementError, capacity, run_forwa
 from .measures.latency import run_latency
 from .measures.memory import PLANNED_SESSIONS, run_memory
 from .measures.scaling import run_scaling
+from .measures.upgrade import run_upgrade
 from .measures.worker_kill import run_worker_kill
 from .native_build import CompileError, compile_program
 from .processes import ProcessGoneError
@@ -69,6 +70,7 @@ class Scope:
         sockets: of each side; sessions share them.
         duration_ms: of one load.
         kill_duration_ms: of the load in which a worker dies.
+        upgrade_duration_ms: of the load in which the relay is upgraded.
         admissions: sessions (two leases each) of one admission run.
         parts: ``forward`` and the names of the parts that follow it.
     """
@@ -79,6 +81,7 @@ class Scope:
     sockets: int
     duration_ms: int
     kill_duration_ms: int
+    upgrade_duration_ms: int
     admissions: int
     parts: tuple[str, ...]
 
@@ -97,7 +100,7 @@ class Scope:
         return cases
 
 
-PARTS: Final = ("forward", "latency", "admission", "memory", "kill", "scaling")
+PARTS: Final = ("forward", "latency", "admission", "memory", "kill", "upgrade", "scaling")
 FULL: Final = Scope(
     bursts=(1, 4, 16, 48),
     sessions=64,
@@ -105,6 +108,7 @@ FULL: Final = Scope(
     sockets=64,
     duration_ms=700,
     kill_duration_ms=3000,
+    upgrade_duration_ms=8000,
     admissions=300,
     parts=PARTS,
 )
@@ -115,8 +119,9 @@ QUICK: Final = Scope(
     sockets=8,
     duration_ms=100,
     kill_duration_ms=1800,
+    upgrade_duration_ms=6000,
     admissions=30,
-    parts=("forward", "latency", "admission", "memory", "kill"),
+    parts=("forward", "latency", "admission", "memory", "kill", "upgrade"),
 )
 
 
@@ -287,6 +292,35 @@ class _Bench:
                 progress=self.say,
             )
 
+    def upgrade(self, master: BenchMaster, endpoints: Endpoints, work: Path) -> None:
+        """The native relay is upgraded at half of its capacity at bursts of 1."""
+        name, directory = "relay-native", work / "upgrade-native"
+        sessions = self.scope.sessions
+        with (
+            self.part("upgrade", name),
+            self._relay(master, directory, "native", sessions=sessions + _SPARE_SESSIONS) as relay,
+        ):
+            subject = relay_subject(relay, master, endpoints, directory, name=name)
+            most = capacity(
+                subject,
+                ForwardCase(1, gso=False, sessions=sessions),
+                endpoints,
+                core=self._generator_core,
+                duration_ms=self.scope.duration_ms,
+            )
+            run_upgrade(
+                self.report,
+                relay,
+                subject,
+                endpoints,
+                rate=int(most / 2),
+                sessions=sessions,
+                core=self._generator_core,
+                duration_ms=self.scope.upgrade_duration_ms,
+                repetitions=self.repetitions,
+                progress=self.say,
+            )
+
     def scaling(self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str) -> None:
         """One relay of one worker and one of two."""
         name = f"relay-{engine}"
@@ -349,6 +383,8 @@ def run(
             bench.admission_and_memory(master, endpoints, work, engine)
             if "kill" in scope.parts:
                 bench.kill(master, endpoints, work, engine)
+            if "upgrade" in scope.parts and engine == "native":
+                bench.upgrade(master, endpoints, work)
             if "scaling" in scope.parts:
                 bench.scaling(master, endpoints, work, engine)
     bench.report.machine["duration_s"] = round(time.monotonic() - began, 1)
@@ -389,6 +425,7 @@ def _scope(given: argparse.Namespace, console: Console) -> Scope:
         sockets=scope.sockets,
         duration_ms=scope.duration_ms,
         kill_duration_ms=scope.kill_duration_ms,
+        upgrade_duration_ms=scope.upgrade_duration_ms,
         admissions=scope.admissions,
         parts=tuple(given.part) if given.part else scope.parts,
     )

@@ -18,11 +18,13 @@ __all__ = [
     "ProcessGoneError",
     "cpu_ns",
     "descendants",
+    "is_alive",
     "launch",
     "on_core",
     "resident_bytes",
     "shared_memory_bytes",
     "stop",
+    "stop_orphan",
 ]
 
 
@@ -71,6 +73,11 @@ def descendants(pid: int) -> set[int]:
         found |= more
         grown = bool(more)
     return found - {pid}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    return pid in _parents()
 
 
 def resident_bytes(pid: int) -> int:
@@ -126,6 +133,24 @@ def launch(
         )
 
 
+def _see_off(pids: set[int], timeout_s: float) -> None:
+    """Kill what has not ended by itself in time."""
+    deadline = time.monotonic() + timeout_s
+    while pids & _parents().keys() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for pid in pids & _parents().keys():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def stop_orphan(pid: int, timeout_s: float = 5.0) -> None:
+    """End a process that is not our child (an upgraded relay), and all that it started."""
+    family = {pid, *descendants(pid)}
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    _see_off(family, timeout_s)
+
+
 def stop(process: subprocess.Popen[bytes], timeout_s: float = 5.0) -> int:
     """End a process and all that it started; its exit status.
 
@@ -139,12 +164,7 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 5.0) -> int:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    deadline = time.monotonic() + timeout_s
-    while family & _parents().keys() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for pid in family & _parents().keys():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    _see_off(family, timeout_s)
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()

@@ -1,6 +1,7 @@
 """Starts the relay that is measured: the real program, its real supervisor and workers."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import msgspec
 from wavry_peer.settings import parse_address
 
 from .bench_master import BenchMaster
-from .processes import descendants, launch, stop
+from .processes import descendants, is_alive, launch, stop, stop_orphan
 
 __all__ = ["RelayProcess", "RelayStartError"]
 
@@ -125,7 +126,26 @@ class RelayProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.pid != self._process.pid:
+            stop_orphan(self.pid)
         stop(self._process)
+
+    def upgrade(self) -> float:
+        """Hot upgrade to the same version; how long it took, in seconds.
+
+        Raises:
+            RelayStartError: the old process did not hand over.
+        """
+        ready_file = self._directory / "ready.json"
+        began = time.monotonic()
+        os.kill(self.pid, signal.SIGUSR2)
+        while is_alive(self.pid):
+            if time.monotonic() - began > _START_S:
+                raise RelayStartError(f"relay was not upgraded:\n{self._log_end()}")
+            time.sleep(0.01)
+        took_s = time.monotonic() - began
+        self.pid = msgspec.json.decode(ready_file.read_bytes(), type=_Ready).pid
+        return took_s
 
     @property
     def address(self) -> tuple[str, int]:

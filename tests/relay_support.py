@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -225,6 +225,104 @@ def active_session(
         yield client, server
 
 
+class Orphan:
+    """A process that is not our child, as far as `subprocess.Popen` is used here."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        """0 where it has ended: nobody but its parent knows the exit code."""
+        return None if is_alive(self.pid) else 0
+
+    def wait(self, timeout_s: float) -> int:
+        wait_until(lambda: not is_alive(self.pid), deadline_s=timeout_s, what="end of the relay")
+        return 0
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+
+class NumberedStream:
+    """Traffic of a session in both directions, every datagram with its number.
+
+    Args:
+        peers: client and server of an active session.
+        every_s: pause between two datagrams.
+    """
+
+    def __init__(self, peers: tuple[UdpPeer, UdpPeer], *, every_s: float = 0.002) -> None:
+        self._peers = peers
+        self._every_s = every_s
+        self.received: tuple[list[int], list[int]] = ([], [])
+        """Sequences in the order of their arrival, at the client and at the server."""
+        self.others: list[packets.Packet] = []
+        """What came and is no FORWARD: notices, challenges."""
+        self._sending = threading.Event()
+        self._receiving = threading.Event()
+        self._sender = threading.Thread(target=self._send)
+        self._receivers = [threading.Thread(target=self._receive, args=(at,)) for at in (0, 1)]
+
+    def __enter__(self) -> Self:
+        for peer in self._peers:
+            peer.sock.settimeout(0.1)
+        self._sending.set()
+        self._receiving.set()
+        for thread in (self._sender, *self._receivers):
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sending.clear()
+        self._receiving.clear()
+        for thread in (self._sender, *self._receivers):
+            thread.join()
+        for peer in self._peers:
+            peer.sock.settimeout(peer.timeout_s)
+
+    def _send(self) -> None:
+        while self._sending.is_set():
+            for peer in self._peers:
+                peer.forward(bytes(100))
+            time.sleep(self._every_s)
+
+    def _receive(self, at: int) -> None:
+        while self._receiving.is_set():
+            try:
+                packet = packets.parse_packet(self._peers[at].sock.recv(2048))
+            except TimeoutError:
+                continue
+            if packet.header.type == c.PacketType.FORWARD:
+                assert isinstance(packet.body, bytes)
+                self.received[at].append(int.from_bytes(packet.body[:8], "big"))
+            else:
+                self.others.append(packet)
+
+    def wait_for_more(self, count: int = 50) -> None:
+        goals = [len(one) + count for one in self.received]
+        wait_until(
+            lambda: all(len(one) >= goal for one, goal in zip(self.received, goals, strict=True)),
+            deadline_s=30,
+            what="forwarded packets",
+        )
+
+    def finish(self, *, lost_at_most: int = 0) -> None:
+        """Stop sending; every datagram must have come once, and nothing else.
+
+        `lost_at_most` is for a worker that was killed: what it had in hand is gone with it.
+        """
+        self._sending.clear()
+        self._sender.join()
+        sent = [peer.sequence for peer in reversed(self._peers)]
+        with suppress(AssertionError):  # The comparison below says which are missing.
+            wait_until(lambda: [len(one) for one in self.received] == sent, deadline_s=3)
+        for one, last in zip(self.received, sent, strict=True):
+            missing = set(range(1, last + 1)) - set(one)
+            assert len(one) == last - len(missing), "each at most once, and none that was not sent"
+            assert len(missing) <= lost_at_most, sorted(missing)
+        assert not self.others
+
+
 class RelayProcess:
     """A real relay: ``python -m wavry_relay run`` on free ports.
 
@@ -234,6 +332,8 @@ class RelayProcess:
     Args:
         directory: state, ready file and log.
         mint: its root is pinned; its key set is put into the state directory.
+        launcher: a Python program to start instead of ``-m wavry_relay``: what "the installed
+            version" is for a test that upgrades to another one.
         environ: further settings.
     """
 
@@ -246,9 +346,11 @@ class RelayProcess:
         *,
         workers: int = 2,
         keyset_cached: bool = True,
+        launcher: Path | None = None,
         **environ: str,
     ) -> None:
         self.directory = directory
+        self._program = ["-m", "wavry_relay"] if launcher is None else [str(launcher)]
         self.state_dir = directory / "state"
         self.ready_file = directory / "ready.json"
         self.log_path = directory / "relay.log"
@@ -273,7 +375,7 @@ class RelayProcess:
             **environ,
         }
         self.environ = {name: text for name, text in self.environ.items() if text}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Orphan | None = None
         self.facts: dict[str, Any] = {}
 
     def start(self) -> Self:
@@ -294,13 +396,31 @@ class RelayProcess:
         self.ready_file.unlink(missing_ok=True)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "wavry_relay", "run", "--ready-file", str(self.ready_file)],
+                self.command("--ready-file", str(self.ready_file)),
                 cwd=self.root,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+
+    def command(self, *options: str) -> list[str]:
+        """Command line of ``run``."""
+        return [sys.executable, *self._program, "run", *options]
+
+    def follow(self) -> Self:
+        """Wait until a successor has taken over and the old process has ended; then be that one."""
+        old = self.process
+        assert old is not None
+        assert old.wait(30) == 0, self.log()
+        self.adopt()
+        assert self.facts["pid"] != old.pid
+        return self
+
+    def adopt(self) -> None:
+        """Be the process that the ready file names."""
+        self.facts = json.loads(self.ready_file.read_bytes())
+        self.process = Orphan(self.facts["pid"])
 
     @property
     def exited(self) -> bool:

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -28,6 +28,8 @@ __all__ = ["app", "main"]
 _EXIT_SETTINGS: Final = 2
 _EXIT_FAILURE: Final = 1
 _CONTROL_TIMEOUT_S: Final = 5.0
+_UPGRADE_TIMEOUT_S: Final = 60.0
+"""Between two lines of progress; the relay itself gives a step 45 s at most."""
 
 app = typer.Typer(
     name="wavry-relay",
@@ -97,6 +99,15 @@ def run(
         Path | None,
         typer.Option(help="Write a JSON file here once the relay serves."),
     ] = None,
+    *,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            hidden=True,  # `upgrade` says it; by hand only where it cannot (containers).
+            help="Start by a hot upgrade of the relay that runs in this state directory.",
+        ),
+    ] = False,
 ) -> None:
     """Run a relay until SIGTERM or Ctrl-C; SIGHUP reads the settings again.
 
@@ -119,7 +130,7 @@ def run(
         config = read()
         logs.configure("relay", level=config.log_level)
         host = Host.from_environ(os.environ, os.getpid(), read)
-        asyncio.run(Supervisor(config, ready_file=ready_file, host=host).run())
+        asyncio.run(Supervisor(config, ready_file=ready_file, host=host, take_over=take_over).run())
     except SettingsError as error:
         raise _fail(error, _EXIT_SETTINGS) from error
     except LocalError as error:
@@ -152,7 +163,7 @@ def _state_path(given: Path | None) -> Path:
 def _control_command(name: str, text: str) -> Callable[..., None]:
     def command(state_dir: StateDir = None) -> None:
         try:
-            answer = _ask(_state_path(state_dir) / CONTROL_SOCKET_NAME, name)
+            answer = next(_ask(_state_path(state_dir) / CONTROL_SOCKET_NAME, name))
         except LocalError as error:
             raise _fail(error, _EXIT_FAILURE) from error
         typer.echo(json.dumps(answer, indent=2))
@@ -163,21 +174,48 @@ def _control_command(name: str, text: str) -> Callable[..., None]:
     return command
 
 
-def _ask(path: Path, name: str) -> Any:
+def _ask(path: Path, name: str, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> Iterator[Any]:
+    """Send a command; every line of the answer.
+
+    Raises:
+        LocalError: no relay is there, or it goes away.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_CONTROL_TIMEOUT_S)
+        sock.settimeout(timeout_s)
         try:
             sock.connect(str(path))
             sock.sendall(json.dumps({"command": name}).encode() + b"\n")
             with sock.makefile("rb") as answers:
-                line = answers.readline()
+                for line in answers:
+                    yield json.loads(line)
         except OSError as error:
             raise LocalError(
                 f"no relay answers at {path} ({error}); is it running with this state directory?"
             ) from error
-    if not line:
-        raise LocalError("the relay closed the control socket without an answer")
-    return json.loads(line)
+    raise LocalError("the relay closed the control socket without an answer")
+
+
+@app.command()
+def upgrade(state_dir: StateDir = None) -> None:
+    """Replace the running relay by the version that is installed now; no session notices.
+
+    Example: wavry-relay upgrade --state-dir /var/lib/wavry-relay
+    """
+    try:
+        outcome = _upgraded(_state_path(state_dir) / CONTROL_SOCKET_NAME)
+    except LocalError as error:
+        raise _fail(error, _EXIT_FAILURE) from error
+    typer.echo(json.dumps(outcome, indent=2))
+
+
+def _upgraded(path: Path) -> Any:
+    for answer in _ask(path, "upgrade", timeout_s=_UPGRADE_TIMEOUT_S):
+        if answer.get("upgraded"):
+            return answer
+        if "progress" not in answer:
+            raise LocalError(answer.get("message", "the relay cannot be upgraded"))
+        typer.echo(answer["progress"], err=True)
+    return None
 
 
 app.command("status")(_control_command("status", "Show the state of the running relay."))

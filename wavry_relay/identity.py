@@ -62,6 +62,25 @@ class StateDirectory:
             ) from error
         self._lock_fd = fd
 
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that holds the lock; whoever gets a copy holds it too."""
+        return self._lock_fd
+
+    def adopt_lock(self, fd: int) -> None:
+        """Hold the directory by the descriptor of a relay that is taken over.
+
+        Raises:
+            StateError: the descriptor is not this directory's lock.
+        """
+        try:
+            ours = os.path.samestat(os.fstat(fd), (self.path / _LOCK_NAME).stat())
+        except OSError as error:
+            raise StateError(f"{self.path / _LOCK_NAME}: {error.strerror}") from error
+        if not ours:
+            raise StateError(f"the relay that is taken over does not run in {self.path}")
+        self._lock_fd = fd
+
     def unlock(self) -> None:
         """Give the directory up."""
         if self._lock_fd >= 0:

@@ -42,6 +42,17 @@ class KeyRing:
         self.refused: str | None = None
         """Why the last document was refused, None after a good one."""
 
+    def go_on(self) -> None:
+        """Start with the keys in the control block: another process with this root put them there.
+
+        They may be newer than the cache, which a full disk does not take.
+        """
+        found = self._control.read_keys()
+        if found is not None and found[1]:
+            self.serial, self.key_ids = self._control.key_serial, tuple(found[1])
+        else:
+            self.load_cached()
+
     def load_cached(self) -> None:
         """Start with the document of the last run, if it still verifies."""
         if not self._pinned:

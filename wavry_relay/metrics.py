@@ -37,6 +37,8 @@ def _gauge(name: str, text: str, *labels: str) -> MetricSpec:
 CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     _gauge("build_info", "Always 1; version of the relay.", "version"),
     _gauge("engine_info", "Always 1; the packet engine in use.", "engine"),
+    _gauge("start_time_seconds", "Unix time at which this process started; an upgrade changes it."),
+    _counter("upgrades", "Hot upgrades, by result.", "result"),
     _counter("packets_received", "Datagrams received."),
     _counter("bytes_received", "Bytes of received datagrams (UDP payload)."),
     _counter("packets_forwarded", "Datagrams forwarded."),

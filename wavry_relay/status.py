@@ -4,6 +4,7 @@ One object reads the shared memory, the worker pool, the key ring and the master
 only format what it says.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .shm.sessions import SessionTable
 from .shm.tags import Tags
 from .shm.used_leases import UsedLeases
 from .sockets import ReuseportGroup
+from .takeover import Counts
 from .worker_pool import WorkerPool
 
 __all__ = ["RELOAD_OUTCOMES", "RelayStatus"]
@@ -58,6 +60,8 @@ _BY_LABEL: Final = {
 _LOSSES: Final = ("drop_send_blocked", "drop_send_failed", "drop_lock_busy", "drop_global_rate")
 """What the relay itself loses; limits of a lease and bad packets are the sender's."""
 
+_UPGRADE_RESULTS: Final = ("done", "failed")
+
 _log = structlog.get_logger(__name__)
 
 
@@ -77,6 +81,9 @@ class RelayStatus:
     stopping: bool = False
     reload: Callable[[], dict[str, Any]] | None = None
     reloads: Counter[str] = field(default_factory=Counter)
+    upgrades: Counter[str] = field(default_factory=Counter)
+    """Hot upgrades by result, ``done`` or ``failed``; handed on to the successor."""
+    _started_ms: int = field(init=False)
     _started_ns: int = field(init=False)
     _control: ControlBlock = field(init=False)
     _table: SessionTable = field(init=False)
@@ -84,7 +91,7 @@ class RelayStatus:
     _last: tuple[int, dict[str, int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._started_ns = self.clock.now().mono_ns
+        self._started_ns, self._started_ms = self.clock.now()
         self._control = ControlBlock(self.segment)
         self._table = SessionTable(self.segment, Tags(self.segment))
         self._used = UsedLeases(self.segment)
@@ -122,8 +129,27 @@ class RelayStatus:
         if name in ("drain", "undrain"):
             self.set_drain(Drain.LOCAL, drain=name == "drain")
         elif name != "status":
-            raise LocalError("unknown command; use status, drain, undrain or reload")
+            raise LocalError("unknown command; use status, drain, undrain, reload or upgrade")
         return self.health()
+
+    # -- Hot upgrade -----------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """What a successor must go on counting from."""
+        return Counts(
+            upgrades=dict(self.upgrades),
+            restarts=dict(self.pool.restarts),
+            registrations=dict(self.link.registrations) if self.link else {},
+            heartbeats=dict(self.link.heartbeats) if self.link else {},
+        )
+
+    def go_on_from(self, counts: Counts) -> None:
+        """Add a predecessor's counts; called once, when the link is there if there is to be one."""
+        self.upgrades.update(counts.upgrades)
+        self.pool.restarts.update(counts.restarts)
+        if self.link is not None:
+            self.link.registrations.update(counts.registrations)
+            self.link.heartbeats.update(counts.heartbeats)
 
     # -- Surfaces --------------------------------------------------------------------------------
 
@@ -154,7 +180,10 @@ class RelayStatus:
             "status": "ok",
             "relay_id": self.relay_id,
             "version": self.version,
+            "pid": os.getpid(),
+            "started_at": self._started_ms // 1000,
             "uptime_s": (now_ns - self._started_ns) // 1_000_000_000,
+            "upgrades": {result: self.upgrades[result] for result in _UPGRADE_RESULTS},
             "engine": {"name": self.engine_name, "pure_python": self.engine_name == "reference"},
             "udp": [group.endpoint for group in self.groups],
             "workers": {
@@ -257,6 +286,9 @@ class RelayStatus:
     def _process_samples(self) -> Iterator[Sample]:
         yield Sample("build_info", 1, (self.version,))
         yield Sample("engine_info", 1, (self.engine_name,))
+        yield Sample("start_time_seconds", self._started_ms / 1000)
+        for result in _UPGRADE_RESULTS:
+            yield Sample("upgrades", self.upgrades[result], (result,))
         running = self.pool.running()
         yield Sample("workers", running, ("running",))
         yield Sample("workers", self.pool.count - running, ("missing",))

@@ -7,6 +7,7 @@ Imports are few, because a replacement must be forwarding again within a fractio
 """
 
 import argparse
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -21,7 +22,7 @@ from wavry_peer.protocol.constants import NoticeCode
 
 from .admission import Admission
 from .clock import Clock, SystemClock
-from .engine import open_engine
+from .engine import load_engine, open_engine
 from .engine.base import ControlPacket, Engine
 from .placement import pin_to
 from .shm.control import ControlBlock, EngineKind, WorkerRow, WorkerState
@@ -32,12 +33,38 @@ from .shm.tags import Tags
 from .sweep import Sweep
 from .worker_log import worker_log
 
-__all__ = ["BOOT_FAILURE", "READY", "STOP", "Worker", "main"]
+__all__ = [
+    "BOOT_FAILURE",
+    "GO",
+    "LEAVE",
+    "LEFT",
+    "OPEN",
+    "OPENED",
+    "PARKED",
+    "READY",
+    "STOP",
+    "Worker",
+    "main",
+]
 
 BOOT_FAILURE: Final = 3
 """Exit code of a worker that could not start: starting it again at once would not help."""
 READY: Final = b"R"
 STOP: Final = b"S"
+"""Order to end and to tell the peers so."""
+LEAVE: Final = b"L"
+"""Order to end without a word to the peers: another worker goes on in this one's place."""
+LEFT: Final = b"l"
+"""Answer to it, after the last touch of sockets and tables."""
+PARKED: Final = b"P"
+"""A worker that was started ``--parked`` has loaded everything; it waits for `OPEN`, then `GO`."""
+OPEN: Final = b"O"
+OPENED: Final = b"o"
+GO: Final = b"G"
+
+_LAST_ROUNDS: Final = 64
+"""Rounds that a leaving worker gives what it has received and not yet handled; a flood of control
+packets, which alone can fill them, must not keep it."""
 
 _ROUND_MS: Final = 50
 """Longest wait of one round: the heartbeat and the sweep need the loop this often."""
@@ -75,6 +102,7 @@ class Worker:
         self._control = control
         self._clock = clock
         self.stopping = False
+        self._leaving = False
 
     def run(self) -> None:
         """Forward until told to stop; the supervisor's end counts as that too."""
@@ -87,6 +115,19 @@ class Worker:
             self._row.heartbeat_ns = now.mono_ns
             self._row.rounds += 1
             self._read_control()
+        if self._leaving:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Handle what was received; only a round without control packets has left nothing."""
+        for _ in range(_LAST_ROUNDS):
+            packets = self._engine.run(0)
+            for packet in packets:
+                self._answer(packet)
+            if not packets:
+                break
+        with contextlib.suppress(OSError):
+            self._control.send(LEFT)
 
     def _answer(self, packet: ControlPacket) -> None:
         try:
@@ -107,7 +148,8 @@ class Worker:
             order = b""
         if STOP in order:
             self._sweep.announce(NoticeCode.SHUTDOWN)
-        self.stopping = not order or STOP in order
+        self._leaving = LEAVE in order
+        self.stopping = not order or STOP in order or self._leaving
 
 
 def _report(error: Exception) -> None:
@@ -131,6 +173,12 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     sockets = [socket.socket(fileno=int(fd)) for fd in options.socket_fds.split(",")]
     counters = CounterRow(segment, options.number)
     kind = EngineKind(ControlBlock(segment).engine)
+    if options.parked:
+        load_engine(kind)
+        gc.freeze()
+        control.sendall(PARKED)
+        _await_order(control, OPEN)
+    # Opening starts a new generation of this worker number: only two of them may live.
     engine = open_engine(
         kind,
         segment,
@@ -144,11 +192,20 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     sweep = Sweep(segment, table, engine.locks, counters, options.number, engine.send)
     admission = Admission(segment, engine.locks, counters)
     row = WorkerRow(segment, options.number)
+    if options.parked:
+        control.sendall(OPENED)
+        _await_order(control, GO)
     now_ns = clock.now().mono_ns
     row.pid, row.booted_ns, row.heartbeat_ns = os.getpid(), now_ns, now_ns
     row.state = WorkerState.RUNNING
     control.sendall(READY)
     return Worker(engine, admission, sweep, row, counters, control, clock)
+
+
+def _await_order(control: socket.socket, order: bytes) -> None:
+    """Wait for the supervisor; any other order, and its end, end this process."""
+    if control.recv(1) != order:
+        os._exit(0)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -160,6 +217,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--socket-fds", required=True)
     parser.add_argument("--busy-poll-us", type=int, default=0)
     parser.add_argument("--cpu", type=int)
+    parser.add_argument("--parked", action="store_true", help="wait for the order to begin")
     return parser.parse_args(arguments)
 
 

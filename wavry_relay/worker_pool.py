@@ -3,16 +3,21 @@
 A worker that dies is replaced at once on the same sockets.  Only one that could not even start is
 started again with growing delays, because trying faster would not help.  One whose packet loop
 is silent too long gets SIGABRT (its traceback goes to stderr), then SIGKILL.
+
+In a hot upgrade two pools share the worker numbers for a while: the new one starts a worker parked
+(`park`), the old one ends its own (`release`), the new one lets its worker begin (`begin`).  Until
+then a parked worker writes nothing, so each row keeps a single writer.
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,7 +31,7 @@ from .placement import Placement
 from .shm.control import WorkerRow, WorkerState
 from .shm.segment import Segment
 from .sockets import ReuseportGroup
-from .worker import BOOT_FAILURE, READY, STOP
+from .worker import BOOT_FAILURE, GO, LEAVE, LEFT, OPEN, OPENED, PARKED, READY, STOP
 
 __all__ = ["WorkerBootError", "WorkerPool"]
 
@@ -34,6 +39,8 @@ BOOT_TIMEOUT_S: Final = 20.0
 """A start takes a fraction of a second; an overloaded host may need many of them."""
 _ABORT_GRACE_NS: Final = 1_000_000_000
 """Between SIGABRT and SIGKILL: time for a traceback, and no more."""
+LEAVE_GRACE_S: Final = 1.0
+"""A worker leaves within one round (50 ms); one that does not is killed, which loses as little."""
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
 _ANYWHERE: Final = Placement()
@@ -52,10 +59,25 @@ class _Process:
     control: socket.socket
     pidfd: int
     spawned_ns: int
+    parked: bool = False
     ready: bool = False
+    generation: int = 0
     aborted_ns: int = 0
     killed: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    said: defaultdict[bytes, asyncio.Event] = field(
+        default_factory=lambda: defaultdict(asyncio.Event)
+    )
+
+    async def says(self, word: bytes, timeout_s: float) -> bool:
+        """Wait for a message of the process; False where it ends or stays silent."""
+        waits = [asyncio.ensure_future(e.wait()) for e in (self.said[word], self.gone)]
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return self.said[word].is_set()
 
 
 class WorkerPool:
@@ -85,6 +107,7 @@ class WorkerPool:
         self._processes: dict[int, _Process] = {}
         self._boot_failures: Counter[int] = Counter()
         self._respawns: set[asyncio.Task[None]] = set()
+        self._released: set[int] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._all_ready = asyncio.Event()
         self._boot_error: str | None = None
@@ -141,8 +164,13 @@ class WorkerPool:
         self._booted = True
         self._watcher = asyncio.create_task(self._watch())
 
-    async def stop(self, *, grace_s: float) -> None:
-        """Tell all workers to end; kill what is left after `grace_s` seconds."""
+    async def stop(self, *, grace_s: float, quiet: bool = False) -> None:
+        """Tell all workers to end; kill what is left after `grace_s` seconds.
+
+        Args:
+            grace_s: for all of them.
+            quiet: say nothing to the peers.
+        """
         self._stopping = True
         tasks = [*self._respawns, *([self._watcher] if self._watcher else [])]
         for task in tasks:
@@ -151,7 +179,7 @@ class WorkerPool:
         processes = list(self._processes.values())
         for process in processes:
             try:
-                process.control.send(STOP)
+                process.control.send(LEAVE if quiet else STOP)
             except OSError:
                 _signal(process, signal.SIGKILL)
         try:
@@ -164,25 +192,106 @@ class WorkerPool:
         for process in processes:
             await process.gone.wait()
 
-    def _spawn(self, number: int) -> None:
+    # -- Hot upgrade -----------------------------------------------------------------------------
+
+    def inherit(self) -> None:
+        """Begin with no worker; each comes by `park` and `begin`."""
+        self._booted = True
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def park(self, number: int) -> None:
+        """Start a worker that has everything ready and waits.
+
+        Raises:
+            WorkerBootError: it cannot start.
+        """
+        self._spawn(number, parked=True)
+        process = self._processes[number]
+        with contextlib.suppress(OSError):  # It ended meanwhile; then it says nothing more.
+            if await process.says(PARKED, BOOT_TIMEOUT_S):
+                process.control.send(OPEN)
+                if await process.says(OPENED, BOOT_TIMEOUT_S):
+                    return
+        raise WorkerBootError(f"worker {number} of the new relay cannot start; see its log")
+
+    async def begin(self, number: int) -> None:
+        """Let a parked worker begin; the one before it must have ended.
+
+        Raises:
+            WorkerBootError: it does not.
+        """
+        process = self._processes[number]
+        self._reset_row(number)
+        process.parked = False
+        process.spawned_ns = self._clock.now().mono_ns
+        try:
+            process.control.send(GO)
+        except OSError as error:
+            raise WorkerBootError(f"worker {number} of the new relay has ended") from error
+        if not await process.says(READY, BOOT_TIMEOUT_S):
+            raise WorkerBootError(f"worker {number} of the new relay does not begin")
+
+    async def release(self, number: int) -> None:
+        """End a worker without a word to the peers, and do not replace it.
+
+        Returns when it will touch nothing any more.
+        """
+        self._released.add(number)
+        process = self._processes.get(number)
+        if process is None or process.gone.is_set():
+            return
+        try:
+            process.control.send(LEAVE)
+        except OSError:
+            _signal(process, signal.SIGKILL)
+        if not await process.says(LEFT, LEAVE_GRACE_S):
+            _signal(process, signal.SIGKILL)
+            await process.gone.wait()
+
+    async def reclaim(self) -> None:
+        """Start the released workers again, after everybody who took their places is gone.
+
+        A worker whose number was opened by another process meanwhile is replaced too: its lock
+        words look like a dead one's as soon as the number is opened once more.
+        """
+        for number, process in list(self._processes.items()):
+            opened = WorkerRow(self._segment, number).generation != process.generation
+            if opened and process.ready and number not in self._released:
+                await self.release(number)
+        for number in sorted(self._released):
+            process = self._processes[number]
+            if not process.gone.is_set():
+                await process.gone.wait()
+            self._released.discard(number)
+            self._spawn(number)
+
+    def _reset_row(self, number: int) -> None:
+        row = WorkerRow(self._segment, number)
+        row.state, row.heartbeat_ns = WorkerState.BOOTING, self._clock.now().mono_ns
+
+    # -- Processes -------------------------------------------------------------------------------
+
+    def _spawn(self, number: int, *, parked: bool = False) -> None:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         mine.settimeout(0)
         sockets = [group.socket_of(number).fileno() for group in self._groups]
         now_ns = self._clock.now().mono_ns
-        row = WorkerRow(self._segment, number)
-        row.state, row.heartbeat_ns = WorkerState.BOOTING, now_ns
+        if not parked:
+            self._reset_row(number)
         command = [sys.executable, "-m", "wavry_relay.worker"]
         command += ["--number", str(number), "--parent", str(os.getpid())]
         command += ["--segment-fd", str(self._segment.fd), "--control-fd", str(theirs.fileno())]
         command += ["--socket-fds", ",".join(map(str, sockets))]
         command += self._placement.arguments(number)
+        if parked:
+            command += ["--parked"]
         with theirs:
             popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(self._segment.fd, theirs.fileno(), *sockets),
             )
-        process = _Process(number, popen, mine, os.pidfd_open(popen.pid), now_ns)
+        process = _Process(number, popen, mine, os.pidfd_open(popen.pid), now_ns, parked)
         self._processes[number] = process
         loop = asyncio.get_running_loop()
         loop.add_reader(mine, self._on_message, process)
@@ -198,8 +307,12 @@ class WorkerPool:
         if not message:
             # The exit is reported by the pidfd; an end that is readable for ever would spin.
             asyncio.get_running_loop().remove_reader(process.control)
-        elif READY in message:
+        for word in (PARKED, OPENED, READY, LEFT):
+            if word in message:
+                process.said[word].set()
+        if READY in message:
             process.ready = True
+            process.generation = WorkerRow(self._segment, process.number).generation
             self._boot_failures.pop(process.number, None)
             took_ms = (self._clock.now().mono_ns - process.spawned_ns) // 1_000_000
             _log.info(
@@ -217,7 +330,7 @@ class WorkerPool:
         code = process.popen.wait()
         was_ready, process.ready = process.ready, False
         process.gone.set()
-        if self._stopping:
+        if self._stopping or process.parked or process.number in self._released:
             return
         if not self._booted:
             self._boot_error = f"worker {process.number} ended at its start ({_how(code)})"
@@ -253,13 +366,15 @@ class WorkerPool:
             retry_in_s=round(delay_s, 1),
             next_step="see the message above; the other workers serve on",
         )
-        task = asyncio.create_task(self._respawn(process.number, delay_s))
+        task = asyncio.create_task(self._respawn(process, delay_s))
         self._respawns.add(task)
         task.add_done_callback(self._respawns.discard)
 
-    async def _respawn(self, number: int, delay_s: float) -> None:
+    async def _respawn(self, failed: _Process, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        self._spawn(number)
+        number = failed.number
+        if self._processes[number] is failed and number not in self._released:
+            self._spawn(number)
 
     async def _watch(self) -> None:
         while True:
@@ -270,6 +385,8 @@ class WorkerPool:
                     self._check(process, now_ns)
 
     def _check(self, process: _Process, now_ns: int) -> None:
+        if process.parked:
+            return  # Whoever parked it counts its time.
         if not process.ready:
             if now_ns - process.spawned_ns > BOOT_TIMEOUT_S * 1e9:
                 _signal(process, signal.SIGKILL)

@@ -11,6 +11,7 @@ import pytest
 
 from loadtest.bench import ENGINES, FULL, QUICK, main
 from loadtest.measures.forward import ForwardCase, case_name
+from loadtest.measures.upgrade import TARGET as UPGRADE_TARGET
 
 pytestmark = pytest.mark.xdist_group("loadtest")
 
@@ -44,7 +45,7 @@ def quick(tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,8 +83,24 @@ def test_every_subject_and_every_case_is_there_or_said_to_be_missing(quick):
 
 def test_every_part_of_the_relay_is_measured(quick):
     benches = {row["bench"] for row in quick[0]["rows"]}
-    assert benches == {"forward", "idle", "latency", "admission", "memory", "worker kill"}
-    assert len(quick[0]["targets"]) == 6 * len(ENGINES)
+    assert benches == {
+        "forward",
+        "idle",
+        "latency",
+        "admission",
+        "memory",
+        "worker kill",
+        "upgrade",
+    }
+    assert len(quick[0]["targets"]) == 6 * len(ENGINES) + 1
+
+
+def test_upgrade_is_measured_beside_the_same_load_without_one(quick):
+    rows = [row for row in quick[0]["rows"] if row["bench"] == "upgrade"]
+    assert {row["metric"] for row in rows} == {"packets_lost", "longest_gap", "took"}
+    assert len([row for row in rows if " no upgrade at " in row["case"]]) == 2
+    (target,) = [t for t in quick[0]["targets"] if t["name"] == UPGRADE_TARGET]
+    assert target["ok"] == (target["got"] == 0)
 
 
 def test_no_session_is_lost_with_a_worker(quick):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from wavry_relay.cli import app
 
-COMMANDS = ["run", "identity", "status", "drain", "undrain", "reload"]
+COMMANDS = ["run", "identity", "status", "drain", "undrain", "reload", "upgrade"]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_public_bind_exits_with_2(command, monkeypatch: pytest.MonkeyPatch) -> N
     assert "WAVRY_RELAY_ALLOW_PUBLIC_BIND=1" in shown.output
 
 
-@pytest.mark.parametrize("name", ["status", "drain", "undrain", "reload"])
+@pytest.mark.parametrize("name", ["status", "drain", "undrain", "reload", "upgrade"])
 def test_no_relay_answers(command, name: str) -> None:
     shown = command(name)
     assert shown.exit_code == 1

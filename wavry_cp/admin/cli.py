@@ -30,6 +30,7 @@ from .output import (
     run,
 )
 from .places import DEFAULT_DEV_DIR, Places, find_places
+from .relay_control import DEFAULT_STATE_DIR, upgrade_relay
 from .status import gather_status
 
 __all__ = ["app", "main"]
@@ -45,10 +46,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 dev_app = typer.Typer(help="A whole system on this machine, to play with.", no_args_is_help=True)
+relay_app = typer.Typer(help="The relay on this machine.", no_args_is_help=True)
 relays_app = typer.Typer(help="The relays that the master knows.", no_args_is_help=True)
 keys_app = typer.Typer(help="Root and signing keys of the master.", no_args_is_help=True)
 users_app = typer.Typer(help="Accounts of the gateway.", no_args_is_help=True)
 app.add_typer(dev_app, name="dev")
+app.add_typer(relay_app, name="relay")
 app.add_typer(relays_app, name="relays")
 app.add_typer(keys_app, name="keys")
 app.add_typer(users_app, name="users")
@@ -267,6 +270,42 @@ def relays_undrain(
       wavryctl relays undrain rly-0123456789abcdef01234567
     """
     _drain_call(context, relay_id, "undrain", as_json=json)
+
+
+# -- relay on this machine -------------------------------------------------------------
+
+
+@relay_app.command("upgrade")
+def relay_upgrade(
+    state_dir: Annotated[
+        Path,
+        typer.Option(envvar="WAVRY_RELAY_STATE_DIR", help="State directory of the relay."),
+    ] = DEFAULT_STATE_DIR,
+    *,
+    json: Json = False,
+) -> None:
+    """Replace the relay on this machine by the version that is installed now; no session notices.
+
+    Where that fails the old version goes on: exit code 1, 3 if no relay answers.
+
+    Examples:
+      wavryctl relay upgrade
+
+      wavryctl relay upgrade --state-dir /var/lib/wavry-relay --json
+    """
+
+    def progress(text: str) -> None:
+        if not json:
+            typer.echo(text, err=True)
+
+    outcome = run(lambda: upgrade_relay(state_dir.expanduser(), progress), as_json=json)
+    if json:
+        print_json(outcome)
+    else:
+        typer.echo(
+            f"upgraded from {outcome.from_version} to {outcome.to_version}: "
+            f"{outcome.workers} workers moved, the relay is now process {outcome.pid}"
+        )
 
 
 # -- keys ------------------------------------------------------------------------------

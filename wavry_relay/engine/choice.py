@@ -18,7 +18,7 @@ from wavry_relay.shm.segment import Segment
 from .base import Engine
 from .reference import ReferenceEngine
 
-__all__ = ["EngineUnavailableError", "choose_engine", "open_engine"]
+__all__ = ["EngineUnavailableError", "choose_engine", "load_engine", "open_engine"]
 
 _NATIVE_MODULE: Final = f"{__package__}._native"
 _SOURCES: Final = ("layout.h", "decide.h", "decide.c", "fastpath.h", "fastpath.c", "_native.pyx")
@@ -86,6 +86,18 @@ def _refuse_stale(layout_digest: str, sources_digest: str) -> None:
         )
 
 
+def load_engine(kind: EngineKind) -> None:
+    """Load and check what `open_engine` will need, so that opening takes no time.
+
+    Raises:
+        EngineUnavailableError: as `open_engine`.
+    """
+    if kind is EngineKind.NATIVE:
+        missing = _why_missing()
+        if missing is not None:
+            raise EngineUnavailableError(missing)
+
+
 def open_engine(
     kind: EngineKind,
     segment: Segment,
@@ -111,10 +123,8 @@ def open_engine(
     Raises:
         EngineUnavailableError: the native engine was chosen and is not there, or is stale.
     """
+    load_engine(kind)
     if kind is EngineKind.NATIVE:
-        missing = _why_missing()
-        if missing is not None:
-            raise EngineUnavailableError(missing)
         native = importlib.import_module(_NATIVE_MODULE)
         return cast(
             "Engine",

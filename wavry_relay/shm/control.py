@@ -197,6 +197,7 @@ class WorkerRow:
     rounds = U64(WORKER["rounds"])
     pid = U32(WORKER["pid"])
     state = U32(WORKER["state"])
+    generation = U32(WORKER["generation"])
 
     def __init__(self, segment: Segment, worker: int) -> None:
         self.segment = segment
