@@ -67,13 +67,16 @@ class Address(NamedTuple):
         return socket.inet_ntop(socket.AF_INET6, self.packed), self.port, 0, self.endpoint >> 32
 
     @property
-    def limit_key(self) -> bytes:
+    def limit_key(self) -> tuple[int, int]:
         """What a per-IP limit counts: an IPv4 address, or the /64 of an IPv6 address.
 
         Every IPv6 customer has 2^64 addresses to vary, so a single one limits nobody.
+
+        Returns:
+            The word with those bytes, and the family.
         """
-        packed = self.packed
-        return packed if self.family == 4 else packed[:8]
+        family = self.endpoint >> 16 & 0xFF
+        return (self.low if family == 4 else self.high), family
 
     def __repr__(self) -> str:
         # Addresses end up in tracebacks and logs; a full one must not.

@@ -19,8 +19,9 @@ packet cannot both accept it.  A lease without `cnf` is a bearer lease: its data
 once, and it never moves to another address.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import stun
@@ -65,8 +66,7 @@ _BEARER_REPEAT_MS: Final = c.BEARER_REACK_S * 1000
 _U32: Final = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A datagram to send."""
 
     datagram: bytes
@@ -77,9 +77,11 @@ class _PathChallengeError(Exception):
     """The peer must first prove that it receives at its new address."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Lease:
-    """A verified lease in the words of a slot; `counter` is None for a bearer lease."""
+class _Lease(msgspec.Struct, frozen=True, gc=False):
+    """A verified lease in the words of a slot.
+
+    `counter` is None for a bearer lease, and only then `datagram` is the packet's tag.
+    """
 
     role: c.Role
     jti: int
@@ -160,7 +162,8 @@ class Admission:
         return Answer(datagram, packet.source) if datagram else None
 
     def _ip_allows(self, source: Address, purpose: int, now: Instant) -> bool:
-        key = self._tags.address(source.limit_key, purpose)
+        word, family = source.limit_key
+        key = self._tags.pair(word, family << 8 | purpose)
         self._ip_rates.set_limit(self._control.ip_per_s, self._control.ip_burst)
         return self._ip_rates.allow(key, now.mono_ns)
 
@@ -238,20 +241,20 @@ class Admission:
         self, header: Header, present: LeasePresent, claims: LeaseClaims, datagram: bytes
     ) -> _Lease:
         key, proof = claims.proof_key, present.proof
-        bound = key is not None and proof is not None
         tag = self._tags.tag
+        counter = proof.counter if key is not None and proof is not None else None
         return _Lease(
-            role=present.role,
-            jti=tag(b"jti", claims.jti.encode()),
-            sub=tag(b"sub", claims.sub.encode()),
-            cnf=(tag(b"cnf", key) & _U32 or 1) if key is not None else 0,
-            counter=proof.counter if bound and proof is not None else None,
-            datagram=tag(b"datagram", datagram),
-            cookie=proof.cookie if proof is not None else c.NO_COOKIE,
-            expires_ms=claims.expires_ms,
-            soft_kbps=claims.slimit,
-            hard_kbps=claims.hlimit,
-            renews=header.type == c.PacketType.LEASE_RENEW,
+            present.role,
+            tag(b"jti", claims.jti.encode()),
+            tag(b"sub", claims.sub.encode()),
+            (tag(b"cnf", key) & _U32 or 1) if key is not None else 0,
+            counter,
+            tag(b"datagram", datagram) if counter is None else 0,
+            proof.cookie if proof is not None else c.NO_COOKIE,
+            claims.expires_ms,
+            claims.slimit,
+            claims.hlimit,
+            header.type is c.PacketType.LEASE_RENEW,
         )
 
     def _place(self, header: Header, lease: _Lease, source: Address, now: Instant) -> bytes:

@@ -22,6 +22,8 @@ OVERFLOW_FACTOR: Final = 4
 """Newcomers of a full bucket share this many times one key's rate: enough for several good ones,
 and little beside what the flood itself must spend to keep three keys limited."""
 _NS: Final = 1_000_000_000
+_TAGS_AT: Final = RATE_BUCKET["tags"].offset // 8
+_TATS_AT: Final = RATE_BUCKET["tats"].offset // 8
 
 
 class RateTable:
@@ -39,7 +41,7 @@ class RateTable:
         self, segment: Segment, region: Region, locks: Locks, *, per_s: int, burst: int
     ) -> None:
         self._words = segment.u64
-        self._region = region
+        self._at, self._count = region.offset, region.count
         self._locks = locks
         self._limit = (0, 0)
         self.set_limit(per_s, burst)
@@ -70,18 +72,17 @@ class RateTable:
         Raises:
             LockBusyError: the bucket's lock is held by a stopped process.
         """
-        offset = self._region.offset + key % self._region.count * RATE_BUCKET.size
+        offset = self._at + key % self._count * RATE_BUCKET.size
         with self._locks.rate(offset):
-            return self._take(offset // 8, key, now_ns)
+            return self._take(offset >> 3, key, now_ns)
 
     def _take(self, base: int, key: int, now_ns: int) -> bool:
         words = self._words
-        tags = base + RATE_BUCKET["tags"].offset // 8
-        tats = base + RATE_BUCKET["tats"].offset // 8
+        tags, tats = base + _TAGS_AT, base + _TATS_AT
         place = tats + RATE_WAYS  # the overflow word
         cost_ns = self._cost_ns // OVERFLOW_FACTOR
-        for way in range(RATE_WAYS):
-            if words[tags + way] == key:
+        for way, tag in enumerate(words[tags : tags + RATE_WAYS]):
+            if tag == key:
                 place, cost_ns = tats + way, self._cost_ns
                 break
         else:

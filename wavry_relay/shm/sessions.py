@@ -27,6 +27,13 @@ __all__ = ["SessionRecord", "SessionTable", "SlotRecord", "session_words"]
 _PAIR: Final = struct.Struct("=QQ")
 _FULL: Final = (1 << 64) - 1
 _WINDOW: Final = SLOT["window"].offset // 8
+_ADDRESS: Final = SLOT["address"].offset // 8
+_ENDPOINT: Final = SLOT["endpoint"].offset // 8
+_JTI: Final = SLOT["jti"].offset // 8
+_SLOT_WORDS: Final = SLOT.size // 8
+_ZEROS: Final = memoryview(bytes(SLOT.size)).cast("Q")
+"""Copied over what nobody reads meanwhile (a slot without a jti, a window under its lock): a copy
+may tear, and nothing else of a record may be written by one."""
 _CLIENT_AT: Final = SESSION["client"].offset
 _SERVER_AT: Final = SESSION["server"].offset
 
@@ -73,11 +80,12 @@ class SlotRecord:
 
     def is_at(self, address: Address) -> bool:
         """Whether an occupied slot has this address."""
+        words, at = self.segment.u64, self.base >> 3
         return (
-            self.address_low == address.low
-            and self.endpoint == address.endpoint
-            and self.address_high == address.high
-            and self.jti != 0
+            words[at + _ADDRESS + 1] == address[1]
+            and words[at + _ENDPOINT] == address[2]
+            and words[at + _ADDRESS] == address[0]
+            and words[at + _JTI] != 0
         )
 
     def check(self, sequence: int, max_jump: int) -> Verdict:
@@ -96,15 +104,13 @@ class SlotRecord:
         """Start the replay window afresh."""
         self.window_head = 0
         at = (self.base >> 3) + _WINDOW
-        for index in range(at, at + WINDOW_WORDS):
-            self.segment.u64[index] = 0
+        self.segment.u64[at : at + WINDOW_WORDS] = _ZEROS[:WINDOW_WORDS]
 
     def clear(self) -> None:
         """Make the slot empty: `jti` first, because it says whether the rest counts."""
         self.jti = 0
         at = self.base >> 3
-        for index in range(at, at + SLOT.size // 8):
-            self.segment.u64[index] = 0
+        self.segment.u64[at : at + _SLOT_WORDS] = _ZEROS
 
 
 class SessionRecord:
