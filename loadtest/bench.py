@@ -251,6 +251,7 @@ class _Bench:
                     master,
                     endpoints,
                     name=name,
+                    core=self._generator_core,
                     sessions=self.scope.admissions,
                     repetitions=self.repetitions,
                     progress=self.say,

@@ -330,24 +330,32 @@ class Admission:
         """Presented → Accepted, or Active → Renewed: fill the slot; `jti` goes last."""
         slot = record.slot(lease.role)
         stamp = self._segment.milliseconds(now.mono_ns)
-        taken = slot.jti != 0
-        if taken and slot.jti != lease.jti:
-            self._used.put(slot.jti, DENIED, slot.expires_ms)
-        if taken and not slot.is_at(source):
-            self._counters.add("nat_rebind")
-        if lease.counter is not None and not lease.renews:
+        held = slot.jti
+        same = held == lease.jti
+        counter = lease.counter
+        if held:
+            if not same:
+                self._used.put(held, DENIED, slot.expires_ms)
+            if not slot.is_at(source):
+                self._counters.add("nat_rebind")
+        if counter is not None and not lease.renews:
             slot.reset_window()
-        slot.address = source
-        slot.expires_ms = lease.expires_ms
-        slot.soft_kbps, slot.hard_kbps = lease.soft_kbps, lease.hard_kbps
-        slot.sub, slot.cnf = lease.sub, lease.cnf
-        slot.mark = lease.datagram if lease.counter is None else lease.counter + 1
-        slot.received_ms = stamp
-        if slot.jti != lease.jti:
+        slot.fill(
+            source,
+            expires_ms=lease.expires_ms,
+            soft_kbps=lease.soft_kbps,
+            hard_kbps=lease.hard_kbps,
+            sub=lease.sub,
+            cnf=lease.cnf,
+            mark=lease.datagram if counter is None else counter + 1,
+            received_ms=stamp,
+        )
+        if not same:
             slot.accepted_ms = stamp
-        self._count_accepted(lease, taken=taken, same=slot.jti == lease.jti)
+        self._count_accepted(lease, taken=held != 0, same=same)
         slot.jti = lease.jti
-        self._activate(record)
+        if record.state != SESSION_ACTIVE:
+            self._activate(record)
 
     def _count_accepted(self, lease: _Lease, *, taken: bool, same: bool) -> None:
         if same:
@@ -359,7 +367,8 @@ class Admission:
 
     def _activate(self, record: SessionRecord) -> None:
         """Waiting → Active, once both slots are taken."""
-        if record.state != SESSION_ACTIVE and all(slot.jti for slot in record.slots()):
+        client, server = record.slots()
+        if client.jti and server.jti:
             record.state = SESSION_ACTIVE
             self._counters.add("session_activated")
 

@@ -4,6 +4,7 @@ The expensive part, the token's signature, is remembered for tokens that passed:
 ACK was lost, or that moved, presents the same token again with a new proof.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
@@ -33,7 +34,8 @@ class LeaseVerifier:
         self._counters = counters
         self._epoch = -1
         self._keys: Mapping[KeyId, TrustedKey] = {}
-        self._good: dict[bytes, LeaseClaims] = {}
+        # Not a dict: to find the first key of one whose front was deleted is a long walk.
+        self._good: OrderedDict[bytes, LeaseClaims] = OrderedDict()
         self._relay_id = control.relay_id
 
     def verify(self, header: Header, present: LeasePresent, now_ms: int) -> LeaseClaims:
@@ -66,7 +68,7 @@ class LeaseVerifier:
             return claims
         claims = open_lease(token, self._keys)
         if len(self._good) >= TOKEN_CACHE_ENTRIES:
-            del self._good[next(iter(self._good))]
+            self._good.popitem(last=False)
         self._good[token] = claims
         return claims
 

@@ -26,6 +26,8 @@ HEADER: Final = "v4.public."
 _SIGNATURE_BYTES: Final = 64
 _HEADER_BYTES: Final = HEADER.encode()
 _LENGTH: Final = struct.Struct("<Q")
+_FOUR_PIECES: Final = _LENGTH.pack(4) + _LENGTH.pack(len(HEADER)) + HEADER.encode()
+"""How every PAE of a v4.public token begins."""
 
 
 class PasetoError(ProtocolError):
@@ -107,9 +109,19 @@ def verify(token: UnverifiedToken, public_key: bytes, *, implicit_assertion: byt
     Raises:
         PasetoError: the signature does not verify.
     """
-    signed = pre_authentication_encoding(
-        _HEADER_BYTES, token.message, token.footer, implicit_assertion
+    message, footer = token.message, token.footer
+    length = _LENGTH.pack
+    signed = b"".join(
+        (
+            _FOUR_PIECES,
+            length(len(message)),
+            message,
+            length(len(footer)),
+            footer,
+            length(len(implicit_assertion)),
+            implicit_assertion,
+        )
     )
     if not ed25519.verify(public_key, signed, token.signature):
         raise PasetoError("signature does not verify")
-    return token.message
+    return message

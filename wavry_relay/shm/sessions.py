@@ -29,11 +29,19 @@ _FULL: Final = (1 << 64) - 1
 _WINDOW: Final = SLOT["window"].offset // 8
 _ADDRESS: Final = SLOT["address"].offset // 8
 _ENDPOINT: Final = SLOT["endpoint"].offset // 8
+_EXPIRES: Final = SLOT["expires_ms"].offset // 8
+_MARK: Final = SLOT["mark"].offset // 8
 _JTI: Final = SLOT["jti"].offset // 8
+_SUB: Final = SLOT["sub"].offset // 8
+_SOFT: Final = SLOT["soft_kbps"].offset // 4
+_HARD: Final = SLOT["hard_kbps"].offset // 4
+_CNF: Final = SLOT["cnf"].offset // 4
+_RECEIVED: Final = SLOT["received_ms"].offset // 4
 _SLOT_WORDS: Final = SLOT.size // 8
 _ZEROS: Final = memoryview(bytes(SLOT.size)).cast("Q")
 """Copied over what nobody reads meanwhile (a slot without a jti, a window under its lock): a copy
 may tear, and nothing else of a record may be written by one."""
+_ID: Final = SESSION["id"].offset // 8
 _CLIENT_AT: Final = SESSION["client"].offset
 _SERVER_AT: Final = SESSION["server"].offset
 
@@ -87,6 +95,30 @@ class SlotRecord:
             and words[at + _ADDRESS] == address[0]
             and words[at + _JTI] != 0
         )
+
+    def fill(
+        self,
+        address: Address,
+        *,
+        expires_ms: int,
+        soft_kbps: int,
+        hard_kbps: int,
+        sub: int,
+        cnf: int,
+        mark: int,
+        received_ms: int,
+    ) -> None:
+        """Write all that a lease brings, but `jti`, which says that the rest counts."""
+        words, at = self.segment.u64, self.base >> 3
+        halves, half = self.segment.u32, self.base >> 2
+        words[at + _ADDRESS], words[at + _ADDRESS + 1], words[at + _ENDPOINT] = address
+        words[at + _EXPIRES] = expires_ms
+        halves[half + _SOFT] = soft_kbps
+        halves[half + _HARD] = hard_kbps
+        words[at + _SUB] = sub
+        halves[half + _CNF] = cnf
+        words[at + _MARK] = mark
+        halves[half + _RECEIVED] = received_ms
 
     def check(self, sequence: int, max_jump: int) -> Verdict:
         """Judge a sequence with the peer's replay window; changes nothing."""
@@ -168,11 +200,11 @@ class SessionTable:
         The record may be released or reused before the caller locks it: lock it, then ask
         `holds` again.
         """
-        words = self._segment.u64
+        words, index_at, mask = self._segment.u64, self._index_at, self._mask
         digest = self._tags.pair(high, low)
         tag = digest >> 32
-        for step in range(self._mask + 1):
-            word = words[self._index_at + (digest + step & self._mask)]
+        for step in range(mask + 1):
+            word = words[index_at + (digest + step & mask)]
             if word == INDEX_EMPTY:
                 return None
             if word >> 32 == tag and word != INDEX_DELETED:
@@ -184,7 +216,12 @@ class SessionTable:
     @staticmethod
     def holds(record: SessionRecord, high: int, low: int) -> bool:
         """Whether a record is (still) the live record of a session id."""
-        return record.id_low == low and record.id_high == high and record.state != SESSION_FREE
+        words, at = record.segment.u64, record.base >> 3
+        return (
+            words[at + _ID + 1] == low
+            and words[at + _ID] == high
+            and record.state != SESSION_FREE
+        )
 
     def claim(self, high: int, low: int, created_ms: int) -> SessionRecord | None:
         """Take a free record for a new session; needs the table lock.

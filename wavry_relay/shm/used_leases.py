@@ -61,9 +61,11 @@ class UsedLeases:
 
     def _probe(self, tag: int) -> int:
         """Word index of the tag's entry, or of the empty place where it belongs."""
-        for step in range(self._slots):
-            at = self._at + (tag + step) % self._slots * _WORDS
-            if self._words[at] in (0, tag):
+        words, start, slots = self._words, self._at, self._slots
+        for step in range(slots):
+            at = start + (tag + step) % slots * _WORDS
+            word = words[at]
+            if not word or word == tag:
                 return at
         raise AssertionError("used-lease table is full beyond its limit")
 
