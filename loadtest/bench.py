@@ -237,7 +237,8 @@ class _Bench:
         self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str
     ) -> None:
         """A relay for each of the two: what the first leaves behind is not in the second."""
-        sessions = 2 * self.scope.admissions * self.repetitions + _SPARE_SESSIONS
+        # Two kinds of leases, and a run of each that is not counted.
+        sessions = 2 * self.scope.admissions * (self.repetitions + 1) + _SPARE_SESSIONS
         name = f"relay-{engine}"
         if "admission" in self.scope.parts:
             directory = work / f"admission-{engine}"
@@ -252,6 +253,7 @@ class _Bench:
                     endpoints,
                     name=name,
                     core=self._generator_core,
+                    worker_core=self._worker_core,
                     sessions=self.scope.admissions,
                     repetitions=self.repetitions,
                     progress=self.say,
