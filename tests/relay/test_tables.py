@@ -4,11 +4,12 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from relay_world_support import World, open_world
 
+from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.lease import RelayId
 from wavry_relay.shm import layout
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
@@ -53,6 +54,49 @@ class TestSessions:
         assert (slot.jti, slot.mark, slot.tat_ns, slot.window_head) == (0, 0, 0, 0)
         assert (again.tat_ns, again.created_ms) == (0, 6)
         assert slot.check(5000, 1 << 20).value == "fresh"
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        rows=st.lists(
+            st.tuples(
+                st.sampled_from([0, 1, 2]),
+                st.integers(999, 1001),
+                st.sampled_from([0, 1, 59, 60, 61, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]),
+                st.booleans(),
+            ),
+            min_size=70,
+            max_size=70,
+        ),
+        stamp=st.sampled_from([0, 5, 60, 1 << 31, (1 << 32) - 1]),
+    )
+    def test_doubtful_sessions_are_those_that_a_look_at_each_finds(
+        self, rows: list[tuple[int, int, int, bool]], stamp: int
+    ) -> None:
+        with open_world(max_sessions=70) as world:
+            wanted = []
+            elapsed_ms = world.segment.elapsed_ms
+            for _ in rows:
+                world.table._allocate()
+            for number, (state, expires_ms, age_ms, taken) in enumerate(rows):
+                record = world.table.record(number)
+                client = record.slot(Role.CLIENT)
+                record.state, client.expires_ms = state, expires_ms
+                client.received_ms = stamp - age_ms & 0xFFFFFFFF
+                well = (
+                    state == layout.SESSION_ACTIVE
+                    and expires_ms > 1000
+                    and elapsed_ms(stamp, client.received_ms) < 60
+                )
+                if not taken:
+                    world.table.free_bit(number)
+                elif not well:
+                    wanted.append(number)
+            found = [
+                record.number
+                for word in range(world.table.bitmap_words)
+                for record in world.table.doubtful(word, 1000, stamp, 60)
+            ]
+            assert found == wanted
 
     def test_index_does_not_fill_with_deleted_words(self, world: World) -> None:
         """Many more sessions than the index has places, one after the other."""
@@ -171,6 +215,13 @@ class TestUsedLeases:
         assert world.used.has_expired(0, world.used.slots, 1000 + KEEP_MS)
         assert world.used.purge(0, world.used.slots, 1000 + KEEP_MS) == 1
         assert world.used.find(5) is None
+
+    def test_entry_that_a_killed_worker_did_not_count_is_purged(self, world: World) -> None:
+        world.used.put(5, 1, 1000)
+        world.segment.u64[world.used._count_at] = 0
+        assert world.used.has_expired(0, world.used.slots, 1000 + KEEP_MS)
+        assert world.used.purge(0, world.used.slots, 1000 + KEEP_MS) == 1
+        assert (world.used.find(5), world.used.count) == (None, 0)
 
     def test_denied_stays_denied(self, world: World) -> None:
         world.used.put(5, DENIED, 1000)

@@ -60,9 +60,7 @@ def _public_key(text: str) -> bytes:
     return base64url.decode(text, size=32)
 
 
-class LeaseClaims(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
-):
+class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Claims of a lease.  Limits are kbit/s; instants carry a time zone.
 
     Claims that this version does not know are ignored, as registered claims may grow.

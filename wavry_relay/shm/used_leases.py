@@ -91,11 +91,13 @@ class UsedLeases:
     def has_expired(self, first: int, count: int, now_ms: int) -> bool:
         """Whether `purge` of the same range would remove something; needs no lock."""
         words = self._words
-        for slot in range(first, min(first + count, self._slots)):
-            at = self._at + slot * _WORDS
-            if words[at] and words[at + 2] <= now_ms:
-                return True
-        return False
+        at = self._at + first * _WORDS
+        end = self._at + min(first + count, self._slots) * _WORDS
+        tags = words[at:end:_WORDS].tolist()
+        if not any(tags):
+            return False
+        expiries = words[at + 2 : end : _WORDS].tolist()
+        return any(tag and expiry <= now_ms for tag, expiry in zip(tags, expiries, strict=True))
 
     def purge(self, first: int, count: int, now_ms: int) -> int:
         """Remove the expired entries of a range of slots.
@@ -131,4 +133,5 @@ class UsedLeases:
             words[target] = tag
             hole = scan
         words[self._at + hole * _WORDS] = 0
-        words[self._count_at] -= 1
+        # A worker that was killed inside `put` may have left an entry that was never counted.
+        words[self._count_at] = max(words[self._count_at] - 1, 0)
