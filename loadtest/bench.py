@@ -23,6 +23,7 @@ from .bench_master import BenchMaster
 from .generator import GeneratorError
 from .machine import describe_machine, worker_cores
 from .measures.admission import run_admission
+from .measures.comparison import compare_forward
 from .measures.forward import BENCH as FORWARD
 from .measures.forward import ForwardCase, MeasurementError, capacity, run_forward
 from .measures.latency import run_latency
@@ -198,7 +199,7 @@ class _Bench:
                 stack, "uvloop-relay", lambda: uvloop_relay(endpoints, work, core, most)
             )
             subjects += self._optional(stack, "coturn", lambda: coturn(endpoints, work, core))
-            run_forward(
+            costs = run_forward(
                 self.report,
                 [*subjects, *relays],
                 scope.forward_cases(),
@@ -207,6 +208,16 @@ class _Bench:
                 duration_ms=scope.duration_ms,
                 repetitions=self.repetitions,
                 progress=self.say,
+            )
+        if "native" in self.engines:
+            # The pure engine is there for hosts that cannot build the other; nothing is promised.
+            compare_forward(
+                self.report,
+                costs,
+                subject="relay-native",
+                sessions=scope.sessions,
+                largest=most,
+                bursts=scope.bursts,
             )
 
     def latency(self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str) -> None:

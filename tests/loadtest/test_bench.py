@@ -85,6 +85,7 @@ def test_every_part_of_the_relay_is_measured(quick):
     benches = {row["bench"] for row in quick[0]["rows"]}
     assert benches == {
         "forward",
+        "comparison",
         "idle",
         "latency",
         "admission",
@@ -92,7 +93,13 @@ def test_every_part_of_the_relay_is_measured(quick):
         "worker kill",
         "upgrade",
     }
-    assert len(quick[0]["targets"]) == 6 * len(ENGINES) + 1
+    promised = [target["name"] for target in quick[0]["targets"]]
+    compared = [name for name in promised if " cost at " in name]
+    assert len(promised) - len(compared) == 6 * len(ENGINES) + 1
+    assert [name for name in compared if "coturn" not in name] == [
+        "relay-native cost at burst 1 per cheapest bare C forwarder",
+        "relay-native cost at burst 16 per bare C forwarder with GRO and GSO",
+    ]
 
 
 def test_upgrade_is_measured_beside_the_same_load_without_one(quick):

@@ -52,7 +52,7 @@ Buffer = bytes | bytearray | memoryview
 NIL_SESSION: Final = bytes(c.SESSION_ID_BYTES)
 
 _TYPES: Final = {int(kind): (kind, ~int(c.ALLOWED_FLAGS[kind])) for kind in c.PacketType}
-"""Type and forbidden flags by the byte on the wire; a look-up costs a fraction of `PacketType()`."""
+"""Type and forbidden flags by the byte on the wire; far cheaper than a call of `PacketType`."""
 _ROLES: Final = {int(role): role for role in c.Role}
 
 _HEADER: Final = struct.Struct("!BBBB16s")
