@@ -16,6 +16,7 @@ from typing import IO
 
 __all__ = [
     "ProcessGoneError",
+    "core_wait_ns",
     "cpu_ns",
     "descendants",
     "is_alive",
@@ -32,12 +33,7 @@ class ProcessGoneError(RuntimeError):
     """A process that is measured has ended."""
 
 
-def cpu_ns(pids: Iterable[int]) -> int:
-    """User and system time of all threads of `pids` so far, in ns.
-
-    Raises:
-        ProcessGoneError: one of them has ended.
-    """
+def _scheduled(pids: Iterable[int], column: int) -> int:
     total = 0
     for pid in pids:
         try:
@@ -46,8 +42,26 @@ def cpu_ns(pids: Iterable[int]) -> int:
             raise ProcessGoneError(f"process {pid} has ended while it was measured") from error
         for task in tasks:
             with contextlib.suppress(OSError):  # a thread may end between the two reads
-                total += int((task / "schedstat").read_text().split()[0])
+                total += int((task / "schedstat").read_text().split()[column])
     return total
+
+
+def cpu_ns(pids: Iterable[int]) -> int:
+    """User and system time of all threads of `pids` so far, in ns.
+
+    Raises:
+        ProcessGoneError: one of them has ended.
+    """
+    return _scheduled(pids, 0)
+
+
+def core_wait_ns(pids: Iterable[int]) -> int:
+    """Time in which threads of `pids` wanted a core and somebody else had it, in ns.
+
+    Raises:
+        ProcessGoneError: one of them has ended.
+    """
+    return _scheduled(pids, 1)
 
 
 def _parents() -> dict[int, int]:

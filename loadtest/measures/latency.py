@@ -3,7 +3,10 @@
 Open loop: bursts leave at fixed times, at a share of the throughput that a closed loop over the
 same relay has just reached.  The
 clock is one thread's, from before the send call to after the receive call; `added` is the
-difference of the same percentile of the two paths.
+difference of the same percentile of the two paths.  `core_wait` is the share of the time in which
+the relay wanted its core and another process of the machine had it: the scheduler lets that one
+finish its slice of some milliseconds, and with more than about one per cent of such waiting the
+99th percentile is the machine's, not the relay's.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Final
 from loadtest.generator import GeneratorResult, Load, run_generator
 from loadtest.measures.forward import ForwardCase, capacity, case_name
 from loadtest.native_build import compile_program
+from loadtest.processes import core_wait_ns
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, summarise
 from loadtest.subjects import Subject
@@ -47,6 +51,7 @@ def run_latency(
         rate = int(most * share / 100)
         relayed: list[GeneratorResult] = []
         direct: list[GeneratorResult] = []
+        waits: list[float] = []
         for repetition in range(repetitions):
             progress(f"latency at {share} % of the capacity, repetition {repetition + 1}")
             for results, straight in ((relayed, False), (direct, True)):
@@ -59,16 +64,20 @@ def run_latency(
                     duration_ms=duration_ms,
                     direct=straight,
                 )
-                results.append(
-                    run_generator(
-                        compile_program("generator"),
-                        load,
-                        endpoints,
-                        subject.sessions,
-                        target=None if straight else subject.target,
-                        core=core,
-                    )
+                pids = subject.pids()
+                waited_ns = core_wait_ns(pids)
+                result = run_generator(
+                    compile_program("generator"),
+                    load,
+                    endpoints,
+                    subject.sessions,
+                    target=None if straight else subject.target,
+                    core=core,
                 )
+                results.append(result)
+                if not straight:
+                    waited_ns = core_wait_ns(pids) - waited_ns
+                    waits.append(100 * waited_ns / max(result.elapsed_ns, 1))
         name = f"{case_name(subject.name, case)} at {share} % = {rate} packets/s"
         through = [_percentiles(result) for result in relayed]
         past = [_percentiles(result) for result in direct]
@@ -82,4 +91,7 @@ def run_latency(
                 summarise(BENCH, name, f"added_{metric}", "us", added),
             )
         lost = [100 * one.lost / one.sent for one in relayed]
-        report.rows.append(summarise(BENCH, name, "lost", "%", lost))
+        report.rows += (
+            summarise(BENCH, name, "lost", "%", lost),
+            summarise(BENCH, name, "core_wait", "%", waits),
+        )

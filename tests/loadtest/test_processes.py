@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from loadtest.processes import (
     ProcessGoneError,
+    core_wait_ns,
     cpu_ns,
     descendants,
     launch,
@@ -112,3 +114,18 @@ def test_shared_memory_is_counted_once_even_where_it_is_mapped_twice(start):
 def test_a_process_without_shared_memory_has_none(start):
     process, _ = start(STUBBORN)
     assert shared_memory_bytes(process.pid) == 0
+
+
+def test_waiting_for_a_core_that_another_has_is_counted():
+    core = min(os.sched_getaffinity(0))
+    rivals = [launch([sys.executable, "-c", BURN], core=core) for _ in range(2)]
+    try:
+        for rival in rivals:
+            assert rival.stdout.readline() == b"burnt\n"
+        waited_ns = core_wait_ns([rival.pid for rival in rivals])
+    finally:
+        for rival in rivals:
+            stop(rival)
+    assert waited_ns > 20_000_000
+    with pytest.raises(ProcessGoneError):
+        core_wait_ns([rivals[0].pid])
