@@ -286,9 +286,10 @@ class Admission:
             if record is None:
                 raise _refuse(c.RejectReason.SESSION_FULL, "session table is full")
             self._counters.add("session_created")
+        slot = record.slot(lease.role)
         with self._locks.session(record.number):
-            self._accept(record, lease, source, now)
-        return self._ack(header, lease, record.slot(lease.role), source)
+            self._accept(record, slot, lease, source, now)
+        return self._ack(header, lease, slot, source)
 
     def _check_replay(
         self, lease: _Lease, slot: SlotRecord | None, source: Address, now: Instant
@@ -326,9 +327,15 @@ class Admission:
 
     # -- Transitions (all under the table lock and the record's) -----------------------------------
 
-    def _accept(self, record: SessionRecord, lease: _Lease, source: Address, now: Instant) -> None:
+    def _accept(
+        self,
+        record: SessionRecord,
+        slot: SlotRecord,
+        lease: _Lease,
+        source: Address,
+        now: Instant,
+    ) -> None:
         """Presented → Accepted, or Active → Renewed: fill the slot; `jti` goes last."""
-        slot = record.slot(lease.role)
         stamp = self._segment.milliseconds(now.mono_ns)
         held = slot.jti
         same = held == lease.jti

@@ -28,7 +28,8 @@ _SLICES: Final = 40
 """A round in 50 ms steps: a slice of 100 000 sessions on one worker takes half a millisecond, one
 per cent of its time; a session may outlive its time-out by a round, which only holds its
 record."""
-_USED_SLOTS_PER_STEP: Final = 2048
+_MOST_USED_SLOTS: Final = 2048
+"""Of one step, a tenth of a millisecond: a large table of used leases may take some rounds."""
 _SECOND_PEER_MS: Final = c.SECOND_PEER_TIMEOUT_S * 1000
 _IDLE_MS: Final = c.IDLE_TIMEOUT_S * 1000
 
@@ -63,6 +64,7 @@ class Sweep:
         self._used = UsedLeases(segment)
         self._send = send
         self._sweeps_used = worker == 0
+        self._used_slots = min(_MOST_USED_SLOTS, -(-self._used.slots // _SLICES))
         self._words = range(worker, table.bitmap_words, segment.geometry.workers)
         self._next_word = 0
         self._next_used = 0
@@ -89,10 +91,10 @@ class Sweep:
 
     def _purge(self, now: Instant) -> None:
         first = self._next_used
-        if self._used.has_expired(first, _USED_SLOTS_PER_STEP, now.wall_ms):
+        if self._used.has_expired(first, self._used_slots, now.wall_ms):
             with self._locks.table():
-                self._used.purge(first, _USED_SLOTS_PER_STEP, now.wall_ms)
-        self._next_used = first + _USED_SLOTS_PER_STEP
+                self._used.purge(first, self._used_slots, now.wall_ms)
+        self._next_used = first + self._used_slots
         if self._next_used >= self._used.slots:
             self._next_used = 0
 

@@ -436,9 +436,14 @@ def test_busy_polling_burns_and_forwards(bench: Bench) -> None:
     sockets = [socket.socket(fileno=os.dup(bench.relays[0].fileno()))]
     engine = NativeEngine(world.segment, sockets, world.row, world.clock, busy_poll_us=1_000_000)
     try:
-        cpu_s = time.process_time()
-        engine.run(100)
-        assert time.process_time() - cpu_s > 0.03
+        # Others may have the core for most of the time: one round of many must get its share.
+        for _ in range(100):
+            cpu_s = time.process_time()
+            engine.run(100)
+            burnt_s = time.process_time() - cpu_s
+            if burnt_s > 0.03:
+                break
+        assert burnt_s > 0.03
         alice.sendto(client.frame(1), bench.relays[0].getsockname())
         engine.run(1)
         assert len(drain(bob)) == 1

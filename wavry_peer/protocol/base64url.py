@@ -5,9 +5,12 @@ from typing import Final
 
 __all__ = ["decode", "encode"]
 
-_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
-_FROM_STANDARD: Final = bytes.maketrans(b"+/", b"-_")
 _ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_FROM_STANDARD: Final = bytes.maketrans(b"+/", b"-_")
+_TO_STANDARD: Final = bytes(
+    byte if byte in _ALPHABET else ord("!") for byte in range(256)
+).translate(bytes.maketrans(b"-_", b"+/"))
+"""Every byte of another alphabet becomes one that strict decoding refuses."""
 _PADDING: Final = (b"", b"", b"==", b"=")
 _LAST: Final = (_ALPHABET, b"", _ALPHABET[::16], _ALPHABET[::4])
 """By the length modulo 4: what the last character may be, so that the bits that no byte needs
@@ -34,15 +37,13 @@ def decode(text: str, *, size: int | None = None) -> bytes:
         ValueError: another alphabet, padding, set trailing bits, or another size.
     """
     try:
-        raw = text.encode("ascii")
-    except UnicodeEncodeError as error:
+        raw = text.encode("ascii").translate(_TO_STANDARD)
+        left_over = len(raw) % 4
+        data = binascii.a2b_base64(raw + _PADDING[left_over], strict_mode=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
         raise ValueError("not base64url") from error
-    if raw.translate(None, _ALPHABET):
-        raise ValueError("not base64url")
-    left_over = len(raw) % 4
-    if raw and raw[-1] not in _LAST[left_over]:
+    if raw and ord(text[-1]) not in _LAST[left_over]:
         raise ValueError("not canonical base64url")
-    data = binascii.a2b_base64(raw.translate(_TO_STANDARD) + _PADDING[left_over])
     if size is not None and len(data) != size:
         raise ValueError(f"must hold {size} bytes")
     return data

@@ -22,6 +22,7 @@ OVERFLOW_FACTOR: Final = 4
 """Newcomers of a full bucket share this many times one key's rate: enough for several good ones,
 and little beside what the flood itself must spend to keep three keys limited."""
 _NS: Final = 1_000_000_000
+_WAYS: Final = range(RATE_WAYS)
 _TAGS_AT: Final = RATE_BUCKET["tags"].offset // 8
 _TATS_AT: Final = RATE_BUCKET["tats"].offset // 8
 
@@ -81,12 +82,12 @@ class RateTable:
         tags, tats = base + _TAGS_AT, base + _TATS_AT
         place = tats + RATE_WAYS  # the overflow word
         cost_ns = self._cost_ns // OVERFLOW_FACTOR
-        for way, tag in enumerate(words[tags : tags + RATE_WAYS]):
-            if tag == key:
+        for way in _WAYS:
+            if words[tags + way] == key:
                 place, cost_ns = tats + way, self._cost_ns
                 break
         else:
-            for way in range(RATE_WAYS):
+            for way in _WAYS:
                 self._bound(tats + way, now_ns)
                 if words[tats + way] <= now_ns:
                     # The word is reset first: a crash in between leaves a free place, never a
