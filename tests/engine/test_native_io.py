@@ -362,9 +362,9 @@ def test_more_control_packets_than_a_round_takes_come_in_the_next_ones(bench: Be
     forwarded = client.frame(1, b"behind the flood")
     alice.sendto(forwarded, bench.relays[0].getsockname())
     got: list[bytes] = []
-    for _ in range(8):
+    for _ in range(24):
         packets = world.engine.run(0)
-        assert len(packets) <= 64
+        assert len(packets) <= 16, "media waits while Python works on them"
         assert {packet.kind for packet in packets} <= {ControlKind.LEASE}
         assert {packet.source for packet in packets} <= {client.address}
         got += [packet.datagram for packet in packets]
