@@ -23,6 +23,7 @@ MAX_FLOOR_SINGLE: Final = 1.15
 MAX_FLOOR_OFFLOAD: Final = 1.3
 MIN_COTURN_SINGLE: Final = 1.5
 MIN_COTURN_OFFLOAD: Final = 8.0
+MIN_UVLOOP_OFFLOAD: Final = 8.0
 MAX_MANY_SESSIONS: Final = 1.5
 
 Costs = Mapping[ForwardCase, Mapping[str, Sequence[float]]]
@@ -97,7 +98,7 @@ def _promises(
                 _Promise(
                     f"uvloop-relay cost at burst {burst} per {subject}",
                     "at_least",
-                    None,
+                    MIN_UVLOOP_OFFLOAD if burst > 1 else None,
                     _ratios(by_subject.get("uvloop-relay"), relay),
                 )
             )

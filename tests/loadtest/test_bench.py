@@ -99,6 +99,7 @@ def test_every_part_of_the_relay_is_measured(quick):
     assert [name for name in compared if "coturn" not in name] == [
         "relay-native cost at burst 1 per cheapest bare C forwarder",
         "relay-native cost at burst 16 per bare C forwarder with GRO and GSO",
+        "uvloop-relay cost at burst 16 per relay-native",
     ]
 
 
