@@ -46,6 +46,7 @@ __all__ = [
     "parse_networks",
     "rate_limited",
     "read_body",
+    "read_optional_body",
     "route_template",
     "serve",
     "unauthorized",
@@ -166,6 +167,13 @@ async def read_body(request: web.Request, kind: type[BodyType]) -> BodyType:
         ) from error
     except MessageError as error:
         raise ApiError(_BODY_STATUS.get(error.code, 400), error.code, str(error)) from error
+
+
+async def read_optional_body(request: web.Request, kind: type[BodyType]) -> BodyType:
+    """As `read_body`, for a body whose fields all have defaults and that may be left out."""
+    if not request.body_exists:
+        return kind()
+    return await read_body(request, kind)
 
 
 def bearer_token(request: web.Request) -> str | None:

@@ -72,6 +72,7 @@ def make_app(gateway: Gateway) -> web.Application:
             web.get("/metrics", operations.metrics),
             web.get("/v1/admin/users", operations.users),
             web.get("/v1/admin/status", operations.status),
+            web.get("/v1/admin/audit", operations.audit),
         ]
     )
 

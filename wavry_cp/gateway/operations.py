@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from wavry_cp.client_address import client_address, is_within
+from wavry_cp.control.audit_route import audit_response
 from wavry_cp.http import ApiError, bearer_token, json_response
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.version import software_version
@@ -128,6 +129,11 @@ class Operations:
                 master=await gateway.broker.probe(),
             )
         )
+
+    async def audit(self, request: web.Request) -> web.Response:
+        """``GET /v1/admin/audit?after=ID&since=TIME&limit=N``, oldest first."""
+        self._require_admin(request)
+        return await audit_response(request, self._gateway.store)
 
     def _require_admin(self, request: web.Request) -> None:
         admin = self._gateway.admin_token

@@ -12,7 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Final
 
-from wavry_cp.store.interface import AuditEntry, MasterStore
+from wavry_cp.control.audit import AuditEntry
+from wavry_cp.store.interface import MasterStore
 from wavry_peer.protocol.api import HeartbeatRequest, RegisterRequest, RelayInfo
 
 from . import registry
@@ -155,7 +156,9 @@ class RelayDirectory:
         self._unsaved[body.relay_id] = now_s
         return relay.record, status
 
-    async def order(self, relay_id: str, event: RelayEvent, *, who: str, now_s: int) -> RelayRecord:
+    async def order(
+        self, relay_id: str, event: RelayEvent, *, who: str, now_s: int, reason: str = ""
+    ) -> RelayRecord:
         """Carry out an operator's order (drain, undrain) and write it into the audit log.
 
         Raises:
@@ -164,10 +167,13 @@ class RelayDirectory:
         async with self._changing:
             relay = self._known(relay_id)
             record = registry.after_event(relay.record, event)
-            await self._save(relay, record, AuditEntry(now_s, who, event.value, relay_id))
+            audit = AuditEntry(now_s, who, event.value, relay_id, reason)
+            await self._save(relay, record, audit)
             return relay.record
 
-    async def deregister(self, relay_id: str, *, who: str, by_operator: bool, now_s: int) -> None:
+    async def deregister(
+        self, relay_id: str, *, who: str, by_operator: bool, now_s: int, reason: str = ""
+    ) -> None:
         """Forget a relay, as far as that shakes off neither a ban nor a drain.
 
         The record of a banned relay stays, and that of a draining one unless the operator
@@ -178,7 +184,7 @@ class RelayDirectory:
         """
         async with self._changing:
             relay = self._known(relay_id)
-            audit = AuditEntry(now_s, who, "deregister", relay_id)
+            audit = AuditEntry(now_s, who, "deregister", relay_id, reason)
             state = relay.record.state
             if state is RelayState.BANNED or (state is RelayState.DRAINING and not by_operator):
                 await self._save(relay, replace(relay.record, token_hash=None), audit)

@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from wavry_cp.control.audit_route import audit_response
 from wavry_cp.http import (
     client_address,
     is_within,
@@ -19,14 +20,13 @@ from wavry_cp.version import software_version
 
 from .context import MasterContext
 
-__all__ = ["AuditPage", "MasterHealth", "MasterReadiness", "MasterStatus", "OpsRoutes"]
+__all__ = ["MasterHealth", "MasterReadiness", "MasterStatus", "OpsRoutes"]
 
 READY_TIMEOUT_S: Final = 2.0
 READY_CACHE_S: Final = 1.0
 """/ready is open to everyone: it may not become a way to keep the store busy."""
 
 KEYS_MAX_AGE_S: Final = 30
-AUDIT_ROWS: Final = 200
 
 
 class MasterHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,21 +58,6 @@ class MasterStatus(msgspec.Struct, frozen=True, kw_only=True):
     relays: dict[str, int]
     live_sessions: int
     heartbeat_interval_ms: int
-
-
-class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One act of an operator; `at` in unix seconds."""
-
-    at: int
-    who: str
-    action: str
-    target: str
-
-
-class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /v1/admin/audit``: the last acts, newest first."""
-
-    entries: tuple[AuditRow, ...]
 
 
 class OpsRoutes:
@@ -170,12 +155,7 @@ class OpsRoutes:
     async def audit(self, request: web.Request) -> web.Response:
         """Who did what, when."""
         self._context.access.require(request, "admin")
-        entries = await self._context.store.audit_log(AUDIT_ROWS)
-        rows = (
-            AuditRow(at=entry.at_s, who=entry.who, action=entry.action, target=entry.target)
-            for entry in entries
-        )
-        return json_response(AuditPage(entries=tuple(rows)))
+        return await audit_response(request, self._context.store)
 
     def _document(self) -> web.Response:
         return web.Response(body=self._context.keys.document, content_type="application/json")

@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
+from wavry_cp.control.audit import AuditEntry, attempted
 from wavry_cp.http import (
     ApiError,
     bearer_token,
@@ -16,10 +17,12 @@ from wavry_cp.http import (
     json_response,
     rate_limited,
     read_body,
+    read_optional_body,
     unauthorized,
 )
 from wavry_cp.rate_limit import address_key
 from wavry_peer.protocol import base64url
+from wavry_peer.protocol.admin_api import Order
 from wavry_peer.protocol.api import (
     Command,
     HeartbeatRequest,
@@ -158,9 +161,13 @@ class RelayRoutes:
         relay_id = request.match_info["relay_id"]
         own = context.directory.relay_token_matches(relay_id, bearer_token(request))
         who = "relay" if own else context.access.require(request, "admin")
-        await context.directory.deregister(
-            relay_id, who=who, by_operator=not own, now_s=context.clock.now_s()
-        )
+        order = await read_optional_body(request, Order)
+        now_s = context.clock.now_s()
+        entry = AuditEntry(now_s, who, "deregister", relay_id, order.reason)
+        async with attempted(context.store, entry):
+            await context.directory.deregister(
+                relay_id, who=who, by_operator=not own, now_s=now_s, reason=order.reason
+            )
         _log.info("relay_deregistered", relay_id=relay_id, by=who)
         return web.Response(status=204)
 
@@ -176,7 +183,14 @@ class RelayRoutes:
         context = self._context
         who = context.access.require(request, "admin")
         relay_id = request.match_info["relay_id"]
-        await context.directory.order(relay_id, event, who=who, now_s=context.clock.now_s())
+        order = await read_optional_body(request, Order)
+        now_s = context.clock.now_s()
+        async with attempted(
+            context.store, AuditEntry(now_s, who, event.value, relay_id, order.reason)
+        ):
+            await context.directory.order(
+                relay_id, event, who=who, now_s=now_s, reason=order.reason
+            )
         _log.info("relay_order", relay_id=relay_id, order=event.value, by=who)
         return self._info(relay_id)
 

@@ -9,6 +9,8 @@ from typing import Protocol
 from wavry_cp.gateway.sessions import CallLimits, Change, Session, SessionKey
 from wavry_cp.gateway.tokens import TokenHash
 
+from .admin_interface import AdminStore
+
 __all__ = ["GatewayStore", "TokenOwner", "User"]
 
 
@@ -30,7 +32,7 @@ class TokenOwner:
     expires_at: int
 
 
-class GatewayStore(Protocol):
+class GatewayStore(AdminStore, Protocol):
     """Accounts, tokens and sessions of the gateway."""
 
     async def close(self) -> None:
@@ -95,6 +97,11 @@ class GatewayStore(Protocol):
         self, one: str, other: str, *, now_s: int
     ) -> tuple[Session, ...]:
         """Sessions of two users that have not ended, newest first."""
+
+    async def close_sessions_of(
+        self, username: str, *, now_s: int, limit: int
+    ) -> tuple[Session, ...]:
+        """Close open sessions of a user; returns them."""
 
     async def expire_sessions(self, *, now_s: int, limit: int) -> tuple[Session, ...]:
         """Close sessions whose time is over; returns them."""

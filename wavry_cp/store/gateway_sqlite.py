@@ -7,9 +7,10 @@ from typing import Any, Final, Self
 import msgspec
 import sqlite_utils
 
-from wavry_cp.gateway.sessions import CallLimits, Change, Keys, Session, SessionKey, expire
+from wavry_cp.gateway.sessions import CallLimits, Change, Keys, Session, SessionKey, close, expire
 from wavry_cp.gateway.tokens import TokenHash
 
+from .admin_sqlite import AdminSqlite, create_admin_tables, create_audit_table
 from .gateway_interface import TokenOwner, User
 from .sqlite import Database, Migration
 
@@ -66,7 +67,15 @@ def _create_schema(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: Final = (Migration(1, "users, tokens and sessions", _create_schema),)
+def _admin_tables(db: sqlite_utils.Database) -> None:
+    create_audit_table(db)
+    create_admin_tables(db)
+
+
+MIGRATIONS: Final = (
+    Migration(1, "users, tokens and sessions", _create_schema),
+    Migration(2, "audit log, switches, bans", _admin_tables),
+)
 
 _USER: Final = "SELECT username, password_hash, created_at, last_login_at FROM users"
 _SESSION_COLUMNS: Final = (
@@ -136,11 +145,8 @@ def _update(db: sqlite_utils.Database, before: Session, after: Session) -> None:
         db.execute(_UPDATE_SESSION, (*_row(after), before.session_id))
 
 
-class SqliteGatewayStore:
+class SqliteGatewayStore(AdminSqlite):
     """`GatewayStore` on one SQLite file."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -316,6 +322,21 @@ class SqliteGatewayStore:
         def work(db: sqlite_utils.Database) -> tuple[Session, ...]:
             rows = db.execute(_BETWEEN, (one, other, other, one, now_s))
             return tuple(_session(row) for row in rows)
+
+        return await self._database.run(work)
+
+    async def close_sessions_of(
+        self, username: str, *, now_s: int, limit: int
+    ) -> tuple[Session, ...]:
+        """Close open sessions of a user; returns them."""
+
+        def work(db: sqlite_utils.Database) -> tuple[Session, ...]:
+            query = f"{_SESSION} WHERE (caller = ? OR callee = ?) AND state != 'closed' LIMIT ?"
+            found = [_session(row) for row in db.execute(query, (username, username, limit))]
+            closed = tuple(close(session, now_s=now_s) for session in found)
+            for before, after in zip(found, closed, strict=True):
+                _update(db, before, after)
+            return closed
 
         return await self._database.run(work)
 

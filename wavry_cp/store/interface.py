@@ -4,33 +4,19 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from wavry_cp.control.audit import AuditEntry
+from wavry_cp.control.bans import Ban
 from wavry_cp.master.leases import SessionRecord
 from wavry_cp.master.registry import RelayRecord
+
+from .admin_interface import AdminStore, TokenStore
 
 __all__ = ["AuditEntry", "MasterStore"]
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One act of an operator, kept for ever.
-
-    Attributes:
-        at_s: unix seconds.
-        who: name of the token that was shown.
-        action: e.g. ``"drain"``.
-        target: e.g. the relay id.
-    """
-
-    at_s: int
-    who: str
-    action: str
-    target: str
-
-
-class MasterStore(Protocol):
+class MasterStore(AdminStore, TokenStore, Protocol):
     """Durable state of the master.
 
     A call that returned is on disk.  Every method raises `StoreUnavailableError` where the store
@@ -47,6 +33,16 @@ class MasterStore(Protocol):
 
     async def remove_relay(self, relay_id: str, audit: AuditEntry | None = None) -> None:
         """Forget a relay, and write (both or neither) the act."""
+        ...
+
+    async def ban_relay(self, record: RelayRecord | None, ban: Ban, audit: AuditEntry) -> None:
+        """Write a ban, the record of the relay where there is one, and the act."""
+        ...
+
+    async def unban_relay(
+        self, record: RelayRecord | None, relay_id: str, audit: AuditEntry
+    ) -> None:
+        """Remove a ban, write the record of the relay where there is one, and the act."""
         ...
 
     async def save_heartbeats(self, at_s: Mapping[str, int]) -> None:
@@ -75,10 +71,6 @@ class MasterStore(Protocol):
 
     async def prune_sessions(self, expired_before_s: int, limit: int) -> int:
         """Delete at most `limit` sessions that expired before an instant; gives how many."""
-        ...
-
-    async def audit_log(self, limit: int) -> Sequence[AuditEntry]:
-        """The last acts, newest first."""
         ...
 
     async def check(self) -> None:

@@ -7,10 +7,20 @@ from typing import Any, Final, Self
 import msgspec
 import sqlite_utils
 
+from wavry_cp.control.audit import AuditEntry
+from wavry_cp.control.bans import Ban, BanKind
 from wavry_cp.master.leases import LeaseSlot, SessionRecord
 from wavry_cp.master.registry import RelayRecord, RelayState
 
-from .interface import AuditEntry
+from .admin_sqlite import (
+    TokenSqlite,
+    append_audit,
+    create_admin_tables,
+    create_token_table,
+    forbid_audit_changes,
+    put_ban,
+    remove_ban,
+)
 from .sqlite import Database, Migration
 
 __all__ = ["MIGRATIONS", "MasterSqlite"]
@@ -86,14 +96,22 @@ def _first_tables(db: sqlite_utils.Database) -> None:
         )
 
 
-MIGRATIONS: Final = (Migration(1, "relays, sessions, audit", _first_tables),)
+def _admin_tables(db: sqlite_utils.Database) -> None:
+    db.execute("ALTER TABLE audit ADD COLUMN reason TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE audit ADD COLUMN outcome TEXT NOT NULL DEFAULT 'done'")
+    forbid_audit_changes(db)
+    create_token_table(db)
+    create_admin_tables(db)
 
 
-class MasterSqlite:
+MIGRATIONS: Final = (
+    Migration(1, "relays, sessions, audit", _first_tables),
+    Migration(2, "reasons in the audit log, admin tokens, switches, bans", _admin_tables),
+)
+
+
+class MasterSqlite(TokenSqlite):
     """`MasterStore` over a `Database`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -120,8 +138,8 @@ class MasterSqlite:
         """See `MasterStore`."""
 
         def save(db: sqlite_utils.Database) -> None:
-            db.table("relays").insert(_row_from_relay(record), pk="relay_id", replace=True)
-            _append_audit(db, audit)
+            _put_relay(db, record)
+            append_audit(db, audit)
 
         await self._database.run(save)
 
@@ -130,9 +148,31 @@ class MasterSqlite:
 
         def remove(db: sqlite_utils.Database) -> None:
             db.execute("DELETE FROM relays WHERE relay_id = ?", (relay_id,))
-            _append_audit(db, audit)
+            append_audit(db, audit)
 
         await self._database.run(remove)
+
+    async def ban_relay(self, record: RelayRecord | None, ban: Ban, audit: AuditEntry) -> None:
+        """See `MasterStore`."""
+
+        def save(db: sqlite_utils.Database) -> None:
+            _put_relay(db, record)
+            put_ban(db, ban)
+            append_audit(db, audit)
+
+        await self._database.run(save)
+
+    async def unban_relay(
+        self, record: RelayRecord | None, relay_id: str, audit: AuditEntry
+    ) -> None:
+        """See `MasterStore`."""
+
+        def save(db: sqlite_utils.Database) -> None:
+            _put_relay(db, record)
+            remove_ban(db, BanKind.RELAY, relay_id)
+            append_audit(db, audit)
+
+        await self._database.run(save)
 
     async def save_heartbeats(self, at_s: Mapping[str, int]) -> None:
         """See `MasterStore`."""
@@ -188,20 +228,10 @@ class MasterSqlite:
 
         return await self._database.run(prune)
 
-    async def audit_log(self, limit: int) -> Sequence[AuditEntry]:
-        """See `MasterStore`."""
-        sql = "SELECT at_s, who, action, target FROM audit ORDER BY id DESC LIMIT ?"
-        return await self._database.run(
-            lambda db: [AuditEntry(**row) for row in db.query(sql, (limit,))]
-        )
 
-
-def _append_audit(db: sqlite_utils.Database, entry: AuditEntry | None) -> None:
-    if entry is not None:
-        db.execute(
-            "INSERT INTO audit (at_s, who, action, target) VALUES (?, ?, ?, ?)",
-            (entry.at_s, entry.who, entry.action, entry.target),
-        )
+def _put_relay(db: sqlite_utils.Database, record: RelayRecord | None) -> None:
+    if record is not None:
+        db.table("relays").insert(_row_from_relay(record), pk="relay_id", replace=True)
 
 
 def _row_from_relay(record: RelayRecord) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""HTTP bodies of operators' calls: audit log, admin tokens, kill switches, bans.
+
+Rules of form as in `api`.  Times are unix seconds.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+
+from .api import Body, Count, Username
+from .lease import Name
+
+__all__ = [
+    "AuditPage",
+    "AuditRow",
+    "BanInfo",
+    "BanList",
+    "BanRequest",
+    "LiftBanRequest",
+    "NewToken",
+    "NewTokenRequest",
+    "Order",
+    "RevokeTokenRequest",
+    "RotateTokenRequest",
+    "SwitchInfo",
+    "SwitchList",
+    "SwitchRequest",
+    "TokenCheck",
+    "TokenCheckRequest",
+    "TokenInfo",
+    "TokenList",
+]
+
+Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+"""In an operator's words; no control character, for it is shown in terminals."""
+GivenReason = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]+\Z")
+]
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=10 * 366 * 86_400)]
+"""At most ten years; leave it out for "for ever"."""
+RoleName = Literal["viewer", "operator", "admin"]
+
+
+class Order(Body, frozen=True, kw_only=True):
+    """Body of an order that needs nothing else; may be left out."""
+
+    reason: Reason = ""
+
+
+# -- Audit ---------------------------------------------------------------------------------
+
+
+class AuditRow(Body, frozen=True, kw_only=True):
+    """One act; `id` grows by the order of writing, `outcome` is ``done`` or an error code."""
+
+    id: int
+    at: int
+    who: str
+    action: str
+    target: str
+    reason: str
+    outcome: str
+
+
+class AuditPage(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/audit?after=ID&since=TIME&limit=N``, oldest first."""
+
+    entries: tuple[AuditRow, ...]
+
+
+# -- Tokens --------------------------------------------------------------------------------
+
+
+class NewTokenRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/tokens``; without `life_s` the token lasts until it is revoked."""
+
+    name: Username
+    role: RoleName
+    life_s: Seconds | None = None
+    reason: Reason = ""
+
+
+class RotateTokenRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/tokens/{name}/rotate``.
+
+    The token so far stays valid for `overlap_s`; `life_s` is by default what it was.
+    """
+
+    overlap_s: Annotated[int, msgspec.Meta(ge=0, le=30 * 86_400)] = 86_400
+    life_s: Seconds | None = None
+    reason: Reason = ""
+
+
+class RevokeTokenRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/tokens/{name}/revoke``: every token of the name ends now."""
+
+    reason: GivenReason
+
+
+class TokenInfo(Body, frozen=True, kw_only=True):
+    """One token, without its secret; `expires_at` None is for ever."""
+
+    token_id: str
+    name: str
+    role: str
+    created_at: int
+    expires_at: int | None = None
+    valid: bool
+
+
+class TokenList(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/tokens``."""
+
+    tokens: tuple[TokenInfo, ...]
+
+
+class NewToken(Body, frozen=True, kw_only=True):
+    """201: the only time that `token` is told; `previous` is valid until its `expires_at`."""
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"token"})
+
+    token: str
+    info: TokenInfo
+    previous: TokenInfo | None = None
+
+
+class TokenCheckRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/tokens/check`` by a gateway: who is it?  The secret stays with it."""
+
+    token_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{10}\Z")]
+    secret_hash: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class TokenCheck(Body, frozen=True, kw_only=True):
+    """200; the other fields only where `valid`."""
+
+    valid: bool
+    name: str | None = None
+    role: RoleName | None = None
+
+
+# -- Kill switches -------------------------------------------------------------------------
+
+
+class SwitchRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/switches/{switch}``; lockdown ``on`` needs a reason."""
+
+    on: bool
+    reason: Reason = ""
+
+
+class SwitchInfo(Body, frozen=True, kw_only=True):
+    """Where a switch stands; `at` is 0 where nobody has touched it."""
+
+    switch: str
+    on: bool
+    at: int = 0
+    who: str = ""
+    reason: str = ""
+
+
+class SwitchList(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/switches``."""
+
+    switches: tuple[SwitchInfo, ...]
+
+
+# -- Bans ----------------------------------------------------------------------------------
+
+
+class BanRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/bans``; without `life_s` until it is lifted."""
+
+    kind: Literal["user", "relay"]
+    value: Name
+    life_s: Seconds | None = None
+    reason: GivenReason
+
+
+class LiftBanRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/bans/lift``."""
+
+    kind: Literal["user", "relay"]
+    value: Name
+    reason: Reason = ""
+
+
+class BanInfo(Body, frozen=True, kw_only=True):
+    """One ban; `known` is False where the service knows nobody of this name (yet)."""
+
+    kind: str
+    value: str
+    at: int
+    expires_at: int | None = None
+    who: str
+    reason: str
+    known: bool = True
+
+
+class BanList(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/bans``: those that hold now.  `total` counts them all."""
+
+    bans: tuple[BanInfo, ...]
+    total: Count
