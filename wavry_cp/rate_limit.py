@@ -78,6 +78,13 @@ class RateLimiter:
             self._bucket_tat_s[bucket] = allowed_s
         return 0.0
 
+    def wait_s(self, key: str, now_s: float) -> float:
+        """What `check` would return, without counting a request."""
+        tat_s = self._tat_s.get(key)
+        if tat_s is None:
+            tat_s = self._bucket_tat_s[self._bucket(key)]
+        return 0.0 if self._next_tat_s(tat_s, now_s) is not None else self._wait_s(tat_s, now_s)
+
     def __len__(self) -> int:
         """Keys in the table."""
         return len(self._tat_s)

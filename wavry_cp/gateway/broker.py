@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.admin_api import TokenCheck, TokenCheckRequest
 from wavry_peer.protocol.api import (
     MAX_BODY_BYTES,
     ErrorBody,
@@ -107,6 +108,14 @@ class Broker:
             jti=jti,
         )
         return await self._call("renew", "/v1/leases/renew", body, RenewResponse)
+
+    async def check_admin_token(self, body: TokenCheckRequest) -> TokenCheck:
+        """Ask who shows a named admin token.
+
+        Raises:
+            RefusedError: the master gives no usable answer.
+        """
+        return await self._call("check_token", "/v1/admin/tokens/check", body, TokenCheck)
 
     async def probe(self) -> str:
         """State of the master for /ready, asked every few seconds: ``"ok"``, ``"unreachable"``."""

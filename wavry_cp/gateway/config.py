@@ -41,6 +41,14 @@ class GatewayConfig:
         None,
         doc="File (mode 0600) with the admin token; without it the admin calls are off.",
     )
+    admin_failures_per_minute: int = setting(
+        "WAVRY_GATEWAY_ADMIN_FAILURES_PER_MINUTE",
+        30,
+        doc="Wrong admin tokens answered per IPv4 address or IPv6 /64; more are told to wait.",
+        unit="1/min",
+        minimum=1,
+        maximum=1_000_000,
+    )
     trusted_proxies: tuple[str, ...] = setting(
         "WAVRY_GATEWAY_TRUSTED_PROXIES",
         (),

@@ -8,12 +8,14 @@ from typing import Final, Self
 
 import structlog
 
+from wavry_cp.control.auth_failures import AuthFailures
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.store.gateway_interface import GatewayStore
 from wavry_cp.store.gateway_sqlite import SqliteGatewayStore
 from wavry_cp.tokens import TokenFile, require_different
 
+from .admin_access import AdminAccess
 from .auth import Accounts
 from .broker import Broker
 from .calls import Calls
@@ -58,7 +60,6 @@ class Gateway:
     ) -> None:
         self.config = config
         self.store = store
-        self.admin_token = admin_token
         self.clock = clock
         self.started_s = clock.monotonic_s()
         self.stopping = False
@@ -104,6 +105,17 @@ class Gateway:
             service_token,
             timeout_s=config.master_timeout_s,
             metrics=self.metrics,
+        )
+        self.admin = AdminAccess(
+            admin_token,
+            self.broker.check_admin_token,
+            failures=AuthFailures(
+                per_minute=config.admin_failures_per_minute,
+                trusted_proxies=config.trusted_proxy_networks,
+                monotonic_s=clock.monotonic_s,
+                counter=self.metrics.admin_auth_failures,
+            ),
+            monotonic_s=clock.monotonic_s,
         )
         self.relaying = Relaying(
             store=store,

@@ -50,6 +50,12 @@ class GatewayMetrics:
             ("limit",),
             registry=self.registry,
         )
+        self.admin_auth_failures = Counter(
+            "wavry_gateway_admin_auth_failures_total",
+            "Admin calls refused for their token: wrong_token, limited, forbidden (role).",
+            ("cause",),
+            registry=self.registry,
+        )
         self.connections = Gauge(
             "wavry_gateway_websockets", "Open WebSockets, bound or not.", registry=self.registry
         )

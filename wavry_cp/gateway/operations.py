@@ -9,7 +9,7 @@ from aiohttp import web
 
 from wavry_cp.client_address import client_address, is_within
 from wavry_cp.control.audit_route import audit_response
-from wavry_cp.http import ApiError, bearer_token, json_response
+from wavry_cp.http import ApiError, json_response
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.version import software_version
 from wavry_peer.protocol.api import UserInfo, UserList
@@ -83,8 +83,7 @@ class Operations:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """``GET /metrics``, for the listed networks and the admin."""
-        admin, given = self._gateway.admin_token, bearer_token(request)
-        if not (self._is_near(request) or (admin is not None and admin.matches(given))):
+        if not (self._is_near(request) or await self._shows_admin_token(request)):
             raise ApiError(403, "forbidden", "metrics are for the operator's networks only")
         return web.Response(
             body=self._gateway.metrics.text(), headers={"Content-Type": METRICS_TYPE}
@@ -92,7 +91,7 @@ class Operations:
 
     async def users(self, request: web.Request) -> web.Response:
         """``GET /v1/admin/users?after=NAME&limit=N``, in the order of names."""
-        self._require_admin(request)
+        await self._gateway.admin.require(request, "viewer")
         after, limit = request.query.get("after", ""), request.query.get("limit", str(MAX_USERS))
         if _NAME.fullmatch(after) is None:
             raise ApiError(400, "invalid_query", "after must be a user name")
@@ -115,7 +114,7 @@ class Operations:
 
     async def status(self, request: web.Request) -> web.Response:
         """``GET /v1/admin/status``."""
-        self._require_admin(request)
+        await self._gateway.admin.require(request, "viewer")
         gateway = self._gateway
         return json_response(
             GatewayStatus(
@@ -132,17 +131,14 @@ class Operations:
 
     async def audit(self, request: web.Request) -> web.Response:
         """``GET /v1/admin/audit?after=ID&since=TIME&limit=N``, oldest first."""
-        self._require_admin(request)
+        await self._gateway.admin.require(request, "viewer")
         return await audit_response(request, self._gateway.store)
 
-    def _require_admin(self, request: web.Request) -> None:
-        admin = self._gateway.admin_token
-        if admin is None:
-            raise RefusedError(
-                "admin_disabled", "set WAVRY_GATEWAY_ADMIN_TOKEN_FILE to use admin calls"
-            )
-        if not admin.matches(bearer_token(request)):
-            raise RefusedError("invalid_token", "this call needs the admin token")
+    async def _shows_admin_token(self, request: web.Request) -> bool:
+        try:
+            return await self._gateway.admin.caller(request) is not None
+        except RefusedError:
+            return False  # Admin calls are off, or nobody can be asked who this is.
 
     def _is_near(self, request: web.Request) -> bool:
         if "X-Forwarded-For" in request.headers and not is_within(

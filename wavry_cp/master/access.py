@@ -1,36 +1,82 @@
-"""Who may call: bearer tokens of gateways and operators."""
+"""Who may call the master: gateways by the service token, operators by admin tokens with roles."""
+
+from collections.abc import Callable
+from typing import Final
 
 from aiohttp import web
 
+from wavry_cp.control.admin_tokens import ShownToken, TokenBook
+from wavry_cp.control.auth_failures import AuthFailures
+from wavry_cp.control.roles import SERVICE, Caller, Role
 from wavry_cp.http import ApiError, TokenFile, bearer_token, unauthorized
 
 __all__ = ["Access"]
 
+BOOTSTRAP_NAME: Final = "admin"
+
 
 class Access:
-    """The two tokens of the master, and the question which of them a request shows."""
+    """The tokens of the master, and the question which of them a request shows."""
 
-    def __init__(self, service: TokenFile, admin: TokenFile) -> None:
+    def __init__(
+        self,
+        service: TokenFile,
+        admin: TokenFile,
+        book: TokenBook,
+        *,
+        failures: AuthFailures,
+        now_s: Callable[[], int],
+    ) -> None:
+        """Make it.
+
+        Args:
+            service: token of gateways.
+            admin: the operator's file: the first admin token, valid without the store.
+            book: named tokens.
+            failures: where wrong tokens are counted.
+            now_s: unix seconds.
+        """
         self._service = service
         self._admin = admin
+        self._book = book
+        self._failures = failures
+        self._now_s = now_s
 
-    def shown(self, request: web.Request) -> str | None:
-        """``"service"``, ``"admin"`` or None."""
+    def caller(self, request: web.Request) -> Caller | None:
+        """Who shows a valid token; all kinds are compared, so that the time tells nothing."""
         given = bearer_token(request)
-        for name, token in (("service", self._service), ("admin", self._admin)):
-            if token.matches(given):
-                return name
-        return None
+        is_service = self._service.matches(given)
+        is_bootstrap = self._admin.matches(given)
+        named = self._book.check(ShownToken.parse(given), self._now_s())
+        if is_service:
+            return Caller(SERVICE, None)
+        if is_bootstrap:
+            return Caller(BOOTSTRAP_NAME, Role.ADMIN)
+        return None if named is None else named.caller
 
-    def require(self, request: web.Request, *names: str) -> str:
-        """The token that the request shows, which must be one of `names`.
+    def require(self, request: web.Request, *needed: str) -> str:
+        """Name of the caller, who must be one of `needed`.
+
+        Args:
+            request: shows the token.
+            needed: ``"service"``, or the lowest role that may call: ``"viewer"``,
+                ``"operator"`` or ``"admin"``.
 
         Raises:
-            ApiError: 401 without a valid token, 403 with the other one.
+            ApiError: 401 without a valid token, 403 with one that is not enough, 429 where
+                wrong admin tokens come too often from an address.
         """
-        shown = self.shown(request)
-        if shown is None:
+        caller = self.caller(request)
+        if caller is None:
+            if needed != (SERVICE,) and bearer_token(request) is not None:
+                self._failures.wrong_token(request)
             raise unauthorized()
-        if shown not in names:
-            raise ApiError(403, "forbidden", f"this call needs the {' or '.join(names)} token")
-        return shown
+        if not any(caller.may(who) for who in needed):
+            if caller.role is not None:
+                self._failures.wrong_role(request, caller.name)
+            wanted = " or ".join(
+                "the service token" if who == SERVICE else f"an admin token with role {who}"
+                for who in needed
+            )
+            raise ApiError(403, "forbidden", f"this call needs {wanted}")
+        return caller.name

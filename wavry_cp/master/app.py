@@ -10,6 +10,8 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from wavry_cp.control.admin_tokens import TokenBook
+from wavry_cp.control.auth_failures import AuthFailures
 from wavry_cp.http import (
     ApiError,
     Handler,
@@ -37,6 +39,8 @@ from .ops_routes import OpsRoutes
 from .refusal import RefusedError
 from .registry import RelayState
 from .relay_routes import RelayRoutes
+from .token_desk import TokenDesk
+from .token_routes import TokenRoutes
 
 __all__ = ["DATABASE_FILE", "REFUSAL_STATUS", "build_app", "open_master"]
 
@@ -63,16 +67,20 @@ REFUSAL_STATUS: Final = {
     "key_mismatch": 409,
     "lease_expired": 409,
     "lease_too_large": 400,
+    "name_taken": 409,
     "no_relay_available": 503,
     "relay_not_allowed": 403,
     "relay_unavailable": 409,
+    "reserved_name": 400,
     "same_party": 400,
     "invalid_session": 400,
     "session_conflict": 409,
     "stale_jti": 409,
+    "too_many_tokens": 409,
     "unknown_challenge": 404,
     "unknown_relay": 404,
     "unknown_session": 404,
+    "unknown_token": 404,
     "wrong_state": 409,
 }
 _EXTRA_HEADERS: Final = {
@@ -105,7 +113,6 @@ async def open_master(
     service = TokenFile.load(config.service_token_file, "service", variables[0])
     admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
     require_different(service, admin, variables)
-    access = Access(service, admin)
     try:
         config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -117,6 +124,21 @@ async def open_master(
     except StoreUnavailableError as error:
         raise StoreUnavailableError(f"WAVRY_MASTER_DATA_DIR {error}") from error
     try:
+        metrics = MasterMetrics()
+        proxies = parse_networks(config.trusted_proxies)
+        tokens = TokenBook(await store.admin_tokens())
+        access = Access(
+            service,
+            admin,
+            tokens,
+            failures=AuthFailures(
+                per_minute=config.admin_failures_per_minute,
+                trusted_proxies=proxies,
+                monotonic_s=clock.monotonic_s,
+                counter=metrics.admin_auth_failures,
+            ),
+            now_s=clock.now_s,
+        )
         directory = RelayDirectory(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
         await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
         context = MasterContext(
@@ -126,14 +148,16 @@ async def open_master(
             keys=keys,
             desk=LeaseDesk(config, store, directory, keys, clock),
             access=access,
+            tokens=tokens,
+            token_desk=TokenDesk(store, tokens, clock),
             challenges=Challenges(),
-            metrics=MasterMetrics(),
+            metrics=metrics,
             clock=clock,
             register_limit=RateLimiter(
                 config.register_per_minute / 60, config.register_per_minute, LIMIT_KEYS
             ),
             open_limit=RateLimiter(OPEN_CALLS_PER_S, OPEN_BURST, LIMIT_KEYS),
-            trusted_proxies=parse_networks(config.trusted_proxies),
+            trusted_proxies=proxies,
             metrics_networks=parse_networks(config.metrics_networks),
             started_s=clock.monotonic_s(),
         )
@@ -156,7 +180,12 @@ async def open_master(
 def build_app(context: MasterContext) -> web.Application:
     """The routes over a context."""
     app = new_application(_refusals, observers=[_request_metrics(context.metrics)])
-    for group in (RelayRoutes(context), LeaseRoutes(context), OpsRoutes(context)):
+    for group in (
+        RelayRoutes(context),
+        LeaseRoutes(context),
+        OpsRoutes(context),
+        TokenRoutes(context.access, context.token_desk, context.tokens, context.clock),
+    ):
         app.router.add_routes(group.routes())
     return app
 
@@ -207,13 +236,14 @@ async def _watch_relays(context: MasterContext) -> None:
 
 
 async def _prune(context: MasterContext) -> None:
-    """Delete session rows that ended long ago."""
+    """Delete rows of sessions and tokens that ended long ago."""
     while True:
         try:
             before_s = context.clock.now_s() - KEEP_EXPIRED_S
             pruned = PRUNE_BATCH
             while pruned == PRUNE_BATCH:
                 pruned = await context.store.prune_sessions(before_s, PRUNE_BATCH)
+            await context.token_desk.forget_expired()
         except StoreUnavailableError as error:
-            _log.error("sessions_not_pruned", cause=str(error))
+            _log.error("rows_not_pruned", cause=str(error))
         await asyncio.sleep(PRUNE_INTERVAL_S)

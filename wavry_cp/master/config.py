@@ -78,6 +78,14 @@ class MasterConfig:
         minimum=1,
         maximum=1_000_000,
     )
+    admin_failures_per_minute: int = setting(
+        "WAVRY_MASTER_ADMIN_FAILURES_PER_MINUTE",
+        30,
+        doc="Wrong admin tokens answered per IPv4 address or IPv6 /64; more are told to wait.",
+        unit="1/min",
+        minimum=1,
+        maximum=1_000_000,
+    )
     trusted_proxies: tuple[str, ...] = setting(
         "WAVRY_MASTER_TRUSTED_PROXIES",
         (),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from wavry_cp.control.admin_tokens import TokenBook
 from wavry_cp.http import IpNetwork
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.interface import MasterStore
@@ -14,6 +15,7 @@ from .directory import RelayDirectory
 from .keys import KeyRing
 from .lease_desk import LeaseDesk
 from .metrics import MasterMetrics
+from .token_desk import TokenDesk
 
 __all__ = ["MasterContext"]
 
@@ -28,6 +30,8 @@ class MasterContext:
     keys: KeyRing
     desk: LeaseDesk
     access: Access
+    tokens: TokenBook
+    token_desk: TokenDesk
     challenges: Challenges
     metrics: MasterMetrics
     clock: Clock

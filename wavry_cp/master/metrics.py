@@ -45,6 +45,12 @@ class MasterMetrics:
             ["result"],
             registry=self.registry,
         )
+        self.admin_auth_failures = Counter(
+            "wavry_master_admin_auth_failures",
+            "Admin calls refused for their token: wrong_token, limited, forbidden (role).",
+            ["cause"],
+            registry=self.registry,
+        )
         self.relays = Gauge(
             "wavry_master_relays", "Relays by state.", ["state"], registry=self.registry
         )

@@ -112,7 +112,7 @@ class OpsRoutes:
         )
         # Behind a proxy that nobody declared, every client looks like the proxy.
         if hidden or not is_within(address, context.metrics_networks):
-            context.access.require(request, "admin")
+            context.access.require(request, "viewer")
         text = context.metrics.render(
             context.directory.count_by_state(context.clock.monotonic_s()),
             context.keys.keyset.serial,
@@ -132,13 +132,13 @@ class OpsRoutes:
 
     async def admin_keys(self, request: web.Request) -> web.Response:
         """The key-set document, for wavryctl."""
-        self._context.access.require(request, "admin")
+        self._context.access.require(request, "viewer")
         return self._document()
 
     async def status(self, request: web.Request) -> web.Response:
         """What an operator asks first."""
         context = self._context
-        context.access.require(request, "admin")
+        context.access.require(request, "viewer")
         return json_response(
             MasterStatus(
                 role="master",
@@ -154,7 +154,7 @@ class OpsRoutes:
 
     async def audit(self, request: web.Request) -> web.Response:
         """Who did what, when."""
-        self._context.access.require(request, "admin")
+        self._context.access.require(request, "viewer")
         return await audit_response(request, self._context.store)
 
     def _document(self) -> web.Response:

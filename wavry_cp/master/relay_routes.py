@@ -146,13 +146,13 @@ class RelayRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """All relays."""
-        self._context.access.require(request, "service", "admin")
+        self._context.access.require(request, "service", "viewer")
         infos = self._context.directory.infos(self._context.clock.monotonic_s())
         return json_response(RelayList(relays=tuple(infos)))
 
     async def detail(self, request: web.Request) -> web.Response:
         """One relay."""
-        self._context.access.require(request, "service", "admin")
+        self._context.access.require(request, "service", "viewer")
         return self._info(request.match_info["relay_id"])
 
     async def deregister(self, request: web.Request) -> web.Response:
@@ -160,7 +160,7 @@ class RelayRoutes:
         context = self._context
         relay_id = request.match_info["relay_id"]
         own = context.directory.relay_token_matches(relay_id, bearer_token(request))
-        who = "relay" if own else context.access.require(request, "admin")
+        who = "relay" if own else context.access.require(request, "operator")
         order = await read_optional_body(request, Order)
         now_s = context.clock.now_s()
         entry = AuditEntry(now_s, who, "deregister", relay_id, order.reason)
@@ -181,7 +181,7 @@ class RelayRoutes:
 
     async def _order(self, request: web.Request, event: RelayEvent) -> web.Response:
         context = self._context
-        who = context.access.require(request, "admin")
+        who = context.access.require(request, "operator")
         relay_id = request.match_info["relay_id"]
         order = await read_optional_body(request, Order)
         now_s = context.clock.now_s()

@@ -1,0 +1,133 @@
+"""Who may make admin calls of the gateway: the token of its own file, and the master's named ones.
+
+The file's token works without the master.  A named token is the master's to judge; its word
+is kept for a few seconds, so that a revoked token is dead here within `VALID_S`, and in a table
+of fixed size.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from wavry_cp.control.admin_tokens import ShownToken
+from wavry_cp.control.auth_failures import AuthFailures
+from wavry_cp.control.roles import Caller, Role
+from wavry_cp.http import bearer_token
+from wavry_cp.rate_limit import RateLimiter
+from wavry_cp.tokens import TokenFile
+from wavry_peer.protocol.admin_api import TokenCheck, TokenCheckRequest
+
+from .refused import RefusedError
+
+__all__ = ["AdminAccess"]
+
+VALID_S: Final = 5.0
+INVALID_S: Final = 1.0
+MAX_KEPT: Final = 1024
+ASKS_PER_S: Final = 5.0
+ASKS_BURST: Final = 50
+"""Of this gateway in all: strangers' tokens are not worth more of the master's time."""
+
+BOOTSTRAP_NAME: Final = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    caller: Caller | None
+    until_s: float
+
+
+class AdminAccess:
+    """Answers who calls."""
+
+    def __init__(
+        self,
+        bootstrap: TokenFile | None,
+        ask_master: Callable[[TokenCheckRequest], Awaitable[TokenCheck]],
+        *,
+        failures: AuthFailures,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        """Make it.
+
+        Args:
+            bootstrap: the operator's file; without it all admin calls are off.
+            ask_master: raises `RefusedError` where the master gives no answer.
+            failures: where wrong tokens are counted.
+            monotonic_s: seconds.
+        """
+        self._bootstrap = bootstrap
+        self._ask_master = ask_master
+        self._failures = failures
+        self._monotonic_s = monotonic_s
+        self._asks = RateLimiter(ASKS_PER_S, ASKS_BURST, 1)
+        self._kept: OrderedDict[ShownToken, _Answer] = OrderedDict()
+
+    async def caller(self, request: web.Request) -> Caller | None:
+        """Who shows a valid admin token.
+
+        Raises:
+            ApiError: 429 ``rate_limited``: wrong tokens come too often from this address.
+            RefusedError: ``admin_disabled``, or ``admin_check_unavailable`` where only the
+                master could tell.
+        """
+        if self._bootstrap is None:
+            raise RefusedError(
+                "admin_disabled", "set WAVRY_GATEWAY_ADMIN_TOKEN_FILE to use admin calls"
+            )
+        given = bearer_token(request)
+        if self._bootstrap.matches(given):
+            return Caller(BOOTSTRAP_NAME, Role.ADMIN)
+        shown = ShownToken.parse(given)
+        found = None if shown is None else await self._named(request, shown)
+        if found is None and given is not None:
+            self._failures.wrong_token(request)
+        return found
+
+    async def require(self, request: web.Request, needed: str) -> str:
+        """Name of the caller, who must have the role `needed`.
+
+        Raises:
+            ApiError, RefusedError: as `caller`; ``invalid_token`` without a valid token and
+                ``forbidden`` where its role is not enough.
+        """
+        caller = await self.caller(request)
+        if caller is None:
+            raise RefusedError("invalid_token", "this call needs a valid admin token")
+        if not caller.may(needed):
+            self._failures.wrong_role(request, caller.name)
+            raise RefusedError("forbidden", f"this call needs an admin token with role {needed}")
+        return caller.name
+
+    async def _named(self, request: web.Request, shown: ShownToken) -> Caller | None:
+        now_s = self._monotonic_s()
+        kept = self._kept.get(shown)
+        if kept is not None and now_s < kept.until_s:
+            return kept.caller
+        self._failures.require_patience(request)
+        wait_s = self._asks.check("all", now_s)
+        if wait_s > 0:
+            raise RefusedError("busy", "too many admin tokens to check", retry_after_s=wait_s)
+        body = TokenCheckRequest(token_id=shown.token_id, secret_hash=shown.secret_hash)
+        try:
+            answer = await self._ask_master(body)
+        except RefusedError as error:
+            raise RefusedError(
+                "admin_check_unavailable",
+                "the master cannot be asked about this token; try again, or use the token of "
+                "WAVRY_GATEWAY_ADMIN_TOKEN_FILE",
+                retry_after_s=1,
+            ) from error
+        caller = None
+        if answer.valid and answer.name is not None and answer.role is not None:
+            caller = Caller(answer.name, Role(answer.role))
+        life_s = INVALID_S if caller is None else VALID_S
+        self._kept.pop(shown, None)
+        # From before the question: what the master says may be outdated when it arrives.
+        self._kept[shown] = _Answer(caller, now_s + life_s)
+        while len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        return caller
