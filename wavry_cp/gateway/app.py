@@ -8,6 +8,9 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from wavry_cp.client_address import client_address
+from wavry_cp.control.lockdown import lockdown_middleware
+from wavry_cp.control.switch_routes import SwitchRoutes
+from wavry_cp.control.switches import Switch
 from wavry_cp.http import (
     ApiError,
     bearer_token,
@@ -40,6 +43,7 @@ __all__ = ["make_app"]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _METHODS: Final = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
+SWITCH_ROLES: Final = {Switch.LOCKDOWN: "admin"}
 _STARTED_S: Final = web.RequestKey("started_s", float)
 
 
@@ -49,7 +53,15 @@ def make_app(gateway: Gateway) -> web.Application:
     routes = _Routes(gateway)
     operations = Operations(gateway)
     app = new_application(
-        _timing(gateway), preflight_middleware(config.cors_origins), refused_middleware
+        _timing(gateway),
+        preflight_middleware(config.cors_origins),
+        lockdown_middleware(
+            gateway.switches,
+            open_routes=(),
+            is_admin=lambda _request: False,  # every admin call is below /v1/admin/
+            refused=gateway.metrics.lockdown_refused,
+        ),
+        refused_middleware,
     )
     app.on_response_prepare.append(origin_marker(config.cors_origins))
     app.on_response_prepare.append(_counting(gateway))
@@ -73,6 +85,9 @@ def make_app(gateway: Gateway) -> web.Application:
             web.get("/v1/admin/users", operations.users),
             web.get("/v1/admin/status", operations.status),
             web.get("/v1/admin/audit", operations.audit),
+            *SwitchRoutes(
+                gateway.switch_desk, gateway.switches, SWITCH_ROLES, gateway.admin.require
+            ).routes(),
         ]
     )
 

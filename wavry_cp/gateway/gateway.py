@@ -9,6 +9,8 @@ from typing import Final, Self
 import structlog
 
 from wavry_cp.control.auth_failures import AuthFailures
+from wavry_cp.control.switch_desk import SwitchDesk
+from wavry_cp.control.switches import Switch, SwitchBook, SwitchState
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.store.gateway_interface import GatewayStore
@@ -56,6 +58,7 @@ class Gateway:
         *,
         service_token: str,
         admin_token: TokenFile | None,
+        switches: SwitchBook,
         clock: Clock,
     ) -> None:
         self.config = config
@@ -66,6 +69,9 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self.hub = Hub()
         self.metrics.watch_online(lambda: self.hub.online)
+        self.switches = switches
+        self.metrics.watch_switches(switches)
+        self.switch_desk = SwitchDesk(store, switches, now_s=clock.now_s, turned=self._turned)
         self.slots = ConnectionSlots(
             per_address=config.connections_per_address, total=config.max_connections
         )
@@ -170,11 +176,16 @@ class Gateway:
                 store,
                 service_token=service.token,
                 admin_token=admin,
+                switches=SwitchBook(await store.switches()),
                 clock=clock or Clock(),
             )
         except BaseException:
             await store.close()
             raise
+
+    def _turned(self, state: SwitchState) -> None:
+        if state.switch is Switch.LOCKDOWN and state.on:
+            self.hub.end_for_lockdown()
 
     def stop(self) -> None:
         """Say goodbye to every client; nothing new is taken."""

@@ -73,6 +73,15 @@ class Hub:
                 Error(code="shutting_down", message="the gateway stops; connect again"),
             )
 
+    def end_for_lockdown(self) -> None:
+        """The operator closes the service: nobody stays connected."""
+        for connection in tuple(self._all):
+            connection.end(
+                CLOSE_GOING_AWAY,
+                "lockdown",
+                Error(code="lockdown", message="the operator has closed the service for now"),
+            )
+
     def deliver(self, username: str, message: Message) -> bool:
         """Queue a message for a user; False where he is offline."""
         connection = self._bound.get(username)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from wavry_cp.control.switches import SwitchBook
+
 __all__ = ["GatewayMetrics"]
 
 _HTTP_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
@@ -56,6 +58,16 @@ class GatewayMetrics:
             ("cause",),
             registry=self.registry,
         )
+        self.lockdown = Gauge(
+            "wavry_gateway_lockdown",
+            "1 where only admin calls pass, else 0.",
+            registry=self.registry,
+        )
+        self.lockdown_refused = Counter(
+            "wavry_gateway_lockdown_refused_total",
+            "Calls turned away by the lockdown.",
+            registry=self.registry,
+        )
         self.connections = Gauge(
             "wavry_gateway_websockets", "Open WebSockets, bound or not.", registry=self.registry
         )
@@ -97,6 +109,10 @@ class GatewayMetrics:
             buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
             registry=self.registry,
         )
+
+    def watch_switches(self, book: SwitchBook) -> None:
+        """Read the switches from `book` at each scrape."""
+        self.lockdown.set_function(lambda: float(book.lockdown))
 
     def watch_online(self, count: Callable[[], int]) -> None:
         """Read the number of bound users from `count` at each scrape."""

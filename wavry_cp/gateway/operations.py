@@ -31,6 +31,7 @@ class Health(msgspec.Struct, frozen=True):
     role: str
     version: str
     uptime_s: int
+    lockdown: bool
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -56,6 +57,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     sessions: dict[str, int]
     store: str
     master: str
+    lockdown: bool
 
 
 class Operations:
@@ -68,7 +70,8 @@ class Operations:
 
     async def health(self, _request: web.Request) -> web.Response:
         """``GET /health``."""
-        return json_response(Health("ok", "gateway", software_version(), self._uptime_s()))
+        locked = self._gateway.switches.lockdown
+        return json_response(Health("ok", "gateway", software_version(), self._uptime_s(), locked))
 
     async def ready(self, _request: web.Request) -> web.Response:
         """``GET /ready``."""
@@ -126,6 +129,7 @@ class Operations:
                 sessions=await gateway.store.count_sessions(),
                 store=await self._store_state(),
                 master=await gateway.broker.probe(),
+                lockdown=gateway.switches.lockdown,
             )
         )
 

@@ -32,6 +32,7 @@ STATUS: Final[dict[str, int]] = {
     "too_many_connections": 429,
     "admin_check_unavailable": 503,
     "busy": 503,
+    "lockdown": 503,
     "no_relay_available": 503,
     "relay_mode_off": 503,
     "relay_unavailable": 503,

@@ -12,6 +12,10 @@ from aiohttp import web
 
 from wavry_cp.control.admin_tokens import TokenBook
 from wavry_cp.control.auth_failures import AuthFailures
+from wavry_cp.control.lockdown import lockdown_middleware
+from wavry_cp.control.switch_desk import SwitchDesk
+from wavry_cp.control.switch_routes import SwitchRoutes
+from wavry_cp.control.switches import Switch, SwitchBook
 from wavry_cp.http import (
     ApiError,
     Handler,
@@ -55,6 +59,19 @@ PRUNE_BATCH: Final = 5_000
 KEEP_EXPIRED_S: Final = 3600
 """An expired session is kept for an hour, so that a late caller is told why and not "unknown"."""
 
+OPEN_IN_LOCKDOWN: Final = frozenset(
+    {
+        "/.well-known/wavry-keys.json",
+        "/v1/relays/register",
+        "/v1/relays/register/verify",
+        "/v1/relays/heartbeat",
+        "/v1/relays/events",
+    }
+)
+"""What keeps the relays themselves alive: the pool must be there when the lockdown ends."""
+
+SWITCH_ROLES: Final = {Switch.RELAY_MODE: "operator", Switch.LOCKDOWN: "admin"}
+
 REFUSAL_STATUS: Final = {
     "banned": 403,
     "busy_session": 409,
@@ -69,6 +86,7 @@ REFUSAL_STATUS: Final = {
     "lease_too_large": 400,
     "name_taken": 409,
     "no_relay_available": 503,
+    "relay_mode_off": 503,
     "relay_not_allowed": 403,
     "relay_unavailable": 409,
     "reserved_name": 400,
@@ -127,6 +145,8 @@ async def open_master(
         metrics = MasterMetrics()
         proxies = parse_networks(config.trusted_proxies)
         tokens = TokenBook(await store.admin_tokens())
+        switches = SwitchBook(await store.switches())
+        metrics.watch_switches(switches)
         access = Access(
             service,
             admin,
@@ -146,10 +166,12 @@ async def open_master(
             store=store,
             directory=directory,
             keys=keys,
-            desk=LeaseDesk(config, store, directory, keys, clock),
+            desk=LeaseDesk(config, store, directory, keys, clock, switches),
             access=access,
             tokens=tokens,
             token_desk=TokenDesk(store, tokens, clock),
+            switches=switches,
+            switch_desk=SwitchDesk(store, switches, now_s=clock.now_s),
             challenges=Challenges(),
             metrics=metrics,
             clock=clock,
@@ -179,12 +201,21 @@ async def open_master(
 
 def build_app(context: MasterContext) -> web.Application:
     """The routes over a context."""
-    app = new_application(_refusals, observers=[_request_metrics(context.metrics)])
+    lockdown = lockdown_middleware(
+        context.switches,
+        open_routes=OPEN_IN_LOCKDOWN,
+        is_admin=context.access.is_admin,
+        refused=context.metrics.lockdown_refused,
+    )
+    app = new_application(_refusals, lockdown, observers=[_request_metrics(context.metrics)])
     for group in (
         RelayRoutes(context),
         LeaseRoutes(context),
         OpsRoutes(context),
         TokenRoutes(context.access, context.token_desk, context.tokens, context.clock),
+        SwitchRoutes(
+            context.switch_desk, context.switches, SWITCH_ROLES, context.access.require_role
+        ),
     ):
         app.router.add_routes(group.routes())
     return app

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from wavry_cp.control.admin_tokens import TokenBook
+from wavry_cp.control.switch_desk import SwitchDesk
+from wavry_cp.control.switches import SwitchBook
 from wavry_cp.http import IpNetwork
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.interface import MasterStore
@@ -32,6 +34,8 @@ class MasterContext:
     access: Access
     tokens: TokenBook
     token_desk: TokenDesk
+    switches: SwitchBook
+    switch_desk: SwitchDesk
     challenges: Challenges
     metrics: MasterMetrics
     clock: Clock

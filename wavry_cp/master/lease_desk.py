@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from wavry_cp.control.switches import SwitchBook
 from wavry_cp.store.interface import MasterStore
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.api import (
@@ -44,6 +45,7 @@ class LeaseDesk:
         directory: RelayDirectory,
         keys: KeyRing,
         clock: Clock,
+        switches: SwitchBook,
         *,
         pick: Callable[[], float] = _RANDOM.random,
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -53,6 +55,7 @@ class LeaseDesk:
         self._directory = directory
         self._keys = keys
         self._clock = clock
+        self._switches = switches
         self._pick = pick
         self._new_uuid = new_uuid
 
@@ -64,12 +67,17 @@ class LeaseDesk:
         Raises:
             RefusedError: ``invalid_session``, ``same_party``, ``invalid_cnf``,
                 ``session_conflict``, ``no_relay_available``, ``lease_too_large`` or
-                ``busy_session``.
+                ``busy_session``; ``relay_mode_off`` while the kill switch says so.
         """
         leases.check_parties(request)
         session_id = request.session_id or self._new_uuid()
         for _ in range(_ATTEMPTS):
             known = await self._store.session(session_id)
+            # After the wait: nothing is signed once the operator has been told that it is off.
+            if not self._switches.relay_mode:
+                raise RefusedError(
+                    "relay_mode_off", "the operator has switched relays off; try again later"
+                )
             now_s = self._clock.now_s()
             if known is not None and leases.is_live(known, now_s):
                 relay_id, standby_id = self._relay_for(request, stay_at=known.relay_id)

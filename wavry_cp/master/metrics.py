@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from wavry_cp.control.switches import SwitchBook
+
 from .registry import RelayState
 
 __all__ = ["MasterMetrics"]
@@ -54,6 +56,21 @@ class MasterMetrics:
         self.relays = Gauge(
             "wavry_master_relays", "Relays by state.", ["state"], registry=self.registry
         )
+        self.relay_mode = Gauge(
+            "wavry_master_relay_mode",
+            "1 where new leases are given, 0 where the kill switch has ended that.",
+            registry=self.registry,
+        )
+        self.lockdown = Gauge(
+            "wavry_master_lockdown",
+            "1 where only admin calls pass, else 0.",
+            registry=self.registry,
+        )
+        self.lockdown_refused = Counter(
+            "wavry_master_lockdown_refused",
+            "Calls turned away by the lockdown.",
+            registry=self.registry,
+        )
         self.keyset_serial = Gauge(
             "wavry_master_keyset_serial",
             "Serial of the published key-set document.",
@@ -72,6 +89,11 @@ class MasterMetrics:
             registry=self.registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
         )
+
+    def watch_switches(self, book: SwitchBook) -> None:
+        """Read the switches from `book` at each scrape."""
+        self.relay_mode.set_function(lambda: float(book.relay_mode))
+        self.lockdown.set_function(lambda: float(book.lockdown))
 
     def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answer; an unknown method is "other", as a client can invent any."""

@@ -38,6 +38,8 @@ class MasterHealth(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: int
     keyset_serial: int
     relays: dict[str, int]
+    relay_mode: str
+    lockdown: bool
 
 
 class MasterReadiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +60,8 @@ class MasterStatus(msgspec.Struct, frozen=True, kw_only=True):
     relays: dict[str, int]
     live_sessions: int
     heartbeat_interval_ms: int
+    relay_mode: str
+    lockdown: bool
 
 
 class OpsRoutes:
@@ -90,6 +94,8 @@ class OpsRoutes:
                 uptime_s=self._uptime_s(),
                 keyset_serial=self._context.keys.keyset.serial,
                 relays=self._relays(),
+                relay_mode=self._relay_mode(),
+                lockdown=self._context.switches.lockdown,
             )
         )
 
@@ -149,6 +155,8 @@ class OpsRoutes:
                 relays=self._relays(),
                 live_sessions=await context.store.live_sessions(context.clock.now_s()),
                 heartbeat_interval_ms=context.config.heartbeat_interval_ms,
+                relay_mode=self._relay_mode(),
+                lockdown=context.switches.lockdown,
             )
         )
 
@@ -159,6 +167,9 @@ class OpsRoutes:
 
     def _document(self) -> web.Response:
         return web.Response(body=self._context.keys.document, content_type="application/json")
+
+    def _relay_mode(self) -> str:
+        return "on" if self._context.switches.relay_mode else "off"
 
     def _uptime_s(self) -> int:
         return int(self._context.clock.monotonic_s() - self._context.started_s)
