@@ -73,6 +73,10 @@ class BanBook:
         """Take over what the store has just written."""
         self._bans[ban.kind, ban.value] = ban
 
+    def __len__(self) -> int:
+        """Number of bans, those that are over included."""
+        return len(self._bans)
+
     def remove(self, kind: BanKind, value: str) -> None:
         """Take over that the store has just removed a ban."""
         self._bans.pop((kind, value), None)

@@ -8,6 +8,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from wavry_cp.client_address import client_address
+from wavry_cp.control.ban_routes import BanRoutes
 from wavry_cp.control.lockdown import lockdown_middleware
 from wavry_cp.control.switch_routes import SwitchRoutes
 from wavry_cp.control.switches import Switch
@@ -88,6 +89,7 @@ def make_app(gateway: Gateway) -> web.Application:
             *SwitchRoutes(
                 gateway.switch_desk, gateway.switches, SWITCH_ROLES, gateway.admin.require
             ).routes(),
+            *BanRoutes(gateway.ban_desk, gateway.admin.require).routes(),
         ]
     )
 

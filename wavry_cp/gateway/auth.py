@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.gateway_interface import GatewayStore, TokenOwner
 
+from .admission import Admission
 from .clock import Clock
 from .hub import Hub
 from .lockout import LoginDelays
@@ -41,6 +42,7 @@ class Accounts:
         token_ttl_s: int,
         tokens_per_user: int,
         random_bytes: Callable[[int], bytes],
+        admission: Admission,
         clock: Clock,
         metrics: GatewayMetrics,
     ) -> None:
@@ -53,6 +55,7 @@ class Accounts:
         self._token_ttl_s = token_ttl_s
         self._tokens_per_user = tokens_per_user
         self._random_bytes = random_bytes
+        self._admission = admission
         self._clock = clock
         self._metrics = metrics
 
@@ -74,8 +77,8 @@ class Accounts:
         """Check a password and make a token.
 
         Raises:
-            RefusedError: ``rate_limited``, ``too_many_attempts``, ``busy``, or for a wrong
-                password and an unknown user alike ``invalid_credentials``.
+            RefusedError: ``rate_limited``, ``too_many_attempts``, ``busy``, ``banned``, or for a
+                wrong password and an unknown user alike ``invalid_credentials``.
         """
         self._check(self._login_limit, "login", address)
         wait_s = self._delays.begin(username, address, self._clock.monotonic_s())
@@ -101,6 +104,8 @@ class Accounts:
             self._metrics.logins.labels("wrong").inc()
             raise RefusedError("invalid_credentials", "user name or password is wrong")
         self._delays.succeeded(username, address)
+        # Only now: a ban is told to who holds the account, not to who guesses names.
+        self._admission.require(username)
         if self._hasher.outdated(stored):
             await self._store.set_password_hash(username, await self._hasher.hash(password))
         login = await self._new_token(username)
@@ -122,7 +127,7 @@ class Accounts:
         """Who a bearer token belongs to.
 
         Raises:
-            RefusedError: ``invalid_token``: missing, unknown, expired or logged out.
+            RefusedError: ``invalid_token``: missing, unknown, expired or logged out; ``banned``.
         """
         hashed = None if token is None else token_hash(token)
         if hashed is None:
@@ -130,6 +135,7 @@ class Accounts:
         owner = await self._store.token_owner(hashed, now_s=self._clock.now_s())
         if owner is None:
             raise _invalid_token()
+        self._admission.require(owner.username)
         return owner
 
     async def _new_token(self, username: str) -> Login:

@@ -38,6 +38,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 PASSED_ON: Final = {
     "no_relay_available": "no relay is free now; try again shortly",
     "relay_mode_off": "the operator has switched relays off for now",
+    "banned": "one of the two users is banned; ask the operator",
     "lockdown": "the operator has closed the service for now; try again later",
     "stale_jti": "this is not the newest lease of the session; use the newest",
     "rate_limited": "the master is limited now; try again shortly",

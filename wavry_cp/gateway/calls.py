@@ -31,6 +31,7 @@ __all__ = ["Calls"]
 
 Addressed = Offer | OfferRift | Answer | AnswerRift | Candidate
 LISTED_SESSIONS: Final = 100
+ENDED_AT_ONCE: Final = 100
 
 
 class Calls:
@@ -165,6 +166,18 @@ class Calls:
         """
         await self.own(username, session_id)
         await self._end(session_id, username)
+
+    async def end_all_of(self, username: str) -> None:
+        """End every session of a user and tell the others; for a ban."""
+        closed: tuple[Session, ...] | None = None
+        while closed is None or len(closed) == ENDED_AT_ONCE:
+            closed = await self._store.close_sessions_of(
+                username, now_s=self._clock.now_s(), limit=ENDED_AT_ONCE
+            )
+            for session in closed:
+                self._metrics.sessions.labels("closed").inc()
+                other = sessions.other_user(session, username)
+                self._hub.deliver(other, Bye(from_username=username, session_id=session.session_id))
 
     async def expire(self) -> int:
         """Close sessions whose time is over and tell both users; returns how many."""

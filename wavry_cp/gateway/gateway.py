@@ -9,6 +9,8 @@ from typing import Final, Self
 import structlog
 
 from wavry_cp.control.auth_failures import AuthFailures
+from wavry_cp.control.ban_desk import BanDesk
+from wavry_cp.control.bans import BanBook, BanKind
 from wavry_cp.control.switch_desk import SwitchDesk
 from wavry_cp.control.switches import Switch, SwitchBook, SwitchState
 from wavry_cp.rate_limit import RateLimiter
@@ -18,7 +20,9 @@ from wavry_cp.store.gateway_sqlite import SqliteGatewayStore
 from wavry_cp.tokens import TokenFile, require_different
 
 from .admin_access import AdminAccess
+from .admission import Admission
 from .auth import Accounts
+from .ban_effects import GatewayBanEffects
 from .broker import Broker
 from .calls import Calls
 from .clock import Clock
@@ -59,6 +63,7 @@ class Gateway:
         service_token: str,
         admin_token: TokenFile | None,
         switches: SwitchBook,
+        bans: BanBook,
         clock: Clock,
     ) -> None:
         self.config = config
@@ -72,6 +77,8 @@ class Gateway:
         self.switches = switches
         self.metrics.watch_switches(switches)
         self.switch_desk = SwitchDesk(store, switches, now_s=clock.now_s, turned=self._turned)
+        self.metrics.watch_bans(bans, clock.now_s)
+        admission = Admission(switches, bans, clock, self.metrics.banned_refused)
         self.slots = ConnectionSlots(
             per_address=config.connections_per_address, total=config.max_connections
         )
@@ -92,6 +99,7 @@ class Gateway:
             token_ttl_s=config.token_ttl_s,
             tokens_per_user=config.tokens_per_user,
             random_bytes=secrets.token_bytes,
+            admission=admission,
             clock=clock,
             metrics=self.metrics,
         )
@@ -105,6 +113,13 @@ class Gateway:
             new_id=lambda: SessionKey(str(uuid.uuid4())),
             clock=clock,
             metrics=self.metrics,
+        )
+        self.ban_desk = BanDesk(
+            store,
+            bans,
+            GatewayBanEffects(store, self.hub, self.calls),
+            kinds={BanKind.USER},
+            now_s=clock.now_s,
         )
         self.broker = Broker(
             config.master_url,
@@ -130,6 +145,7 @@ class Gateway:
             limit=_per_minute(config.relay_requests_per_minute, config.relay_requests_burst),
             timeout_s=config.master_timeout_s,
             session_idle_s=config.session_idle_s,
+            admission=admission,
             clock=clock,
             metrics=self.metrics,
         )
@@ -140,6 +156,7 @@ class Gateway:
             calls=self.calls,
             relaying=self.relaying,
             message_limit=RateLimiter(config.messages_per_s, config.messages_burst, ADDRESS_KEYS),
+            admission=admission,
             clock=clock,
             metrics=self.metrics,
         )
@@ -177,6 +194,7 @@ class Gateway:
                 service_token=service.token,
                 admin_token=admin,
                 switches=SwitchBook(await store.switches()),
+                bans=BanBook(await store.bans()),
                 clock=clock or Clock(),
             )
         except BaseException:
@@ -207,6 +225,7 @@ class Gateway:
             try:
                 await self.calls.expire()
                 self.relaying.forget_fresh()
+                await self.ban_desk.lift_ended()
                 if self.clock.monotonic_s() >= clean_at_s:
                     clean_at_s = self.clock.monotonic_s() + CLEANING_S
                     await self._clean()

@@ -73,6 +73,12 @@ class Hub:
                 Error(code="shutting_down", message="the gateway stops; connect again"),
             )
 
+    def end_user(self, username: str) -> None:
+        """Close the connection of a user who has just been banned."""
+        connection = self._bound.get(username)
+        if connection is not None:
+            end_for_ban(connection)
+
     def end_for_lockdown(self) -> None:
         """The operator closes the service: nobody stays connected."""
         for connection in tuple(self._all):
@@ -96,6 +102,13 @@ class Hub:
     def online(self) -> int:
         """Number of bound users."""
         return len(self._bound)
+
+
+def end_for_ban(connection: Connection) -> None:
+    """Close the connection of a banned user."""
+    connection.end(
+        CLOSE_AUTH, "banned", Error(code="banned", message="this user is banned; ask the operator")
+    )
 
 
 def end_for_token(connection: Connection) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from wavry_cp.control.bans import BanBook
 from wavry_cp.control.switches import SwitchBook
 
 __all__ = ["GatewayMetrics"]
@@ -68,6 +69,12 @@ class GatewayMetrics:
             "Calls turned away by the lockdown.",
             registry=self.registry,
         )
+        self.bans = Gauge("wavry_gateway_bans", "Bans of users that hold.", registry=self.registry)
+        self.banned_refused = Counter(
+            "wavry_gateway_banned_refused_total",
+            "Logins, connections and calls of banned users.",
+            registry=self.registry,
+        )
         self.connections = Gauge(
             "wavry_gateway_websockets", "Open WebSockets, bound or not.", registry=self.registry
         )
@@ -113,6 +120,10 @@ class GatewayMetrics:
     def watch_switches(self, book: SwitchBook) -> None:
         """Read the switches from `book` at each scrape."""
         self.lockdown.set_function(lambda: float(book.lockdown))
+
+    def watch_bans(self, book: BanBook, now_s: Callable[[], int]) -> None:
+        """Count the bans of `book` at each scrape."""
+        self.bans.set_function(lambda: book.count(now_s()).total())
 
     def watch_online(self, count: Callable[[], int]) -> None:
         """Read the number of bound users from `count` at each scrape."""

@@ -15,6 +15,7 @@ STATUS: Final[dict[str, int]] = {
     "invalid_credentials": 401,
     "invalid_token": 401,
     "admin_disabled": 403,
+    "banned": 403,
     "forbidden": 403,
     "not_called_user": 403,
     "origin_not_allowed": 403,

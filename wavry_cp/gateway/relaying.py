@@ -16,6 +16,7 @@ from wavry_peer.protocol.api import Credentials, LeaseResponse, RelaySessionRequ
 from wavry_peer.protocol.signaling import RelayCredentials
 
 from . import sessions
+from .admission import Admission
 from .broker import Broker, unavailable
 from .clock import Clock
 from .hub import Hub
@@ -52,6 +53,7 @@ class Relaying:
         limit: RateLimiter,
         timeout_s: float,
         session_idle_s: int,
+        admission: Admission,
         clock: Clock,
         metrics: GatewayMetrics,
     ) -> None:
@@ -61,6 +63,7 @@ class Relaying:
         self._limit = limit
         self._timeout_s = timeout_s
         self._session_idle_s = session_idle_s
+        self._admission = admission
         self._clock = clock
         self._metrics = metrics
         self._locks: KeyedLock[SessionKey] = KeyedLock()
@@ -81,6 +84,8 @@ class Relaying:
             async with self._locks.hold(session_id, timeout_s=self._timeout_s):
                 session = await self._session(session_id)
                 role = sessions.role_of(session, username)
+                # A ban may have come while the session was being made.
+                self._admission.require(session.caller, session.callee)
                 # After the look-up: the key of a limit must not be a client's to invent.
                 self._check_limit(username, session_id)
                 sessions.require_grantable(session, now_s=self._clock.now_s())
@@ -106,6 +111,8 @@ class Relaying:
             async with self._locks.hold(session_id, timeout_s=self._timeout_s):
                 session = await self._session(session_id)
                 role = sessions.role_of(session, username)
+                # A ban may have come while the session was being made.
+                self._admission.require(session.caller, session.callee)
                 # After the look-up: the key of a limit must not be a client's to invent.
                 self._check_limit(username, session_id)
                 sessions.require_renewable(session, now_s=self._clock.now_s())

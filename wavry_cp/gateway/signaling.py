@@ -23,6 +23,7 @@ from wavry_peer.protocol import signaling as wire
 from wavry_peer.protocol.api import RelaySessionRequest
 from wavry_peer.protocol.errors import MessageError
 
+from .admission import Admission
 from .calls import Calls
 from .clock import Clock
 from .config import GatewayConfig
@@ -71,6 +72,7 @@ class Signaling:
         calls: Calls,
         relaying: Relaying,
         message_limit: RateLimiter,
+        admission: Admission,
         clock: Clock,
         metrics: GatewayMetrics,
     ) -> None:
@@ -80,6 +82,7 @@ class Signaling:
         self._calls = calls
         self._relaying = relaying
         self._message_limit = message_limit
+        self._admission = admission
         self._clock = clock
         self._metrics = metrics
         self._actions: Mapping[type, Callable[[Connection, str, Any], Awaitable[None]]] = {
@@ -184,6 +187,11 @@ class Signaling:
             raise _Ended
         if connection.cause is not None:
             raise _Ended
+        try:
+            self._admission.require(owner.username)
+        except RefusedError as error:
+            self._fail(connection, CLOSE_AUTH, error.code, str(error))
+            raise _Ended from error
         self._hub.bind(connection, owner.username)
         connection.send(wire.Bound(username=owner.username))
         return owner.username, owner.expires_at

@@ -12,6 +12,9 @@ from aiohttp import web
 
 from wavry_cp.control.admin_tokens import TokenBook
 from wavry_cp.control.auth_failures import AuthFailures
+from wavry_cp.control.ban_desk import BanDesk
+from wavry_cp.control.ban_routes import BanRoutes
+from wavry_cp.control.bans import BanBook, BanKind
 from wavry_cp.control.lockdown import lockdown_middleware
 from wavry_cp.control.switch_desk import SwitchDesk
 from wavry_cp.control.switch_routes import SwitchRoutes
@@ -30,6 +33,7 @@ from wavry_cp.store.master_sqlite import MasterSqlite
 from wavry_cp.tokens import require_different
 
 from .access import Access
+from .ban_effects import MasterBanEffects, NoRevoker
 from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
@@ -54,6 +58,7 @@ OPEN_CALLS_PER_S: Final = 20.0
 OPEN_BURST: Final = 200
 """Of the public key-set document; relays behind one address ask once a minute at most."""
 
+LIFT_INTERVAL_S: Final = 1.0
 PRUNE_INTERVAL_S: Final = 60.0
 PRUNE_BATCH: Final = 5_000
 KEEP_EXPIRED_S: Final = 3600
@@ -147,6 +152,8 @@ async def open_master(
         tokens = TokenBook(await store.admin_tokens())
         switches = SwitchBook(await store.switches())
         metrics.watch_switches(switches)
+        bans = BanBook(await store.bans())
+        metrics.watch_bans(bans, clock.now_s)
         access = Access(
             service,
             admin,
@@ -166,12 +173,20 @@ async def open_master(
             store=store,
             directory=directory,
             keys=keys,
-            desk=LeaseDesk(config, store, directory, keys, clock, switches),
+            desk=LeaseDesk(config, store, directory, keys, clock, switches, bans),
             access=access,
             tokens=tokens,
             token_desk=TokenDesk(store, tokens, clock),
             switches=switches,
             switch_desk=SwitchDesk(store, switches, now_s=clock.now_s),
+            bans=bans,
+            ban_desk=BanDesk(
+                store,
+                bans,
+                MasterBanEffects(store, directory, NoRevoker()),
+                kinds=frozenset(BanKind),
+                now_s=clock.now_s,
+            ),
             challenges=Challenges(),
             metrics=metrics,
             clock=clock,
@@ -186,6 +201,7 @@ async def open_master(
         upkeep = [
             asyncio.create_task(_watch_relays(context)),
             asyncio.create_task(_prune(context)),
+            asyncio.create_task(_lift_bans(context)),
         ]
         try:
             yield build_app(context)
@@ -216,6 +232,7 @@ def build_app(context: MasterContext) -> web.Application:
         SwitchRoutes(
             context.switch_desk, context.switches, SWITCH_ROLES, context.access.require_role
         ),
+        BanRoutes(context.ban_desk, context.access.require_role),
     ):
         app.router.add_routes(group.routes())
     return app
@@ -264,6 +281,16 @@ async def _watch_relays(context: MasterContext) -> None:
         except StoreUnavailableError as error:
             _log.error("heartbeats_not_saved", cause=str(error))
         await asyncio.sleep(context.config.heartbeat_interval_ms / 1000)
+
+
+async def _lift_bans(context: MasterContext) -> None:
+    """Take banned relays back in when their time is over."""
+    while True:
+        try:
+            await context.ban_desk.lift_ended()
+        except StoreUnavailableError as error:
+            _log.error("bans_not_lifted", cause=str(error), next_step="tried again every second")
+        await asyncio.sleep(LIFT_INTERVAL_S)
 
 
 async def _prune(context: MasterContext) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from wavry_cp.control.admin_tokens import TokenBook
+from wavry_cp.control.ban_desk import BanDesk
+from wavry_cp.control.bans import BanBook
 from wavry_cp.control.switch_desk import SwitchDesk
 from wavry_cp.control.switches import SwitchBook
 from wavry_cp.http import IpNetwork
@@ -36,6 +38,8 @@ class MasterContext:
     token_desk: TokenDesk
     switches: SwitchBook
     switch_desk: SwitchDesk
+    bans: BanBook
+    ban_desk: BanDesk
     challenges: Challenges
     metrics: MasterMetrics
     clock: Clock

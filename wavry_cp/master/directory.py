@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from wavry_cp.control.audit import AuditEntry
+from wavry_cp.control.bans import Ban
 from wavry_cp.store.interface import MasterStore
 from wavry_peer.protocol.api import HeartbeatRequest, RegisterRequest, RelayInfo
 
@@ -170,6 +171,33 @@ class RelayDirectory:
             audit = AuditEntry(now_s, who, event.value, relay_id, reason)
             await self._save(relay, record, audit)
             return relay.record
+
+    async def ban(self, ban: Ban, audit: AuditEntry) -> Ban:
+        """Ban a relay, which need not be known yet; gives the ban as it was written."""
+        async with self._changing:
+            relay = self._relays.get(ban.value)
+            if relay is None:
+                await self._store.ban_relay(None, ban, audit)
+                return ban
+            if relay.record.state is RelayState.DRAINING:
+                ban = replace(ban, was_draining=True)
+            record = registry.after_event(relay.record, RelayEvent.BAN)
+            await self._store.ban_relay(record, ban, audit)
+            relay.record = record
+            return ban
+
+    async def unban(self, ban: Ban, audit: AuditEntry) -> None:
+        """End a ban; the relay starts as a new one, or goes back into its drain."""
+        async with self._changing:
+            relay = self._relays.get(ban.value)
+            if relay is None or relay.record.state is not RelayState.BANNED:
+                await self._store.unban_relay(None, ban.value, audit)
+                return
+            record = registry.after_event(relay.record, RelayEvent.UNBAN)
+            if ban.was_draining:
+                record = registry.after_event(record, RelayEvent.DRAIN)
+            await self._store.unban_relay(record, ban.value, audit)
+            relay.record = record
 
     async def deregister(
         self, relay_id: str, *, who: str, by_operator: bool, now_s: int, reason: str = ""

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from wavry_cp.control.bans import BanBook, BanKind
 from wavry_cp.control.switches import SwitchBook
 from wavry_cp.store.interface import MasterStore
 from wavry_peer.protocol import constants as c
@@ -46,6 +47,7 @@ class LeaseDesk:
         keys: KeyRing,
         clock: Clock,
         switches: SwitchBook,
+        bans: BanBook,
         *,
         pick: Callable[[], float] = _RANDOM.random,
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -56,6 +58,7 @@ class LeaseDesk:
         self._keys = keys
         self._clock = clock
         self._switches = switches
+        self._bans = bans
         self._pick = pick
         self._new_uuid = new_uuid
 
@@ -67,7 +70,8 @@ class LeaseDesk:
         Raises:
             RefusedError: ``invalid_session``, ``same_party``, ``invalid_cnf``,
                 ``session_conflict``, ``no_relay_available``, ``lease_too_large`` or
-                ``busy_session``; ``relay_mode_off`` while the kill switch says so.
+                ``busy_session``; ``relay_mode_off`` while the kill switch says so;
+                ``banned`` where one of the two users is.
         """
         leases.check_parties(request)
         session_id = request.session_id or self._new_uuid()
@@ -78,6 +82,7 @@ class LeaseDesk:
                 raise RefusedError(
                     "relay_mode_off", "the operator has switched relays off; try again later"
                 )
+            self._check_bans(request.client.sub, request.server.sub)
             now_s = self._clock.now_s()
             if known is not None and leases.is_live(known, now_s):
                 relay_id, standby_id = self._relay_for(request, stay_at=known.relay_id)
@@ -111,13 +116,14 @@ class LeaseDesk:
 
         Raises:
             RefusedError: ``unknown_session``, ``relay_unavailable``, ``lease_expired``,
-                ``stale_jti`` or ``busy_session``.
+                ``stale_jti``, ``busy_session`` or ``banned``.
         """
         role = leases.ROLES[request.role]
         for _ in range(_ATTEMPTS):
             session = await self._store.session(request.session_id)
             if session is None:
                 raise RefusedError("unknown_session", "no session with this id; ask for new leases")
+            self._check_bans(session.slot(role).sub)
             renewal = leases.renew(
                 session,
                 role,
@@ -137,6 +143,11 @@ class LeaseDesk:
                 expires_at_s = renewal.session.slot(role).expires_at_s
                 return RenewResponse(lease=token, expires_at=expires_at_s), renewal
         raise _busy()
+
+    def _check_bans(self, *subs: str) -> None:
+        now_s = self._clock.now_s()
+        if any(self._bans.is_banned(BanKind.USER, sub, now_s) for sub in subs):
+            raise RefusedError("banned", "this user is banned; ask the operator")
 
     def _relay_for(self, request: LeaseRequest, *, stay_at: str | None) -> tuple[str, str | None]:
         monotonic_s = self._clock.monotonic_s()

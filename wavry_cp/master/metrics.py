@@ -1,9 +1,11 @@
 """Metrics of the master.  No label holds anything that an outsider can choose."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from wavry_cp.control.bans import BanBook, BanKind
 from wavry_cp.control.switches import SwitchBook
 
 from .registry import RelayState
@@ -71,6 +73,12 @@ class MasterMetrics:
             "Calls turned away by the lockdown.",
             registry=self.registry,
         )
+        self.bans = Gauge(
+            "wavry_master_bans",
+            "Bans that hold, by kind: user, relay.",
+            ["kind"],
+            registry=self.registry,
+        )
         self.keyset_serial = Gauge(
             "wavry_master_keyset_serial",
             "Serial of the published key-set document.",
@@ -94,6 +102,15 @@ class MasterMetrics:
         """Read the switches from `book` at each scrape."""
         self.relay_mode.set_function(lambda: float(book.relay_mode))
         self.lockdown.set_function(lambda: float(book.lockdown))
+
+    def watch_bans(self, book: BanBook, now_s: Callable[[], int]) -> None:
+        """Count the bans of `book` at each scrape."""
+
+        def held(kind: BanKind) -> float:
+            return book.count(now_s())[kind]
+
+        for kind in BanKind:
+            self.bans.labels(kind.value).set_function(partial(held, kind))
 
     def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answer; an unknown method is "other", as a client can invent any."""

@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from wavry_cp.control.audit import AuditEntry, attempted
+from wavry_cp.control.bans import BanKind
 from wavry_cp.http import (
     ApiError,
     bearer_token,
@@ -87,7 +88,8 @@ class RelayRoutes:
             registry.check_registration(body, context.config.allowed_relays)
             known = context.directory.record(body.relay_id)
             if known is not None and known.state is RelayState.BANNED:
-                raise RefusedError("banned", "this relay is banned; ask the operator")
+                raise _banned()
+            self._check_ban(body.relay_id)
             # The service token is shared by a whole pool: it may bring a relay in, but must not
             # let one member take over the id of another that is alive. That needs its key.
             alive = context.directory.is_heard(body.relay_id, context.clock.monotonic_s())
@@ -200,6 +202,7 @@ class RelayRoutes:
 
     async def _admit(self, body: RegisterRequest) -> web.Response:
         context = self._context
+        self._check_ban(body.relay_id)
         token = base64url.encode(self._random_bytes(RELAY_TOKEN_BYTES))
         await context.directory.register(
             body,
@@ -217,12 +220,22 @@ class RelayRoutes:
         )
         return json_response(answer, status=201)
 
+    def _check_ban(self, relay_id: str) -> None:
+        # A relay may be banned before the master has ever seen it.
+        context = self._context
+        if context.bans.is_banned(BanKind.RELAY, relay_id, context.clock.now_s()):
+            raise _banned()
+
     def _limit(self, request: web.Request) -> None:
         context = self._context
         key = address_key(client_address(request, context.trusted_proxies))
         wait_s = context.register_limit.check(key, context.clock.monotonic_s())
         if wait_s > 0:
             raise rate_limited(wait_s)
+
+
+def _banned() -> RefusedError:
+    return RefusedError("banned", "this relay is banned; ask the operator")
 
 
 class _counted:  # noqa: N801  # reads as a statement: ``with _counted(counter)``

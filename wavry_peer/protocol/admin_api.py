@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from .api import Body, Count, Username
+from .api import Body, Username
 from .lease import Name
 
 __all__ = [
@@ -198,7 +198,6 @@ class BanInfo(Body, frozen=True, kw_only=True):
 
 
 class BanList(Body, frozen=True, kw_only=True):
-    """``GET /v1/admin/bans``: those that hold now.  `total` counts them all."""
+    """``GET /v1/admin/bans``: those that hold now."""
 
     bans: tuple[BanInfo, ...]
-    total: Count

@@ -1,13 +1,12 @@
 """Kill switches of the master: relay mode and lockdown, durable and seen at once."""
 
-import json
 import re
 
 import pytest
 from cp_support import FakeClock, FakeRelay, MasterFiles, running_master
+from lease_parts_support import jti_of
 
 from wavry_cp.master.app import OPEN_IN_LOCKDOWN, open_master
-from wavry_peer.protocol import base64url
 
 PARTIES = {"client": {"sub": "ann"}, "server": {"sub": "bob"}}
 RELAY_MODE = "/v1/admin/switches/relay-mode"
@@ -20,12 +19,6 @@ OFF = {"on": False, "reason": "over"}
 async def master(tmp_path):
     async with running_master(tmp_path) as client:
         yield client
-
-
-def jti_of(token):
-    payload = token.split(".")[2]
-    padded = base64url.decode(payload)[:-64]
-    return json.loads(padded)["jti"]
 
 
 async def test_relay_mode_off_gives_no_new_lease_and_renews_live_ones(master):

@@ -1,0 +1,112 @@
+"""What a ban does at the master: users lose their leases, relays their place in the registry."""
+
+from typing import Final, Literal, Protocol
+
+import structlog
+
+from wavry_cp.control.audit import AuditEntry
+from wavry_cp.control.bans import Ban, BanKind
+from wavry_cp.store.admin_interface import AdminStore
+from wavry_cp.store.errors import StoreUnavailableError
+
+from .directory import RelayDirectory
+from .refusal import RefusedError
+
+__all__ = ["MasterBanEffects", "NoRevoker", "Revoker"]
+
+NO_END_S: Final = 2**53
+"""Unix seconds that never come, for a ban without an end."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Revoker(Protocol):
+    """Tells relays to cut the leases of a user."""
+
+    async def revoke(
+        self,
+        kind: Literal["sub"],
+        value: str,
+        *,
+        now_s: int,
+        who: str,
+        reason: str,
+        until_s: int | None = None,
+    ) -> object:
+        """Revoke every lease of `value` issued up to `until_s` (unix seconds)."""
+        ...
+
+    async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> object:
+        """Leases issued from now on are good again."""
+        ...
+
+
+class NoRevoker:
+    """A master without revocations: a banned user's leases run out, at most 15 minutes later."""
+
+    async def revoke(
+        self,
+        kind: Literal["sub"],
+        value: str,
+        *,
+        now_s: int,
+        who: str,
+        reason: str,
+        until_s: int | None = None,
+    ) -> object:
+        """Do nothing."""
+
+    async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> object:
+        """Do nothing."""
+
+
+class MasterBanEffects:
+    """`BanEffects` of the master.
+
+    The ban itself already refuses every new lease and renewal.  A revocation that cannot be written
+    therefore does not undo it: the log says so, and ordering the ban again tries again.
+    """
+
+    def __init__(self, store: AdminStore, directory: RelayDirectory, revoker: Revoker) -> None:
+        self._store = store
+        self._directory = directory
+        self._revoker = revoker
+
+    async def put(self, ban: Ban, audit: AuditEntry) -> Ban:
+        """See `BanEffects`."""
+        if ban.kind is BanKind.RELAY:
+            return await self._directory.ban(ban, audit)
+        await self._store.save_ban(ban, audit)
+        return ban
+
+    async def take_away(self, ban: Ban, audit: AuditEntry) -> None:
+        """See `BanEffects`."""
+        if ban.kind is BanKind.RELAY:
+            await self._directory.unban(ban, audit)
+        else:
+            await self._store.remove_ban(ban.kind, ban.value, audit)
+
+    async def banned(self, ban: Ban) -> None:
+        """See `BanEffects`."""
+        if ban.kind is not BanKind.USER:
+            return
+        until_s = NO_END_S if ban.expires_at_s is None else ban.expires_at_s
+        try:
+            await self._revoker.revoke(
+                "sub", ban.value, now_s=ban.at_s, who=ban.who, reason=ban.reason, until_s=until_s
+            )
+        except (RefusedError, StoreUnavailableError) as error:
+            _log.error(
+                "banned_user_not_revoked",
+                cause=str(error),
+                next_step="the ban holds, leases run out by themselves; order the ban again",
+            )
+
+    async def lifted(self, ban: Ban, *, who: str, now_s: int, reason: str) -> None:
+        """See `BanEffects`."""
+        if ban.kind is BanKind.USER:
+            await self._revoker.unban(ban.value, now_s=now_s, who=who, reason=reason)
+
+    async def knows(self, kind: BanKind, value: str) -> bool:
+        """See `BanEffects`; users are the gateways' business."""
+        return kind is BanKind.USER or self._directory.record(value) is not None
