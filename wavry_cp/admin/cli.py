@@ -15,6 +15,8 @@ from wavry_peer.protocol.api import RelayInfo, RelayList, UserList
 from wavry_peer.protocol.keyset import KeySet
 from wavry_peer.settings import SettingsError
 
+from .audit_commands import audit
+from .bans_commands import bans_app
 from .client import ask_json
 from .demo import run_demo
 from .dev_system import run_dev_system
@@ -32,6 +34,8 @@ from .output import (
 from .places import DEFAULT_DEV_DIR, Places, find_places
 from .relay_control import DEFAULT_STATE_DIR, upgrade_relay
 from .status import gather_status
+from .switch_commands import lockdown, relay_mode
+from .tokens_commands import tokens_app
 
 __all__ = ["app", "main"]
 
@@ -55,6 +59,11 @@ app.add_typer(relay_app, name="relay")
 app.add_typer(relays_app, name="relays")
 app.add_typer(keys_app, name="keys")
 app.add_typer(users_app, name="users")
+app.add_typer(tokens_app, name="tokens")
+app.add_typer(bans_app, name="bans")
+app.command("audit")(audit)
+app.command("relay-mode")(relay_mode)
+app.command("lockdown")(lockdown)
 
 Json = Annotated[bool, JsonOption]
 
@@ -74,9 +83,13 @@ def _root(
     gateway_url: Annotated[str | None, typer.Option(help="URL of the gateway.")] = None,
     master_url: Annotated[str | None, typer.Option(help="URL of the master.")] = None,
     admin_token_file: Annotated[
-        Path | None, typer.Option(help="File (mode 0600) with the admin token.")
+        Path | None,
+        typer.Option(help="File (mode 0600) with the admin token; `-` reads it from stdin."),
     ] = None,
     *,
+    ask_token: Annotated[
+        bool, typer.Option("--ask-token", help="Ask for the admin token, without showing it.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -87,6 +100,7 @@ def _root(
         "gateway_url": gateway_url,
         "master_url": master_url,
         "admin_token_file": admin_token_file,
+        "ask_token": ask_token,
     }
 
 

@@ -23,6 +23,7 @@ async def ask(
     *,
     method: str = "GET",
     token: str | None = None,
+    body: msgspec.Struct | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> tuple[int, bytes]:
     """Make one call.
@@ -33,6 +34,7 @@ async def ask(
         path: begins with a slash.
         method: HTTP method.
         token: bearer token.
+        body: sent as JSON.
         timeout_s: of the whole call.
 
     Returns:
@@ -42,10 +44,13 @@ async def ask(
         CommandError: the service cannot be reached (exit code 3).
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    data = None if body is None else msgspec.json.encode(body)
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
-            session.request(method, base_url.rstrip("/") + path, headers=headers) as response,
+            session.request(
+                method, base_url.rstrip("/") + path, headers=headers, data=data
+            ) as response,
         ):
             return response.status, await response.content.read(MAX_ANSWER_BYTES)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -66,13 +71,14 @@ async def ask_json(
     *,
     method: str = "GET",
     token: str | None = None,
+    body: msgspec.Struct | None = None,
 ) -> Kind:
     """Make one call and read its JSON answer as `kind`.
 
     Raises:
         CommandError: unreachable, refused (its error code and message), or not understood.
     """
-    status, raw = await ask(service, base_url, path, method=method, token=token)
+    status, raw = await ask(service, base_url, path, method=method, token=token, body=body)
     if status >= 400:
         raise _refused(service, status, raw)
     try:

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the service refused, or something is not as it should be; 
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
@@ -25,7 +26,9 @@ __all__ = [
     "CommandError",
     "JsonOption",
     "fail",
+    "moment",
     "print_json",
+    "print_note",
     "print_rows",
     "run",
 ]
@@ -49,6 +52,19 @@ class CommandError(Exception):
         super().__init__(message)
         self.code = code
         self.exit_code = exit_code
+
+
+def moment(unix_s: int | None) -> str:
+    """An instant for people; "never" for 0."""
+    if not unix_s:
+        return "never"
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def print_note(text: str) -> None:
+    """Print a line of progress on stderr, so that stdout holds the result alone."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def print_json(value: Any) -> None:

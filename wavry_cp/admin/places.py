@@ -4,21 +4,35 @@ In this order: options for single services, the ``dev.json`` of ``--dev DIR``, e
 variables, the ``dev.json`` of ``WAVRY_DEV_DIR`` or ``./.wavry-dev``.
 """
 
+import functools
+import getpass
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import typer
 
 from wavry_cp.tokens import TokenFile, TokenFileError
 
 from .output import EXIT_FORBIDDEN, EXIT_USAGE, CommandError
 
-__all__ = ["DEFAULT_DEV_DIR", "DEV_FILE", "DevRelay", "DevSystemFile", "Places", "find_places"]
+__all__ = [
+    "DEFAULT_DEV_DIR",
+    "DEV_FILE",
+    "DevRelay",
+    "DevSystemFile",
+    "Places",
+    "find_places",
+    "places_of",
+]
 
 DEFAULT_DEV_DIR: Final = Path(".wavry-dev")
 DEV_FILE: Final = "dev.json"
+STDIN: Final = Path("-")
 
 
 class DevRelay(msgspec.Struct, frozen=True):
@@ -49,6 +63,7 @@ class Places:
     admin_token_file: Path | None
     admin_token_text: str | None
     relays: tuple[DevRelay, ...] = ()
+    ask_token: bool = False
 
     def need_gateway(self) -> str:
         """URL of the gateway.
@@ -76,12 +91,18 @@ class Places:
         Raises:
             CommandError: none is named, or its file cannot be used.
         """
+        if self.ask_token:
+            return _asked_token()
         if self.admin_token_text:
             return self.admin_token_text
+        if self.admin_token_file == STDIN:
+            return _token_from_stdin()
+        if self.admin_token_file is None and sys.stdin.isatty():
+            return _asked_token()
         if self.admin_token_file is None:
             raise CommandError(
                 "no admin token: set WAVRY_ADMIN_TOKEN_FILE (or WAVRY_ADMIN_TOKEN), or give "
-                "--admin-token-file",
+                "--admin-token-file FILE (`-` is stdin) or --ask-token",
                 code="no_token",
                 exit_code=EXIT_FORBIDDEN,
             )
@@ -89,6 +110,27 @@ class Places:
             return TokenFile.load(self.admin_token_file, "admin").token
         except TokenFileError as error:
             raise CommandError(str(error), code="no_token", exit_code=EXIT_FORBIDDEN) from error
+
+
+@functools.cache
+def _token_from_stdin() -> str:
+    token = sys.stdin.readline().strip()
+    if not token:
+        raise CommandError(
+            "--admin-token-file -: nothing came on stdin", code="no_token", exit_code=EXIT_FORBIDDEN
+        )
+    return token
+
+
+@functools.cache
+def _asked_token() -> str:
+    if not sys.stdin.isatty():
+        raise CommandError(
+            "--ask-token needs a terminal: use WAVRY_ADMIN_TOKEN_FILE or --admin-token-file",
+            code="no_token",
+            exit_code=EXIT_FORBIDDEN,
+        )
+    return getpass.getpass("admin token: ").strip()
 
 
 def _unknown(service: str, option: str, variable: str) -> CommandError:
@@ -124,6 +166,7 @@ def find_places(
     gateway_url: str | None = None,
     master_url: str | None = None,
     admin_token_file: Path | None = None,
+    ask_token: bool = False,
 ) -> Places:
     """Gather where the services are; see the module for the order.
 
@@ -144,4 +187,10 @@ def find_places(
         admin_token_file=admin_token_file or (Path(file_text) if file_text else None),
         admin_token_text=None if admin_token_file else variables.get("WAVRY_ADMIN_TOKEN"),
         relays=dev.relays if dev else (),
+        ask_token=ask_token,
     )
+
+
+def places_of(context: typer.Context) -> Places:
+    """The places that a command was given, by its options and the environment."""
+    return find_places(os.environ, **context.obj)

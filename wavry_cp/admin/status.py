@@ -59,7 +59,19 @@ async def gather_status(places: Places) -> list[ServiceRow]:
 
 async def _service(service: str, url: str) -> ServiceRow:
     state, detail = await _readiness(service, url)
+    detail = "; ".join(filter(None, (detail, await _switches(service, url))))
     return ServiceRow(service, service, state, state == "ready", detail, url)
+
+
+async def _switches(service: str, url: str) -> str:
+    """What the kill switches turn away; an operator wanted it, so it is no fault."""
+    try:
+        _, raw = await ask(service, url, "/health")
+        body: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+    except (CommandError, msgspec.MsgspecError):
+        return ""  # The state of the row says so.
+    off = "relay mode is off" if body.get("relay_mode") == "off" else ""
+    return "; ".join(filter(None, ("LOCKDOWN" if body.get("lockdown") is True else "", off)))
 
 
 async def _readiness(service: str, url: str) -> tuple[str, str]:

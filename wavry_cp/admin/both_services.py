@@ -1,0 +1,72 @@
+"""Orders that gateway and master both carry out: each durably for itself, asked at the same time.
+
+Where one of them fails the other's order stands, and the command says which one to repeat it
+for: an order is the same however often it is given.
+"""
+
+import asyncio
+from typing import Final, TypeVar
+
+import msgspec
+
+from .client import ask_json
+from .output import CommandError, print_json, print_note
+from .places import Places
+
+__all__ = ["Outcome", "order_both", "report"]
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+SERVICES: Final = ("master", "gateway")
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of an order at one service; `answer` is what it said."""
+
+    service: str
+    ok: bool
+    answer: msgspec.Struct | None = None
+    error: str = ""
+    message: str = ""
+    exit_code: int = 0
+
+
+async def order_both(
+    places: Places, path: str, kind: type[Kind], body: msgspec.Struct
+) -> list[Outcome]:
+    """Send an order to master and gateway; failures of either are in its outcome.
+
+    Raises:
+        CommandError: an address or the token is not known; nothing was sent.
+    """
+    urls = {"master": places.need_master(), "gateway": places.need_gateway()}
+    token = places.admin_token()
+
+    async def one(service: str) -> Outcome:
+        try:
+            answer = await ask_json(
+                service, urls[service], path, kind, method="POST", token=token, body=body
+            )
+        except CommandError as error:
+            return Outcome(
+                service, ok=False, error=error.code, message=str(error), exit_code=error.exit_code
+            )
+        return Outcome(service, ok=True, answer=answer)
+
+    return list(await asyncio.gather(*(one(service) for service in SERVICES)))
+
+
+def report(outcomes: list[Outcome], done: str, *, as_json: bool) -> int:
+    """Print what came of an order; gives the exit code."""
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    if as_json:
+        print_json({"ok": not failed, "services": outcomes})
+    else:
+        for outcome in outcomes:
+            if outcome.ok:
+                print(f"{outcome.service}: {done}")
+            else:
+                print_note(f"{outcome.service}: NOT done: {outcome.message}")
+        if failed:
+            names = " and ".join(outcome.service for outcome in failed)
+            print_note(f"repeat the command once the {names} can be asked")
+    return max((outcome.exit_code for outcome in failed), default=0)
