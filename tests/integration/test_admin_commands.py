@@ -129,14 +129,15 @@ def test_a_terminal_is_asked_for_the_token_and_does_not_show_it(
     system: RunningSystem, tmp_path: Path
 ) -> None:
     token = admin_token(system)
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.chdir(tmp_path)
-        environ = clean_environment(
+    fd, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wavry_cp.admin", "--ask-token", "tokens", "list", "--json"],
+        stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path, start_new_session=True,
+        env=clean_environment(
             WAVRY_GATEWAY_URL=system.gateway_url, WAVRY_MASTER_URL=system.master_url
-        )
-        command = ["-m", "wavry_cp.admin", "--ask-token", "tokens", "list", "--json"]
-        os.execve(sys.executable, [sys.executable, *command], environ)
+        ),
+    )  # fmt: skip
+    os.close(terminal)
     shown = b""
     try:
         while b"admin token: " not in shown:
@@ -151,9 +152,9 @@ def test_a_terminal_is_asked_for_the_token_and_does_not_show_it(
                 break
             shown += data
     finally:
-        _, status = os.waitpid(pid, 0)
+        status = process.wait(30)
         os.close(fd)
-    assert os.waitstatus_to_exitcode(status) == 0, shown
+    assert status == 0, shown
     assert b'"tokens"' in shown
     assert token.encode() not in shown
 
