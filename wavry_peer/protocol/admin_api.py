@@ -3,12 +3,11 @@
 Rules of form as in `api`.  Times are unix seconds.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
 from .api import Body, Username
-from .lease import Name
 
 __all__ = [
     "AuditPage",
@@ -31,11 +30,13 @@ __all__ = [
     "TokenList",
 ]
 
-Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
-"""In an operator's words; no control character, for it is shown in terminals."""
-GivenReason = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]+\Z")
-]
+_PLAIN: Final = r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*\Z"
+"""No control character and nothing that turns the direction of text: it is shown in terminals."""
+Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=_PLAIN)]
+"""In an operator's words."""
+GivenReason = Annotated[str, msgspec.Meta(min_length=1, max_length=500, pattern=_PLAIN)]
+BanName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=_PLAIN)]
+"""A user as leases name him (`lease.Name`), or a relay id."""
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=10 * 366 * 86_400)]
 """At most ten years; leave it out for "for ever"."""
 RoleName = Literal["viewer", "operator", "admin"]
@@ -172,7 +173,7 @@ class BanRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/admin/bans``; without `life_s` until it is lifted."""
 
     kind: Literal["user", "relay"]
-    value: Name
+    value: BanName
     life_s: Seconds | None = None
     reason: GivenReason
 
@@ -181,7 +182,7 @@ class LiftBanRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/admin/bans/lift``."""
 
     kind: Literal["user", "relay"]
-    value: Name
+    value: BanName
     reason: Reason = ""
 
 

@@ -92,7 +92,7 @@ async def test_audit_query_that_does_not_fit_is_refused(master, query):
     assert (answer.status, answer.body["error"]) == (400, "invalid_query")
 
 
-@pytest.mark.parametrize("reason", ["x" * 501, "a\nb", "\x1b[2J", 7])
+@pytest.mark.parametrize("reason", ["x" * 501, "a\nb", "\x1b[2J", "a\u202eb", 7])
 async def test_audit_reason_cannot_be_a_terminal_escape_or_a_book(master, reason):
     relay = await FakeRelay(master).join()
     answer = await master.post(

@@ -141,6 +141,14 @@ PATHS = [
     "/v1/admin/keys",
     "/v1/admin/status",
     "/v1/admin/audit",
+    "/v1/admin/tokens",
+    "/v1/admin/tokens/check",
+    "/v1/admin/tokens/{id}/rotate",
+    "/v1/admin/tokens/{id}/revoke",
+    "/v1/admin/switches",
+    "/v1/admin/switches/relay-mode",
+    "/v1/admin/bans",
+    "/v1/admin/bans/lift",
     "/.well-known/wavry-keys.json",
     "/health",
     "/ready",
@@ -284,6 +292,28 @@ def test_valid_body_with_something_odd_in_it(target, data, path, token):
             body.pop(name, None)
     status = check(target.request("POST", path, json.dumps(body).encode(), bearer(target, token)))
     assert status in {200, 201, 503} or 400 <= status < 500
+    target.is_well()
+
+
+ORDERS = {
+    "/v1/admin/tokens": {"name": "ann", "role": "viewer", "life_s": 60, "reason": "x"},
+    "/v1/admin/tokens/ann/rotate": {"overlap_s": 60, "life_s": 60, "reason": "x"},
+    "/v1/admin/tokens/ann/revoke": {"reason": "x"},
+    "/v1/admin/switches/relay-mode": {"on": True, "reason": "x"},
+    "/v1/admin/bans": {"kind": "user", "value": "carl", "life_s": 60, "reason": "x"},
+    "/v1/admin/bans/lift": {"kind": "user", "value": "carl", "reason": "x"},
+}
+
+
+@settings(FIXED, max_examples=200)
+@given(st.data(), st.sampled_from(sorted(ORDERS)))
+def test_orders_of_an_operator_with_something_odd_in_them(target, data, path):
+    body = dict(ORDERS[path])
+    name = data.draw(st.sampled_from([*body, "extra"]))
+    body[name] = data.draw(odd_values)
+    raw = target.request("POST", path, json.dumps(body).encode(), bearer(target, "admin"))
+    status = check(raw)
+    assert status in {200, 201} or 400 <= status < 500
     target.is_well()
 
 
