@@ -15,7 +15,7 @@ from wavry_cp.client_address import IpNetwork, client_address
 from wavry_cp.http import rate_limited, route_template
 from wavry_cp.rate_limit import RateLimiter, address_key
 
-__all__ = ["AuthFailures"]
+__all__ = ["LIMIT_KEYS", "AuthFailures"]
 
 LIMIT_KEYS: Final = 65_536
 
@@ -45,7 +45,7 @@ class AuthFailures:
         Raises:
             ApiError: 429 ``rate_limited``: too many of them came from its address.
         """
-        wait_s = self._limit.check(self._key(request), self._monotonic_s())
+        wait_s = self._limit.check(self.address_key(request), self._monotonic_s())
         if wait_s > 0:
             self._counter.labels("limited").inc()
             raise rate_limited(wait_s)
@@ -63,7 +63,7 @@ class AuthFailures:
         Raises:
             ApiError: 429 ``rate_limited``.
         """
-        wait_s = self._limit.wait_s(self._key(request), self._monotonic_s())
+        wait_s = self._limit.wait_s(self.address_key(request), self._monotonic_s())
         if wait_s > 0:
             self._counter.labels("limited").inc()
             raise rate_limited(wait_s)
@@ -79,5 +79,6 @@ class AuthFailures:
             next_step="ask an admin, or `wavryctl tokens create` with another role",
         )
 
-    def _key(self, request: web.Request) -> str:
+    def address_key(self, request: web.Request) -> str:
+        """What limits by address count a request under."""
         return address_key(client_address(request, self._trusted_proxies))

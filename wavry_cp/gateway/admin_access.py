@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from wavry_cp.control.admin_tokens import ShownToken
-from wavry_cp.control.auth_failures import AuthFailures
+from wavry_cp.control.auth_failures import LIMIT_KEYS, AuthFailures
 from wavry_cp.control.roles import Caller, Role
 from wavry_cp.http import bearer_token
 from wavry_cp.rate_limit import RateLimiter
@@ -27,9 +27,10 @@ __all__ = ["AdminAccess"]
 VALID_S: Final = 5.0
 INVALID_S: Final = 1.0
 MAX_KEPT: Final = 1024
-ASKS_PER_S: Final = 5.0
-ASKS_BURST: Final = 50
-"""Of this gateway in all: strangers' tokens are not worth more of the master's time."""
+ASKS_PER_S: Final = 2.0
+ASKS_BURST: Final = 20
+"""Questions to the master by address; never one limit for all, or a stranger with a few addresses
+would lock out the operators."""
 
 BOOTSTRAP_NAME: Final = "admin"
 
@@ -63,7 +64,7 @@ class AdminAccess:
         self._ask_master = ask_master
         self._failures = failures
         self._monotonic_s = monotonic_s
-        self._asks = RateLimiter(ASKS_PER_S, ASKS_BURST, 1)
+        self._asks = RateLimiter(ASKS_PER_S, ASKS_BURST, LIMIT_KEYS)
         self._kept: OrderedDict[ShownToken, _Answer] = OrderedDict()
 
     async def caller(self, request: web.Request) -> Caller | None:
@@ -108,7 +109,7 @@ class AdminAccess:
         if kept is not None and now_s < kept.until_s:
             return kept.caller
         self._failures.require_patience(request)
-        wait_s = self._asks.check("all", now_s)
+        wait_s = self._asks.check(self._failures.address_key(request), now_s)
         if wait_s > 0:
             raise RefusedError("busy", "too many admin tokens to check", retry_after_s=wait_s)
         body = TokenCheckRequest(token_id=shown.token_id, secret_hash=shown.secret_hash)

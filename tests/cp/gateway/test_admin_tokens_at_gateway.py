@@ -99,3 +99,38 @@ async def test_strangers_tokens_fill_no_memory_and_do_not_flood_the_master(both,
     asked = [line for line in master_checks(gateway) if 'result="ok"' in line]
     assert asked
     assert float(asked[0].split()[-1]) == 11, "ten strangers, and once for the known one"
+
+
+async def test_a_named_token_ends_a_lockdown_of_both_services(both):
+    """What closes everything must not close the way back."""
+    master, gateway = both
+    token = await create(master, "ann", "admin")
+    path = "/v1/admin/switches/lockdown"
+    assert (await master.post(path, {"on": True, "reason": "drill"}, token=token)).status == 200
+    status, body, _ = await gateway.call("POST", path, {"on": True, "reason": "x"}, token=token)
+    assert (status, body["who"]) == (200, "ann")
+    gateway.gateway.admin._kept.clear()  # as after five seconds: the master is asked again
+    assert (await gateway.call("POST", path, {"on": False}, token=token))[0] == 200
+    assert (await master.post(path, {"on": False}, token=token)).status == 200
+
+
+async def test_strangers_with_many_addresses_do_not_lock_out_a_named_token(tmp_path):
+    files = MasterFiles.make(tmp_path / "master")
+    async with running_real_master(tmp_path / "master", files=files) as master:
+        config = make_config(
+            tmp_path / "gateway",
+            master.url,
+            service_token_file=files.service_token_file,
+            trusted_proxies=("127.0.0.0/8",),
+        )
+        async with running_gateway(config) as gateway:
+            token = await create(master, "ann", "viewer")
+            for number in range(120):
+                await gateway.call(
+                    "GET",
+                    USERS,
+                    token=f"wvt_{number:010d}_{'A' * 43}",
+                    headers={"X-Forwarded-For": f"192.0.2.{number % 6}"},
+                )
+            own = {"X-Forwarded-For": "198.51.100.9"}
+            assert (await gateway.call("GET", USERS, token=token, headers=own))[0] == 200
