@@ -1,4 +1,9 @@
-"""The relay's key set: checked against the pinned root, cached, and put into the control block."""
+"""The relay's key set: checked against the pinned root, cached, and put into the control block.
+
+The pin is where trust begins.  A document whose chain leads from there to a newer root moves the
+trust to that root for good: the cached document says so at the next start, and one that the old
+root signs is refused from then on.
+"""
 
 import structlog
 
@@ -111,6 +116,15 @@ class KeyRing:
         if root is None:
             root = _root_of(raw)
         keyset = decode_keyset(raw, root_public_key=root, min_serial=self.serial)
+        signer = base64url.decode(keyset.root_public_key)
+        if self._root is not None and signer != self._root:
+            _log.warning(
+                "root_key_moved",
+                cause="the trusted root signed a newer one",
+                root_public_key=keyset.root_public_key,
+                next_step="set WAVRY_RELAY_ROOT_KEY to it when convenient; the chain is kept",
+            )
+            self._root = signer
         if self._root is None:
             _log.warning(
                 "insecure_root_trusted",

@@ -199,8 +199,11 @@ class MasterLink:
                 continue
             self.heartbeats["ok"] += 1
             self.state, self.last_error, self._failures = "registered", None, 0
+            held = self._keyring.serial
             for command in commands:
                 await self._execute(command)
+            if self._keyring.serial != held:
+                wait_s = 0.0  # A rotation waits for this report.
 
     def _failed(self, counter: Counter[str], error: MasterCallError) -> None:
         counter["failed"] += 1

@@ -7,8 +7,9 @@ import pytest
 from relay_support import Mint
 from relay_world_support import World, open_world
 
+from wavry_peer.protocol.ed25519 import SigningKey
 from wavry_peer.protocol.errors import KeySetError
-from wavry_peer.protocol.keyset import encode_keyset
+from wavry_peer.protocol.keyset import encode_keyset, link_root, sign_keyset
 from wavry_relay.identity import StateDirectory
 from wavry_relay.keyring import KeyRing
 
@@ -114,3 +115,40 @@ def test_reader_waits_for_a_writer_and_keeps_its_keys(world: World) -> None:
     peer.accept()
     world.control.key_epoch += 1
     peer.accept()
+
+
+NEW_ROOT = SigningKey.from_seed(b"N" * 32)
+
+
+def moved_document(mint: Mint, serial: int) -> bytes:
+    """Signed by a new root, with the link by which the old one names it."""
+    link = link_root(mint.root, NEW_ROOT.public_key, issued_at=1)
+    return encode_keyset(
+        sign_keyset(
+            mint.keyset().keys, serial=serial, issued_at=2, root=NEW_ROOT, root_chain=(link,)
+        )
+    )
+
+
+def test_a_new_root_signed_by_the_old_one_is_accepted_and_cached(
+    world: World, tmp_path: Path
+) -> None:
+    keys = ring(world, tmp_path, world.mint)
+    keys.accept(document(world.mint, 3))
+    assert keys.accept(moved_document(world.mint, 4))
+    again = ring(world, tmp_path, world.mint)  # still pins the old root
+    again.load_cached()
+    assert again.serial == 4
+    for moved in (keys, again):
+        with pytest.raises(KeySetError, match="another root"):
+            moved.accept(document(world.mint, 5))
+        assert moved.serial == 4
+
+
+def test_a_relay_that_pins_the_new_root_reads_the_cache_of_before(
+    world: World, tmp_path: Path
+) -> None:
+    ring(world, tmp_path, world.mint).accept(moved_document(world.mint, 4))
+    again = KeyRing(StateDirectory(tmp_path), world.control, NEW_ROOT.public_key)
+    again.load_cached()
+    assert again.serial == 4

@@ -152,6 +152,33 @@ def test_refresh_keys(start: Start, master: FakeMaster) -> None:
     assert relay.health()["keys"]["serial"] == 2
 
 
+class RotatingMaster(FakeMaster):
+    """Publishes new keys while it takes the first heartbeat."""
+
+    @property
+    def serial(self) -> int:
+        return 2 if self.heartbeats else 1
+
+    @serial.setter
+    def serial(self, _: int) -> None:
+        """The base class sets a first value."""
+
+
+def test_new_keys_are_reported_at_once_and_not_a_heartbeat_later(tmp_path: Path) -> None:
+    """A rotation waits for this report."""
+    with RotatingMaster(MINT, heartbeat_ms=60_000) as master:
+        master.commands = ["refresh_keys"]
+        relay = RelayProcess(
+            tmp_path, MINT, workers=1, keyset_cached=False, WAVRY_RELAY_MASTER_URL=master.url
+        )
+        with relay:
+            wait_until(
+                lambda: [beat["keyset_serial"] for beat in master.heartbeats] == [1, 2],
+                deadline_s=30,
+                what="the new serial is reported long before the next 60 s are over",
+            )
+
+
 def test_relay_starts_with_its_cached_keys_while_the_master_is_away(
     start: Start, master: FakeMaster
 ) -> None:

@@ -1,18 +1,12 @@
 """The commands of wavryctl."""
 
-import os
-import secrets
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wavry_cp.master.keys import KeyFileError, init_keys
 from wavry_cp.version import software_version
 from wavry_peer.protocol.api import RelayInfo, RelayList, UserList
-from wavry_peer.protocol.keyset import KeySet
 from wavry_peer.settings import SettingsError
 
 from .audit_commands import audit
@@ -20,18 +14,19 @@ from .bans_commands import bans_app
 from .client import ask_json
 from .demo import run_demo
 from .dev_system import run_dev_system
+from .doctor_command import doctor
+from .keys_commands import keys_app
 from .output import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
     EXIT_USAGE,
-    CommandError,
     JsonOption,
-    fail,
+    moment,
     print_json,
     print_rows,
     run,
 )
-from .places import DEFAULT_DEV_DIR, Places, find_places
+from .places import DEFAULT_DEV_DIR, places_of
 from .relay_control import DEFAULT_STATE_DIR, upgrade_relay
 from .status import gather_status
 from .switch_commands import lockdown, relay_mode
@@ -52,7 +47,6 @@ app = typer.Typer(
 dev_app = typer.Typer(help="A whole system on this machine, to play with.", no_args_is_help=True)
 relay_app = typer.Typer(help="The relay on this machine.", no_args_is_help=True)
 relays_app = typer.Typer(help="The relays that the master knows.", no_args_is_help=True)
-keys_app = typer.Typer(help="Root and signing keys of the master.", no_args_is_help=True)
 users_app = typer.Typer(help="Accounts of the gateway.", no_args_is_help=True)
 app.add_typer(dev_app, name="dev")
 app.add_typer(relay_app, name="relay")
@@ -64,6 +58,7 @@ app.add_typer(bans_app, name="bans")
 app.command("audit")(audit)
 app.command("relay-mode")(relay_mode)
 app.command("lockdown")(lockdown)
+app.command()(doctor)
 
 Json = Annotated[bool, JsonOption]
 
@@ -102,16 +97,6 @@ def _root(
         "admin_token_file": admin_token_file,
         "ask_token": ask_token,
     }
-
-
-def _places(context: typer.Context) -> Places:
-    return find_places(os.environ, **context.obj)
-
-
-def _moment(unix_s: int | None) -> str:
-    if not unix_s:
-        return "never"
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 # -- dev and demo ----------------------------------------------------------------------
@@ -179,7 +164,7 @@ def status(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> int:
-        places = _places(context)
+        places = places_of(context)
         places.need_gateway()
         places.need_master()
         rows = await gather_status(places)
@@ -209,13 +194,15 @@ def _relay_row(relay: RelayInfo) -> tuple[str, ...]:
         f"{relay.active_sessions}/{relay.max_sessions}",
         f"{relay.load_pct:.0f} %",
         ", ".join(relay.endpoints),
-        _moment(relay.last_heartbeat_at),
+        moment(relay.last_heartbeat_at),
+        f"{relay.keyset_serial}: {', '.join(relay.held_kids) or 'none'}",
         relay.version,
     )
 
 
 _RELAY_COLUMNS = (
-    "relay", "state", "region", "sessions", "load", "endpoints", "last heartbeat", "version",
+    "relay", "state", "region", "sessions", "load", "endpoints", "last heartbeat", "keys held",
+    "version",
 )  # fmt: skip
 
 
@@ -230,7 +217,7 @@ def relays_list(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> RelayList:
-        places = _places(context)
+        places = places_of(context)
         return await ask_json(
             "master", places.need_master(), "/v1/relays", RelayList, token=places.admin_token()
         )
@@ -244,7 +231,7 @@ def relays_list(context: typer.Context, *, json: Json = False) -> None:
 
 def _drain_call(context: typer.Context, relay_id: str, action: str, *, as_json: bool) -> None:
     async def work() -> RelayInfo:
-        places = _places(context)
+        places = places_of(context)
         return await ask_json(
             "master",
             places.need_master(),
@@ -322,70 +309,6 @@ def relay_upgrade(
         )
 
 
-# -- keys ------------------------------------------------------------------------------
-
-
-@keys_app.command("init")
-def keys_init(
-    keys_dir: Annotated[
-        Path, typer.Option(envvar="WAVRY_MASTER_KEYS_DIR", help="New or empty directory.")
-    ],
-    *,
-    json: Json = False,
-) -> None:
-    """Make the root key and the first signing key, as files of mode 0600; never overwrites.
-
-    Examples:
-      wavryctl keys init --keys-dir /etc/wavry/keys
-    """
-    try:
-        made = init_keys(keys_dir, now_s=int(time.time()), random_bytes=secrets.token_bytes)
-    except KeyFileError as error:
-        fail(CommandError(str(error), code="keys_not_made"), as_json=json)
-    if json:
-        print_json(
-            {
-                "directory": str(made.directory),
-                "root_public_key": made.root_public_key,
-                "kid": made.key_id,
-                "serial": made.serial,
-            }
-        )
-        return
-    typer.echo(f"made root key and signing key {made.key_id} in {made.directory}")
-    typer.echo(f"relays pin the root public key: WAVRY_RELAY_ROOT_KEY={made.root_public_key}")
-    typer.echo("keep a copy of root.key in a safe place: without it no key can be changed")
-
-
-@keys_app.command("list")
-def keys_list(context: typer.Context, *, json: Json = False) -> None:
-    """List the keys that the master publishes, with their status.
-
-    Examples:
-      wavryctl keys list --json
-    """
-
-    async def work() -> KeySet:
-        places = _places(context)
-        return await ask_json(
-            "master", places.need_master(), "/v1/admin/keys", KeySet, token=places.admin_token()
-        )
-
-    keyset = run(work, as_json=json)
-    if json:
-        print_json(keyset)
-        return
-    print_rows(
-        f"Keys (serial {keyset.serial})",
-        ("kid", "status", "public key", "not before", "not after"),
-        [
-            (key.kid, key.status, key.public_key, _moment(key.not_before), _moment(key.not_after))
-            for key in keyset.keys
-        ],
-    )
-    typer.echo(f"root public key: {keyset.root_public_key}")
-
-
 # -- users -----------------------------------------------------------------------------
 
 
@@ -398,7 +321,7 @@ def users_list(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> UserList:
-        places = _places(context)
+        places = places_of(context)
         return await ask_json(
             "gateway", places.need_gateway(), "/v1/admin/users", UserList,
             token=places.admin_token(),
@@ -412,8 +335,8 @@ def users_list(context: typer.Context, *, json: Json = False) -> None:
         "Users",
         ("username", "online", "created", "last login"),
         [
-            (user.username, "yes" if user.online else "no", _moment(user.created_at),
-             _moment(user.last_login_at))
+            (user.username, "yes" if user.online else "no", moment(user.created_at),
+             moment(user.last_login_at))
             for user in answer.users
         ],
     )  # fmt: skip

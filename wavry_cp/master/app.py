@@ -39,9 +39,12 @@ from .clock import Clock
 from .config import MasterConfig
 from .context import MasterContext
 from .directory import RelayDirectory
-from .keys import KeyFileError, load_keys
+from .key_desk import KeyDesk
+from .key_routes import KeyRoutes
+from .keys import KeyFileError
 from .lease_desk import LeaseDesk
 from .lease_routes import LeaseRoutes
+from .live_keys import LiveKeys
 from .metrics import MasterMetrics
 from .ops_routes import OpsRoutes
 from .refusal import RefusedError
@@ -81,12 +84,14 @@ REFUSAL_STATUS: Final = {
     "banned": 403,
     "busy_session": 409,
     "invalid_cnf": 400,
+    "invalid_document": 400,
     "invalid_endpoint": 400,
     "invalid_public_key": 400,
     "invalid_relay_id": 400,
     "invalid_relay_token": 401,
     "invalid_signature": 401,
     "key_mismatch": 409,
+    "keys_not_written": 503,
     "lease_expired": 409,
     "lease_too_large": 400,
     "name_taken": 409,
@@ -95,15 +100,28 @@ REFUSAL_STATUS: Final = {
     "relay_not_allowed": 403,
     "relay_unavailable": 409,
     "reserved_name": 400,
+    "leases_running": 409,
+    "no_successor": 409,
+    "nothing_to_roll_back": 409,
+    "pending_exists": 409,
+    "plan_changed": 409,
+    "private_key_missing": 409,
+    "relay_lacks_key": 503,
+    "relays_lack_key": 409,
+    "root_key_here": 409,
     "same_party": 400,
     "invalid_session": 400,
     "session_conflict": 409,
     "stale_jti": 409,
     "too_many_tokens": 409,
+    "stale_root": 409,
+    "too_many_keys": 409,
     "unknown_challenge": 404,
+    "unknown_key": 404,
     "unknown_relay": 404,
     "unknown_session": 404,
     "unknown_token": 404,
+    "wrong_key_status": 409,
     "wrong_state": 409,
 }
 _EXTRA_HEADERS: Final = {
@@ -129,7 +147,7 @@ async def open_master(
     """
     clock = clock or Clock()
     try:
-        keys = load_keys(config.keys_dir)
+        keys = LiveKeys.open(config.keys_dir)
     except KeyFileError as error:
         raise KeyFileError(f"WAVRY_MASTER_KEYS_DIR: {error}") from error
     variables = ("WAVRY_MASTER_SERVICE_TOKEN_FILE", "WAVRY_MASTER_ADMIN_TOKEN_FILE")
@@ -168,11 +186,14 @@ async def open_master(
         )
         directory = RelayDirectory(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
         await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
+        key_desk = KeyDesk(keys, store, directory, clock, metrics)
+        await key_desk.load()
         context = MasterContext(
             config=config,
             store=store,
             directory=directory,
             keys=keys,
+            key_desk=key_desk,
             desk=LeaseDesk(config, store, directory, keys, clock, switches, bans),
             access=access,
             tokens=tokens,
@@ -233,6 +254,7 @@ def build_app(context: MasterContext) -> web.Application:
             context.switch_desk, context.switches, SWITCH_ROLES, context.access.require_role
         ),
         BanRoutes(context.ban_desk, context.access.require_role),
+        KeyRoutes(context),
     ):
         app.router.add_routes(group.routes())
     return app

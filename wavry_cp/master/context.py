@@ -16,8 +16,9 @@ from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
 from .directory import RelayDirectory
-from .keys import KeyRing
+from .key_desk import KeyDesk
 from .lease_desk import LeaseDesk
+from .live_keys import LiveKeys
 from .metrics import MasterMetrics
 from .token_desk import TokenDesk
 
@@ -31,7 +32,8 @@ class MasterContext:
     config: MasterConfig
     store: MasterStore
     directory: RelayDirectory
-    keys: KeyRing
+    keys: LiveKeys
+    key_desk: KeyDesk
     desk: LeaseDesk
     access: Access
     tokens: TokenBook

@@ -9,6 +9,7 @@ relay.
 
 import asyncio
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -80,6 +81,29 @@ class RelayDirectory:
         if relay is None or relay.record.token_hash is None:
             return False
         return relay.record.state is not RelayState.BANNED and self._alive(relay, monotonic_s)
+
+    def held_kids(self, relay_id: str) -> AbstractSet[str] | None:
+        """Key ids that a relay reported last, or None where it has not reported to this process."""
+        relay = self._relays.get(relay_id)
+        if relay is None or relay.status is None:
+            return None
+        return frozenset(relay.status.held_kids)
+
+    def held_by_live(self, monotonic_s: float) -> dict[str, AbstractSet[str]]:
+        """Key ids that each live relay holds, as far as it said so; a banned one does not count."""
+        return {
+            relay_id: self.held_kids(relay_id) or frozenset()
+            for relay_id in self._relays
+            if self.serves_sessions(relay_id, monotonic_s)
+        }
+
+    def keyset_serials(self, monotonic_s: float) -> dict[str, int]:
+        """Serial of the key set that each live relay reported."""
+        return {
+            relay_id: relay.status.keyset_serial
+            for relay_id, relay in self._relays.items()
+            if relay.status is not None and self.serves_sessions(relay_id, monotonic_s)
+        }
 
     def candidates(self, monotonic_s: float, *, active_kid: str) -> list[Candidate]:
         """Relays that may get new sessions.

@@ -24,10 +24,11 @@ from . import leases, selection
 from .clock import Clock
 from .config import MasterConfig
 from .directory import RelayDirectory
-from .keys import KeyRing
 from .leases import LeaseTerms, Renewal, SessionRecord
+from .live_keys import LiveKeys
 from .refusal import RefusedError
 from .registry import RelayState
+from .rotation import may_sign_for
 
 __all__ = ["LeaseDesk"]
 
@@ -44,7 +45,7 @@ class LeaseDesk:
         config: MasterConfig,
         store: MasterStore,
         directory: RelayDirectory,
-        keys: KeyRing,
+        keys: LiveKeys,
         clock: Clock,
         switches: SwitchBook,
         bans: BanBook,
@@ -115,8 +116,8 @@ class LeaseDesk:
         """A new lease in place of one that runs.
 
         Raises:
-            RefusedError: ``unknown_session``, ``relay_unavailable``, ``lease_expired``,
-                ``stale_jti``, ``busy_session`` or ``banned``.
+            RefusedError: ``unknown_session``, ``relay_unavailable``, ``relay_lacks_key``,
+                ``lease_expired``, ``stale_jti``, ``busy_session`` or ``banned``.
         """
         role = leases.ROLES[request.role]
         for _ in range(_ATTEMPTS):
@@ -135,6 +136,11 @@ class LeaseDesk:
             if not self._directory.serves_sessions(session.relay_id, self._clock.monotonic_s()):
                 raise RefusedError(
                     "relay_unavailable", "the session's relay is gone; ask for another relay"
+                )
+            if not self._relay_holds_key(session.relay_id):
+                raise RefusedError(
+                    "relay_lacks_key",
+                    "the session's relay has not fetched the signing key yet; try again",
                 )
             token = self._sign(renewal.session, role)
             if renewal.repeated or await self._store.swap_session(
@@ -155,6 +161,7 @@ class LeaseDesk:
             stay_at is not None
             and stay_at not in request.exclude_relays
             and self._directory.serves_sessions(stay_at, monotonic_s)
+            and self._relay_holds_key(stay_at)
         )
         exclude = set(request.exclude_relays)
         if stay_at is not None:
@@ -174,6 +181,10 @@ class LeaseDesk:
                 "no_relay_available", "no healthy relay has room now; try again in a few seconds"
             )
         return choice.relay_id, choice.standby_id
+
+    def _relay_holds_key(self, relay_id: str) -> bool:
+        held = self._directory.held_kids(relay_id)
+        return may_sign_for(held, self._keys.active_kid, forced=self._keys.is_forced)
 
     def _terms(self, relay_id: str, ttl_s: int | None) -> LeaseTerms:
         record = self._directory.record(relay_id)

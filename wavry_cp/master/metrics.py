@@ -1,5 +1,6 @@
 """Metrics of the master.  No label holds anything that an outsider can choose."""
 
+from collections import Counter as TallyOf
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -8,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from wavry_cp.control.bans import BanBook, BanKind
 from wavry_cp.control.switches import SwitchBook
 
+from .live_keys import LiveKeys
 from .registry import RelayState
 
 __all__ = ["MasterMetrics"]
@@ -84,6 +86,26 @@ class MasterMetrics:
             "Serial of the published key-set document.",
             registry=self.registry,
         )
+        self.keys = Gauge(
+            "wavry_master_keys", "Published signing keys, by status.", ["status"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.active_key_age = Gauge(
+            "wavry_master_active_key_age_seconds",
+            "Time since the active key began to sign.",
+            registry=self.registry,
+        )
+        self.relays_without_key = Gauge(
+            "wavry_master_relays_without_active_key",
+            "Live relays that have not reported that they hold the active key.",
+            registry=self.registry,
+        )
+        self.key_steps = Counter(
+            "wavry_master_key_steps",
+            "Published changes of the key set, by step of the rotation.",
+            ["step"],
+            registry=self.registry,
+        )
         self.http_requests = Counter(
             "wavry_master_http_requests",
             "HTTP requests by route template, method and status.",
@@ -118,9 +140,21 @@ class MasterMetrics:
         self.http_requests.labels(route, known, str(status)).inc()
         self.http_seconds.labels(route).observe(seconds)
 
-    def render(self, relays: Mapping[RelayState, int], keyset_serial: int) -> bytes:
+    def render(
+        self,
+        relays: Mapping[RelayState, int],
+        keys: LiveKeys,
+        *,
+        relays_without_key: int,
+        now_s: int,
+    ) -> bytes:
         """Prometheus text, with the gauges as they are now."""
         for state in RelayState:
             self.relays.labels(state.value).set(relays.get(state, 0))
-        self.keyset_serial.set(keyset_serial)
+        self.keyset_serial.set(keys.keyset.serial)
+        statuses = TallyOf(key.status for key in keys.keyset.keys)
+        for status in ("pending", "active", "retiring", "revoked"):
+            self.keys.labels(status).set(statuses[status])
+        self.active_key_age.set(keys.active_age_s(now_s))
+        self.relays_without_key.set(relays_without_key)
         return generate_latest(self.registry)

@@ -121,7 +121,9 @@ class OpsRoutes:
             context.access.require(request, "viewer")
         text = context.metrics.render(
             context.directory.count_by_state(context.clock.monotonic_s()),
-            context.keys.keyset.serial,
+            context.keys,
+            relays_without_key=self._relays_without_key(),
+            now_s=context.clock.now_s(),
         )
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -170,6 +172,11 @@ class OpsRoutes:
 
     def _relay_mode(self) -> str:
         return "on" if self._context.switches.relay_mode else "off"
+
+    def _relays_without_key(self) -> int:
+        held = self._context.directory.held_by_live(self._context.clock.monotonic_s())
+        active_kid = self._context.keys.active_kid
+        return sum(active_kid not in kids for kids in held.values())
 
     def _uptime_s(self) -> int:
         return int(self._context.clock.monotonic_s() - self._context.started_s)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from wavry_cp.control.audit import AuditEntry
@@ -13,7 +14,20 @@ from wavry_cp.master.registry import RelayRecord
 
 from .admin_interface import AdminStore, TokenStore
 
-__all__ = ["AuditEntry", "MasterStore"]
+__all__ = ["AuditEntry", "KeyUse", "MasterStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What a signing key was used for.
+
+    Attributes:
+        last_expiry_s: unix seconds at which the last lease that it signed ends; 0 for none.
+        forced: it was activated although live relays lacked it.
+    """
+
+    last_expiry_s: int
+    forced: bool
 
 
 class MasterStore(AdminStore, TokenStore, Protocol):
@@ -54,7 +68,7 @@ class MasterStore(AdminStore, TokenStore, Protocol):
         ...
 
     async def swap_session(self, expected_revision: int | None, session: SessionRecord) -> bool:
-        """Write a session if it is still as the caller read it.
+        """Write a session if it is still as the caller read it, and how long its keys are needed.
 
         Args:
             expected_revision: revision that was read; None where there was no such session.
@@ -71,6 +85,14 @@ class MasterStore(AdminStore, TokenStore, Protocol):
 
     async def prune_sessions(self, expired_before_s: int, limit: int) -> int:
         """Delete at most `limit` sessions that expired before an instant; gives how many."""
+        ...
+
+    async def key_uses(self) -> Mapping[str, KeyUse]:
+        """Use of each signing key that ever signed or was changed, by key id."""
+        ...
+
+    async def record_key_step(self, audit: AuditEntry, kid: str, *, forced: bool) -> None:
+        """Write a change of the keys, and (both or neither) whether it was forced."""
         ...
 
     async def check(self) -> None:

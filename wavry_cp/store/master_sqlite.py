@@ -11,6 +11,7 @@ from wavry_cp.control.audit import AuditEntry
 from wavry_cp.control.bans import Ban, BanKind
 from wavry_cp.master.leases import LeaseSlot, SessionRecord
 from wavry_cp.master.registry import RelayRecord, RelayState
+from wavry_peer.protocol import constants as c
 
 from .admin_sqlite import (
     TokenSqlite,
@@ -21,6 +22,7 @@ from .admin_sqlite import (
     put_ban,
     remove_ban,
 )
+from .interface import KeyUse
 from .sqlite import Database, Migration
 
 __all__ = ["MIGRATIONS", "MasterSqlite"]
@@ -104,9 +106,37 @@ def _admin_tables(db: sqlite_utils.Database) -> None:
     create_admin_tables(db)
 
 
+def _key_uses(db: sqlite_utils.Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE key_uses (
+            kid TEXT PRIMARY KEY,
+            last_expiry_s INTEGER NOT NULL,
+            forced INTEGER NOT NULL
+        ) STRICT
+        """
+    )
+    # A lease that a renewal replaced left no row: count the longest life from the last one.
+    for role in ("client", "server"):
+        db.execute(
+            f"""
+            INSERT INTO key_uses (kid, last_expiry_s, forced)
+            SELECT {role}_kid, max({role}_issued_at_s) + {c.LEASE_TTL_MAX_S}, 0
+            FROM sessions WHERE true GROUP BY {role}_kid
+            {_KEEP_LATER_EXPIRY}
+            """  # noqa: S608  # role is one of two words above
+        )
+
+
+_KEEP_LATER_EXPIRY: Final = (
+    "ON CONFLICT (kid) DO UPDATE SET last_expiry_s = max(last_expiry_s, excluded.last_expiry_s)"
+)
+
+
 MIGRATIONS: Final = (
     Migration(1, "relays, sessions, audit", _first_tables),
     Migration(2, "reasons in the audit log, admin tokens, switches, bans", _admin_tables),
+    Migration(3, "use of signing keys", _key_uses),
 )
 
 
@@ -203,6 +233,11 @@ class MasterSqlite(TokenSqlite):
                 return False
             row = _row_from_session(session)
             db.table("sessions").insert(row, pk="session_id", replace=True)
+            for slot in (session.client, session.server):
+                db.execute(
+                    f"INSERT INTO key_uses VALUES (?, ?, 0) {_KEEP_LATER_EXPIRY}",  # noqa: S608  # a constant
+                    (slot.kid, slot.expires_at_s),
+                )
             return True
 
         return await self._database.run(swap)
@@ -227,6 +262,28 @@ class MasterSqlite(TokenSqlite):
             ).rowcount
 
         return await self._database.run(prune)
+
+    async def key_uses(self) -> Mapping[str, KeyUse]:
+        """See `MasterStore`."""
+        return await self._database.run(
+            lambda db: {
+                row["kid"]: KeyUse(row["last_expiry_s"], bool(row["forced"]))
+                for row in db.query("SELECT * FROM key_uses")
+            }
+        )
+
+    async def record_key_step(self, audit: AuditEntry, kid: str, *, forced: bool) -> None:
+        """See `MasterStore`."""
+
+        def record(db: sqlite_utils.Database) -> None:
+            db.execute(
+                "INSERT INTO key_uses VALUES (?, 0, ?) "
+                "ON CONFLICT (kid) DO UPDATE SET forced = excluded.forced",
+                (kid, int(forced)),
+            )
+            append_audit(db, audit)
+
+        await self._database.run(record)
 
 
 def _put_relay(db: sqlite_utils.Database, record: RelayRecord | None) -> None:

@@ -291,3 +291,35 @@ async def test_audit_log_is_append_only_and_written_with_the_act(store):
 
 def test_migrations_of_the_master_are_numbered():
     assert [item.number for item in MIGRATIONS] == list(range(1, len(MIGRATIONS) + 1))
+
+
+async def test_the_last_expiry_of_a_key_outlives_its_renewed_leases(tmp_path):
+    """The peer may still hold the lease that a renewal replaced: the row of it is gone."""
+    path = tmp_path / "m.db"
+    old = await Database.open(path, MIGRATIONS[:1])
+    slot = LeaseSlot("a", None, "j1", None, "old-key", 1000, 300)
+    session = SessionRecord("s", "r", 1, 1, slot, replace(slot, sub="b", jti="j2"), 1000)
+    row = {"session_id": "s", "relay_id": "r", "soft_kbps": 1, "hard_kbps": 1}
+    row |= {"created_at_s": 1000, "expires_at_s": 1300, "revision": 0}
+    for role in ("client", "server"):
+        row |= {f"{role}_sub": role, f"{role}_cnf": None, f"{role}_jti": role}
+        row |= {f"{role}_previous_jti": None, f"{role}_kid": "old-key"}
+        row |= {f"{role}_issued_at_s": 1000, f"{role}_ttl_s": 300}
+    await old.run(lambda db: db.table("sessions").insert(row))
+    await old.close()
+    store = await MasterSqlite.open(path)
+    try:
+        uses = await store.key_uses()
+        assert uses["old-key"].last_expiry_s == 1900, "the longest life, as nobody wrote it down"
+        renewed = replace(slot, jti="j3", kid="new-key", issued_at_s=1200, ttl_s=60)
+        assert await store.swap_session(0, replace(session, client=renewed, revision=1))
+        uses = await store.key_uses()
+        assert uses["old-key"].last_expiry_s == 1900
+        assert uses["new-key"].last_expiry_s == 1260
+        audit = AuditEntry(1, "admin", "keys activate", "new-key")
+        await store.record_key_step(audit, "new-key", forced=True)
+        assert (await store.key_uses())["new-key"].forced
+        assert (await store.key_uses())["new-key"].last_expiry_s == 1260
+        assert (await store.audit_log(1))[0] == audit
+    finally:
+        await store.close()
