@@ -220,7 +220,8 @@ class Crowd:
             member.last_received_s = time.monotonic()
         elif packet.header.type == c.PacketType.NOTICE:
             member.notices.append(int.from_bytes(raw[20:22], "big"))
-        else:
+        elif packet.header.type != c.PacketType.PATH_CHALLENGE:
+            # A challenge answers traffic that came before its lease, not the lease.
             member.answer = packet
 
 
