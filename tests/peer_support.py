@@ -88,6 +88,9 @@ class StubRelay(asyncio.DatagramProtocol):
         self.wire: list[bytes] = []
         self.forwarded = 0
         self.silent = False
+        self.draining = False
+        """As the master sees it: the gateway gives no new session to this relay."""
+        self.released: list[c.Role] = []
         self.needs_cookie = False
         self.reject_with: c.RejectReason | None = None
         self.loss = 0.0
@@ -165,6 +168,10 @@ class StubRelay(asyncio.DatagramProtocol):
         except LeaseError as error:
             self.rejected.append(error.reason)
             self._send(packets.build_reject(session_id, error.reason), addr)
+            return
+        if proof is not None and proof.cookie == c.RELEASE_COOKIE:
+            self.released.append(present.role)
+            self.slots.get(session_id, {}).pop(present.role, None)
             return
         self.jtis.append(claims.jti)
         slot = Slot(addr, claims.expires_ms, claims.jti, counter)
@@ -375,10 +382,12 @@ class FakeGateway:
         call = self.calls[request.match_info["id"]]
         if (refused := self._refused("relay")) is not None:
             return refused
-        free = [relay for relay in self.relays if relay.relay_id not in body.exclude_relays]
-        if not free:
+        allowed = [relay for relay in self.relays if relay.relay_id not in body.exclude_relays]
+        free = [relay for relay in allowed if not relay.draining]
+        if not free and call.relay not in allowed:
             return _error(503, "no_relay_available")
-        call.relay = free[0]
+        if call.relay not in free:  # a live session stays where it is, if it can
+            call.relay = free[0] if free else call.relay
         other = _other(call, username)
         issued_s = time.time()
         own = self._credentials(call, username, issued_s)

@@ -1,9 +1,13 @@
 """The relay paths of one session and the leases that keep them open.
 
 Strategy: there is one active path, and for a moment a second one while the session moves to another
-relay: the new path takes over when its relay has acknowledged, the old one still receives
-for a while.  Two tasks talk to the gateway: one renews the lease, one asks for another relay when
-ours fails or says that it drains.  Both try again until the lease ends, and with it the session.
+relay; `PathSwitch` says which of them to send on, and when the old one is not needed any more.
+Two tasks talk to the gateway: one renews the lease, one asks for another relay when ours fails or
+says that it drains.  Both try again until the lease ends, and with it the session.
+
+That a relay drains is a hint that anybody can forge.  So the gateway is asked without a word
+against the relay: its master knows whether it drains, and whether there is another one.  If it
+names the same relay again, nothing has changed but the lease, and the next hints have to wait.
 """
 
 import asyncio
@@ -24,6 +28,7 @@ from .event_log import EventLog
 from .identity import Identity
 from .lease_broker import LeaseBroker
 from .paths.own_lease import OwnLease, read_own_lease
+from .paths.path_switch import CandidateFailed, PathRetired, PathSwitch, PathSwitched
 from .paths.relay import RelayPath
 from .paths.relay_events import (
     ForwardReceived,
@@ -37,6 +42,7 @@ from .paths.relay_events import (
 )
 from .paths.relay_link import RelayLink
 from .protocol.api import Credentials
+from .protocol.channel_wire import ProbeStage
 from .protocol.constants import NoticeCode, RejectReason, Role
 from .renewal import Renewal
 from .session_statistics import SessionStatistics
@@ -45,12 +51,20 @@ __all__ = ["RelayPaths"]
 
 _log = EventLog(__name__)
 
-RETIRE_S: Final = 2.0
-"""An old path goes on receiving for so long: more than a packet's way."""
-
 SERVER_PATIENCE_S: Final = 5.0
 """The caller asks for another relay; the called side only if nothing came for so long, so
 that not both ask at once."""
+
+LEAVE_SPREAD_S: Final = 1.0
+"""All sessions of a relay learn at the same time that it drains; they ask within so long."""
+
+LEAVE_FIRST_S: Final = 5.0
+LEAVE_MAX_S: Final = 120.0
+"""Wait before a hint to leave the same relay is followed again: doubles, because each time costs
+the master a pair of leases, and a relay that nobody can leave says it again and again."""
+
+HINT_LIFE_S: Final = 15.0
+"""A relay says every 5 s that it drains; one that has not for so long does not drain any more."""
 
 MAX_EXCLUDED: Final = 32
 """As many as a request may name."""
@@ -73,7 +87,9 @@ class RelayPaths:
         rng: for jitter.
         limits: of each path.
         counts: where to count.
-        on_body: called for each FORWARD body.
+        on_body: called for each FORWARD body; gives what it proves about the path it came on.
+        can_probe: whether the channel has keys.
+        make_probe: makes a channel packet that probes a path; None while there are no keys.
         on_ready: called each time another path takes over.
         on_activity: called when something came in, after its datagrams were read.
         on_end: called when the session cannot go on.
@@ -96,7 +112,9 @@ class RelayPaths:
         rng: random.Random,
         limits: PathLimits,
         counts: SessionStatistics,
-        on_body: Callable[[bytes], None],
+        on_body: Callable[[bytes], ProbeStage | None],
+        can_probe: Callable[[], bool],
+        make_probe: Callable[[ProbeStage, int], bytes | None],
         on_ready: Callable[[], None],
         on_activity: Callable[[], None],
         on_end: Callable[[PeerError], None],
@@ -115,6 +133,13 @@ class RelayPaths:
         self._limits = limits
         self._counts = counts
         self._on_body = on_body
+        self._can_probe = can_probe
+        self._make_probe = make_probe
+        self._switch: PathSwitch[RelayLink] = PathSwitch()
+        self._newest_lease: OwnLease | None = None
+        self._hinted_ns: int | None = None
+        self._leave_due_ns = 0
+        self._leave_wait_s = LEAVE_FIRST_S
         self._on_ready = on_ready
         self._on_activity = on_activity
         self._on_end = on_end
@@ -123,6 +148,7 @@ class RelayPaths:
         self._renewal_wake = asyncio.Event()
         self._failed_relays: dict[str, None] = {}
         self._move: asyncio.Task[None] | None = None
+        self._move_must_leave = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._counter = 0
 
@@ -143,14 +169,22 @@ class RelayPaths:
             public_key=self._identity.signing.public_key,
             now_ns=now_ns,
         )
-        newest = self.links[-1].path.lease if self.links else None
+        newest = self._newest_lease if self.links else None
         if newest is not None and (lease.token == newest.token or _order(lease) < _order(newest)):
             # Known already; or two requests crossed, and both sides end up with the later pair.
             return
-        if newest is not None and lease.relay_id == newest.relay_id and self.links[-1].usable:
-            self.links[-1].path.renew(lease, now_ns)
-        else:
+        link = self._usable_link(lease.relay_id)
+        if link is None:
             self._open_link(lease, (credentials.addr, *credentials.addrs), now_ns)
+        else:
+            # Never a second path to one relay: it would take the slot away from the first.
+            link.path.renew(lease, now_ns)
+            if link is not self.links[-1]:
+                self.links.remove(link)
+                self.links.append(link)
+                self._switch.prefer(link, _order(lease), now_ns)
+                self._follow_switch(now_ns)
+        self._newest_lease = lease
         self._on_activity()
 
     def send(self, body: bytes) -> None:
@@ -167,26 +201,34 @@ class RelayPaths:
         """Hands on what came in."""
         for link in tuple(self.links):
             while not self._closed.is_set() and (event := link.path.next_event()) is not None:
-                if isinstance(event, ForwardReceived):
-                    self._on_body(event.body)
-                else:
+                if not isinstance(event, ForwardReceived):
                     self._on_path_event(link, event, now_ns)
+                    continue
+                stage = self._on_body(event.body)
+                # Data on the only path, which is nearly every packet, tells nothing new.
+                if stage is not None and (
+                    self._switch.is_moving or stage is not ProbeStage.SETTLED
+                ):
+                    self._switch.heard(link, stage, now_ns)
+                    self._follow_switch(now_ns)
 
     def get_timer(self) -> int | None:
         """When to call `handle_timer`, in ns; None for never."""
         times_ns = [link.path.get_timer() for link in self.links]
+        times_ns.append(self._switch.get_timer())
         return min((t for t in times_ns if t is not None), default=None)
 
     def handle_timer(self, now_ns: int) -> None:
         """Does what is due."""
         for link in self.links:
             link.path.handle_timer(now_ns)
+        self._switch.handle_timer(now_ns)
+        self._follow_switch(now_ns)
 
     def close(self) -> None:
         """Closes all paths and stops the tasks; `wait_closed` waits for their end."""
         self._closed.set()
         for link in tuple(self.links):
-            link.flush()
             self._drop_link(link)
         for task in self._tasks:
             if task is not asyncio.current_task():
@@ -217,10 +259,11 @@ class RelayPaths:
     def _on_path_event(self, link: RelayLink, event: PathEvent, now_ns: int) -> None:
         match event:
             case PathReady():
-                self._take_over(link)
+                self._on_path_ready(link, now_ns)
             case LeaseRenewed():
                 self._counts.renewals += 1
-                self._use_lease(link.path.lease)
+                if link is self.links[-1]:
+                    self._use_lease(link.path.lease)
             case RenewalFailed():
                 self._counts.renewal_failures += 1
                 _log.info("relay_refused_renewal", reason=_reason_text(event.reason))
@@ -229,23 +272,54 @@ class RelayPaths:
             case NoticeReceived():
                 self._on_notice(link, event.code, now_ns)
 
-    def _take_over(self, link: RelayLink) -> None:
-        if self.latest is not None:
-            self._counts.path_changes += 1
-        self.active = self.latest = link
-        loop = asyncio.get_running_loop()
-        for other in self.links:
-            if other is not link:
-                loop.call_later(RETIRE_S, self._drop_link, other)
+    def _on_path_ready(self, link: RelayLink, now_ns: int) -> None:
+        # From here on the master knows only this lease; the old path lives on its old one.
         self._use_lease(link.path.lease)
+        order = _order(link.path.lease)
+        self._switch.ready(link, order, now_ns, can_probe=self._can_probe())
+        self._follow_switch(now_ns)
+
+    def _follow_switch(self, now_ns: int) -> None:
+        while (event := self._switch.next_event()) is not None:
+            match event:
+                case PathSwitched():
+                    self._take_over(event.key)
+                case PathRetired():
+                    self._drop_link(event.key)
+                case CandidateFailed():
+                    self._on_candidate_failed(event.key)
+        for link, stage in self._switch.probes_to_send(now_ns):
+            body = self._make_probe(stage, now_ns)
+            if body is not None:
+                link.path.send(body)
+
+    def _take_over(self, link: RelayLink) -> None:
+        if self.latest is not None and self.latest is not link:
+            self._counts.path_changes += 1
+            _log.info("moved_to_relay", relay_id=link.relay_id)
+        self.active = self.latest = link
+        self._hinted_ns = None
+        self._leave_due_ns, self._leave_wait_s = 0, LEAVE_FIRST_S
         self._on_ready()
+
+    def _on_candidate_failed(self, link: RelayLink) -> None:
+        _log.info(
+            "peer_not_at_relay",
+            relay_id=link.relay_id,
+            next_step="the session stays where it is and asks for another relay",
+        )
+        self._drop_link(link)
+        self._failed_relays[link.relay_id] = None
+        self._begin_move(self._patience_s(), "the other peer did not come to the new relay")
 
     def _on_path_failed(
         self, link: RelayLink, reason: RejectReason | int | None, now_ns: int
     ) -> None:
         _log.info("relay_path_failed", relay_id=link.relay_id, reason=_reason_text(reason))
-        was_ready = self.active is link
+        was_ready = link in self._switch
         self._drop_link(link)
+        self._switch.gone(link, now_ns)
+        self._follow_switch(now_ns)
         if reason is None and link.other_addresses and not was_ready:
             # Perhaps only this address family does not get through.
             try:
@@ -255,26 +329,39 @@ class RelayPaths:
             else:
                 return
         self._failed_relays[link.relay_id] = None
-        if not self.links:
-            delay_s = 0.0 if self._role is Role.CLIENT else SERVER_PATIENCE_S
-            self._begin_move(delay_s, f"the relay {_reason_text(reason)}")
+        if not self.links or not was_ready:
+            self._begin_move(self._patience_s(), f"the relay {_reason_text(reason)}")
+
+    def _patience_s(self) -> float:
+        return 0.0 if self._role is Role.CLIENT else SERVER_PATIENCE_S
 
     def _drop_link(self, link: RelayLink) -> None:
         if link in self.links:
             self.links.remove(link)
+            link.path.release()
+            link.flush()
             self._counts.add_closed_path(link.path.statistics, link.socket_statistics)
             link.close()
         if self.active is link:
             self.active = None
 
+    def _usable_link(self, relay_id: str) -> RelayLink | None:
+        return next((x for x in self.links if x.relay_id == relay_id and x.usable), None)
+
     def _on_notice(self, link: RelayLink, code: NoticeCode | int, now_ns: int) -> None:
-        # A hint only: it makes us ask the gateway, once for each relay, and nothing more.
+        # A hint only: it makes us ask the gateway now and then, and nothing more.
         if link is not self.active:
             return
         if code in (NoticeCode.DRAINING, NoticeCode.SHUTDOWN):
-            if self._role is Role.CLIENT and link.relay_id not in self._failed_relays:
-                self._failed_relays[link.relay_id] = None
-                self._begin_move(self._rng.random(), "the relay announced its end")
+            self._hinted_ns = now_ns
+            if now_ns >= self._leave_due_ns and link is self.links[-1]:
+                wait_s, self._leave_wait_s = (
+                    self._leave_wait_s,
+                    min(self._leave_wait_s * 2, LEAVE_MAX_S),
+                )
+                self._leave_due_ns = now_ns + int(wait_s * _SECOND_NS)
+                delay_s = self._patience_s() + self._rng.random() * LEAVE_SPREAD_S
+                self._begin_move(delay_s, "the relay drains", must_leave=False)
             return
         asks_for_renewal = code in (NoticeCode.EXPIRING, NoticeCode.REVOKED)
         if asks_for_renewal and self._renewal is not None and not link.has_hastened_renewal:
@@ -339,16 +426,22 @@ class RelayPaths:
             except TimeoutError:
                 continue
 
-    def _begin_move(self, delay_s: float, why: str) -> None:
-        if self._move is None or self._move.done():
-            self._move = self._spawn(self._ask_for_relay(delay_s, why))
+    def _begin_move(self, delay_s: float, why: str, *, must_leave: bool = True) -> None:
+        if self._move is not None and not self._move.done():
+            if self._move_must_leave or not must_leave or self._move is asyncio.current_task():
+                return
+            self._move.cancel()  # it would give up once the hints end
+        self._move_must_leave = must_leave
+        self._move = self._spawn(self._ask_for_relay(delay_s, why, must_leave=must_leave))
 
-    async def _ask_for_relay(self, delay_s: float, why: str) -> None:
-        before = self._newest()
+    async def _ask_for_relay(self, delay_s: float, why: str, *, must_leave: bool) -> None:
+        before = self._newest_lease
         wait_s = 0.5
         await asyncio.sleep(delay_s)
-        # The other side may be faster: then we have its new path already.
-        while not self._closed.is_set() and self._newest() is before:
+        # The other side may be faster: then we have its lease already.
+        while not self._closed.is_set() and self._newest_lease is before:
+            if not must_leave and not self._is_told_to_leave():
+                return
             exclude = tuple(self._failed_relays)[-MAX_EXCLUDED:]
             try:
                 self.adopt(await self._broker.request_relay(self._session_id, exclude))
@@ -370,8 +463,9 @@ class RelayPaths:
             await asyncio.sleep(wait_s * (0.5 + 0.5 * self._rng.random()))
             wait_s = min(wait_s * 2, 10.0)
 
-    def _newest(self) -> RelayLink | None:
-        return self.links[-1] if self.links else None
+    def _is_told_to_leave(self) -> bool:
+        hinted_ns = self._hinted_ns
+        return hinted_ns is not None and self._clock() - hinted_ns < int(HINT_LIFE_S * _SECOND_NS)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

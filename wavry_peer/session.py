@@ -35,7 +35,9 @@ from .protocol.channel_events import (
     DataReceived,
     FailureReason,
     HandshakeCompleted,
+    ProbeReceived,
 )
+from .protocol.channel_wire import ProbeStage
 from .protocol.constants import Role
 from .relay_paths import RelayPaths
 from .session_statistics import LossEstimate, SessionStatistics
@@ -122,6 +124,8 @@ class Session:
             limits=path_limits or PathLimits(),
             counts=self._counts,
             on_body=self._on_body,
+            can_probe=lambda: self._channel.is_established,
+            make_probe=self._channel.make_probe,
             on_ready=self._on_path_ready,
             on_activity=self._pump,
             on_end=self._finish,
@@ -302,9 +306,9 @@ class Session:
             self._paths.send(body)
         self._paths.flush()
 
-    def _on_body(self, body: bytes) -> None:
+    def _on_body(self, body: bytes) -> ProbeStage | None:
         self._channel.receive_datagram(body, self._clock())
-        self._drain_channel(body)
+        return self._drain_channel(body)
 
     def _on_path_ready(self) -> None:
         now_ns = self._clock()
@@ -315,12 +319,16 @@ class Session:
             # The new relay, and the NAT on the way, learn of us at once.
             self._channel.send_keepalive(now_ns)
 
-    def _drain_channel(self, body: bytes = b"") -> None:
+    def _drain_channel(self, body: bytes = b"") -> ProbeStage | None:
+        stage: ProbeStage | None = None
         while (event := self._channel.next_event()) is not None:
             match event:
                 case DataReceived():
                     self._loss.saw(body, self._channel.statistics)
                     self._deliver(event.data)
+                    stage = ProbeStage.SETTLED
+                case ProbeReceived():
+                    stage = event.stage
                 case HandshakeCompleted():
                     self._loss.restart(self._channel.statistics)
                     if not self._established.done():
@@ -331,6 +339,7 @@ class Session:
                         self._finish(SessionClosedError(text, by_remote=True))
                 case ChannelFailed():
                     self._finish(_handshake_failure(event.reason))
+        return stage
 
     def _deliver(self, data: bytes) -> None:
         self._counts.datagrams_received += 1

@@ -209,6 +209,7 @@ async def test_moves_to_another_relay_when_told_of_draining_without_a_new_handsh
 ) -> None:
     async with world.pair() as (alice, bob):
         code = c.NoticeCode.DRAINING
+        world.relay.draining = True
         world.relay.tell_all(lambda session_id: packets.build_notice(session_id, code))
         await eventually(lambda: alice.statistics().path == "relay rly-test-2")
         await eventually(lambda: bob.statistics().path == "relay rly-test-2")

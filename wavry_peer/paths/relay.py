@@ -162,8 +162,27 @@ class RelayPath:
         self.statistics.forwards_sent += 1
         self._outgoing.append(self._forward_header + body)
 
+    def release(self) -> None:
+        """Tells the relay that its slot is free, as the last word before `close`.
+
+        Sent once and not answered: if it is lost, the slot ends when it was idle long enough.
+        """
+        if self.is_ready:
+            self._outgoing.append(
+                build_present(
+                    self._session_id,
+                    self._role,
+                    self.lease.token,
+                    counter=self._counter,
+                    cookie=c.RELEASE_COOKIE,
+                    sign=self._sign,
+                    renew=True,
+                )
+            )
+            self._counter += 1
+
     def close(self) -> None:
-        """Stops; nothing is sent or told any more.  The relay's slot ends with its lease."""
+        """Stops; nothing is sent or told any more."""
         self._ended = True
         self._exchange = None
 

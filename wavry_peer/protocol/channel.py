@@ -34,6 +34,7 @@ from .channel_events import (
     Event,
     FailureReason,
     HandshakeCompleted,
+    ProbeReceived,
 )
 from .channel_wire import (
     FIRST_SEQUENCE,
@@ -44,6 +45,7 @@ from .channel_wire import (
     PACKET_HEADER,
     TRANSPORT_KINDS,
     Kind,
+    ProbeStage,
 )
 from .constants import SESSION_ID_BYTES, Role
 from .errors import LocalError
@@ -179,6 +181,23 @@ class Channel:
         """
         self._emit_sealed(Kind.CONFIRM, b"", now_ns)
 
+    def make_probe(self, stage: ProbeStage, now_ns: int) -> bytes | None:
+        """Makes a packet that probes one path; it is not queued, because the caller knows the path.
+
+        Args:
+            stage: how far this side is with moving to that path.
+            now_ns: time now.
+
+        Returns:
+            A FORWARD body, or None while there are no keys.
+        """
+        transport = self._keys.current
+        return (
+            None
+            if transport is None
+            else self._seal(transport, Kind.CONFIRM, bytes((stage,)), now_ns)
+        )
+
     def close(self, now_ns: int = 0) -> None:
         """Ends the channel and tells the peer if there are keys; again it does nothing.
 
@@ -263,6 +282,10 @@ class Channel:
         if kind is Kind.DATA:
             self.statistics.datagrams_received += 1
             self._events.append(DataReceived(data))
+        elif kind is Kind.CONFIRM:
+            # Empty ones are keepalives; a longer or unknown content is of a later version.
+            if len(data) == 1 and data[0] < len(ProbeStage):
+                self._events.append(ProbeReceived(ProbeStage(data[0])))
         elif kind is Kind.CLOSE:
             if slot is Slot.PREVIOUS and self._peer_was_restarted:
                 return DropReason.SUPERSEDED
@@ -376,7 +399,8 @@ class Channel:
     # -- Sending ---------------------------------------------------------------------
 
     def _emit(self, kind: Kind, rest: bytes = b"") -> None:
-        self._queue(PACKET_HEADER.pack(self._take_sequence(), kind) + rest)
+        self._outgoing.append(PACKET_HEADER.pack(self._take_sequence(), kind) + rest)
+        self.statistics.packets_sent += 1
 
     def _emit_message_1(self, attempt: InitiatorHandshake, now_ns: int) -> None:
         self._last_message_1_ns = now_ns
@@ -386,13 +410,14 @@ class Channel:
         transport = self._keys.current
         if transport is None:
             raise LocalError("the channel is not established: wait for HandshakeCompleted")
-        before = transport.send_epoch
-        self._queue(transport.seal(kind, self._take_sequence(), data, now_ns))
-        self.statistics.rekeys_sent += transport.send_epoch - before
+        self._outgoing.append(self._seal(transport, kind, data, now_ns))
 
-    def _queue(self, body: bytes) -> None:
+    def _seal(self, transport: Transport, kind: Kind, data: bytes, now_ns: int) -> bytes:
+        before = transport.send_epoch
+        body = transport.seal(kind, self._take_sequence(), data, now_ns)
         self.statistics.packets_sent += 1
-        self._outgoing.append(body)
+        self.statistics.rekeys_sent += transport.send_epoch - before
+        return body
 
     def _take_sequence(self) -> int:
         sequence = self._next_sequence

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from .channel_wire import ProbeStage
 from .errors import LocalError
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Event",
     "FailureReason",
     "HandshakeCompleted",
+    "ProbeReceived",
 ]
 
 _SECOND_NS: Final = 1_000_000_000
@@ -83,6 +85,17 @@ class DataReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeReceived:
+    """An authentic probe of the path that it came on.
+
+    Attributes:
+        stage: how far the other side is.
+    """
+
+    stage: ProbeStage
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelFailed:
     """The channel could not be set up and is over.
 
@@ -104,7 +117,7 @@ class ChannelClosed:
     by_remote: bool
 
 
-Event = HandshakeCompleted | DataReceived | ChannelFailed | ChannelClosed
+Event = HandshakeCompleted | DataReceived | ProbeReceived | ChannelFailed | ChannelClosed
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ __all__ = [
     "TRANSPORT_HEADER",
     "TRANSPORT_KINDS",
     "Kind",
+    "ProbeStage",
 ]
 
 
@@ -49,10 +50,23 @@ class Kind(IntEnum):
     CLOSE = 5
     """Transport: the sender is gone for good; no content."""
     CONFIRM = 6
-    """Transport: no content.  Answers message 3, and keeps a path alive."""
+    """Transport: no content.  Answers message 3, and keeps a path alive.  With one byte of content
+    (a `ProbeStage`) it probes the path it came on."""
     KNOCK = 7
     """Responder to initiator, unauthenticated and empty: "I have no keys, begin a handshake".
     A hint only: it can cause a handshake, and changes nothing unless that one succeeds."""
+
+
+class ProbeStage(IntEnum):
+    """Content of a CONFIRM that probes a path: how far its sender is with moving there."""
+
+    PROBING = 0
+    HEARD = 1
+    """The other side's packets arrive on this path."""
+    USING = 2
+    """Data is sent on this path."""
+    SETTLED = 3
+    """Both sides send on this path; no answer is needed."""
 
 
 TRANSPORT_KINDS: Final = frozenset({Kind.DATA, Kind.CLOSE, Kind.CONFIRM})

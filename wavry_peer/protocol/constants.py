@@ -110,6 +110,10 @@ SIGNATURE_BYTES: Final = 64
 PROOF_BYTES: Final = 8 + COOKIE_BYTES + SIGNATURE_BYTES
 PRESENT_SIGNATURE_LABEL: Final = b"wavry-present-v1"
 NO_COOKIE: Final = bytes(COOKIE_BYTES)
+RELEASE_COOKIE: Final = b"\xffrelease"
+"""In place of a path's cookie it says: "I am done with this relay, free my slot".  The signature
+covers it and the counter makes it good once.  A relay that does not know it takes the packet for
+another proof of the same lease, which does no harm, and frees the slot when it has been idle."""
 
 # -- Leases ----------------------------------------------------------------------------
 
