@@ -59,6 +59,7 @@ class RelayProcess:
             "WAVRY_RELAY_MASTER_URL": master.url,
             "WAVRY_RELAY_ROOT_KEY": master.root_public_key,
             "WAVRY_RELAY_STATE_DIR": str(directory / "state"),
+            "WAVRY_RELAY_DRAIN_TIMEOUT_S": "0",
             "WAVRY_RELAY_MAX_SESSIONS": str(max_sessions),
             "WAVRY_RELAY_MAX_BITRATE_KBPS": _UNLIMITED,
             # The limits are checked as always; they are only too wide to bite.

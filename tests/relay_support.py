@@ -364,6 +364,7 @@ class RelayProcess:
             "WAVRY_RELAY_LISTEN": "127.0.0.1:0",
             "WAVRY_RELAY_OPS_LISTEN": "127.0.0.1:0",
             "WAVRY_RELAY_STATE_DIR": str(self.state_dir),
+            "WAVRY_RELAY_DRAIN_TIMEOUT_S": "0",
             "WAVRY_RELAY_WORKERS": str(workers),
             "WAVRY_RELAY_ROOT_KEY": mint.root_text,
             "WAVRY_RELAY_MAX_SESSIONS": "100",

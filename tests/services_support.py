@@ -48,6 +48,7 @@ class Services:
                 "WAVRY_RELAY_OPS_LISTEN": "127.0.0.1:0",
                 "WAVRY_RELAY_WORKERS": "2",
                 "WAVRY_RELAY_STATE_DIR": str(directory / "relay"),
+                "WAVRY_RELAY_DRAIN_TIMEOUT_S": "0",
                 "WAVRY_RELAY_ROOT_KEY": load_keys(keys).keyset.root_public_key,
             },
         }

@@ -9,6 +9,7 @@ Checks, in this order, cheapest first (protocol.md section 3); the first "no" na
     revoked                    `Gate`
     proof                      `check_proof`
     jti / counter replay       `_check_replay`
+    [slot given back]          `_release`
     identity limit             `_place`
     capacity, drain            `_place`
     identity lock, path        `_check_slot`
@@ -45,7 +46,7 @@ from .engine.base import ControlKind, ControlPacket
 from .gate import Gate, OpenGate
 from .shm.control import ControlBlock
 from .shm.counters import CounterRow
-from .shm.layout import SESSION_ACTIVE
+from .shm.layout import SESSION_ACTIVE, SESSION_WAITING
 from .shm.locks import LockBusyError, Locks
 from .shm.rate_limit import RateTable
 from .shm.segment import Segment
@@ -272,6 +273,10 @@ class Admission:
         if repeated and slot is not None:
             self._counters.add("lease_repeated")
             return self._ack(header, lease, slot, source)
+        if lease.cookie == c.RELEASE_COOKIE:
+            if record is not None and slot is not None and slot.jti == lease.jti:
+                self._release(record, slot, lease, now)
+            return b""  # Nobody waits for an answer: the peer's socket is closed.
         if not self._identity_allows(lease.sub, now):
             raise _refuse(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
         if record is None and self._control.drain:
@@ -363,6 +368,26 @@ class Admission:
         slot.jti = lease.jti
         if record.state != SESSION_ACTIVE:
             self._activate(record)
+
+    def _release(
+        self, record: SessionRecord, slot: SlotRecord, lease: _Lease, now: Instant
+    ) -> None:
+        """Active → Waiting, or Waiting → Closed: the peer is done with this relay.
+
+        Its lease is denied from now on; a session that both peers left is over.
+        """
+        if slot.sub != lease.sub or slot.cnf != lease.cnf or lease.counter is None:
+            raise _refuse(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
+        with self._locks.session(record.number):
+            self._used.put(slot.jti, DENIED, slot.expires_ms)
+            slot.clear()
+            self._counters.add("lease_released")
+            if any(other.jti for other in record.slots()):
+                record.state = SESSION_WAITING
+                record.created_ms = self._segment.milliseconds(now.mono_ns)
+            else:
+                self._sessions.release(record)
+                self._counters.add("session_closed_released")
 
     def _count_accepted(self, lease: _Lease, *, taken: bool, same: bool) -> None:
         if same:

@@ -215,8 +215,9 @@ class RelayConfig:
     )
     drain_timeout_s: float = setting(
         "WAVRY_RELAY_DRAIN_TIMEOUT_S",
-        0.0,
-        doc="How long SIGTERM waits for live sessions to end before the relay stops.",
+        30.0,
+        doc="How long SIGTERM waits for live sessions to move or end before the relay stops; "
+        "a second signal stops it at once.",
         unit="s",
         minimum=0,
         maximum=86_400,

@@ -7,6 +7,7 @@ with growing, jittered delays.  Sessions go on in every state: they need keys, n
 """
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +34,8 @@ JITTER: Final = 0.2
 """A thousand relays that start together must not call together ever after."""
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
+DRAINING_HEARTBEAT_S: Final = 1.0
+"""While it drains: somebody waits for the sessions to become none."""
 CALL_TIMEOUT_S: Final = 5.0
 FAREWELL_TIMEOUT_S: Final = 1.0
 _HEARTBEAT_MIN_S: Final = 0.1
@@ -122,6 +125,8 @@ class MasterLink:
         self._facts_changed = False
         self._interval_s = 5.0
         self._failures = 0
+        self._draining = False
+        self._hurry = asyncio.Event()
         self._http: aiohttp.ClientSession | None = None
         self.state = "registering"
         self.last_error: str | None = None
@@ -150,6 +155,10 @@ class MasterLink:
                     )
                     await asyncio.sleep(self._uniform(BACKOFF_FIRST_S, BACKOFF_MAX_S))
 
+    def hasten(self) -> None:
+        """The state of the relay changed: send the next heartbeat at once."""
+        self._hurry.set()
+
     async def _until_registered(self) -> None:
         self.state = "registering"
         delay_s = BACKOFF_FIRST_S
@@ -176,7 +185,10 @@ class MasterLink:
     async def _while_registered(self) -> None:
         wait_s = 0.0  # The first heartbeat makes the master give us sessions: at once.
         while True:
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._hurry.wait()
+            self._hurry.clear()
             wait_s = self._interval_s * self._uniform(1 - JITTER, 1 + JITTER)
             try:
                 if self._facts_changed:
@@ -202,6 +214,8 @@ class MasterLink:
             held = self._keyring.serial
             for command in commands:
                 await self._execute(command)
+            if self._draining:
+                wait_s = min(wait_s, DRAINING_HEARTBEAT_S)
             if self._keyring.serial != held:
                 wait_s = 0.0  # A rotation waits for this report.
 
@@ -246,6 +260,7 @@ class MasterLink:
 
     async def _heartbeat(self) -> tuple[api.Command, ...]:
         load = self._orders.measure_load()
+        self._draining = load.draining
         answer = await self._call(
             "POST",
             "/v1/relays/heartbeat",

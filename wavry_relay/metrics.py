@@ -50,6 +50,7 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     _counter("leases_reproved", "Accepted leases presented again with a fresh proof."),
     _counter("leases_repeated", "Repeated ACKs of bearer leases (lost ACK)."),
     _counter("leases_renewed", "Leases that replaced the one of a taken slot."),
+    _counter("leases_released", "Slots that their peer gave back before the lease ended."),
     _counter("lease_rejects", "LEASE_REJECT answers, by reason.", "reason"),
     _counter("keepalives", "Empty LEASE_RENEW packets that were answered."),
     _counter("nat_rebinds", "Slots that moved to a new address with proof of key and path."),

@@ -39,6 +39,7 @@ _LEASE_COUNTERS: Final = {
     "lease_reproved": "leases_reproved",
     "lease_repeated": "leases_repeated",
     "lease_renewed": "leases_renewed",
+    "lease_released": "leases_released",
     "nat_rebind": "nat_rebinds",
     "received_packets": "packets_received",
     "received_bytes": "bytes_received",
@@ -111,6 +112,8 @@ class RelayStatus:
         if after != before:
             self._control.drain = int(after)
             _log.info("drain_changed", draining=bool(after), by=bit.name)
+            if self.link is not None:
+                self.link.hasten()
 
     def drain_by_master(self, *, drain: bool) -> None:
         """Order of the master; `Orders.drain_by_master`."""

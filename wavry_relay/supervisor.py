@@ -119,8 +119,9 @@ class Supervisor:
                 os.kill(self._successor_pid, received)
                 return
             self._host.notifier.stopping(status.summary)
-            status.set_drain(Drain.SHUTDOWN, drain=True)
-            await self._drain(status)
+            if self._reloader.config.drain_timeout_s > 0:
+                status.set_drain(Drain.SHUTDOWN, drain=True)
+                await self._drain(status)
         _log.info("stopped")
 
     async def _start(self) -> tuple[RelayStatus, Handover]:
@@ -374,11 +375,22 @@ class Supervisor:
         while sessions := status.session_count:
             now_ns = self._clock.now().mono_ns
             if now_ns - began_ns >= self._reloader.config.drain_timeout_s * 1e9:
+                _log.warning(
+                    "drain_incomplete",
+                    sessions=sessions,
+                    cause="they found no other relay, or their peers do not answer",
+                    next_step="none: they end now; WAVRY_RELAY_DRAIN_TIMEOUT_S gives them longer",
+                )
                 return
             report.tell(sessions, now_ns)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_signals.get(), _DRAIN_POLL_S)
-                _log.warning("drain_cut_short", sessions=status.session_count)
+                _log.warning(
+                    "drain_cut_short",
+                    sessions=sessions,
+                    cause="a second signal",
+                    next_step="none: the sessions that are left end now",
+                )
                 return
 
 

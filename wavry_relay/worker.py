@@ -22,6 +22,7 @@ from wavry_peer.protocol.constants import NoticeCode
 
 from .admission import Admission
 from .clock import Clock, SystemClock
+from .drain_notices import DrainNotices
 from .engine import load_engine, open_engine
 from .engine.base import ControlPacket, Engine
 from .placement import pin_to
@@ -78,6 +79,7 @@ class Worker:
         engine: owns the sockets.
         admission: answers control packets.
         sweep: ends sessions.
+        drain_notices: tells peers to leave while the relay drains.
         row: heartbeat.
         counters: of this worker.
         control: socket to the supervisor.
@@ -89,6 +91,7 @@ class Worker:
         engine: Engine,
         admission: Admission,
         sweep: Sweep,
+        drain_notices: DrainNotices,
         row: WorkerRow,
         counters: CounterRow,
         control: socket.socket,
@@ -97,6 +100,7 @@ class Worker:
         self._engine = engine
         self._admission = admission
         self._sweep = sweep
+        self._drain_notices = drain_notices
         self._row = row
         self._counters = counters
         self._control = control
@@ -112,6 +116,7 @@ class Worker:
                 self._answer(packet)
             now = self._clock.now()
             self._sweep.step(now)
+            self._drain_notices.step(now)
             self._row.heartbeat_ns = now.mono_ns
             self._row.rounds += 1
             self._read_control()
@@ -190,6 +195,7 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     )
     table = SessionTable(segment, Tags(segment))
     sweep = Sweep(segment, table, engine.locks, counters, options.number, engine.send)
+    drain_notices = DrainNotices(segment, table, counters, options.number, engine.send)
     admission = Admission(segment, engine.locks, counters)
     row = WorkerRow(segment, options.number)
     if options.parked:
@@ -199,7 +205,7 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     row.pid, row.booted_ns, row.heartbeat_ns = os.getpid(), now_ns, now_ns
     row.state = WorkerState.RUNNING
     control.sendall(READY)
-    return Worker(engine, admission, sweep, row, counters, control, clock)
+    return Worker(engine, admission, sweep, drain_notices, row, counters, control, clock)
 
 
 def _await_order(control: socket.socket, order: bytes) -> None:

@@ -8,6 +8,7 @@ from relay_world_support import World, open_world, v4
 
 from wavry_relay import worker as worker_module
 from wavry_relay.admission import Answer
+from wavry_relay.drain_notices import DrainNotices
 from wavry_relay.engine.base import ControlKind, ControlPacket
 from wavry_relay.shm.control import WorkerRow
 from wavry_relay.worker import STOP, Worker
@@ -59,7 +60,8 @@ def run(world: World, *, rounds: int, farewell: bytes = b"") -> Script:
     script = Script(rounds, theirs, farewell)
     row = WorkerRow(world.segment, 0)
     with mine:
-        Worker(script, script, world.sweeps[0], row, world.row, mine, world.clock).run()
+        notices = DrainNotices(world.segment, world.table, world.row, 0, world._notice)
+        Worker(script, script, world.sweeps[0], notices, row, world.row, mine, world.clock).run()
     return script
 
 

@@ -36,6 +36,8 @@ STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
 LOOPBACK_KBPS: Final = "1000000"
 """Nobody else pays for loopback: what a lease allows should not be what a person measures."""
+DRAIN_TIMEOUT_S: Final = "1"
+"""Enough for peers to move to another relay; whoever presses Ctrl-C wants all of it to end."""
 LOG_TAIL_LINES: Final = 5
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -182,6 +184,7 @@ class DevSystem:
                 "WAVRY_RELAY_MASTER_URL": master_url,
                 "WAVRY_RELAY_ROOT_KEY": root_public_key,
                 "WAVRY_RELAY_STATE_DIR": str(self.directory / f"relay-{index}"),
+                "WAVRY_RELAY_DRAIN_TIMEOUT_S": DRAIN_TIMEOUT_S,
             },
         )
 

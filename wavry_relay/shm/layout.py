@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -273,6 +273,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "lease_reproved",
     "lease_repeated",
     "lease_renewed",
+    "lease_released",
     "keepalives",
     "nat_rebind",
     "session_created",
@@ -280,6 +281,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "session_closed_second_peer",
     "session_closed_idle",
     "session_closed_expired",
+    "session_closed_released",
     *(f"reject_{reason.name.lower()}" for reason in c.RejectReason),
     "sent_acks",
     "sent_challenges",
