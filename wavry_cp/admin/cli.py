@@ -15,6 +15,7 @@ from .client import ask_json
 from .demo import run_demo
 from .dev_system import run_dev_system
 from .doctor_command import doctor
+from .drain import drain_relay, order_relay, progress_for
 from .keys_commands import keys_app
 from .output import (
     EXIT_FAILED,
@@ -229,48 +230,68 @@ def relays_list(context: typer.Context, *, json: Json = False) -> None:
         print_rows("Relays", _RELAY_COLUMNS, [_relay_row(relay) for relay in answer.relays])
 
 
-def _drain_call(context: typer.Context, relay_id: str, action: str, *, as_json: bool) -> None:
-    async def work() -> RelayInfo:
-        places = places_of(context)
-        return await ask_json(
-            "master",
-            places.need_master(),
-            f"/v1/admin/relays/{relay_id}/{action}",
-            RelayInfo,
-            method="POST",
-            token=places.admin_token(),
-        )
-
-    relay = run(work, as_json=as_json)
-    if as_json:
-        print_json(relay)
-    else:
-        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(relay)])
-
-
 RelayIdArgument = Annotated[str, typer.Argument(help="Id from `wavryctl relays list`.")]
 
 
 @relays_app.command("drain")
-def relays_drain(context: typer.Context, relay_id: RelayIdArgument, *, json: Json = False) -> None:
-    """Give a relay no new sessions; live ones stay and renew.
+def relays_drain(
+    context: typer.Context,
+    relay_id: RelayIdArgument,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Longest wait in seconds; the drain goes on after it.")
+    ] = 600.0,
+    *,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show the sessions leave, until none is left.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Give a relay no new sessions; live ones move to other relays, or stay where there is none.
+
+    With --wait it exits 0 when no session is left, and 1 after the timeout, when somebody ends
+    the drain, or when the relay goes offline.
 
     Examples:
       wavryctl relays drain rly-0123456789abcdef01234567
+
+      wavryctl relays drain rly-0123456789abcdef01234567 --wait --timeout 120 --json
     """
-    _drain_call(context, relay_id, "drain", as_json=json)
+    result = run(
+        lambda: drain_relay(
+            places_of(context),
+            relay_id,
+            wait=wait,
+            timeout_s=timeout,
+            progress=progress_for(as_json=json),
+        ),
+        as_json=json,
+    )
+    if json:
+        print_json(result if wait else result.relay)
+    else:
+        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(result.relay)])
+        if wait:
+            typer.echo(
+                f"{result.outcome}: {result.sessions_left} of {result.sessions_at_start} sessions "
+                f"left after {result.seconds:.1f} s"
+            )
+    raise typer.Exit(result.exit_code)
 
 
 @relays_app.command("undrain")
 def relays_undrain(
     context: typer.Context, relay_id: RelayIdArgument, *, json: Json = False
 ) -> None:
-    """Let a drained relay take new sessions again.
+    """Let a drained relay take new sessions again; those that moved stay where they are.
 
     Examples:
       wavryctl relays undrain rly-0123456789abcdef01234567
     """
-    _drain_call(context, relay_id, "undrain", as_json=json)
+    relay = run(lambda: order_relay(places_of(context), relay_id, "undrain"), as_json=json)
+    if json:
+        print_json(relay)
+    else:
+        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(relay)])
 
 
 # -- relay on this machine -------------------------------------------------------------

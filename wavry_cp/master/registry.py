@@ -286,6 +286,7 @@ def relay_info(record: RelayRecord, status: RelayStatus | None, state: RelayStat
         keyset_serial=status.keyset_serial if status else 0,
         registered_at=record.registered_at_s,
         last_heartbeat_at=status.at_s if status else record.last_heartbeat_at_s,
+        reported=status.reported if status else "",
     )
 
 

@@ -147,7 +147,11 @@ class HeartbeatResponse(Body, frozen=True, kw_only=True):
 
 
 class RelayInfo(Body, frozen=True, kw_only=True):
-    """One row of ``GET /v1/relays``.  Times are unix seconds."""
+    """One row of ``GET /v1/relays``.  Times are unix seconds.
+
+    ``state`` is the master's word, ``reported`` the relay's own of its last heartbeat: a drain has
+    reached the relay when it reports ``draining``.
+    """
 
     relay_id: str
     endpoints: tuple[str, ...]
@@ -161,6 +165,7 @@ class RelayInfo(Body, frozen=True, kw_only=True):
     keyset_serial: int = 0
     registered_at: int
     last_heartbeat_at: int
+    reported: str = ""
 
 
 class RelayList(Body, frozen=True, kw_only=True):
