@@ -55,7 +55,7 @@ def is_alive(pid: int) -> bool:
 class RunningSystem:
     """A system started by ``wavryctl dev up``, and its command line."""
 
-    def __init__(self, directory: Path, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, directory: Path, process: "subprocess.Popen[str] | None" = None) -> None:
         self.directory = directory
         self.process = process
         self.description: dict[str, Any] = json.loads((directory / "dev.json").read_text())

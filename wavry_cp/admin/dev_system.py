@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -61,25 +61,34 @@ class DevSystem:
 
     Attributes:
         directory: databases, keys, tokens, logs, ready files and ``dev.json``.
+        settings: environment variables for every service, beside those that it gets anyway.
         description: what ``dev.json`` holds; None before `start`.
     """
 
     directory: Path
     relays: int = 1
     workers: int = 2
+    settings: Mapping[str, str] = field(default_factory=dict)
     description: DevSystemFile | None = None
     _services: list[_Service] = field(default_factory=list)
     _lock_fd: int | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, directory: Path, *, relays: int, workers: int) -> AsyncIterator[Self]:
+    async def running(
+        cls,
+        directory: Path,
+        *,
+        relays: int,
+        workers: int,
+        settings: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Self]:
         """A started system for the length of a block; it has ended when the block has.
 
         Raises:
             CommandError: another system uses the directory, or a service does not start.
         """
-        system = cls(directory, relays, workers)
+        system = cls(directory, relays, workers, settings or {})
         try:
             await system.start()
             yield system
@@ -225,7 +234,7 @@ class DevSystem:
         with log.open("ab") as log_file:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *module, "--ready-file", str(ready_file),
-                env=inherited | settings,
+                env=inherited | settings | dict(self.settings),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,

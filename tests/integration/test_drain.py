@@ -1,0 +1,213 @@
+"""Draining a relay of a whole system: live sessions move, or stay, and nothing is lost."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from media_support import Traffic
+from peers_support import new_user
+from system_support import RunningSystem, is_alive, running_system, wait_until
+
+import wavry_peer
+from wavry_cp.admin.client import ask_json
+from wavry_cp.admin.dev_system import DevSystem
+from wavry_peer.gateway import GatewayClient
+from wavry_peer.protocol.api import RelayInfo
+
+SESSIONS = int(os.environ.get("WAVRY_TEST_DRAIN_SESSIONS", "100"))
+FRAMES_PER_S = float(os.environ.get("WAVRY_TEST_DRAIN_FRAMES", "10"))
+"""Fewer than the 60 of real media: 200 peers in one Python process are two cores' worth."""
+
+MANY_FROM_ONE_ADDRESS = {
+    "WAVRY_GATEWAY_REQUESTS_PER_S": "1000",
+    "WAVRY_GATEWAY_REQUESTS_BURST": "10000",
+    "WAVRY_GATEWAY_CONNECTIONS_PER_ADDRESS": "1000",
+    "WAVRY_GATEWAY_CONNECTS_BURST": "1000",
+    "WAVRY_GATEWAY_CALLS_BURST": "1000",
+    "WAVRY_GATEWAY_LOGIN_BURST": "1000",
+    "WAVRY_GATEWAY_REGISTER_BURST": "1000",
+    "WAVRY_RELAY_IP_PER_S": "1000",
+    "WAVRY_RELAY_IP_BURST": "10000",
+}
+
+Pair = tuple[wavry_peer.Session, wavry_peer.Session]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
+    with running_system(tmp_path_factory.mktemp("pool") / "data", relays=2) as running:
+        yield running
+
+
+def states(system: RunningSystem) -> dict[str, dict[str, Any]]:
+    return {row["relay_id"]: row for row in system.ctl_json("relays", "list")["relays"]}
+
+
+def order(system: RunningSystem, what: str, index: int) -> None:
+    relay_id = system.description["relays"][index]["relay_id"]
+    system.ctl("relays", what, relay_id)
+    state, reported = ("DRAINING", "draining") if what == "drain" else ("ACTIVE", "ready")
+
+    def is_done() -> bool:
+        row = states(system)[relay_id]
+        return (row["state"], row["reported"]) == (state, reported)
+
+    wait_until(is_done, timeout_s=30, what=f"{what} reached the relay")
+
+
+@contextlib.asynccontextmanager
+async def sessions(system: RunningSystem, directory: Path, count: int) -> AsyncIterator[list[Pair]]:
+    """Sessions of pairs of one caller and one called user, at most 10 for each pair of users."""
+    url = system.gateway_url
+    async with contextlib.AsyncExitStack() as stack:
+        pairs: list[Pair] = []
+        while len(pairs) < count:
+            caller = await logged_in(
+                url, await asyncio.to_thread(new_user, url, directory, "alice")
+            )
+            callee = await asyncio.to_thread(new_user, url, directory, "bob")
+            listener = await stack.enter_async_context(
+                wavry_peer.listen(url, accept={caller.pop("name")}, **callee)
+            )
+            for _ in range(min(10, count - len(pairs))):
+                a = await stack.enter_async_context(
+                    wavry_peer.connect(url, callee["credentials"][0], timeout_s=30, **caller)
+                )
+                async with asyncio.timeout(30):
+                    b = await listener.accept()
+                pairs.append((a, await stack.enter_async_context(b)))
+        yield pairs
+
+
+async def logged_in(url: str, user: dict[str, Any]) -> dict[str, Any]:
+    """One login for many calls: arguments of `connect`, and the name."""
+    async with GatewayClient(url) as gateway:
+        token = (await gateway.login(*user["credentials"])).token
+    return {"token": token, "home": user["home"], "name": user["credentials"][0]}
+
+
+def paths(pairs: list[Pair]) -> set[str]:
+    return {session.statistics().path.split()[-1] for pair in pairs for session in pair}
+
+
+async def until(condition: Any, timeout_s: float, what: str) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, what
+        await asyncio.sleep(0.05)
+
+
+async def test_drain_moves_100_media_sessions_and_loses_no_packet(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with DevSystem.running(data, relays=2, workers=1, settings=MANY_FROM_ONE_ADDRESS):
+        await drain_under_traffic(RunningSystem(data), tmp_path)
+
+
+async def drain_under_traffic(pool: RunningSystem, tmp_path: Path) -> None:
+    a, b = (relay["relay_id"] for relay in pool.description["relays"])
+    await asyncio.to_thread(order, pool, "drain", 1)
+    async with sessions(pool, tmp_path, SESSIONS) as pairs:
+        assert paths(pairs) == {a}
+        await asyncio.to_thread(order, pool, "undrain", 1)
+        traffic = Traffic(pairs, every_s=1 / FRAMES_PER_S)
+        traffic.start()
+        await asyncio.sleep(2)
+        marks = [media.sent for media in traffic.media]
+        began_s = time.monotonic()
+        # From this process: starting another one would hold up the loop that measures.
+        token = Path(pool.description["admin_token_file"]).read_text().strip()
+        drain_url = f"/v1/admin/relays/{a}/drain"
+        await ask_json("master", pool.master_url, drain_url, RelayInfo, method="POST", token=token)
+        await until(lambda: paths(pairs) == {b}, 45, "all sessions moved")
+        moved_s = time.monotonic() - began_s
+        ends = [media.sent for media in traffic.media]
+        await traffic.stop()
+        result = await asyncio.to_thread(pool.ctl_json, "relays", "drain", a, "--wait")
+        extra_ms = sorted(
+            media.worst_ms(mark, end) - media.worst_ms(0, mark)
+            for media, mark, end in zip(traffic.media, marks, ends, strict=True)
+        )
+        print(
+            f"\n{len(pairs)} sessions moved in {moved_s:.1f} s, {traffic.sent} datagrams, "
+            f"{traffic.lost} lost; worst way during the drain minus worst way before, by direction:"
+            f" median {extra_ms[len(extra_ms) // 2]:.1f} ms, worst {extra_ms[-1]:.1f} ms"
+        )
+        assert traffic.lost == 0
+        assert extra_ms[-1] < 2000, "the machine may be busy, a packet may not wait for a time-out"
+        assert (result["outcome"], result["sessions_left"]) == ("drained", 0)
+        for pair in pairs:
+            for session in pair:
+                counts = session.statistics()
+                assert (counts.handshakes, counts.path_changes) == (1, 1)
+        at_old = (await asyncio.to_thread(pool.health, 0))["sessions"]
+        assert (at_old["waiting"], at_old["active"]) == (0, 0)
+
+
+async def test_without_another_relay_sessions_stay_and_undrain_reverts(
+    pool: RunningSystem, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(order, pool, "drain", 1)
+    async with sessions(pool, tmp_path, 3) as pairs:
+        (a,) = paths(pairs)
+        traffic = Traffic(pairs)
+        traffic.start()
+        began_s = time.monotonic()
+        timed_out = await asyncio.to_thread(
+            pool.ctl, "relays", "drain", a, "--wait", "--timeout", "9", check=False
+        )
+        assert time.monotonic() - began_s >= 9
+        assert timed_out.returncode == 1
+        assert "timeout: 3 of 3 sessions left" in timed_out.stdout
+        assert "3 sessions left" in timed_out.stderr
+        await asyncio.to_thread(order, pool, "undrain", 0)
+        await asyncio.to_thread(order, pool, "undrain", 1)
+        await asyncio.sleep(2)
+        await traffic.stop()
+        assert traffic.lost == 0
+        assert paths(pairs) == {a}, "undrained: they stay"
+        assert all(s.statistics().path_changes == 0 for pair in pairs for s in pair)
+
+
+async def test_wait_ends_when_somebody_undrains(pool: RunningSystem, tmp_path: Path) -> None:
+    await asyncio.to_thread(order, pool, "drain", 1)
+    async with sessions(pool, tmp_path, 1) as pairs:
+        (a,) = paths(pairs)
+        waiting = asyncio.create_task(
+            asyncio.to_thread(
+                pool.ctl, "relays", "drain", a, "--wait", "--timeout", "40", "--json", check=False
+            )
+        )
+        await until(lambda: pool.health(0)["draining"], 20, "the drain reached the relay")
+        await asyncio.to_thread(pool.ctl, "relays", "undrain", a)
+        done = await waiting
+        answer = json.loads(done.stdout)
+        assert (done.returncode, answer["outcome"], answer["sessions_left"]) == (1, "undrained", 1)
+    await asyncio.to_thread(order, pool, "undrain", 0)
+    await asyncio.to_thread(order, pool, "undrain", 1)
+
+
+async def test_sigterm_drains_with_a_deadline(tmp_path: Path) -> None:
+    """The relay of a running system gets SIGTERM: its sessions move before it ends."""
+    with running_system(tmp_path / "data", relays=2) as system:
+        await asyncio.to_thread(order, system, "drain", 1)
+        async with sessions(system, tmp_path, 4) as pairs:
+            a, b = (relay["relay_id"] for relay in system.description["relays"])
+            assert paths(pairs) == {a}
+            await asyncio.to_thread(order, system, "undrain", 1)
+            pid = system.description["relays"][0]["pid"]
+            began_s = time.monotonic()
+            os.kill(pid, signal.SIGTERM)
+            await until(lambda: not is_alive(pid), 20, "the relay ended")
+            assert time.monotonic() - began_s < 20
+            await until(lambda: paths(pairs) == {b}, 40, "the sessions are at the other relay")
+            for alice, bob in pairs:
+                await alice.send(b"still here")
+                async with asyncio.timeout(10):
+                    assert await bob.receive() == b"still here"
