@@ -33,6 +33,11 @@ def test_demo_sends_a_file_and_media_while_workers_die(tmp_path: Path) -> None:
     for field in ("packets_sent", "packets_received", "lost_packets", "bytes"):
         assert summary[field] == sum(part[field] for part in parts)
     assert summary["engine"]
+    assert summary["drain_lost_packets"] == 0
+    assert summary["drain_packets_sent"] > 5000
+    assert summary["drain_moved_ends"] == 2
+    assert 0 < summary["drain_moved_ms"] < 16_000
+    assert summary["drain_latency_ms"]["max"] >= summary["drain_latency_ms"]["p50"] > 0
 
 
 GOOD = {
@@ -41,6 +46,9 @@ GOOD = {
     "sessions_lost": 0,
     "worker_kills": 2,
     "lost_packets": 0,
+    "drain_lost_packets": 0,
+    "drain_moved_ends": 2,
+    "drain_moved_ms": 3000,
     "media": {"corrupt_packets": 0, "packets_sent": 1000, "lost_packets": 10},
 }
 
@@ -52,6 +60,9 @@ GOOD = {
         {"sha256_match": False},
         {"sessions_lost": 1},
         {"worker_kills": 0},
+        {"drain_lost_packets": 1},
+        {"drain_moved_ends": 1},
+        {"drain_moved_ms": None},
         {"media": {"corrupt_packets": 0, "packets_sent": 1000, "lost_packets": 11}},
         {"media": {"corrupt_packets": 1, "packets_sent": 1000, "lost_packets": 0}},
         {"media": {"corrupt_packets": 0, "packets_sent": 0, "lost_packets": 0}},

@@ -1,7 +1,8 @@
 """``wavryctl demo``: a whole system, two peers, a file and media through the relay.
 
 Every part is a process of its own.  While media and file are under way, workers of the relay are
-killed with SIGKILL, one after the other; the sessions must go on.
+killed with SIGKILL, one after the other; the sessions must go on.  Then the relay under a
+second stream is drained: it must move to the other relay without losing a packet.
 """
 
 import asyncio
@@ -27,7 +28,9 @@ from wavry_peer.gateway import GatewayClient
 
 from .client import ask_json
 from .dev_system import DevSystem
+from .drain import order_relay
 from .output import CommandError, print_json
+from .places import Places, find_places
 
 __all__ = ["run_demo"]
 
@@ -35,6 +38,10 @@ MAX_MEDIA_LOSS: Final = 0.01
 """Media is datagrams without repetition: a killed worker may take the few with it that it had just
 read.  The file is repeated until it is whole, so it has no such share."""
 STEP_TIMEOUT_S: Final = 120.0
+DRAIN_MEDIA_S: Final = 16.0
+"""The order reaches the relay with its next heartbeat (5 s), the peers ask within a second, and the
+old path is kept for two more."""
+DRAIN_POLL_S: Final = 0.02
 FILE_KILL_EVERY_S: Final = 0.5
 """20 MB take one or two seconds: a worker must die while they are under way."""
 _PEERS: Final = ("alice", "bob")
@@ -45,7 +52,7 @@ class _Stage:
     system: DevSystem
     directory: Path
     gateway_url: str
-    ops_url: str
+    places: Places
     passwords: Mapping[str, str]
     worker_kills: int = 0
 
@@ -71,15 +78,18 @@ async def run_demo(
     with tempfile.TemporaryDirectory(prefix="wavry-demo-") as temporary:
         directory = Path(temporary)
         out = Console(stderr=as_json, highlight=False)
-        out.print("starting gateway, master and one relay …")
-        async with DevSystem.running(directory / "system", relays=1, workers=workers) as system:
+        out.print("starting gateway, master and two relays …")
+        async with DevSystem.running(directory / "system", relays=2, workers=workers) as system:
             stage = await _prepare(system, directory)
             out.print(f"streaming {seconds:g} s of 60 fps media, killing workers …")
             media = await _media(stage, seconds)
             out.print(f"sending a file of {megabytes} MB, killing workers …")
             file = await _file(stage, megabytes)
-            health = await ask_json("relay", stage.ops_url, "/health", dict[str, Any])
-    summary = _summary(media, file, str(health["engine"]["name"]), stage.worker_kills)
+            seconds_drain = max(seconds, DRAIN_MEDIA_S)
+            out.print(f"streaming {seconds_drain:g} s of media, draining its relay …")
+            drain = await _drain(stage, seconds_drain)
+            (health, *_) = await _healths(stage)
+    summary = _summary(media, file, drain, str(health["engine"]["name"]), stage.worker_kills)
     output.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     if as_json:
         print_json(summary)
@@ -101,9 +111,8 @@ async def _prepare(system: DevSystem, directory: Path) -> _Stage:
                 await gateway.register(user, password)
             except GatewayError as error:
                 raise CommandError(f"user {user} cannot be registered: {error}") from error
-    return _Stage(
-        system, directory, description.gateway_url, description.relays[0].ops_url, passwords
-    )
+    places = find_places({}, dev_dir=system.directory)
+    return _Stage(system, directory, description.gateway_url, places, passwords)
 
 
 # -- Peers as processes ----------------------------------------------------------------
@@ -160,12 +169,21 @@ async def _event(
             return line
 
 
+async def _healths(stage: _Stage) -> list[dict[str, Any]]:
+    """Health of the relays, the one with most sessions first."""
+    healths = [
+        await ask_json("relay", relay.ops_url, "/health", dict[str, Any])
+        for relay in stage.places.relays
+    ]
+    return sorted(healths, key=lambda health: -int(health["sessions"]["active"]))
+
+
 async def _kill_workers(stage: _Stage, every_s: float) -> None:
     """SIGKILL one worker after the other, so that each of them was killed after two rounds."""
     index = 0
     while True:
         await asyncio.sleep(every_s)
-        health = await ask_json("relay", stage.ops_url, "/health", dict[str, Any])
+        (health, *_) = await _healths(stage)
         pids = [pid for pid in health["workers"]["pids"] if pid]
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[index % len(pids)], signal.SIGKILL)
@@ -184,6 +202,58 @@ async def _killing_workers(stage: _Stage, every_s: float) -> AsyncIterator[None]
 
 
 async def _media(stage: _Stage, seconds: float) -> dict[str, Any]:
+    """Media while workers are killed."""
+    async with _streaming(stage, seconds) as stream:
+        async with _killing_workers(stage, max(0.5, seconds / 4)):
+            result = await stream.received()
+        return await stream.summary(result)
+
+
+async def _drain(stage: _Stage, seconds: float) -> dict[str, Any]:
+    """Media whose relay is drained half-way."""
+    async with _streaming(stage, seconds) as stream:
+        await asyncio.sleep(seconds / 4)
+        relay_id = stream.path.split()[-1]
+        old = next(relay for relay in stage.places.relays if relay.relay_id == relay_id)
+        began_s = time.monotonic()
+        await order_relay(stage.places, relay_id, "drain")
+        moved_ms = None
+        while moved_ms is None and time.monotonic() - began_s < seconds:
+            health = await ask_json("relay", old.ops_url, "/health", dict[str, Any])
+            if health["draining"] and not any(
+                health["sessions"][state] for state in ("active", "waiting")
+            ):
+                moved_ms = round(1000 * (time.monotonic() - began_s))
+            await asyncio.sleep(DRAIN_POLL_S)
+        result = await stream.summary(await stream.received())
+        return result | {"emptied_ms": moved_ms}
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A media stream under way; `path` is the one it began on."""
+
+    stage: _Stage
+    alice: asyncio.subprocess.Process
+    bob: asyncio.subprocess.Process
+    path: str
+
+    async def received(self) -> dict[str, Any]:
+        """What the receiver says at the end."""
+        return await _line(self.bob, self.stage, "bob")
+
+    async def summary(self, result: dict[str, Any]) -> dict[str, Any]:
+        """That, with what the sender says."""
+        sent = await _line(self.alice, self.stage, "alice")
+        return result | {
+            "sent": sent["sent"],
+            "ended": result["sent"] is not None,
+            "sender_statistics": sent["statistics"],
+        }
+
+
+@contextlib.asynccontextmanager
+async def _streaming(stage: _Stage, seconds: float) -> AsyncIterator[_Stream]:
     module = "wavry_cp.admin.demo_media"
     common = ("--gateway", stage.gateway_url, "--seconds", str(seconds))
 
@@ -194,15 +264,8 @@ async def _media(stage: _Stage, seconds: float) -> dict[str, Any]:
     async with _peer(stage, "bob", module, "receive", *options("bob", "alice")) as bob:
         await _line(bob, stage, "bob")
         async with _peer(stage, "alice", module, "send", *options("alice", "bob")) as alice:
-            await _line(alice, stage, "alice")
-            async with _killing_workers(stage, max(0.5, seconds / 4)):
-                result = await _line(bob, stage, "bob")
-            sent = await _line(alice, stage, "alice")
-    return result | {
-        "sent": sent["sent"],
-        "ended": result["sent"] is not None,
-        "sender_statistics": sent["statistics"],
-    }
+            connected = await _line(alice, stage, "alice")
+            yield _Stream(stage, alice, bob, str(connected["path"]))
 
 
 async def _file(stage: _Stage, megabytes: int) -> dict[str, Any]:
@@ -257,8 +320,18 @@ def _lost_sessions(media: dict[str, Any], file: dict[str, Any]) -> int:
     return lost + int(not media["ended"])
 
 
+def _moved_sessions(drain: dict[str, Any]) -> int:
+    """Ends of the drained stream that moved once and kept their keys: 2 is what should be."""
+    ends = (drain["statistics"], drain["sender_statistics"])
+    return sum(end["handshakes"] == 1 and end["path_changes"] == 1 for end in ends)
+
+
 def _summary(
-    media: dict[str, Any], file: dict[str, Any], engine: str, worker_kills: int
+    media: dict[str, Any],
+    file: dict[str, Any],
+    drain: dict[str, Any],
+    engine: str,
+    worker_kills: int,
 ) -> dict[str, Any]:
     file_sent = file["sent"]["statistics"]["datagrams_sent"]
     file_received = file["received"]["statistics"]["datagrams_received"]
@@ -275,6 +348,11 @@ def _summary(
         "worker_kills": worker_kills,
         "sessions_lost": _lost_sessions(media, file),
         "engine": engine,
+        "drain_lost_packets": drain["sent"] - drain["received"],
+        "drain_packets_sent": drain["sent"],
+        "drain_moved_ends": _moved_sessions(drain),
+        "drain_moved_ms": drain["emptied_ms"],
+        "drain_latency_ms": drain["latency_ms"],
         "media": {
             "packets_sent": media["sent"],
             "packets_received": media["received"],
@@ -300,6 +378,11 @@ def _faults(summary: dict[str, Any]) -> list[str]:
         (media["corrupt_packets"] > 0, "media arrived that was not sent"),
         (media["packets_sent"] == 0, "no media was sent"),
         (summary["sessions_lost"] > 0, "a session was lost"),
+        (summary["drain_lost_packets"] > 0, "packets were lost in the drain"),
+        (
+            summary["drain_moved_ends"] != 2 or summary["drain_moved_ms"] is None,
+            "the stream did not move off the drained relay",
+        ),
         (summary["worker_kills"] == 0, "no worker was killed, the demo was too short"),
         (
             media["lost_packets"] > MAX_MEDIA_LOSS * media["packets_sent"],
@@ -321,6 +404,9 @@ def _print_summary(out: Console, summary: dict[str, Any], output: Path) -> None:
         "one-way latency": f"p50 {latency['p50']} ms, p99 {latency['p99']} ms",
         "file": f"{file['bytes']} bytes in {file['seconds']} s, {file['lost_packets']} packets "
         f"repeated, {'SHA-256 matches' if summary['sha256_match'] else 'SHA-256 DIFFERS'}",
+        "relay drained": f"{summary['drain_packets_sent']} packets, "
+        f"{summary['drain_lost_packets']} lost; empty after {summary['drain_moved_ms']} ms, "
+        f"longest way {summary['drain_latency_ms']['max']} ms",
         "workers killed": f"{summary['worker_kills']}, sessions lost: {summary['sessions_lost']}",
     }
     for name, value in rows.items():

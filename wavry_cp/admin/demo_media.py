@@ -94,6 +94,7 @@ class MediaCheck:
             "latency_ms": {
                 "p50": percentile_ms(self.latencies_ns, 0.50),
                 "p99": percentile_ms(self.latencies_ns, 0.99),
+                "max": percentile_ms(self.latencies_ns, 1.0),
             },
         }
 
@@ -127,7 +128,8 @@ async def _receive_media(session: wavry_peer.Session) -> MediaCheck:
 
 async def _send(gateway: str, login: tuple[str, str], home: Path, to: str, seconds: float) -> None:
     async with wavry_peer.connect(gateway, to, credentials=login, home=home) as session:
-        print(json.dumps({"connected": True, "session_id": session.session_id}), flush=True)
+        facts = {"connected": True, "session_id": session.session_id}
+        print(json.dumps(facts | {"path": session.statistics().path}), flush=True)
         sent = await _send_media(session, seconds)
         statistics = session.statistics()
         print(json.dumps({"sent": sent, "statistics": dataclasses.asdict(statistics)}))
