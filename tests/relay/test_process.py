@@ -356,6 +356,55 @@ def test_pitfall_sigterm_drains_when_told_to(start: Start) -> None:
         assert relay.wait() == 0
 
 
+def notice_codes(peer: UdpPeer, seconds: float) -> list[int]:
+    """Codes of the NOTICEs that come within a time."""
+    codes = []
+    deadline_s = time.monotonic() + seconds
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        peer.sock.settimeout(left_s)
+        try:
+            packet = packets.parse_packet(peer.sock.recv(2048))
+        except TimeoutError:
+            break
+        if isinstance(packet.body, packets.Notice):
+            codes.append(packet.body.code)
+    peer.sock.settimeout(peer.timeout_s)
+    return codes
+
+
+def test_sigterm_tells_the_peers_and_ends_when_they_gave_their_slots_back(start: Start) -> None:
+    relay = start(WAVRY_RELAY_DRAIN_TIMEOUT_S="60")
+    with active_session(relay, MINT) as (client, server):
+        relay.send_signal(signal.SIGTERM)
+        assert c.NoticeCode.DRAINING in notice_codes(client, 2)
+        client.forward(b"goes on")
+        assert server.receive() == (1, b"goes on")
+        began_s = time.monotonic()
+        for peer in (client, server):
+            peer.sock.send(peer.present_datagram(cookie=c.RELEASE_COOKIE))
+        assert relay.wait() == 0
+        assert time.monotonic() - began_s < 20
+    assert "drain_incomplete" not in relay.log()
+
+
+def test_sigterm_ends_at_its_deadline_whoever_is_left(start: Start) -> None:
+    relay = start(WAVRY_RELAY_DRAIN_TIMEOUT_S="2")
+    with active_session(relay, MINT):
+        began_s = time.monotonic()
+        relay.send_signal(signal.SIGTERM)
+        assert relay.wait() == 0
+        assert 1.5 < time.monotonic() - began_s < 20
+    assert "drain_incomplete" in relay.log()
+
+
+def test_sigterm_without_sessions_ends_at_once(start: Start) -> None:
+    relay = start(WAVRY_RELAY_DRAIN_TIMEOUT_S="600")
+    began_s = time.monotonic()
+    relay.send_signal(signal.SIGTERM)
+    assert relay.wait() == 0
+    assert time.monotonic() - began_s < 20
+
+
 # -- Instances ---------------------------------------------------------------------------------
 
 
