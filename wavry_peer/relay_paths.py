@@ -58,10 +58,10 @@ that not both ask at once."""
 LEAVE_SPREAD_S: Final = 1.0
 """All sessions of a relay learn at the same time that it drains; they ask within so long."""
 
-LEAVE_FIRST_S: Final = 5.0
+LEAVE_FIRST_S: Final = 4.0
 LEAVE_MAX_S: Final = 120.0
 """Wait before a hint to leave the same relay is followed again: doubles, because each time costs
-the master a pair of leases, and a relay that nobody can leave says it again and again."""
+the master a pair of leases, and a relay that nobody can leave says it every 5 s."""
 
 HINT_LIFE_S: Final = 15.0
 """A relay says every 5 s that it drains; one that has not for so long does not drain any more."""

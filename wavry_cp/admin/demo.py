@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -214,19 +214,27 @@ async def _drain(stage: _Stage, seconds: float) -> dict[str, Any]:
     async with _streaming(stage, seconds) as stream:
         await asyncio.sleep(seconds / 4)
         relay_id = stream.path.split()[-1]
-        old = next(relay for relay in stage.places.relays if relay.relay_id == relay_id)
+        old, new = sorted(stage.places.relays, key=lambda relay: relay.relay_id != relay_id)
         began_s = time.monotonic()
         await order_relay(stage.places, relay_id, "drain")
-        moved_ms = None
-        while moved_ms is None and time.monotonic() - began_s < seconds:
-            health = await ask_json("relay", old.ops_url, "/health", dict[str, Any])
-            if health["draining"] and not any(
-                health["sessions"][state] for state in ("active", "waiting")
-            ):
-                moved_ms = round(1000 * (time.monotonic() - began_s))
-            await asyncio.sleep(DRAIN_POLL_S)
+        moved_ms = await _until_sessions(new.ops_url, lambda count: count > 0, began_s, seconds)
+        emptied_ms = await _until_sessions(old.ops_url, lambda count: count == 0, began_s, seconds)
         result = await stream.summary(await stream.received())
-        return result | {"emptied_ms": moved_ms}
+        return result | {"moved_ms": moved_ms, "emptied_ms": emptied_ms}
+
+
+async def _until_sessions(
+    ops_url: str, wanted: Callable[[int], bool], began_s: float, seconds: float
+) -> int | None:
+    """Milliseconds since `began_s` until a relay has so many sessions; None if not in time."""
+    while True:
+        health = await ask_json("relay", ops_url, "/health", dict[str, Any])
+        passed_s = time.monotonic() - began_s
+        if wanted(health["sessions"]["active"] + health["sessions"]["waiting"]):
+            return round(1000 * passed_s)
+        if passed_s > seconds:
+            return None
+        await asyncio.sleep(DRAIN_POLL_S)
 
 
 @dataclass(slots=True)
@@ -351,7 +359,8 @@ def _summary(
         "drain_lost_packets": drain["sent"] - drain["received"],
         "drain_packets_sent": drain["sent"],
         "drain_moved_ends": _moved_sessions(drain),
-        "drain_moved_ms": drain["emptied_ms"],
+        "drain_moved_ms": drain["moved_ms"],
+        "drain_emptied_ms": drain["emptied_ms"],
         "drain_latency_ms": drain["latency_ms"],
         "media": {
             "packets_sent": media["sent"],
@@ -383,6 +392,7 @@ def _faults(summary: dict[str, Any]) -> list[str]:
             summary["drain_moved_ends"] != 2 or summary["drain_moved_ms"] is None,
             "the stream did not move off the drained relay",
         ),
+        (summary["drain_emptied_ms"] is None, "the drained relay did not become empty"),
         (summary["worker_kills"] == 0, "no worker was killed, the demo was too short"),
         (
             media["lost_packets"] > MAX_MEDIA_LOSS * media["packets_sent"],
@@ -405,7 +415,7 @@ def _print_summary(out: Console, summary: dict[str, Any], output: Path) -> None:
         "file": f"{file['bytes']} bytes in {file['seconds']} s, {file['lost_packets']} packets "
         f"repeated, {'SHA-256 matches' if summary['sha256_match'] else 'SHA-256 DIFFERS'}",
         "relay drained": f"{summary['drain_packets_sent']} packets, "
-        f"{summary['drain_lost_packets']} lost; empty after {summary['drain_moved_ms']} ms, "
+        f"{summary['drain_lost_packets']} lost; moved after {summary['drain_moved_ms']} ms, "
         f"longest way {summary['drain_latency_ms']['max']} ms",
         "workers killed": f"{summary['worker_kills']}, sessions lost: {summary['sessions_lost']}",
     }
