@@ -137,7 +137,6 @@ class FileSender:
             return
         match parsed:
             case Ack():
-                self._heard_ns = now_ns
                 self._on_ack(parsed, now_ns)
             case Simple(kind=Kind.ACCEPT):
                 self._heard_ns = now_ns
@@ -242,6 +241,9 @@ class FileSender:
             return
         if ack.have.bit_length() > self._next_new - ack.next_index:
             return
+        # A receiver that lacks what it once acknowledged would otherwise be asked for ever.
+        if self._flying or self._has_work() or ack.next_index == self._count:
+            self._heard_ns = now_ns
         self._sample(ack, now_ns)
         newly, newest_sent_ns = self._take_acked(ack, now_ns)
         self._newest_acked_sent_ns = max(self._newest_acked_sent_ns, newest_sent_ns)
