@@ -560,6 +560,7 @@ class FakeMaster:
         app.router.add_post("/v1/relays/heartbeat", self._heartbeat)
         app.router.add_delete("/v1/relays/{id}", self._deregister)
         app.router.add_get("/.well-known/wavry-keys.json", self._keys)
+        self.add_routes(app)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -567,6 +568,9 @@ class FakeMaster:
         self._started.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    def add_routes(self, app: web.Application) -> None:
+        """Further routes of a subclass."""
 
     async def _register(self, request: web.Request) -> web.Response:
         if self.register_status != 200:

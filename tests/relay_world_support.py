@@ -16,7 +16,9 @@ from wavry_relay.admission import Admission, Answer
 from wavry_relay.clock import Instant
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import Decision, Forward
-from wavry_relay.gate import Gate
+from wavry_relay.gate import Gate, RelayGate
+from wavry_relay.revocation_scan import RevocationScan
+from wavry_relay.revocation_view import RevocationView
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.counters import CounterRow, totals
 from wavry_relay.shm.layout import Geometry
@@ -156,6 +158,8 @@ class World:
         self.control.write_keys(self.mint.trusted(), 1)
         self.row = CounterRow(self.segment, 0)
         self.engine = open_engine(kind, self.segment, sockets, self.row, self.clock)
+        self.views = [RevocationView(self.segment) for _ in range(workers)]
+        gate = gate or RelayGate(self.views[0])
         self.admission = Admission(self.segment, self.engine.locks, self.row, gate)
         self.table = SessionTable(self.segment, Tags(self.segment))
         self.used = UsedLeases(self.segment)
@@ -163,6 +167,12 @@ class World:
         self.sweeps = [
             Sweep(self.segment, self.table, self.engine.locks, self.row, number, self._notice)
             for number in range(workers)
+        ]
+        self.scans = [
+            RevocationScan(
+                self.segment, self.table, self.engine.locks, view, number, self.sweeps[number]
+            )
+            for number, view in enumerate(self.views)
         ]
 
     def _notice(self, datagram: bytes, to: Address) -> bool:
@@ -186,6 +196,13 @@ class World:
             self.clock.advance(0.05)
             for sweep in self.sweeps:
                 sweep.step(self.now)
+
+    def scan(self) -> None:
+        """Every worker looks at the revocations until there is nothing left to do."""
+        for scan in self.scans:
+            scan.step()
+            while scan.is_busy:
+                scan.step()
 
     def decide(self, datagram: bytes, source: Address) -> Decision:
         return self.engine.decide(datagram, source, self.now)

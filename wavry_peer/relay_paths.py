@@ -71,7 +71,7 @@ MAX_EXCLUDED: Final = 32
 
 _SECOND_NS: Final = 1_000_000_000
 _MAX_SLEEP_S: Final = 5.0
-_GONE_CODES: Final = frozenset({"session_closed", "unknown_session", "not_found"})
+_GONE_CODES: Final = frozenset({"session_closed", "unknown_session", "not_found", "revoked"})
 
 
 class RelayPaths:
@@ -380,7 +380,8 @@ class RelayPaths:
             self._renewal_wake.set()
 
     async def _renew_forever(self, renewal: Renewal) -> None:
-        while True:
+        # An answer that ends the session closes us from inside this task, which is not cancelled.
+        while not self._closed.is_set():
             await self._sleep_until_due(renewal)
             now_ns = self._clock()
             if renewal.is_expired(now_ns):
@@ -404,7 +405,7 @@ class RelayPaths:
         if not isinstance(error, GatewayError):
             return
         if error.code in _GONE_CODES:
-            self._on_end(SessionClosedError("the gateway ended the session", by_remote=True))
+            self._on_end(_ended_by_gateway(error))
         elif error.status == 409:
             # An answer of the gateway was lost and our lease is not the newest, or the relay
             # is out of service: only a fresh pair of leases helps.
@@ -450,7 +451,12 @@ class RelayPaths:
                     isinstance(error, GatewayError) and error.code in _GONE_CODES
                 ):
                     text = f"{why}, and there is no other: {error}"
-                    self._on_end(SessionClosedError(text, by_remote=False))
+                    revoked = error.code == "revoked"
+                    self._on_end(
+                        _ended_by_gateway(error)
+                        if revoked
+                        else SessionClosedError(text, by_remote=False)
+                    )
                     return
                 if isinstance(error, GatewayError) and error.status == 503:
                     # None but those that failed: perhaps one of them is back.
@@ -472,6 +478,12 @@ class RelayPaths:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _ended_by_gateway(error: PeerError) -> SessionClosedError:
+    revoked = isinstance(error, GatewayError) and error.code == "revoked"
+    text = str(error) if revoked else "the gateway ended the session"
+    return SessionClosedError(text, by_remote=True)
 
 
 def _order(lease: OwnLease) -> tuple[int, str]:

@@ -47,6 +47,7 @@ from .gate import Gate, OpenGate
 from .shm.control import ControlBlock
 from .shm.counters import CounterRow
 from .shm.layout import SESSION_ACTIVE, SESSION_WAITING
+from .shm.lease_origins import LeaseOrigins
 from .shm.locks import LockBusyError, Locks
 from .shm.rate_limit import RateTable
 from .shm.segment import Segment
@@ -88,6 +89,8 @@ class _Lease(msgspec.Struct, frozen=True, gc=False):
     jti: int
     sub: int
     cnf: int
+    kid: int
+    issued_s: int
     counter: int | None
     datagram: int
     cookie: bytes
@@ -122,6 +125,7 @@ class Admission:
         self._tags = Tags(segment)
         self._sessions = SessionTable(segment, self._tags)
         self._used = UsedLeases(segment)
+        self._origins = LeaseOrigins(segment)
         self._verifier = LeaseVerifier(self._control, counters)
         self._cookies = PathCookies(self._control.cookie_key)
         limits, regions = self._control.limits, segment.geometry.regions
@@ -221,6 +225,8 @@ class Admission:
             check_proof(claims, present)
             lease = self._in_words(header, present, claims, packet.datagram)
             with self._locks.table():
+                # Again, because a revocation may have come since; see `RevocationScan`.
+                self._gate.check_claims(claims, now)
                 return self._place(header, lease, packet.source, now)
         except LeaseError as error:
             self._counters.add(f"reject_{error.reason.name.lower()}")
@@ -249,6 +255,8 @@ class Admission:
             tag(b"jti", claims.jti.encode()),
             tag(b"sub", claims.sub.encode()),
             (tag(b"cnf", key) & _U32 or 1) if key is not None else 0,
+            self._tags.key_id(claims.kid),
+            claims.issued_s,
             counter,
             tag(b"datagram", datagram) if counter is None else 0,
             proof.cookie if proof is not None else c.NO_COOKIE,
@@ -362,6 +370,7 @@ class Admission:
             mark=lease.datagram if counter is None else counter + 1,
             received_ms=stamp,
         )
+        self._origins.put(record.number, lease.role, lease.kid, lease.issued_s)
         if not same:
             slot.accepted_ms = stamp
         self._count_accepted(lease, taken=held != 0, same=same)

@@ -213,6 +213,14 @@ class RelayConfig:
         maximum=600,
         live=True,
     )
+    event_poll_s: float = setting(
+        "WAVRY_RELAY_EVENT_POLL_S",
+        30.0,
+        doc="How often revocations are polled, as the net under the master's event stream.",
+        unit="s",
+        minimum=0.1,
+        maximum=300,
+    )
     drain_timeout_s: float = setting(
         "WAVRY_RELAY_DRAIN_TIMEOUT_S",
         30.0,

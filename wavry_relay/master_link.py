@@ -26,7 +26,7 @@ from wavry_peer.protocol.registration import sign_challenge
 
 from .keyring import KeyRing
 
-__all__ = ["MASTER_STATES", "Load", "MasterLink", "RelayFacts"]
+__all__ = ["MASTER_STATES", "Load", "MasterCallError", "MasterLink", "RelayFacts"]
 
 MASTER_STATES: Final = ("off", "registering", "registered", "failing")
 FAILURES_BEFORE_REGISTERING: Final = 6
@@ -114,9 +114,9 @@ class MasterLink:
         *,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._url = base_url.rstrip("/")
+        self.url = base_url.rstrip("/")
         self._identity = identity
-        self._relay_id = relay_id(identity.public_key)
+        self.relay_id = relay_id(identity.public_key)
         self._facts = facts
         self._keyring = keyring
         self._orders = orders
@@ -230,7 +230,7 @@ class MasterLink:
             "/v1/relays/register",
             api.RegisterResponse,
             api.RegisterRequest(
-                relay_id=self._relay_id,
+                relay_id=self.relay_id,
                 public_key=base64url.encode(self._identity.public_key),
                 endpoints=facts.endpoints,
                 region=facts.region,
@@ -266,7 +266,7 @@ class MasterLink:
             "/v1/relays/heartbeat",
             api.HeartbeatResponse,
             api.HeartbeatRequest(
-                relay_id=self._relay_id,
+                relay_id=self.relay_id,
                 load_pct=load.load_pct,
                 active_sessions=load.active_sessions,
                 bandwidth_in_kbps=load.bandwidth_in_kbps,
@@ -283,11 +283,30 @@ class MasterLink:
         if command.type in ("drain", "undrain"):
             self._orders.drain_by_master(drain=command.type == "drain")
         elif command.type == "refresh_keys":
-            await self._refresh_keys()
+            await self.refresh_keys()
         else:
             _log.debug("command_unknown", next_step="update the relay to understand it")
 
-    async def _refresh_keys(self) -> None:
+    @property
+    def token(self) -> str:
+        """Relay token, empty before the first registration."""
+        return self._token
+
+    @property
+    def keyset_serial(self) -> int:
+        """Serial of the key set in use."""
+        return self._keyring.serial
+
+    async def get(self, path: str, limit: int) -> bytes:
+        """GET with the relay token, at most `limit` bytes.
+
+        Raises:
+            MasterCallError: no answer, a status from 300 on, or a longer one.
+        """
+        return await self._fetch("GET", path, None, limit)
+
+    async def refresh_keys(self) -> None:
+        """Fetch the key set; a failure is logged, and the keys in use stay."""
         try:
             raw = await self._fetch("GET", "/.well-known/wavry-keys.json", None, MAX_DOCUMENT_BYTES)
         except MasterCallError as error:
@@ -317,7 +336,7 @@ class MasterLink:
         timeout = aiohttp.ClientTimeout(total=FAREWELL_TIMEOUT_S)
         try:
             async with aiohttp.ClientSession(timeout=timeout) as self._http:
-                await self._fetch("DELETE", f"/v1/relays/{self._relay_id}", None, 4096)
+                await self._fetch("DELETE", f"/v1/relays/{self.relay_id}", None, 4096)
         except MasterCallError as error:
             _log.warning(
                 "deregistration_failed",
@@ -344,7 +363,7 @@ class MasterLink:
         if self._http is None:
             raise MasterCallError("link is not running")
         call: Any = self._http.request(
-            method, self._url + path, data=data, headers=headers, allow_redirects=False
+            method, self.url + path, data=data, headers=headers, allow_redirects=False
         )
         try:
             async with call as response:

@@ -85,6 +85,15 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     _gauge("master_state", "1 for the present state of the link to the master.", "state"),
     _counter("master_registrations", "Registrations with the master, by result.", "result"),
     _counter("master_heartbeats", "Heartbeats to the master, by result.", "result"),
+    _gauge("revocations", "Revocations in force."),
+    _gauge("revocation_number", "Last row of the master's revocation log that took effect."),
+    _counter("revocations_received", "Revocations taken from the master, by way.", "way"),
+    _counter("revocations_evicted", "Revocations given up before their time: the table is full."),
+    _gauge("revocations_unsaved", "1 while the disk does not take the revocations."),
+    _gauge("event_stream_connected", "1 while the master's event stream is open."),
+    _counter("event_connections", "Connections of the event stream, by result.", "result"),
+    _counter("event_polls", "Polls of the master's events, by result.", "result"),
+    _counter("event_frames_refused", "Frames and pages of the master that did not fit."),
 )
 
 

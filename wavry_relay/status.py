@@ -15,9 +15,11 @@ import structlog
 from wavry_peer.protocol.errors import LocalError
 
 from .clock import Clock
+from .event_link import EventLink
 from .keyring import KeyRing
 from .master_link import MASTER_STATES, Load, MasterLink
 from .metrics import Sample
+from .revocations import Revocations
 from .shm.control import ControlBlock, Drain, EngineKind
 from .shm.counters import totals
 from .shm.segment import Segment
@@ -78,7 +80,9 @@ class RelayStatus:
     pool: WorkerPool
     keyring: KeyRing
     clock: Clock
+    revocations: Revocations
     link: MasterLink | None = None
+    events: EventLink | None = None
     stopping: bool = False
     reload: Callable[[], dict[str, Any]] | None = None
     reloads: Counter[str] = field(default_factory=Counter)
@@ -210,6 +214,12 @@ class RelayStatus:
             "master": {
                 "state": self.link.state if self.link else "off",
                 "error": self.link.last_error if self.link else None,
+                "events": self.events.connected if self.events else False,
+            },
+            "revocations": {
+                "in_force": len(self.revocations),
+                "number": self.revocations.number,
+                "saved": not (self.events and self.events.unsaved),
             },
         }
 
@@ -264,6 +274,7 @@ class RelayStatus:
         yield from self._table_samples()
         yield from self._process_samples()
         yield from self._master_samples()
+        yield from self._revocation_samples()
 
     def _counter_samples(self) -> Iterator[Sample]:
         for name, value in totals(self.segment).items():
@@ -320,3 +331,18 @@ class RelayStatus:
             for result in ("ok", "failed"):
                 yield Sample("master_registrations", self.link.registrations[result], (result,))
                 yield Sample("master_heartbeats", self.link.heartbeats[result], (result,))
+
+    def _revocation_samples(self) -> Iterator[Sample]:
+        yield Sample("revocations", len(self.revocations))
+        yield Sample("revocation_number", self.revocations.number)
+        yield Sample("revocations_evicted", self.revocations.evicted)
+        for way in ("stream", "poll"):
+            yield Sample("revocations_received", self.revocations.received[way], (way,))
+        events = self.events
+        yield Sample("event_stream_connected", events is not None and events.connected)
+        if events is not None:
+            yield Sample("revocations_unsaved", events.unsaved)
+            yield Sample("event_frames_refused", events.frames_refused)
+            for result in ("ok", "failed"):
+                yield Sample("event_connections", events.connections[result], (result,))
+                yield Sample("event_polls", events.polls[result], (result,))

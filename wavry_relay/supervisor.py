@@ -27,6 +27,7 @@ from wavry_peer.protocol.keyset import relay_id
 from .clock import Clock, SystemClock
 from .config import ListenAddress, RelayConfig
 from .engine import choose_engine
+from .event_link import EventLink
 from .handover import Handover
 from .host import DrainReport, Host, keep_watchdog
 from .identity import StateDirectory
@@ -36,9 +37,12 @@ from .master_link import MasterLink, RelayFacts
 from .ops import CONTROL_SOCKET_NAME, ControlSocket, OpsServer
 from .placement import Placement
 from .reload import Reloader
+from .revocations import Revocations
 from .shm.control import ControlBlock, Drain, EngineKind
 from .shm.layout import Geometry
+from .shm.revocations import RevocationTable
 from .shm.segment import Segment, segment_name, unlink
+from .shm.tags import Tags
 from .sockets import ReuseportGroup
 from .status import RelayStatus
 from .successor import Predecessor
@@ -150,8 +154,15 @@ class Supervisor:
         else:
             control.limits = config.limits  # Boot keys and cookies stay: peers hold them.
         keyring = KeyRing(state, control, root)
+        revocations = Revocations(
+            state,
+            RevocationTable(segment),
+            Tags(segment),
+            lambda: self._clock.now().wall_ms // 1000,
+        )
         if old is None:
             keyring.load_cached()
+            revocations.load()
         placement = Placement.choose(config.busy_poll_us, pin=config.pin_workers)
         pool = WorkerPool(segment, groups, config.hang_timeout_s, self._clock, placement)
         status = RelayStatus(
@@ -163,16 +174,24 @@ class Supervisor:
             pool,
             keyring,
             self._clock,
+            revocations,
         )
         if config.master_url is not None:
             facts = self._facts(groups, segment.geometry)
             status.link = MasterLink(config.master_url, identity, facts, keyring, status)
+            status.events = EventLink(
+                status.link,
+                revocations,
+                lambda drain: status.drain_by_master(drain=drain),
+                poll_s=config.event_poll_s,
+            )
         self._cleanup.push_async_callback(self._stop_workers, pool)
         if old is None:
             await pool.start()
         else:
             await self._succeed(old, pool)
             keyring.go_on()
+            revocations.load()  # The old relay has let go: from here on the table is ours.
             status.go_on_from(old.counts)
         ops, control_socket = await self._start_ops(status, state, old)
         handover = self._make_handover(status, own, state, ops, control_socket)
@@ -337,8 +356,8 @@ class Supervisor:
         return ops, control
 
     def _start_link(self, status: RelayStatus) -> None:
-        if status.link is not None:
-            self._link_task = asyncio.create_task(status.link.run())
+        if status.link is not None and status.events is not None:
+            self._link_task = asyncio.create_task(_follow_master(status.link, status.events))
 
     async def _end_link(self) -> None:
         if self._link_task is not None:
@@ -392,6 +411,13 @@ class Supervisor:
                     next_step="none: the sessions that are left end now",
                 )
                 return
+
+
+async def _follow_master(link: MasterLink, events: EventLink) -> None:
+    """Both run until cancelled, and end together."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(link.run())
+        group.create_task(events.run())
 
 
 def _warn_of(ops: ListenAddress, root: bytes | None, kind: EngineKind) -> None:

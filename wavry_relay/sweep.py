@@ -16,6 +16,7 @@ from .address import Address
 from .clock import Instant
 from .shm.counters import CounterRow
 from .shm.layout import SESSION_FREE, SESSION_WAITING
+from .shm.lease_origins import LeaseOrigins
 from .shm.locks import LockBusyError, Locks
 from .shm.segment import Segment
 from .shm.sessions import SessionRecord, SessionTable
@@ -62,6 +63,7 @@ class Sweep:
         self._locks = locks
         self._counters = counters
         self._used = UsedLeases(segment)
+        self._origins = LeaseOrigins(segment)
         self._send = send
         self._sweeps_used = worker == 0
         self._used_slots = min(_MOST_USED_SLOTS, -(-self._used.slots // _SLICES))
@@ -108,7 +110,7 @@ class Sweep:
                 return
             verdict = self._verdict(record, now)
             if verdict is not None:
-                self._close(record, *verdict)
+                self.close(record, *verdict)
 
     def _verdict(self, record: SessionRecord, now: Instant) -> tuple[str, c.NoticeCode] | None:
         """Counter and notice of a session that is over, None while it is not."""
@@ -125,8 +127,11 @@ class Sweep:
             return "session_closed_idle", c.NoticeCode.PEER_GONE
         return None
 
-    def _close(self, record: SessionRecord, counter: str, code: c.NoticeCode) -> None:
-        """Closed, for whatever reason: leases become used ones, the record becomes free."""
+    def close(self, record: SessionRecord, counter: str, code: c.NoticeCode) -> None:
+        """Closed, for whatever reason: leases become used ones, the record becomes free.
+
+        Needs the table lock and the record's.
+        """
         notice = build_notice(record.session_id, code)
         for slot in record.slots():
             if slot.jti:
@@ -134,6 +139,7 @@ class Sweep:
                 if self._send(notice, slot.address):
                     self._counters.add("sent_notices")
         self._table.release(record)
+        self._origins.clear(record.number)
         self._counters.add(counter)
 
     def announce(self, code: c.NoticeCode) -> None:

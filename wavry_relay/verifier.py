@@ -13,6 +13,7 @@ from wavry_peer.protocol.lease import (
     LeaseClaims,
     TrustedKey,
     check_claims,
+    check_key,
     open_lease,
 )
 from wavry_peer.protocol.packets import Header, LeasePresent
@@ -58,6 +59,7 @@ class LeaseVerifier:
             now_ms=now_ms,
             skew_s=self._control.skew_s,
         )
+        check_key(claims, self._keys)
         return claims
 
     def _open(self, token: bytes) -> LeaseClaims:

@@ -25,7 +25,10 @@ from .clock import Clock, SystemClock
 from .drain_notices import DrainNotices
 from .engine import load_engine, open_engine
 from .engine.base import ControlPacket, Engine
+from .gate import RelayGate
 from .placement import pin_to
+from .revocation_scan import RevocationScan
+from .revocation_view import RevocationView
 from .shm.control import ControlBlock, EngineKind, WorkerRow, WorkerState
 from .shm.counters import CounterRow
 from .shm.segment import Segment
@@ -79,6 +82,7 @@ class Worker:
         engine: owns the sockets.
         admission: answers control packets.
         sweep: ends sessions.
+        scan: cuts revoked sessions.
         drain_notices: tells peers to leave while the relay drains.
         row: heartbeat.
         counters: of this worker.
@@ -91,6 +95,7 @@ class Worker:
         engine: Engine,
         admission: Admission,
         sweep: Sweep,
+        scan: RevocationScan,
         drain_notices: DrainNotices,
         row: WorkerRow,
         counters: CounterRow,
@@ -100,6 +105,7 @@ class Worker:
         self._engine = engine
         self._admission = admission
         self._sweep = sweep
+        self._scan = scan
         self._drain_notices = drain_notices
         self._row = row
         self._counters = counters
@@ -112,10 +118,11 @@ class Worker:
         """Forward until told to stop; the supervisor's end counts as that too."""
         self._control.settimeout(0)
         while not self.stopping:
-            for packet in self._engine.run(_ROUND_MS):
+            for packet in self._engine.run(0 if self._scan.is_busy else _ROUND_MS):
                 self._answer(packet)
             now = self._clock.now()
             self._sweep.step(now)
+            self._scan.step()
             self._drain_notices.step(now)
             self._row.heartbeat_ns = now.mono_ns
             self._row.rounds += 1
@@ -195,8 +202,10 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     )
     table = SessionTable(segment, Tags(segment))
     sweep = Sweep(segment, table, engine.locks, counters, options.number, engine.send)
+    view = RevocationView(segment)
+    scan = RevocationScan(segment, table, engine.locks, view, options.number, sweep)
+    admission = Admission(segment, engine.locks, counters, RelayGate(view))
     drain_notices = DrainNotices(segment, table, counters, options.number, engine.send)
-    admission = Admission(segment, engine.locks, counters)
     row = WorkerRow(segment, options.number)
     if options.parked:
         control.sendall(OPENED)
@@ -205,7 +214,7 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     row.pid, row.booted_ns, row.heartbeat_ns = os.getpid(), now_ns, now_ns
     row.state = WorkerState.RUNNING
     control.sendall(READY)
-    return Worker(engine, admission, sweep, drain_notices, row, counters, control, clock)
+    return Worker(engine, admission, sweep, scan, drain_notices, row, counters, control, clock)
 
 
 def _await_order(control: socket.socket, order: bytes) -> None:

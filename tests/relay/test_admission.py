@@ -117,6 +117,21 @@ def test_revoked_key(world: World) -> None:
     assert reject_reason(peer.present()) == R.REVOKED
 
 
+def test_revoked_key_is_named_behind_everything_that_is_wrong_with_the_lease(world: World) -> None:
+    peer = world.peer()
+    forged = peer.token[:-40] + bytes(reversed(peer.token[-40:]))
+    other_relay, expired = peer.new_token(rid="rly-2"), peer.new_token(exp=instant(0))
+    trusted = {
+        kid: lease.TrustedKey(key.public_key, "revoked")
+        for kid, key in world.mint.trusted().items()
+    }
+    world.control.write_keys(trusted, 2)
+    assert reject_reason(peer.present(token=forged)) == R.INVALID_SIGNATURE
+    assert reject_reason(peer.present(token=other_relay)) == R.WRONG_RELAY
+    assert reject_reason(peer.present(token=expired)) == R.EXPIRED
+    assert reject_reason(peer.present(proof=False)) == R.REVOKED
+
+
 def test_key_that_is_removed_no_longer_counts_although_its_token_was_cached(world: World) -> None:
     peer = world.peer()
     peer.accept()

@@ -61,7 +61,17 @@ def run(world: World, *, rounds: int, farewell: bytes = b"") -> Script:
     row = WorkerRow(world.segment, 0)
     with mine:
         notices = DrainNotices(world.segment, world.table, world.row, 0, world._notice)
-        Worker(script, script, world.sweeps[0], notices, row, world.row, mine, world.clock).run()
+        Worker(
+            script,
+            script,
+            world.sweeps[0],
+            world.scans[0],
+            notices,
+            row,
+            world.row,
+            mine,
+            world.clock,
+        ).run()
     return script
 
 

@@ -17,6 +17,7 @@ from .dev_system import run_dev_system
 from .doctor_command import doctor
 from .drain import drain_relay, order_relay, progress_for
 from .keys_commands import keys_app
+from .lease_commands import leases_app
 from .output import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -52,6 +53,7 @@ users_app = typer.Typer(help="Accounts of the gateway.", no_args_is_help=True)
 app.add_typer(dev_app, name="dev")
 app.add_typer(relay_app, name="relay")
 app.add_typer(relays_app, name="relays")
+app.add_typer(leases_app, name="leases")
 app.add_typer(keys_app, name="keys")
 app.add_typer(users_app, name="users")
 app.add_typer(tokens_app, name="tokens")

@@ -45,11 +45,13 @@ async def ask(
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     data = None if body is None else msgspec.json.encode(body)
+    if data is not None:
+        headers["Content-Type"] = "application/json"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
             session.request(
-                method, base_url.rstrip("/") + path, headers=headers, data=data
+                method, base_url.rstrip("/") + path, data=data, headers=headers
             ) as response,
         ):
             return response.status, await response.content.read(MAX_ANSWER_BYTES)

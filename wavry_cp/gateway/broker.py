@@ -40,6 +40,7 @@ PASSED_ON: Final = {
     "relay_mode_off": "the operator has switched relays off for now",
     "banned": "one of the two users is banned; ask the operator",
     "lockdown": "the operator has closed the service for now; try again later",
+    "revoked": "the operator revoked this session; make a new call, or ask the operator",
     "stale_jti": "this is not the newest lease of the session; use the newest",
     "rate_limited": "the master is limited now; try again shortly",
 }

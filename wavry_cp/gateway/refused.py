@@ -25,6 +25,7 @@ STATUS: Final[dict[str, int]] = {
     "not_accepted": 409,
     "not_on_relay": 409,
     "relay_gone": 409,
+    "revoked": 409,
     "session_closed": 409,
     "stale_jti": 409,
     "username_taken": 409,

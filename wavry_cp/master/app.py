@@ -33,12 +33,14 @@ from wavry_cp.store.master_sqlite import MasterSqlite
 from wavry_cp.tokens import require_different
 
 from .access import Access
-from .ban_effects import MasterBanEffects, NoRevoker
+from .ban_effects import MasterBanEffects
 from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
 from .context import MasterContext
 from .directory import RelayDirectory
+from .event_routes import EventRoutes
+from .event_stream import EventStreams
 from .key_desk import KeyDesk
 from .key_routes import KeyRoutes
 from .keys import KeyFileError
@@ -50,6 +52,8 @@ from .ops_routes import OpsRoutes
 from .refusal import RefusedError
 from .registry import RelayState
 from .relay_routes import RelayRoutes
+from .revocation_routes import RevocationRoutes
+from .revocations import RevocationBook, Revocations
 from .token_desk import TokenDesk
 from .token_routes import TokenRoutes
 
@@ -109,6 +113,7 @@ REFUSAL_STATUS: Final = {
     "relay_lacks_key": 503,
     "relays_lack_key": 409,
     "root_key_here": 409,
+    "revoked": 409,
     "same_party": 400,
     "invalid_session": 400,
     "session_conflict": 409,
@@ -116,6 +121,7 @@ REFUSAL_STATUS: Final = {
     "too_many_tokens": 409,
     "stale_root": 409,
     "too_many_keys": 409,
+    "too_many_revocations": 503,
     "unknown_challenge": 404,
     "unknown_key": 404,
     "unknown_relay": 404,
@@ -186,15 +192,19 @@ async def open_master(
         )
         directory = RelayDirectory(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
         await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
+        book = RevocationBook(await store.revocations.revocation_log())
+        events = EventStreams()
+        revocations = Revocations(store.revocations, book, events.wake_all)
         key_desk = KeyDesk(keys, store, directory, clock, metrics)
         await key_desk.load()
+        key_desk.on_change.append(lambda _keyset: events.wake_all())
         context = MasterContext(
             config=config,
             store=store,
             directory=directory,
             keys=keys,
             key_desk=key_desk,
-            desk=LeaseDesk(config, store, directory, keys, clock, switches, bans),
+            desk=LeaseDesk(config, store, directory, keys, clock, switches, bans, book),
             access=access,
             tokens=tokens,
             token_desk=TokenDesk(store, tokens, clock),
@@ -204,13 +214,15 @@ async def open_master(
             ban_desk=BanDesk(
                 store,
                 bans,
-                MasterBanEffects(store, directory, NoRevoker()),
+                MasterBanEffects(store, directory, revocations),
                 kinds=frozenset(BanKind),
                 now_s=clock.now_s,
             ),
             challenges=Challenges(),
             metrics=metrics,
             clock=clock,
+            revocations=revocations,
+            events=events,
             register_limit=RateLimiter(
                 config.register_per_minute / 60, config.register_per_minute, LIMIT_KEYS
             ),
@@ -246,8 +258,10 @@ def build_app(context: MasterContext) -> web.Application:
     )
     app = new_application(_refusals, lockdown, observers=[_request_metrics(context.metrics)])
     for group in (
+        EventRoutes(context),  # before /v1/relays/{relay_id}
         RelayRoutes(context),
         LeaseRoutes(context),
+        RevocationRoutes(context),
         OpsRoutes(context),
         TokenRoutes(context.access, context.token_desk, context.tokens, context.clock),
         SwitchRoutes(
@@ -257,6 +271,11 @@ def build_app(context: MasterContext) -> web.Application:
         KeyRoutes(context),
     ):
         app.router.add_routes(group.routes())
+
+    async def end_streams(_app: web.Application) -> None:
+        context.events.close()
+
+    app.on_shutdown.append(end_streams)
     return app
 
 
@@ -316,7 +335,7 @@ async def _lift_bans(context: MasterContext) -> None:
 
 
 async def _prune(context: MasterContext) -> None:
-    """Delete rows of sessions and tokens that ended long ago."""
+    """Delete rows of sessions, tokens and revocations that ended long ago."""
     while True:
         try:
             before_s = context.clock.now_s() - KEEP_EXPIRED_S
@@ -324,6 +343,7 @@ async def _prune(context: MasterContext) -> None:
             while pruned == PRUNE_BATCH:
                 pruned = await context.store.prune_sessions(before_s, PRUNE_BATCH)
             await context.token_desk.forget_expired()
+            await context.revocations.prune(context.clock.now_s())
         except StoreUnavailableError as error:
             _log.error("rows_not_pruned", cause=str(error))
         await asyncio.sleep(PRUNE_INTERVAL_S)

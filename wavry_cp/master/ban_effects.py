@@ -12,7 +12,7 @@ from wavry_cp.store.errors import StoreUnavailableError
 from .directory import RelayDirectory
 from .refusal import RefusedError
 
-__all__ = ["MasterBanEffects", "NoRevoker", "Revoker"]
+__all__ = ["MasterBanEffects", "Revoker"]
 
 NO_END_S: Final = 2**53
 """Unix seconds that never come, for a ban without an end."""
@@ -39,25 +39,6 @@ class Revoker(Protocol):
     async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> object:
         """Leases issued from now on are good again."""
         ...
-
-
-class NoRevoker:
-    """A master without revocations: a banned user's leases run out, at most 15 minutes later."""
-
-    async def revoke(
-        self,
-        kind: Literal["sub"],
-        value: str,
-        *,
-        now_s: int,
-        who: str,
-        reason: str,
-        until_s: int | None = None,
-    ) -> object:
-        """Do nothing."""
-
-    async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> object:
-        """Do nothing."""
 
 
 class MasterBanEffects:

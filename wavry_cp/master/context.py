@@ -16,10 +16,12 @@ from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
 from .directory import RelayDirectory
+from .event_stream import EventStreams
 from .key_desk import KeyDesk
 from .lease_desk import LeaseDesk
 from .live_keys import LiveKeys
 from .metrics import MasterMetrics
+from .revocations import Revocations
 from .token_desk import TokenDesk
 
 __all__ = ["MasterContext"]
@@ -45,6 +47,8 @@ class MasterContext:
     challenges: Challenges
     metrics: MasterMetrics
     clock: Clock
+    revocations: Revocations
+    events: EventStreams
     register_limit: RateLimiter
     open_limit: RateLimiter
     trusted_proxies: tuple[IpNetwork, ...]

@@ -260,6 +260,17 @@ class RelayDirectory:
         if relay_id in self._relays:
             self._relays[relay_id].recent_picks += 1
 
+    def authenticate(self, relay_id: str, token: str | None) -> RelayRecord:
+        """The record of a relay that shows its own token.
+
+        Raises:
+            RefusedError: ``unknown_relay``, ``invalid_relay_token`` or ``banned``.
+        """
+        record = self._authenticated(relay_id, token).record
+        if record.state is RelayState.BANNED:
+            raise RefusedError("banned", "this relay is banned; ask the operator")
+        return record
+
     def relay_token_matches(self, relay_id: str, token: str | None) -> bool:
         """True where `token` is this relay's own."""
         relay = self._relays.get(relay_id)

@@ -28,6 +28,7 @@ from .leases import LeaseTerms, Renewal, SessionRecord
 from .live_keys import LiveKeys
 from .refusal import RefusedError
 from .registry import RelayState
+from .revocations import RevocationBook
 from .rotation import may_sign_for
 
 __all__ = ["LeaseDesk"]
@@ -49,6 +50,7 @@ class LeaseDesk:
         clock: Clock,
         switches: SwitchBook,
         bans: BanBook,
+        revocations: RevocationBook,
         *,
         pick: Callable[[], float] = _RANDOM.random,
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -60,6 +62,7 @@ class LeaseDesk:
         self._clock = clock
         self._switches = switches
         self._bans = bans
+        self._revocations = revocations
         self._pick = pick
         self._new_uuid = new_uuid
 
@@ -70,9 +73,9 @@ class LeaseDesk:
 
         Raises:
             RefusedError: ``invalid_session``, ``same_party``, ``invalid_cnf``,
-                ``session_conflict``, ``no_relay_available``, ``lease_too_large`` or
-                ``busy_session``; ``relay_mode_off`` while the kill switch says so;
-                ``banned`` where one of the two users is.
+                ``session_conflict``, ``no_relay_available``, ``lease_too_large``,
+                ``revoked`` or ``busy_session``; ``relay_mode_off`` while the kill switch says
+                so; ``banned`` where one of the two users is.
         """
         leases.check_parties(request)
         session_id = request.session_id or self._new_uuid()
@@ -85,7 +88,10 @@ class LeaseDesk:
                 )
             self._check_bans(request.client.sub, request.server.sub)
             now_s = self._clock.now_s()
+            if self._revocations.hits_session_id(session_id):
+                raise _revoked()
             if known is not None and leases.is_live(known, now_s):
+                self._require_good(known)
                 relay_id, standby_id = self._relay_for(request, stay_at=known.relay_id)
             else:
                 relay_id, standby_id = self._relay_for(request, stay_at=None)
@@ -108,6 +114,7 @@ class LeaseDesk:
                 expires_at=session.expires_at_s,
             )
             if await self._store.swap_session(None if known is None else known.revision, session):
+                self._require_good(session)
                 self._directory.note_pick(relay_id)
                 return answer
         raise _busy()
@@ -117,7 +124,7 @@ class LeaseDesk:
 
         Raises:
             RefusedError: ``unknown_session``, ``relay_unavailable``, ``relay_lacks_key``,
-                ``lease_expired``, ``stale_jti``, ``busy_session`` or ``banned``.
+                ``lease_expired``, ``stale_jti``, ``busy_session``, ``revoked`` or ``banned``.
         """
         role = leases.ROLES[request.role]
         for _ in range(_ATTEMPTS):
@@ -125,6 +132,7 @@ class LeaseDesk:
             if session is None:
                 raise RefusedError("unknown_session", "no session with this id; ask for new leases")
             self._check_bans(session.slot(role).sub)
+            self._require_good(session)
             renewal = leases.renew(
                 session,
                 role,
@@ -146,6 +154,7 @@ class LeaseDesk:
             if renewal.repeated or await self._store.swap_session(
                 session.revision, renewal.session
             ):
+                self._require_good(renewal.session)
                 expires_at_s = renewal.session.slot(role).expires_at_s
                 return RenewResponse(lease=token, expires_at=expires_at_s), renewal
         raise _busy()
@@ -154,6 +163,15 @@ class LeaseDesk:
         now_s = self._clock.now_s()
         if any(self._bans.is_banned(BanKind.USER, sub, now_s) for sub in subs):
             raise RefusedError("banned", "this user is banned; ask the operator")
+
+    def _require_good(self, session: SessionRecord) -> None:
+        """Refuse a session of which a lease is revoked.
+
+        Asked before a lease is made and once more after it is stored: whatever was revoked in
+        between names this lease too, for it was issued before.
+        """
+        if self._revocations.hits(session):
+            raise _revoked()
 
     def _relay_for(self, request: LeaseRequest, *, stay_at: str | None) -> tuple[str, str | None]:
         monotonic_s = self._clock.monotonic_s()
@@ -207,6 +225,10 @@ class LeaseDesk:
             return sign_lease(claims, self._keys.signing_keys[claims.kid])
         except LeaseError as error:
             raise RefusedError("lease_too_large", "sub is too long for a lease") from error
+
+
+def _revoked() -> RefusedError:
+    return RefusedError("revoked", "this session was revoked by the operator; it gets no lease")
 
 
 def _busy() -> RefusedError:

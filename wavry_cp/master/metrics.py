@@ -81,6 +81,33 @@ class MasterMetrics:
             ["kind"],
             registry=self.registry,
         )
+        self.revocations = Counter(
+            "wavry_master_revocations",
+            "Revocations ordered, by what they name.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.revocations_in_force = Gauge(
+            "wavry_master_revocations_in_force",
+            "Revocations that a lease may still be hit by.",
+            registry=self.registry,
+        )
+        self.event_streams = Gauge(
+            "wavry_master_event_streams",
+            "Relays that hold an event stream open.",
+            registry=self.registry,
+        )
+        self.event_stream_ends = Counter(
+            "wavry_master_event_stream_ends",
+            "Event streams that ended, by cause.",
+            ["cause"],
+            registry=self.registry,
+        )
+        self.event_pages = Counter(
+            "wavry_master_event_pages",
+            "Answers to relays that asked for events without a stream.",
+            registry=self.registry,
+        )
         self.keyset_serial = Gauge(
             "wavry_master_keyset_serial",
             "Serial of the published key-set document.",

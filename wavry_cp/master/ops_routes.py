@@ -119,6 +119,8 @@ class OpsRoutes:
         # Behind a proxy that nobody declared, every client looks like the proxy.
         if hidden or not is_within(address, context.metrics_networks):
             context.access.require(request, "viewer")
+        context.metrics.revocations_in_force.set(len(context.revocations.book))
+        context.metrics.event_streams.set(context.events.count)
         text = context.metrics.render(
             context.directory.count_by_state(context.clock.monotonic_s()),
             context.keys,

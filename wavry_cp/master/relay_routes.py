@@ -170,6 +170,7 @@ class RelayRoutes:
             await context.directory.deregister(
                 relay_id, who=who, by_operator=not own, now_s=now_s, reason=order.reason
             )
+        context.events.forget(relay_id)
         _log.info("relay_deregistered", relay_id=relay_id, by=who)
         return web.Response(status=204)
 
@@ -193,6 +194,7 @@ class RelayRoutes:
             await context.directory.order(
                 relay_id, event, who=who, now_s=now_s, reason=order.reason
             )
+        context.events.wake(relay_id)
         _log.info("relay_order", relay_id=relay_id, order=event.value, by=who)
         return self._info(relay_id)
 

@@ -23,6 +23,7 @@ from .admin_sqlite import (
     remove_ban,
 )
 from .interface import KeyUse
+from .revocation_sqlite import RevocationSqlite, create_revocations
 from .sqlite import Database, Migration
 
 __all__ = ["MIGRATIONS", "MasterSqlite"]
@@ -137,11 +138,16 @@ MIGRATIONS: Final = (
     Migration(1, "relays, sessions, audit", _first_tables),
     Migration(2, "reasons in the audit log, admin tokens, switches, bans", _admin_tables),
     Migration(3, "use of signing keys", _key_uses),
+    Migration(4, "revocations", create_revocations),
 )
 
 
 class MasterSqlite(TokenSqlite):
-    """`MasterStore` over a `Database`."""
+    """`MasterStore` over a `Database`; `revocations` is the part that `RevocationStore` names."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.revocations = RevocationSqlite(database)
 
     @classmethod
     async def open(cls, path: Path) -> Self:

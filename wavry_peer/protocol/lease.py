@@ -2,8 +2,9 @@
 
 A relay asks in this order, cheapest first, and the first "no" names the one reason:
 token shape → `kid` known → signature (`open_lease`) → `rid` → `sid`, `role` → `nbf`, `exp`,
-horizon (`check_claims`) → proof of possession (`check_proof`).  What needs memory (per-IP
-limit, ban, revoked, replay, identity limit, capacity, identity lock) is the relay's own.
+horizon (`check_claims`) → key not revoked (`check_key`) → proof of possession (`check_proof`).
+What needs memory (per-IP limit, ban, revoked, replay, identity limit, capacity, identity lock) is
+the relay's own.
 """
 
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ __all__ = [
     "RelayId",
     "TrustedKey",
     "check_claims",
+    "check_key",
     "check_proof",
     "make_claims",
     "open_lease",
@@ -88,6 +90,11 @@ class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     def expires_ms(self) -> int:
         """`exp` in unix milliseconds, rounded down."""
         return unix_ms(self.exp)
+
+    @property
+    def issued_s(self) -> int:
+        """`iat` in unix seconds, rounded down, never below 0."""
+        return max(0, unix_ms(self.iat) // 1000)
 
     @property
     def session_id(self) -> SessionId:
@@ -192,11 +199,11 @@ def open_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> LeaseClaims:
     Args:
         token: as it came in LEASE_PRESENT.
         keys: the relay's key set.  A `pending` key verifies too: the master may activate it
-            before this relay hears of that, and no valid lease may be rejected.
+            before this relay hears of that, and no valid lease may be rejected.  A `revoked` one
+            verifies as well: whether it counts is asked behind the claims, by `check_key`.
 
     Raises:
-        LeaseError: INVALID_SIGNATURE (shape, claims or signature), UNKNOWN_KEY, or REVOKED
-            (the key is revoked).
+        LeaseError: INVALID_SIGNATURE (shape, claims or signature) or UNKNOWN_KEY.
     """
     if len(token) > c.MAX_TOKEN_BYTES:
         raise _bad(f"token has {len(token)} bytes, at most {c.MAX_TOKEN_BYTES} are allowed")
@@ -208,8 +215,6 @@ def open_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> LeaseClaims:
     key = keys.get(kid)
     if key is None:
         raise LeaseError(c.RejectReason.UNKNOWN_KEY, "signing key is not in the key set")
-    if key.status == "revoked":
-        raise LeaseError(c.RejectReason.REVOKED, "signing key was revoked")
     try:
         claims = _CLAIMS_DECODER.decode(paseto.verify(parts, key.public_key))
     except paseto.PasetoError as error:
@@ -258,6 +263,20 @@ def check_claims(
         raise LeaseError(c.RejectReason.EXPIRED, "exp has passed")
     if expires_ms > now_ms + c.LEASE_HORIZON_S * 1000:
         raise _bad("exp is further ahead than one hour")
+
+
+def check_key(claims: LeaseClaims, keys: Mapping[KeyId, TrustedKey]) -> None:
+    """Check that the key of a verified lease is not revoked.
+
+    Only now, behind the signature and the claims: a forger learns nothing about keys, and a lease
+    that is wrong in itself is told so.
+
+    Raises:
+        LeaseError: REVOKED.
+    """
+    key = keys.get(KeyId(claims.kid))
+    if key is None or key.status == "revoked":
+        raise LeaseError(c.RejectReason.REVOKED, "signing key was revoked")
 
 
 def check_proof(claims: LeaseClaims, present: LeasePresent) -> None:

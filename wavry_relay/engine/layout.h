@@ -11,9 +11,9 @@
 #define WV_INDEX_DELETED UINT64_C(0xffffffffffffffff)
 #define WV_PEER_BURST_NS UINT64_C(250000000)
 #define WV_GLOBAL_BURST_NS UINT64_C(100000000)
-#define WV_LAYOUT_VERSION 2u
-#define WV_COUNTER_ROW_BYTES 512u
-#define WV_COUNTER_COUNT 64u
+#define WV_LAYOUT_VERSION 3u
+#define WV_COUNTER_ROW_BYTES 576u
+#define WV_COUNTER_COUNT 65u
 #define WV_MAX_WORKERS 256u
 #define WV_SESSION_FREE 0u
 #define WV_SESSION_WAITING 1u
@@ -95,26 +95,27 @@ enum wv_counter {
     WV_COUNT_SESSION_CLOSED_SECOND_PEER = 41,
     WV_COUNT_SESSION_CLOSED_IDLE = 42,
     WV_COUNT_SESSION_CLOSED_EXPIRED = 43,
-    WV_COUNT_SESSION_CLOSED_RELEASED = 44,
-    WV_COUNT_REJECT_EXPIRED = 45,
-    WV_COUNT_REJECT_INVALID_SIGNATURE = 46,
-    WV_COUNT_REJECT_WRONG_RELAY = 47,
-    WV_COUNT_REJECT_SESSION_FULL = 48,
-    WV_COUNT_REJECT_BANNED = 49,
-    WV_COUNT_REJECT_RATE_LIMITED = 50,
-    WV_COUNT_REJECT_REPLAYED = 51,
-    WV_COUNT_REJECT_REVOKED = 52,
-    WV_COUNT_REJECT_NOT_YET_VALID = 53,
-    WV_COUNT_REJECT_DRAINING = 54,
-    WV_COUNT_REJECT_UNKNOWN_KEY = 55,
-    WV_COUNT_REJECT_PROOF_REQUIRED = 56,
-    WV_COUNT_SENT_ACKS = 57,
-    WV_COUNT_SENT_CHALLENGES = 58,
-    WV_COUNT_SENT_NOTICES = 59,
-    WV_COUNT_STUN_ANSWERS = 60,
-    WV_COUNT_STUN_ANSWERS_LARGER = 61,
-    WV_COUNT_TOKEN_CACHE_HITS = 62,
-    WV_COUNT_INTERNAL_ERRORS = 63,
+    WV_COUNT_SESSION_CLOSED_REVOKED = 44,
+    WV_COUNT_SESSION_CLOSED_RELEASED = 45,
+    WV_COUNT_REJECT_EXPIRED = 46,
+    WV_COUNT_REJECT_INVALID_SIGNATURE = 47,
+    WV_COUNT_REJECT_WRONG_RELAY = 48,
+    WV_COUNT_REJECT_SESSION_FULL = 49,
+    WV_COUNT_REJECT_BANNED = 50,
+    WV_COUNT_REJECT_RATE_LIMITED = 51,
+    WV_COUNT_REJECT_REPLAYED = 52,
+    WV_COUNT_REJECT_REVOKED = 53,
+    WV_COUNT_REJECT_NOT_YET_VALID = 54,
+    WV_COUNT_REJECT_DRAINING = 55,
+    WV_COUNT_REJECT_UNKNOWN_KEY = 56,
+    WV_COUNT_REJECT_PROOF_REQUIRED = 57,
+    WV_COUNT_SENT_ACKS = 58,
+    WV_COUNT_SENT_CHALLENGES = 59,
+    WV_COUNT_SENT_NOTICES = 60,
+    WV_COUNT_STUN_ANSWERS = 61,
+    WV_COUNT_STUN_ANSWERS_LARGER = 62,
+    WV_COUNT_TOKEN_CACHE_HITS = 63,
+    WV_COUNT_INTERNAL_ERRORS = 64,
 };
 
 struct wv_head {
@@ -136,8 +137,10 @@ struct wv_head {
     uint64_t at_bitmap;
     uint64_t at_index;
     uint64_t at_used_leases;
+    uint64_t at_revocations;
+    uint64_t at_lease_origins;
     uint64_t at_sessions;
-    uint8_t unused[3968];
+    uint8_t unused[3952];
 };
 _Static_assert(offsetof(struct wv_head, magic) == 0, "layout");
 _Static_assert(offsetof(struct wv_head, version) == 8, "layout");
@@ -157,7 +160,9 @@ _Static_assert(offsetof(struct wv_head, at_identity_rates) == 88, "layout");
 _Static_assert(offsetof(struct wv_head, at_bitmap) == 96, "layout");
 _Static_assert(offsetof(struct wv_head, at_index) == 104, "layout");
 _Static_assert(offsetof(struct wv_head, at_used_leases) == 112, "layout");
-_Static_assert(offsetof(struct wv_head, at_sessions) == 120, "layout");
+_Static_assert(offsetof(struct wv_head, at_revocations) == 120, "layout");
+_Static_assert(offsetof(struct wv_head, at_lease_origins) == 128, "layout");
+_Static_assert(offsetof(struct wv_head, at_sessions) == 136, "layout");
 _Static_assert(sizeof(struct wv_head) == 4096, "layout");
 
 struct wv_control {
@@ -178,9 +183,11 @@ struct wv_control {
     uint32_t relay_id_bytes;
     uint64_t key_epoch;
     uint64_t key_serial;
+    uint64_t revocation_epoch;
+    uint64_t revocation_count;
     uint8_t relay_id[64];
     uint8_t keys[1664];
-    uint8_t unused[2224];
+    uint8_t unused[2208];
 };
 _Static_assert(offsetof(struct wv_control, hash_key) == 0, "layout");
 _Static_assert(offsetof(struct wv_control, tag_key) == 16, "layout");
@@ -199,8 +206,10 @@ _Static_assert(offsetof(struct wv_control, key_count) == 120, "layout");
 _Static_assert(offsetof(struct wv_control, relay_id_bytes) == 124, "layout");
 _Static_assert(offsetof(struct wv_control, key_epoch) == 128, "layout");
 _Static_assert(offsetof(struct wv_control, key_serial) == 136, "layout");
-_Static_assert(offsetof(struct wv_control, relay_id) == 144, "layout");
-_Static_assert(offsetof(struct wv_control, keys) == 208, "layout");
+_Static_assert(offsetof(struct wv_control, revocation_epoch) == 144, "layout");
+_Static_assert(offsetof(struct wv_control, revocation_count) == 152, "layout");
+_Static_assert(offsetof(struct wv_control, relay_id) == 160, "layout");
+_Static_assert(offsetof(struct wv_control, keys) == 224, "layout");
 _Static_assert(sizeof(struct wv_control) == 4096, "layout");
 
 struct wv_shared {

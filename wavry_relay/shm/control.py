@@ -78,6 +78,8 @@ class ControlBlock:
     key_count = U32(CONTROL["key_count"])
     key_epoch = U64(CONTROL["key_epoch"])
     key_serial = U64(CONTROL["key_serial"])
+    revocation_epoch = U64(CONTROL["revocation_epoch"])
+    revocation_count = U64(CONTROL["revocation_count"])
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment

@@ -29,8 +29,11 @@ __all__ = [
     "INDEX_EMPTY",
     "KEY",
     "LAYOUT_VERSION",
+    "LEASE_ORIGIN",
     "MAGIC_WORD",
     "RATE_BUCKET",
+    "REVOCATION",
+    "REVOCATION_SLOTS",
     "SESSION",
     "SHARED",
     "SLOT",
@@ -43,7 +46,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -113,6 +116,8 @@ HEAD: Final = _record(
     ("at_bitmap", 8),
     ("at_index", 8),
     ("at_used_leases", 8),
+    ("at_revocations", 8),
+    ("at_lease_origins", 8),
     ("at_sessions", 8),
     size=PAGE_BYTES,
 )
@@ -147,12 +152,15 @@ CONTROL: Final = _record(
     ("relay_id_bytes", 4),
     ("key_epoch", 8),
     ("key_serial", 8),
+    ("revocation_epoch", 8),
+    ("revocation_count", 8),
     ("relay_id", 1, 64),
     ("keys", 1, KEY.size * MAX_KEYS),
     size=PAGE_BYTES,
 )
 """Written by the supervisor alone, read by every worker.  `key_epoch` is a sequence lock around
-`key_count`, `key_serial` and `keys`: odd while they are being written."""
+`key_count`, `key_serial` and `keys`: odd while they are being written.  `revocation_epoch` and
+`revocation_count` belong to `shm.revocations`."""
 
 SHARED: Final = _record(
     "shared",
@@ -252,6 +260,19 @@ USED_LEASE: Final = _record("used_lease", ("tag", 8), ("counter", 8), ("expires_
 
 MIN_USED_SLOTS: Final = 4096
 
+REVOCATION: Final = _record(
+    "revocation", ("kind", 8), ("tag", 8, 2), ("issued_until_s", 8), ("expires_s", 8)
+)
+"""One entry of the revocation log; see `shm.revocations`.  `tag` is the tag of a lease, identity or
+key (the second word is 0), or the two words of a session id."""
+
+REVOCATION_SLOTS: Final = 16_384
+"""The 10 000 that a master keeps in force, and room to append between two rewrites; 640 KiB."""
+
+LEASE_ORIGIN: Final = _record("lease_origin", ("kid", 4, 2), ("issued_s", 4, 2))
+"""Key and time of issue of a session's two leases, client first: what a revocation asks for and a
+packet never does, so it stays out of the session record's cache lines."""
+
 _DROPS: Final = (
     "too_short", "too_long", "bad_magic", "bad_version", "unknown_type", "unknown_flag",
     "nil_session", "bad_body", "bad_rift", "bad_crc",
@@ -281,6 +302,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "session_closed_second_peer",
     "session_closed_idle",
     "session_closed_expired",
+    "session_closed_revoked",
     "session_closed_released",
     *(f"reject_{reason.name.lower()}" for reason in c.RejectReason),
     "sent_acks",
@@ -357,6 +379,8 @@ class Geometry:
             ("bitmap", 8, (self.max_sessions + 63) // 64),
             ("index", 8, self.index_slots),
             ("used_leases", USED_LEASE.size, self.used_slots),
+            ("revocations", REVOCATION.size, REVOCATION_SLOTS),
+            ("lease_origins", LEASE_ORIGIN.size, self.max_sessions),
             ("sessions", SESSION.size, self.max_sessions),
         )
         regions = {}

@@ -32,6 +32,10 @@ class Tags:
         product = (high ^ self._key_high) * (low ^ self._key_low)
         return (product >> 64) ^ (product & _MASK) or 1
 
+    def key_id(self, kid: str) -> int:
+        """Non-zero 32-bit tag of a signing key's id."""
+        return self.tag(b"kid", kid.encode()) & 0xFFFFFFFF or 1
+
     def tag(self, kind: bytes, data: bytes) -> int:
         """Non-zero 64-bit BLAKE2b tag of a lease id, an identity, a key or a datagram."""
         started = self._started.get(kind)

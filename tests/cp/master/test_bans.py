@@ -53,21 +53,28 @@ async def test_banned_user_gets_no_lease_and_no_renewal(master, clock):
         answer = await master.post("/v1/leases", body, token="service")
         assert (answer.status, answer.body["error"]) == (403, "banned")
     assert (await master.post("/v1/leases", parties("carl"), token="service")).status == 201
-    for role, status in (("client", 403), ("server", 200)):
+    for role, refusal in (("client", (403, "banned")), ("server", (409, "revoked"))):
         body = {
             "session_id": issued["session_id"],
             "role": role,
             "jti": jti_of(issued["leases"][role]),
         }
         answer = await master.post("/v1/leases/renew", body, token="service")
-        assert answer.status == status, "the other user is not banned"
+        said = (answer.status, answer.body["error"])
+        assert said == refusal, "the session is over, but its other user is not banned"
     text = (await master.get("/metrics")).body
     assert 'wavry_master_leases_rejected_total{reason="banned"} 3.0' in text
     assert 'wavry_master_bans{kind="user"} 1.0' in text
     lifted = await master.post(LIFT, {"kind": "user", "value": "ann"}, token="admin")
     assert lifted.status == 200
+    clock.advance(1)  # leases of the same second are still among the revoked ones
     assert (await master.post("/v1/leases", parties(), token="service")).status == 201
-    assert await audit(master) == [("admin", "ban_user", "ann"), ("admin", "unban_user", "ann")]
+    assert await audit(master) == [
+        ("admin", "ban_user", "ann"),
+        ("admin", "revoke_sub", "ann"),
+        ("admin", "unban_user", "ann"),
+        ("admin", "unban", "ann"),
+    ]
 
 
 async def test_ban_of_a_user_ends_at_its_expiry(master, clock):

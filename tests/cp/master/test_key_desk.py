@@ -58,7 +58,10 @@ async def new_session(master: MasterClient) -> dict[str, Any]:
 
 async def open_token(master: MasterClient, token: str) -> lease.LeaseClaims:
     document = msgspec.convert((await master.get("/.well-known/wavry-keys.json")).body, KeySet)
-    return lease.open_lease(token.encode(), keyset.trusted_keys(document))
+    keys = keyset.trusted_keys(document)
+    claims = lease.open_lease(token.encode(), keys)
+    lease.check_key(claims, keys)
+    return claims
 
 
 async def renew(master: MasterClient, session: dict[str, Any], jti: str) -> Any:
