@@ -175,13 +175,36 @@ def test_a_challenge_out_of_the_blue_proves_the_path_again() -> None:
     assert present.proof.cookie == b"rebound!"
     path.receive_datagram(ack(path.lease), NOW + SECOND + MS)
     assert events(path) == []
-    # Strangers' challenges cost at most one signature a second.
-    for at in range(100):
-        path.receive_datagram(
-            packets.build_challenge(SESSION_ID, b"stranger"), NOW + SECOND + (2 + at) * MS
-        )
+    # What the relay sent before it had the proof comes to nothing.
+    for at in range(10):
+        late = packets.build_challenge(SESSION_ID, b"rebound!")
+        path.receive_datagram(late, NOW + SECOND + (2 + at) * MS)
     assert presents(path) == []
-    assert path.statistics.dropped["check_limited"] == 100
+    assert path.statistics.dropped["late_challenge"] == 10
+
+
+def test_a_nat_that_changes_again_at_once_is_followed() -> None:
+    path = ready_path()
+    for at, cookie in enumerate((b"first-at", b"second-a", b"first-at")):
+        now_ns = NOW + SECOND + at * 200 * MS
+        path.receive_datagram(packets.build_challenge(SESSION_ID, cookie), now_ns)
+        (present,) = presents(path)
+        assert present.proof is not None
+        assert present.proof.cookie == cookie
+        path.receive_datagram(ack(path.lease), now_ns + 40 * MS)
+
+
+def test_strangers_challenges_cost_a_few_signatures_and_then_one_a_second() -> None:
+    path = ready_path()
+    burst = PathLimits().check_burst
+    made = 0
+    for at in range(10_000):
+        now_ns = NOW + SECOND + at * MS
+        path.receive_datagram(packets.build_challenge(SESSION_ID, b"%08d" % at), now_ns)
+        if new := len(presents(path)):
+            made += new
+            path.receive_datagram(ack(path.lease), now_ns)
+    assert burst + 9 <= made <= burst + 10
 
 
 @pytest.mark.parametrize("reason", list(c.RejectReason))

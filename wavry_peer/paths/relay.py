@@ -123,7 +123,9 @@ class RelayPath:
         self._is_ready = False
         self._ended = False
         self._last_heard_ns = 0
-        self._last_check_ns: int | None = None
+        self._checks_until_ns: int | None = None
+        self._proved_cookie = c.NO_COOKIE
+        self._proved_ns = 0
         self._outgoing: list[bytes] = []
         self._events: deque[PathEvent] = deque()
 
@@ -265,6 +267,7 @@ class RelayPath:
         if exchange.sent == 1:
             self.statistics.round_trip_ns = now_ns - exchange.last_sent_ns
         self._exchange = None
+        self._proved_cookie, self._proved_ns = exchange.cookie, now_ns
         self.lease = exchange.lease
         expires_ms = min(ack.expires_ms, exchange.lease.expires_ms)
         if not self._is_ready:
@@ -289,26 +292,31 @@ class RelayPath:
 
     def _on_challenge(self, challenge: PathChallenge, now_ns: int) -> None:
         self.statistics.challenges += 1
-        exchange = self._exchange
+        exchange, limits = self._exchange, self._limits
         if exchange is None:
+            since_ns = now_ns - self._proved_ns
+            if challenge.cookie == self._proved_cookie and since_ns < limits.check_interval_ns:
+                # A cookie stands for an address: this one was proved, and the challenge was
+                # on its way meanwhile.
+                self._drop("late_challenge")
+                return
             self._begin_check(now_ns, challenge.cookie)
             return
         is_first = exchange.cookie == c.NO_COOKIE
         exchange.cookie = challenge.cookie
         since_ns = now_ns - exchange.last_sent_ns
-        if is_first or since_ns >= self._limits.challenge_interval_ns:
+        if is_first or since_ns >= limits.challenge_interval_ns:
             self._transmit(exchange, now_ns)
 
     # -- Exchanges ---------------------------------------------------------------------
 
     def _begin_check(self, now_ns: int, cookie: bytes = c.NO_COOKIE) -> None:
-        last_ns = self._last_check_ns
-        if not self.is_ready or (
-            last_ns is not None and now_ns - last_ns < self._limits.check_interval_ns
-        ):
+        interval_ns = self._limits.check_interval_ns
+        until_ns = max(now_ns, self._checks_until_ns or now_ns)
+        if not self.is_ready or until_ns - now_ns > (self._limits.check_burst - 1) * interval_ns:
             self._drop("check_limited")
             return
-        self._last_check_ns = now_ns
+        self._checks_until_ns = until_ns + interval_ns
         self._begin(self.lease, now_ns, is_renewal=False, cookie=cookie)
 
     def _begin(

@@ -124,8 +124,10 @@ class PathLimits:
         silence_ns: after so long without any packet the lease is presented again, which finds
             a relay that died or forgot us.  25 s: two keepalives of the other side (10 s each)
             may be lost without a false alarm.
-        check_interval_ns: least time between two such checks that strangers' packets can
-            cause: it bounds what a forged REJECT or PATH_CHALLENGE costs.
+        check_interval_ns: time for one such check that strangers' packets can cause: it bounds
+            what a forged REJECT or PATH_CHALLENGE costs.
+        check_burst: so many of them may come at once: a NAT that changes again within a second
+            is followed.
         challenge_interval_ns: least time between two answers to PATH_CHALLENGE while a lease
             packet is outstanding.
         rejects_to_believe: so many different packets of ours must be refused, with no ACK,
@@ -139,6 +141,7 @@ class PathLimits:
     deadline_ns: int = 10 * _SECOND_NS
     silence_ns: int = 25 * _SECOND_NS
     check_interval_ns: int = _SECOND_NS
+    check_burst: int = 4
     challenge_interval_ns: int = 50 * _MS_NS
     rejects_to_believe: int = 3
     renews_before_present: int = 2
