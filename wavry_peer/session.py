@@ -41,6 +41,7 @@ from .protocol.channel_wire import ProbeStage
 from .protocol.constants import Role
 from .relay_paths import RelayPaths
 from .session_statistics import LossEstimate, SessionStatistics
+from .stream_silence import StreamSilence
 
 __all__ = ["Session"]
 
@@ -141,6 +142,7 @@ class Session:
         self._timer_ns = 0
         self._bye: asyncio.TimerHandle | None = None
         self._last_sent_ns = 0
+        self._silence = StreamSilence()
         self._since_turn = 0
         self._cleanups: list[Callable[[], Awaitable[None]]] = []
 
@@ -344,6 +346,7 @@ class Session:
     def _deliver(self, data: bytes) -> None:
         self._counts.datagrams_received += 1
         self._counts.bytes_received += len(data)
+        self._silence.received(self._clock())
         if len(self._queue) >= self._queue_datagrams:
             self._queue.popleft()
             self._counts.queue_drops += 1
@@ -356,6 +359,7 @@ class Session:
         times_ns = [self._channel.get_timer(), self._paths.get_timer()]
         if self._channel.is_established:
             times_ns.append(self._last_sent_ns + _KEEPALIVE_NS)
+            times_ns.append(self._silence.due_ns(self._last_sent_ns))
         due_ns = min((t for t in times_ns if t is not None), default=None)
         if due_ns is None:
             return
@@ -372,8 +376,13 @@ class Session:
         now_ns = self._clock()
         self._channel.handle_timer(now_ns)
         self._paths.handle_timer(now_ns)
-        if self._channel.is_established and now_ns >= self._last_sent_ns + _KEEPALIVE_NS:
-            self._channel.send_keepalive(now_ns)
+        if self._channel.is_established:
+            show_ns = self._silence.due_ns(self._last_sent_ns)
+            if show_ns is not None and now_ns >= show_ns:
+                self._silence.shown()
+                self._channel.send_keepalive(now_ns)
+            elif now_ns >= self._last_sent_ns + _KEEPALIVE_NS:
+                self._channel.send_keepalive(now_ns)
         self._drain_channel()
         self._pump()
 
