@@ -60,7 +60,12 @@ __all__ = ["Admission", "Answer"]
 
 _PURPOSE_CONTROL: Final = 1
 _PURPOSE_PATH: Final = 2
-"""A roaming peer's stream must not use up the allowance that its next LEASE_PRESENT needs."""
+"""A roaming peer's stream must not use up the allowance that its next LEASE_PRESENT needs.
+
+Each port has its own: who knows a session id can spoof the address that its peer is about to come
+from, but not the port that a NAT has yet to choose.  A challenge is no larger than its cause.
+"""
+_PORT_SHIFT: Final = 16
 
 _LAST_COUNTER: Final = (1 << 64) - 1
 """Never accepted: nothing could come after it, and the word for "denied" is the same."""
@@ -193,7 +198,8 @@ class Admission:
         return answer
 
     def _unknown_path(self, packet: ControlPacket, now: Instant) -> bytes:
-        if not self._ip_allows(packet.source, _PURPOSE_PATH, now):
+        purpose = _PURPOSE_PATH | packet.source.port << _PORT_SHIFT
+        if not self._ip_allows(packet.source, purpose, now):
             raise PacketError("ip_rate")
         self._counters.add("drop_unknown_address")
         return self._challenge(parse_header(packet.datagram), packet.source, now)

@@ -463,6 +463,17 @@ def test_challenges_are_limited_per_address_and_apart_from_leases() -> None:
         client.accept(cookie=cookie.cookie)
 
 
+def test_spoofed_forwards_of_a_peers_own_address_leave_its_challenges_alone() -> None:
+    with open_world(limits=Limits(ip_per_s=1, ip_burst=3)) as world:
+        client, _ = world.session()
+        for port in range(1, 500):
+            world.answer(client.frame(port), v4(50, port))
+        client.address = v4(50, 40000)
+        cookie = challenge(world, client.frame(1), client.address)
+        client.accept(cookie=cookie)
+        assert world.count("nat_rebind") == 1
+
+
 def world_answer(packet: packets.Packet | None) -> bytes:
     assert packet is not None
     assert isinstance(packet.body, packets.PathChallenge)
