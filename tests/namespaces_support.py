@@ -1,4 +1,4 @@
-"""A small internet in network namespaces: a home behind a NAT, a relay, a peer beside it, a stranger.
+"""A small internet in network namespaces: a home behind a NAT, a relay, a peer and a stranger.
 
 Strategy: a namespace here has no name.  It is an open file descriptor, and it ends, with its
 interfaces, rules and connection table, when the last descriptor and process in it is gone: a test
@@ -315,7 +315,10 @@ class Internet:
         _address_pair(self.stranger, self.core, "stranger", "192.0.2", "2001:db8:3:")
         outer = [OUTER[family].format(number) for number in OUTER_NUMBERS for family in (4, 6)]
         self.nat.ip(
-            *(f"addr add {text}/{'128 dev wide nodad' if ':' in text else '32 dev wide'}" for text in outer),
+            *(
+                f"addr add {text}/{'128 dev wide nodad' if ':' in text else '32 dev wide'}"
+                for text in outer
+            ),
             "route add default dev wide",
             "route add ::/0 dev wide",
         )
@@ -341,9 +344,7 @@ def _address_pair(end: Namespace, router: Namespace, name: str, v4: str, v6: str
     router.ip(f"addr add {v4}.1/24 dev {name}", f"addr add {v6}:1/64 dev {name} nodad")
 
 
-def udp_packet(
-    source: tuple[str, int], destination: tuple[str, int], payload: bytes
-) -> bytes:
+def udp_packet(source: tuple[str, int], destination: tuple[str, int], payload: bytes) -> bytes:
     """An IPv4 packet as a spoofer writes it (for a raw socket); the kernel sums the header."""
     addresses = socket.inet_aton(source[0]) + socket.inet_aton(destination[0])
     size = 8 + len(payload)
