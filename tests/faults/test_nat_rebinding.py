@@ -163,6 +163,7 @@ class Media:
         self.sid = uuid.uuid4()
         self.home, self.beside = MediaPeer(net.home), MediaPeer(net.beside)
         addr = relay.address(family)
+        other = relay.address(10 - family)
         roles = {c.Role.CLIENT: self.home, c.Role.SERVER: self.beside}
         self.tokens = {
             role: mint.token(
@@ -177,6 +178,7 @@ class Media:
                 relay_id=relay.relay_id,
                 token=token.decode(),
                 addr=addr,
+                addrs=(addr, other),
                 role=c.ROLE_NAMES[role],  # type: ignore[arg-type]
                 expires_at=int(time.time()) + 300,
             )
@@ -321,6 +323,41 @@ def test_a_peer_that_only_receives_notices_the_silence_and_shows_its_new_address
     print(f"\ninterruption of a peer that only receives [ms]: {gap_s * 1e3:.0f}")
     assert rebinds(relay) == before + 1
     assert gap_s < 2, "less than a keepalive's interval of 10 s"
+
+
+@pytest.mark.parametrize("to", ["ipv6", "another-ipv4"])
+@pytest.mark.parametrize("sends", [True, False], ids=["sending", "receiving"])
+def test_a_peer_whose_own_address_is_gone_goes_on_from_another(
+    relay: CoreRelay, net: Internet, open_media: OpenMedia, to: str, sends: bool
+) -> None:
+    media = open_media()
+    if not sends:
+        media.home.spacing_s = None
+        time.sleep(0.5)
+    before = rebinds(relay)
+    since = time.monotonic()
+    try:
+        net.home.ip("addr del 192.168.7.2/24 dev uplink")
+        if to == "another-ipv4":
+            net.home.ip("addr add 192.168.7.3/24 dev uplink", "route add default via 192.168.7.1")
+        wait_until(
+            lambda: media.home.received[-1][0] > since + 0.5, deadline_s=15, what="the stream"
+        )
+        assert rebinds(relay) == before + 1
+        gap_s = media.home.longest_gap_s(since)
+        print(f"\ninterruption of a move to {to} [ms]: {gap_s * 1e3:.0f}")
+        for peer in (media.home, media.beside):
+            assert peer.session.statistics().handshakes == 1
+            assert peer.session.statistics().path_changes == 0
+            assert peer.broker.asked == []
+    finally:
+        net.home.ip(
+            "addr flush dev uplink scope global",
+            "addr add 192.168.7.2/24 dev uplink",
+            "addr add fd00:7::2/64 dev uplink nodad",
+            "route replace default via 192.168.7.1",
+            "route replace ::/0 via fd00:7::1",
+        )
 
 
 # -- Those who are not the peer --------------------------------------------------------------------

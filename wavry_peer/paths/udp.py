@@ -7,6 +7,7 @@ path should drop.
 """
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ default of 208 KiB holds 90 full datagrams, a few milliseconds of a fast stream.
 READ_BATCH: Final = 64
 """Datagrams per wake-up: enough to spread the cost of one, few enough that timers and other
 sockets of the loop are not kept waiting (about 2 ms)."""
+
+_NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EINVAL})
+"""What the kernel says of a socket whose own address or last route is gone."""
 
 
 @dataclass(slots=True)
@@ -55,12 +59,18 @@ class UdpSocket:
 
     Attributes:
         statistics: counters, for reading only.
+        has_lost_route: True if the kernel could not send the last datagram from the socket's own
+            address: the machine has another address now, or none.
     """
 
     def __init__(
-        self, sock: socket.socket, on_datagrams: Callable[[Sequence[bytes]], None]
+        self,
+        sock: socket.socket,
+        on_datagrams: Callable[[Sequence[bytes]], None],
+        statistics: UdpStatistics | None = None,
     ) -> None:
-        self.statistics = UdpStatistics()
+        self.statistics = statistics or UdpStatistics()
+        self.has_lost_route = False
         self._socket = sock
         self._on_datagrams = on_datagrams
         self._loop = asyncio.get_running_loop()
@@ -73,11 +83,13 @@ class UdpSocket:
             return
         try:
             self._socket.send(datagram)
-        except OSError:
+        except OSError as error:
             # A full buffer, a route that is gone, an ICMP error of an earlier packet: the
             # datagram is lost, as on the network, and whoever cares sends again.
             self.statistics.send_drops += 1
+            self.has_lost_route = error.errno in _NO_ROUTE
         else:
+            self.has_lost_route = False
             self.statistics.sent_bytes += len(datagram)
 
     def close(self) -> None:
