@@ -18,8 +18,8 @@ ROUTE_INTERVAL_NS: Final = 500_000_000
 class RelayLink:
     """One `RelayPath` on one connected UDP socket at a time.
 
-    When the machine's own address is gone (another network, IPv6 in place of IPv4), the path goes on
-    from a new socket: the relay sees that as the work of a NAT, and asks for the proof.
+    When the machine's own address is gone (another network, IPv6 in place of IPv4), the path goes
+    on from a new socket: the relay sees that as the work of a NAT, and asks for the proof.
 
     Attributes:
         path: the state machine.
