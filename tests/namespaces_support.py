@@ -47,6 +47,8 @@ OUTER = {4: "203.0.113.{}", 6: "2001:db8:1::{}"}
 BESIDE = {4: "198.51.100.2", 6: "2001:db8:2::2"}
 STRANGER = {4: "192.0.2.2", 6: "2001:db8:3::2"}
 OUTER_NUMBERS = range(10, 20)
+FIRST_PORT, PORTS = 40000, 100
+"""Of the NAT's outer ports, so many at a time."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -259,7 +261,7 @@ class Internet:
             link = DelayLink(self.nat, "wide", self.core, "access", delay_s=round_trip_s / 2)
             stack.callback(link.close)
             self._address()
-            self.number, self.port = OUTER_NUMBERS[0], 40000
+            self.number, self.port = OUTER_NUMBERS[0], FIRST_PORT
             self._write_rules()
             self._stack = stack.pop_all()
 
@@ -278,14 +280,17 @@ class Internet:
 
     def change_mapping(self, *, address: bool) -> None:
         """The NAT forgets its connections; they get another outer port, or address and port."""
-        self.port += 100
+        self.port += PORTS
+        if self.port + PORTS > 65536:
+            self.port = FIRST_PORT
         if address:
             self.number = OUTER_NUMBERS[(self.number + 1) % len(OUTER_NUMBERS)]
         self._write_rules()
         self.nat.forget_connections()
 
     def _write_rules(self) -> None:
-        ports = f"{self.port}-{self.port + 9}"
+        # More than all the flows of a test module: a mapping lives on after its socket.
+        ports = f"{self.port}-{self.port + PORTS - 1}"
         self.nat.nft(
             # Without the first line there is nothing to delete the first time.
             f"""
