@@ -370,6 +370,8 @@ class RelayProcess:
             "WAVRY_RELAY_MAX_SESSIONS": "100",
             "WAVRY_RELAY_IP_PER_S": "100000",
             "WAVRY_RELAY_IP_BURST": "100000",
+            "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S": "1000000",
+            "WAVRY_RELAY_SHED_AT_PCT": "100",
             "WAVRY_RELAY_IDENTITY_PER_S": "100000",
             "WAVRY_RELAY_IDENTITY_BURST": "100000",
             "WAVRY_RELAY_SOCKET_BUFFER_BYTES": "1000000",

@@ -17,9 +17,11 @@ from wavry_relay.clock import Instant
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import Decision, Forward
 from wavry_relay.gate import Gate, RelayGate
+from wavry_relay.lease_transitions import LeaseTransitions
 from wavry_relay.revocation_scan import RevocationScan
 from wavry_relay.revocation_view import RevocationView
-from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
+from wavry_relay.shm.blocks import Blocks
+from wavry_relay.shm.control import ControlBlock, EngineKind, Limits, WorkerRow
 from wavry_relay.shm.counters import CounterRow, totals
 from wavry_relay.shm.layout import Geometry
 from wavry_relay.shm.segment import Segment
@@ -27,6 +29,7 @@ from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord, se
 from wavry_relay.shm.tags import Tags
 from wavry_relay.shm.used_leases import UsedLeases
 from wavry_relay.sweep import Sweep
+from wavry_relay.verify_load import VerifyLoad
 
 RELAY_ID = lease.RelayId("rly-0123456789abcdef01234567")
 START_MONO_NS = 10_000_000_000_000
@@ -153,19 +156,38 @@ class World:
             Geometry(workers, max_sessions), now_ns=self.clock.now().mono_ns
         )
         self.control = ControlBlock(self.segment)
-        generous = Limits(ip_per_s=1000, ip_burst=1000, identity_per_s=1000, identity_burst=1000)
+        generous = Limits(
+            ip_per_s=1000,
+            ip_burst=1000,
+            identity_per_s=1000,
+            identity_burst=1000,
+            cookie_at_per_s=100_000,
+        )
         self.control.initialise(RELAY_ID, limits or generous, kind)
         self.control.write_keys(self.mint.trusted(), 1)
         self.row = CounterRow(self.segment, 0)
         self.engine = open_engine(kind, self.segment, sockets, self.row, self.clock)
         self.views = [RevocationView(self.segment) for _ in range(workers)]
-        gate = gate or RelayGate(self.views[0])
-        self.admission = Admission(self.segment, self.engine.locks, self.row, gate)
+        self.blocks = Blocks(self.segment)
+        self.load = VerifyLoad(self.control, WorkerRow(self.segment, 0), self.row)
+        self.gate = RelayGate(self.views[0], self.blocks, self.load)
+        self.transitions = LeaseTransitions(self.segment, self.row, strict=True)
+        self.admission = Admission(
+            self.segment, self.engine.locks, self.row, gate or self.gate, self.transitions
+        )
         self.table = SessionTable(self.segment, Tags(self.segment))
         self.used = UsedLeases(self.segment)
         self.notices: list[tuple[packets.Packet, Address]] = []
         self.sweeps = [
-            Sweep(self.segment, self.table, self.engine.locks, self.row, number, self._notice)
+            Sweep(
+                self.segment,
+                self.table,
+                self.engine.locks,
+                self.row,
+                number,
+                self._notice,
+                self.transitions,
+            )
             for number in range(workers)
         ]
         self.scans = [

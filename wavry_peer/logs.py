@@ -13,7 +13,7 @@ import structlog
 
 from .settings import SettingsError
 
-__all__ = ["LEVELS", "configure", "mask_address", "set_level"]
+__all__ = ["LEVELS", "configure", "level_number", "mask_address", "set_level", "set_level_number"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 _NUMBERS: Final = {name: logging.getLevelNamesMapping()[name.upper()] for name in LEVELS}
@@ -48,9 +48,23 @@ def set_level(level: str) -> None:
     Raises:
         SettingsError: another level.
     """
+    _threshold.level = level_number(level)
+
+
+def set_level_number(number: int) -> None:
+    """The same by its number, e.g. 20 for info."""
+    _threshold.level = number
+
+
+def level_number(level: str) -> int:
+    """Number of a level, as in `logging`.
+
+    Raises:
+        SettingsError: another level.
+    """
     if level.lower() not in LEVELS:
         raise SettingsError(f"log level must be one of {', '.join(LEVELS)}")
-    _threshold.level = _NUMBERS[level.lower()]
+    return _NUMBERS[level.lower()]
 
 
 def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -> None:

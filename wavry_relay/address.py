@@ -10,10 +10,19 @@ import socket
 import struct
 from typing import Final, NamedTuple, Self
 
-__all__ = ["Address"]
+__all__ = ["Address", "network_text"]
 
 _WORDS: Final = struct.Struct("=QQ")
 _V4_PREFIX: Final = bytes(10) + b"\xff\xff"
+_V4_NETWORK: Final = _WORDS.unpack(bytes(12) + b"\xff\xff\xff\0")[1]
+_V6_NETWORK: Final = _WORDS.unpack(b"\xff" * 6 + bytes(10))[0]
+
+
+def network_text(network: int, family: int) -> str:
+    """Text of a `Address.network_key`, e.g. ``192.0.2.0/24`` or ``2001:db8::/48``."""
+    if family == 4:
+        return f"{socket.inet_ntoa(_WORDS.pack(0, network)[12:])}/24"
+    return f"{socket.inet_ntop(socket.AF_INET6, _WORDS.pack(network, 0))}/48"
 
 
 class Address(NamedTuple):
@@ -67,16 +76,19 @@ class Address(NamedTuple):
         return socket.inet_ntop(socket.AF_INET6, self.packed), self.port, 0, self.endpoint >> 32
 
     @property
-    def limit_key(self) -> tuple[int, int]:
-        """What a per-IP limit counts: an IPv4 address, or the /64 of an IPv6 address.
+    def network_key(self) -> tuple[int, int]:
+        """The network that the wider limit and blocks count: an IPv4 /24 or an IPv6 /48.
 
-        Every IPv6 customer has 2^64 addresses to vary, so a single one limits nobody.
+        Every IPv6 customer has 2^64 addresses or more to vary, so limits of single ones are not
+        enough.
 
         Returns:
             The word with those bytes, and the family.
         """
         family = self.endpoint >> 16 & 0xFF
-        return (self.low if family == 4 else self.high), family
+        if family == 4:
+            return self.low & _V4_NETWORK, family
+        return self.high & _V6_NETWORK, family
 
     def __repr__(self) -> str:
         # Addresses end up in tracebacks and logs; a full one must not.

@@ -3,7 +3,7 @@
 Checks, in this order, cheapest first (protocol.md section 3); the first "no" names the reason:
 
     size, magic                engine
-    per-IP limit               `Admission._lease`
+    limits of host, network    `Admission._lease`, `_limits_allow`
     [cookie under load], ban   `Gate`, `_check_cookie`
     token shape … horizon      `LeaseVerifier`
     revoked                    `Gate`
@@ -11,13 +11,15 @@ Checks, in this order, cheapest first (protocol.md section 3); the first "no" na
     jti / counter replay       `_check_replay`
     [slot given back]          `_release`
     identity limit             `_place`
-    capacity, drain            `_place`
+    drain, shedding, capacity  `_check_room`
     identity lock, path        `_check_slot`
     → accepted                 `_accept`
 
 From the replay check on, everything runs under the table lock, so two workers that see the same
 packet cannot both accept it.  A lease without `cnf` is a bearer lease: its datagram is accepted
 once, and it never moves to another address.
+
+Every step of a slot's state goes through `LeaseTransitions`.
 """
 
 from typing import Final
@@ -44,6 +46,8 @@ from .clock import Instant
 from .cookie import PathCookies
 from .engine.base import ControlKind, ControlPacket
 from .gate import Gate, OpenGate
+from .lease_states import LeaseState
+from .lease_transitions import LeaseTransitions, state_of
 from .shm.control import ControlBlock
 from .shm.counters import CounterRow
 from .shm.layout import SESSION_ACTIVE, SESSION_WAITING
@@ -54,6 +58,7 @@ from .shm.segment import Segment
 from .shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
 from .shm.tags import Tags
 from .shm.used_leases import DENIED, UsedLeases
+from .strikes import VIOLATIONS, Strikes
 from .verifier import LeaseVerifier
 
 __all__ = ["Admission", "Answer"]
@@ -71,6 +76,8 @@ _LAST_COUNTER: Final = (1 << 64) - 1
 """Never accepted: nothing could come after it, and the word for "denied" is the same."""
 _BEARER_REPEAT_MS: Final = c.BEARER_REACK_S * 1000
 _U32: Final = 0xFFFFFFFF
+_NETWORK_FACTOR: Final = 20
+"""Of one address's limit, where no limit is set for its network."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -116,12 +123,19 @@ class Admission:
         segment: shared memory.
         locks: of the engine.
         counters: row of this worker.
-        gate: bans and revocations.
+        gate: bans, revocations and load.
+        transitions: counts the steps of slots.
     """
 
     def __init__(
-        self, segment: Segment, locks: Locks, counters: CounterRow, gate: Gate | None = None
+        self,
+        segment: Segment,
+        locks: Locks,
+        counters: CounterRow,
+        gate: Gate | None = None,
+        transitions: LeaseTransitions | None = None,
     ) -> None:
+        self._transitions = transitions or LeaseTransitions(segment, counters)
         self._segment = segment
         self._locks = locks
         self._counters = counters
@@ -133,9 +147,17 @@ class Admission:
         self._origins = LeaseOrigins(segment)
         self._verifier = LeaseVerifier(self._control, counters)
         self._cookies = PathCookies(self._control.cookie_key)
+        self._strikes = Strikes(segment, locks, counters)
         limits, regions = self._control.limits, segment.geometry.regions
-        self._ip_rates = RateTable(
+        self._host_rates = RateTable(
             segment, regions["ip_rates"], locks, per_s=limits.ip_per_s, burst=limits.ip_burst
+        )
+        self._network_rates = RateTable(
+            segment,
+            regions["network_rates"],
+            locks,
+            per_s=limits.network_per_s or limits.ip_per_s * _NETWORK_FACTOR,
+            burst=limits.network_burst or limits.ip_burst * _NETWORK_FACTOR,
         )
         self._identity_rates = RateTable(
             segment,
@@ -171,11 +193,30 @@ class Admission:
             return None
         return Answer(datagram, packet.source) if datagram else None
 
-    def _ip_allows(self, source: Address, purpose: int, now: Instant) -> bool:
-        word, family = source.limit_key
-        key = self._tags.pair(word, family << 8 | purpose)
-        self._ip_rates.set_limit(self._control.ip_per_s, self._control.ip_burst)
-        return self._ip_rates.allow(key, now.mono_ns)
+    def _limits_allow(self, source: Address, purpose: int, now: Instant) -> bool:
+        """Take one packet from the allowances of an address and of its network.
+
+        The network is looked at first, so that many addresses of one that is used up do not even
+        reach the table of addresses; it is charged last, so that one address which is over its own
+        limit does not use up its neighbours'.
+        """
+        control, pair, now_ns = self._control, self._tags.pair, now.mono_ns
+        network, family = source.network_key
+        network_key = pair(network, family << 8 | purpose & 0xFF)  # without a port
+        per_s, burst = control.ip_per_s, control.ip_burst
+        self._network_rates.set_limit(
+            control.network_per_s or per_s * _NETWORK_FACTOR,
+            control.network_burst or burst * _NETWORK_FACTOR,
+        )
+        if not self._network_rates.is_limited(network_key, now_ns):
+            self._host_rates.set_limit(per_s, burst)
+            if not self._host_rates.allow(pair(pair(source.high, source.low), purpose), now_ns):
+                self._counters.add("limited_host")
+                return False
+            if self._network_rates.allow(network_key, now_ns):
+                return True
+        self._counters.add("limited_network")
+        return False
 
     def _identity_allows(self, sub: int, now: Instant) -> bool:
         control = self._control
@@ -185,8 +226,9 @@ class Admission:
     # -- STUN and new paths --------------------------------------------------------------------
 
     def _stun(self, packet: ControlPacket, now: Instant) -> bytes | None:
-        if not self._ip_allows(packet.source, _PURPOSE_CONTROL, now):
+        if not self._limits_allow(packet.source, _PURPOSE_CONTROL, now):
             raise PacketError("ip_rate")
+        self._drop_blocked(packet.source, now)
         answer = stun.build_binding_response(
             packet.datagram, packet.source.packed, packet.source.port
         )
@@ -199,10 +241,18 @@ class Admission:
 
     def _unknown_path(self, packet: ControlPacket, now: Instant) -> bytes:
         purpose = _PURPOSE_PATH | packet.source.port << _PORT_SHIFT
-        if not self._ip_allows(packet.source, purpose, now):
+        if not self._limits_allow(packet.source, purpose, now):
             raise PacketError("ip_rate")
+        self._drop_blocked(packet.source, now)
         self._counters.add("drop_unknown_address")
         return self._challenge(parse_header(packet.datagram), packet.source, now)
+
+    def _drop_blocked(self, source: Address, now: Instant) -> None:
+        """A blocked source gets no answer but BANNED to its leases."""
+        try:
+            self._gate.check_source(source, now)
+        except LeaseError as error:
+            raise PacketError("blocked") from error
 
     def _challenge(self, header: Header, source: Address, now: Instant) -> bytes:
         self._counters.add("sent_challenges")
@@ -214,7 +264,7 @@ class Admission:
     def _lease(self, packet: ControlPacket, now: Instant) -> bytes:
         header = parse_header(packet.datagram)
         present = parse_present(packet.datagram, header)
-        allowed = self._ip_allows(packet.source, _PURPOSE_CONTROL, now)
+        allowed = self._limits_allow(packet.source, _PURPOSE_CONTROL, now)
         if present is None:
             if not allowed:
                 raise PacketError("ip_rate")
@@ -223,9 +273,9 @@ class Admission:
         try:
             if not allowed:
                 raise _refuse(c.RejectReason.RATE_LIMITED, "too many packets from this address")
-            if self._gate.wants_cookie():
+            if self._gate.wants_cookie(now):
                 self._check_cookie(header, present, packet.source, now)
-            self._gate.check_source(packet.source, present, now)
+            self._gate.check_source(packet.source, now)
             claims = self._verifier.verify(header, present, now.wall_ms)
             self._gate.check_claims(claims, now)
             check_proof(claims, present)
@@ -236,6 +286,8 @@ class Admission:
                 return self._place(header, lease, packet.source, now)
         except LeaseError as error:
             self._counters.add(f"reject_{error.reason.name.lower()}")
+            if error.reason in VIOLATIONS:
+                self._strike(header, present, packet.source, error.reason, now)
             return build_reject(header.session_id, error.reason)
         except _PathChallengeError:
             return self._challenge(header, packet.source, now)
@@ -243,12 +295,43 @@ class Admission:
     def _check_cookie(
         self, header: Header, present: LeasePresent, source: Address, now: Instant
     ) -> None:
-        """Under load: no signature is checked for a source that may be spoofed."""
+        """Under load: no signature is checked for a source that may be spoofed.
+
+        Whoever holds a slot of the session at this very address goes on without a cookie: a
+        stranger knows neither the session's id nor who is where, and renewals must not wait.
+        """
+        record = self._sessions.find(*session_words(header.session_id))
+        if record is not None and any(slot.is_at(source) for slot in record.slots()):
+            return
+        if self._has_cookie(header, present, source, now):
+            return
+        self._counters.add("cookie_demanded")
         if present.proof is None:
             raise _refuse(c.RejectReason.RATE_LIMITED, "a bearer lease can carry no cookie")
+        raise _PathChallengeError
+
+    def _has_cookie(
+        self, header: Header, present: LeasePresent, source: Address, now: Instant
+    ) -> bool:
+        """Whether the packet shows that its sender receives at its address."""
+        if present.proof is None or present.proof.cookie == c.NO_COOKIE:
+            return False
         cookie = present.proof.cookie
-        if not self._cookies.is_good(cookie, header.session_id, source, now.mono_ns):
-            raise _PathChallengeError
+        return self._cookies.is_good(cookie, header.session_id, source, now.mono_ns)
+
+    def _strike(
+        self,
+        header: Header,
+        present: LeasePresent,
+        source: Address,
+        reason: c.RejectReason,
+        now: Instant,
+    ) -> None:
+        if self._has_cookie(header, present, source, now):
+            try:
+                self._strikes.strike(source, reason, now)
+            except LockBusyError:
+                self._counters.add("drop_lock_busy")
 
     def _in_words(
         self, header: Header, present: LeasePresent, claims: LeaseClaims, datagram: bytes
@@ -291,13 +374,15 @@ class Admission:
             if record is not None and slot is not None and slot.jti == lease.jti:
                 self._release(record, slot, lease, now)
             return b""  # Nobody waits for an answer: the peer's socket is closed.
-        if not self._identity_allows(lease.sub, now):
-            raise _refuse(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
-        if record is None and self._control.drain:
-            raise _refuse(c.RejectReason.DRAINING, "relay takes no new sessions")
         same_lease = slot is not None and slot.jti == lease.jti
-        if not same_lease and not self._used.has_room():
-            raise _refuse(c.RejectReason.SESSION_FULL, "used-lease table is full")
+        if not same_lease:
+            self._transitions.take(
+                LeaseState.ISSUED, LeaseState.PRESENTED, (high, low), now, role=lease.role
+            )
+        if not self._identity_allows(lease.sub, now):
+            self._counters.add("limited_identity")
+            raise _refuse(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
+        self._check_room(new_session=record is None, new_lease=not same_lease)
         if slot is not None:
             self._check_slot(header, lease, slot, source, now)
         if record is None:
@@ -309,6 +394,17 @@ class Admission:
         with self._locks.session(record.number):
             self._accept(record, slot, lease, source, now)
         return self._ack(header, lease, slot, source)
+
+    def _check_room(self, *, new_session: bool, new_lease: bool) -> None:
+        """Refuse what a relay that drains or is nearly full does not take."""
+        if new_session:
+            if self._control.drain:
+                raise _refuse(c.RejectReason.DRAINING, "relay takes no new sessions")
+            if self._control.shedding:
+                self._counters.add("sessions_shed")
+                raise _refuse(c.RejectReason.SESSION_FULL, "relay sheds load")
+        if new_lease and not self._used.has_room():
+            raise _refuse(c.RejectReason.SESSION_FULL, "used-lease table is full")
 
     def _check_replay(
         self, lease: _Lease, slot: SlotRecord | None, source: Address, now: Instant
@@ -381,8 +477,10 @@ class Admission:
             slot.accepted_ms = stamp
         self._count_accepted(lease, taken=held != 0, same=same)
         slot.jti = lease.jti
+        if not same:
+            self._take_steps(record, lease.role, now, renews=held != 0)
         if record.state != SESSION_ACTIVE:
-            self._activate(record)
+            self._activate(record, now)
 
     def _release(
         self, record: SessionRecord, slot: SlotRecord, lease: _Lease, now: Instant
@@ -393,16 +491,30 @@ class Admission:
         """
         if slot.sub != lease.sub or slot.cnf != lease.cnf or lease.counter is None:
             raise _refuse(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
+        words, before = (record.id_high, record.id_low), state_of(record)
+        take = self._transitions.take
         with self._locks.session(record.number):
             self._used.put(slot.jti, DENIED, slot.expires_ms)
             slot.clear()
             self._counters.add("lease_released")
+            take(before, LeaseState.CLOSED, words, now, role=lease.role, cause="released")
             if any(other.jti for other in record.slots()):
+                if before is LeaseState.ACTIVE:
+                    take(before, LeaseState.ACCEPTED, words, now, role=1 - lease.role)
                 record.state = SESSION_WAITING
                 record.created_ms = self._segment.milliseconds(now.mono_ns)
             else:
                 self._sessions.release(record)
                 self._counters.add("session_closed_released")
+
+    def _take_steps(self, record: SessionRecord, role: int, now: Instant, *, renews: bool) -> None:
+        words, take = (record.id_high, record.id_low), self._transitions.take
+        if not renews:
+            take(LeaseState.PRESENTED, LeaseState.ACCEPTED, words, now, role=role)
+            return
+        state = state_of(record)
+        take(state, LeaseState.RENEWED, words, now, role=role)
+        take(LeaseState.RENEWED, state, words, now, role=role)
 
     def _count_accepted(self, lease: _Lease, *, taken: bool, same: bool) -> None:
         if same:
@@ -412,12 +524,17 @@ class Admission:
         else:
             self._counters.add("lease_accepted")
 
-    def _activate(self, record: SessionRecord) -> None:
+    def _activate(self, record: SessionRecord, now: Instant) -> None:
         """Waiting → Active, once both slots are taken."""
         client, server = record.slots()
         if client.jti and server.jti:
             record.state = SESSION_ACTIVE
             self._counters.add("session_activated")
+            words = record.id_high, record.id_low
+            for role in c.Role:
+                self._transitions.take(
+                    LeaseState.ACCEPTED, LeaseState.ACTIVE, words, now, role=role
+                )
 
     def _ack(self, header: Header, lease: _Lease, slot: SlotRecord, source: Address) -> bytes:
         self._counters.add("sent_acks")

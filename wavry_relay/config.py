@@ -20,6 +20,9 @@ MAX_LISTEN_ADDRESSES = 8
 _KBPS_MAX = 2**32 - 1
 _BUFFER_MAX_BYTES = (2**31 - 1) // 2
 """The kernel keeps twice the number in a signed 32-bit word."""
+_BURST_MAX_MS = 10_000
+"""More than that is no burst; and the soft limit's word counts 32 bits of microseconds."""
+_COUNT_MAX = 1_000_000_000
 _BUSY_POLL_MAX_US = 50_000
 """A round of the worker: from here on it never sleeps."""
 
@@ -138,7 +141,7 @@ class RelayConfig:
     ip_per_s: int = setting(
         "WAVRY_RELAY_IP_PER_S",
         50,
-        doc="Control packets (leases, STUN) from one IPv4 address or IPv6 /64.",
+        doc="Control packets (leases, STUN) from one IPv4 or IPv6 address.",
         unit="packets/s",
         minimum=1,
         maximum=1_000_000,
@@ -151,6 +154,26 @@ class RelayConfig:
         unit="packets",
         minimum=1,
         maximum=1_000_000,
+        live=True,
+    )
+    network_per_s: int = setting(
+        "WAVRY_RELAY_NETWORK_PER_S",
+        0,
+        doc="Control packets from one IPv4 /24 or IPv6 /48 together; 0 means 20 times"
+        " WAVRY_RELAY_IP_PER_S.",
+        unit="packets/s",
+        minimum=0,
+        maximum=20_000_000,
+        live=True,
+    )
+    network_burst: int = setting(
+        "WAVRY_RELAY_NETWORK_BURST",
+        0,
+        doc="Control packets from one such network that may come at once; 0 means 20 times"
+        " WAVRY_RELAY_IP_BURST.",
+        unit="packets",
+        minimum=0,
+        maximum=20_000_000,
         live=True,
     )
     identity_per_s: int = setting(
@@ -169,6 +192,76 @@ class RelayConfig:
         unit="leases",
         minimum=1,
         maximum=1_000_000,
+        live=True,
+    )
+    peer_burst_ms: int = setting(
+        "WAVRY_RELAY_PEER_BURST_MS",
+        250,
+        doc="How far a peer may be ahead of the soft and the hard limit of its lease: 250 ms let a"
+        " key frame through at once.",
+        unit="ms",
+        minimum=1,
+        maximum=_BURST_MAX_MS,
+        live=True,
+    )
+    session_burst_ms: int = setting(
+        "WAVRY_RELAY_SESSION_BURST_MS",
+        250,
+        doc="How far a session may be ahead of WAVRY_RELAY_SESSION_KBPS.",
+        unit="ms",
+        minimum=1,
+        maximum=_BURST_MAX_MS,
+        live=True,
+    )
+    global_burst_ms: int = setting(
+        "WAVRY_RELAY_GLOBAL_BURST_MS",
+        100,
+        doc="How far the whole relay may be ahead of WAVRY_RELAY_MAX_BITRATE_KBPS and"
+        " WAVRY_RELAY_MAX_PPS; many streams together are smoother than one.",
+        unit="ms",
+        minimum=1,
+        maximum=_BURST_MAX_MS,
+        live=True,
+    )
+    shed_at_pct: int = setting(
+        "WAVRY_RELAY_SHED_AT_PCT",
+        95,
+        doc="Share of WAVRY_RELAY_MAX_SESSIONS, and of WAVRY_RELAY_MAX_BITRATE_KBPS where that is"
+        " set, from which on new sessions get SESSION_FULL, until the load is a tenth below it;"
+        " 100 takes sessions until there is no room.",
+        unit="%",
+        minimum=1,
+        maximum=100,
+        live=True,
+    )
+    cookie_at_verifies_per_s: int = setting(
+        "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S",
+        1000,
+        doc="Leases that come to one worker from which on each must bring the cookie of its path"
+        " before its signature is checked; 0 always asks for it (one round trip more, and no"
+        " bearer leases).",
+        unit="leases/s",
+        minimum=0,
+        maximum=_COUNT_MAX,
+        live=True,
+    )
+    block_after: int = setting(
+        "WAVRY_RELAY_BLOCK_AFTER",
+        100,
+        doc="Bad leases with the cookie of their path after which a network (/24, /48) is blocked;"
+        " one is forgiven each second. 0 blocks nobody.",
+        unit="leases",
+        minimum=0,
+        maximum=1_000_000,
+        live=True,
+    )
+    block_s: int = setting(
+        "WAVRY_RELAY_BLOCK_S",
+        600,
+        doc="How long a network stays blocked.",
+        unit="s",
+        minimum=1,
+        maximum=86_400,
         live=True,
     )
     not_before_skew_s: int = setting(
@@ -348,6 +441,14 @@ class RelayConfig:
             ip_burst=self.ip_burst,
             identity_per_s=self.identity_per_s,
             identity_burst=self.identity_burst,
+            network_per_s=self.network_per_s,
+            network_burst=self.network_burst,
+            peer_burst_ms=self.peer_burst_ms,
+            session_burst_ms=self.session_burst_ms,
+            global_burst_ms=self.global_burst_ms,
+            cookie_at_per_s=self.cookie_at_verifies_per_s,
+            block_after=self.block_after,
+            block_s=self.block_s,
         )
 
     def trusted_root(self) -> bytes | None:

@@ -5,11 +5,12 @@ from typing import Protocol
 from wavry_peer.protocol.constants import RejectReason
 from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.protocol.lease import LeaseClaims
-from wavry_peer.protocol.packets import LeasePresent
 
 from .address import Address
 from .clock import Instant
 from .revocation_view import RevocationView
+from .shm.blocks import Blocks
+from .verify_load import VerifyLoad
 
 __all__ = ["Gate", "OpenGate", "RelayGate"]
 
@@ -17,11 +18,14 @@ __all__ = ["Gate", "OpenGate", "RelayGate"]
 class Gate(Protocol):
     """Refusals that come from outside the lease: load, bans, revocations."""
 
-    def wants_cookie(self) -> bool:
-        """Whether load is so high that a peer must prove its path before its signature."""
+    def wants_cookie(self, now: Instant) -> bool:
+        """Whether load is so high that a peer must prove its path before its signature.
 
-    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
-        """Before any signature is checked.
+        Asked once for each lease that comes.
+        """
+
+    def check_source(self, source: Address, now: Instant) -> None:
+        """Before any signature is checked, and before anything else is answered.
 
         Raises:
             LeaseError: BANNED.
@@ -38,11 +42,11 @@ class Gate(Protocol):
 class OpenGate:
     """Refuses nothing."""
 
-    def wants_cookie(self) -> bool:
+    def wants_cookie(self, now: Instant) -> bool:  # noqa: ARG002  # of the seam
         """Never under load."""
         return False
 
-    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
+    def check_source(self, source: Address, now: Instant) -> None:
         """Every source may ask."""
 
     def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
@@ -50,21 +54,41 @@ class OpenGate:
 
 
 class RelayGate:
-    """Refuses what was revoked.
+    """Refuses what was revoked or blocked, and wants cookies under load.
 
     Args:
         view: revocations of this worker.
+        blocks: blocked networks; without them none is.
+        load: of this worker; without it no cookie is ever wanted.
     """
 
-    def __init__(self, view: RevocationView) -> None:
+    def __init__(
+        self,
+        view: RevocationView,
+        blocks: Blocks | None = None,
+        load: VerifyLoad | None = None,
+    ) -> None:
         self._view = view
+        self._blocks = blocks
+        self._load = load
 
-    def wants_cookie(self) -> bool:
-        """Never under load."""
-        return False
+    def step(self, now: Instant) -> None:
+        """Look at the load where nothing comes."""
+        if self._load is not None:
+            self._load.step(now)
 
-    def check_source(self, source: Address, present: LeasePresent, now: Instant) -> None:
-        """Every source may ask."""
+    def wants_cookie(self, now: Instant) -> bool:
+        """Count a lease that came; whether there are too many."""
+        return self._load is not None and self._load.count(now)
+
+    def check_source(self, source: Address, now: Instant) -> None:
+        """Look for a block of the source's network.
+
+        Raises:
+            LeaseError: BANNED.
+        """
+        if self._blocks is not None and self._blocks.has(source, now.wall_ms):
+            raise LeaseError(RejectReason.BANNED, "the network is blocked")
 
     def check_claims(self, claims: LeaseClaims, now: Instant) -> None:  # noqa: ARG002  # of the seam
         """Compare a lease with the revocations of this moment.

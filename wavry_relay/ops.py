@@ -1,7 +1,8 @@
 """Ops surfaces: /health, /ready and /metrics over HTTP, and the local control socket.
 
 The control socket is a unix socket in the state directory (mode 0600): one JSON object a line in,
-one out; ``{"command": "status" | "drain" | "undrain" | "reload" | "upgrade"}``.  ``upgrade``
+one out; ``{"command": "status" | "drain" | "undrain" | "reload" | "upgrade" | "blocks" |
+"clear_blocks"}``, the last with a ``subnet`` (all without).  ``upgrade``
 answers with any number of ``{"progress": text}`` lines before its outcome.  ``take-over`` turns the
 connection over to the hand-over (see takeover.py).
 """
@@ -223,7 +224,7 @@ class ControlSocket:
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             order = msgspec.json.decode(line, type=dict[str, str])
-            return self._status.command(order.get("command", ""))
+            return self._status.command(order.get("command", ""), order.get("subnet"))
         except msgspec.MsgspecError:
             return {"error": "invalid_json", "message": 'send {"command": "status"}'}
         except LocalError as error:

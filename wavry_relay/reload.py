@@ -103,11 +103,12 @@ class Reloader:
         config, status = self.config, self._status
         if "log_level" in changed:
             logs.set_level(config.log_level)
+            ControlBlock(status.segment).log_level = logs.level_number(config.log_level)
         if "hang_timeout_s" in changed:
             status.pool.set_hang_timeout(config.hang_timeout_s)
         if "socket_buffer_bytes" in changed:
             resize_buffers(status.groups, config.socket_buffer_bytes)
-        # drain_timeout_s is read from here while a drain goes on.
+        # drain_timeout_s and shed_at_pct are read from here while they are needed.
         ControlBlock(status.segment).limits = config.limits
         status.max_bitrate_kbps = config.max_bitrate_kbps
         if "max_bitrate_kbps" in changed and status.link is not None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from wavry_peer.protocol.constants import RejectReason
 from wavry_peer.protocol.errors import LocalError
 
 from .clock import Clock
@@ -20,7 +21,8 @@ from .keyring import KeyRing
 from .master_link import MASTER_STATES, Load, MasterLink
 from .metrics import Sample
 from .revocations import Revocations
-from .shm.control import ControlBlock, Drain, EngineKind
+from .shm.blocks import Block, Blocks
+from .shm.control import ControlBlock, Drain, EngineKind, Shedding
 from .shm.counters import totals
 from .shm.segment import Segment
 from .shm.sessions import SessionTable
@@ -60,6 +62,17 @@ _BY_LABEL: Final = {
 }
 """Counters that are one metric with a label, by prefix."""
 
+_LAYERS: Final = {
+    "host": "limited_host",
+    "network": "limited_network",
+    "identity": "limited_identity",
+    "soft": "soft_limit_packets",
+    "peer": "drop_peer_rate",
+    "session": "drop_session_rate",
+    "global": "drop_global_rate",
+}
+"""Layers of limits, from the single address to the whole relay, and what counts them."""
+
 _LOSSES: Final = ("drop_send_blocked", "drop_send_failed", "drop_lock_busy", "drop_global_rate")
 """What the relay itself loses; limits of a lease and bad packets are the sender's."""
 
@@ -93,6 +106,7 @@ class RelayStatus:
     _control: ControlBlock = field(init=False)
     _table: SessionTable = field(init=False)
     _used: UsedLeases = field(init=False)
+    _blocks: Blocks = field(init=False)
     _last: tuple[int, dict[str, int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +114,7 @@ class RelayStatus:
         self._control = ControlBlock(self.segment)
         self._table = SessionTable(self.segment, Tags(self.segment))
         self._used = UsedLeases(self.segment)
+        self._blocks = Blocks(self.segment)
         self._last = (self._started_ns, totals(self.segment))
 
     # -- Drain -----------------------------------------------------------------------------------
@@ -123,8 +138,12 @@ class RelayStatus:
         """Order of the master; `Orders.drain_by_master`."""
         self.set_drain(Drain.MASTER, drain=drain)
 
-    def command(self, name: str) -> dict[str, Any]:
+    def command(self, name: str, subnet: str | None = None) -> dict[str, Any]:
         """Execute a command of the control socket.
+
+        Args:
+            name: of the command.
+            subnet: for ``clear_blocks``; None lifts all.
 
         Raises:
             LocalError: unknown command.
@@ -133,11 +152,48 @@ class RelayStatus:
             if self.reload is None:
                 raise LocalError("the relay is still starting; try again")
             return self.reload()
+        if name == "blocks":
+            return {"blocks": self.blocks()}
+        if name == "clear_blocks":
+            return {"cleared": self.clear_blocks(subnet)}
         if name in ("drain", "undrain"):
             self.set_drain(Drain.LOCAL, drain=name == "drain")
         elif name != "status":
-            raise LocalError("unknown command; use status, drain, undrain, reload or upgrade")
+            raise LocalError(
+                "unknown command; use status, drain, undrain, reload, blocks,"
+                " clear_blocks or upgrade"
+            )
         return self.health()
+
+    # -- Blocks ----------------------------------------------------------------------------------
+
+    def _live_blocks(self) -> list[Block]:
+        return list(self._blocks.live(self.clock.now().wall_ms))
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """Blocked networks, those that last longest first.  Times are unix seconds."""
+        return [
+            {
+                "subnet": block.subnet,
+                "since": block.since_ms // 1000,
+                "until": -(-block.until_ms // 1000),
+                "reason": RejectReason(block.reason).name.lower(),
+            }
+            for block in sorted(self._live_blocks(), key=lambda block: -block.until_ms)
+        ]
+
+    def clear_blocks(self, subnet: str | None) -> int:
+        """Lift the block of a subnet, or all; how many there were.
+
+        Raises:
+            LocalError: no subnet.
+        """
+        try:
+            cleared = self._blocks.clear(subnet, self.clock.now().wall_ms)
+        except ValueError as error:
+            raise LocalError(f"{subnet!r} is no subnet; `blocks` shows those there are") from error
+        _log.info("blocks_cleared", count=cleared, all=subnet is None)
+        return cleared
 
     # -- Hot upgrade -----------------------------------------------------------------------------
 
@@ -206,6 +262,9 @@ class RelayStatus:
                 "max": self.segment.geometry.max_sessions,
             },
             "draining": self._drain_names(),
+            "shedding": _names(Shedding(self._control.shedding)),
+            "cookie_gates": self.pool.cookie_gates(),
+            "blocks": len(self._live_blocks()),
             "keys": {
                 "serial": self.keyring.serial,
                 "kids": list(self.keyring.key_ids),
@@ -224,7 +283,7 @@ class RelayStatus:
         }
 
     def _drain_names(self) -> list[str]:
-        return [bit.name.lower() for bit in Drain if bit & self.drain and bit.name]
+        return _names(self.drain)
 
     def not_ready(self) -> list[str]:
         """Why the relay should get no new sessions; empty if it is ready."""
@@ -276,13 +335,28 @@ class RelayStatus:
         yield from self._master_samples()
         yield from self._revocation_samples()
 
+    def _limit_samples(self, counts: dict[str, int]) -> Iterator[Sample]:
+        for layer, name in _LAYERS.items():
+            yield Sample("limited", counts[name], (layer,))
+        shedding = Shedding(self._control.shedding)
+        for cause in Shedding:
+            yield Sample("shedding", bool(shedding & cause), ((cause.name or "").lower(),))
+        yield Sample("cookie_gate_workers", self.pool.cookie_gates())
+        yield Sample("blocked_networks", len(self._live_blocks()))
+
     def _counter_samples(self) -> Iterator[Sample]:
-        for name, value in totals(self.segment).items():
+        counts = totals(self.segment)
+        yield from self._limit_samples(counts)
+        for name, value in counts.items():
+            if name.startswith("limited_"):
+                continue  # `_limit_samples` has them.
             prefix = next((prefix for prefix in _BY_LABEL if name.startswith(prefix)), None)
             if prefix is not None:
                 label = name.removeprefix(prefix)
                 label = label.removesuffix("s") if prefix == "sent_" else label
                 yield Sample(_BY_LABEL[prefix], value, (label,))
+            elif name.startswith("transition_"):
+                yield Sample("lease_transitions", value, tuple(name.split("_")[1:]))
             elif name == "stun_answers":
                 yield Sample("answers_sent", value, ("stun",))
             else:
@@ -346,3 +420,7 @@ class RelayStatus:
             for result in ("ok", "failed"):
                 yield Sample("event_connections", events.connections[result], (result,))
                 yield Sample("event_polls", events.polls[result], (result,))
+
+
+def _names(bits: Drain | Shedding) -> list[str]:
+    return [(bit.name or "").lower() for bit in bits]

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from wavry_peer import logs
 from wavry_peer.protocol import base64url
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
@@ -33,6 +34,7 @@ from .host import DrainReport, Host, keep_watchdog
 from .identity import StateDirectory
 from .keyring import KeyRing
 from .listening import open_listening
+from .load_watch import LoadWatch, ShedAt
 from .master_link import MasterLink, RelayFacts
 from .ops import CONTROL_SOCKET_NAME, ControlSocket, OpsServer
 from .placement import Placement
@@ -153,6 +155,7 @@ class Supervisor:
             control.initialise(own_id, config.limits, kind)
         else:
             control.limits = config.limits  # Boot keys and cookies stay: peers hold them.
+        control.log_level = logs.level_number(config.log_level)
         keyring = KeyRing(state, control, root)
         revocations = Revocations(
             state,
@@ -299,8 +302,10 @@ class Supervisor:
         self._reloader = Reloader(self._config, self._host, status, self._clock)
         status.reload = self._reloader.reload
         notifier.ready(status.summary)
+        watch = LoadWatch(status.segment, self._shed_at)
         for task in (
             asyncio.create_task(self._reloader.follow(self._hangup)),
+            asyncio.create_task(watch.run(self._clock)),
             asyncio.create_task(
                 keep_watchdog(
                     notifier,
@@ -311,6 +316,10 @@ class Supervisor:
             ),
         ):
             self._cleanup.callback(task.cancel)
+
+    def _shed_at(self) -> ShedAt:
+        config = self._reloader.config
+        return ShedAt(config.shed_at_pct, config.max_bitrate_kbps)
 
     def _make_segment(self, own_id: str, workers: int) -> Segment:
         name = segment_name(own_id)

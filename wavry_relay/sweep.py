@@ -14,12 +14,14 @@ from wavry_peer.protocol.packets import build_notice
 
 from .address import Address
 from .clock import Instant
+from .lease_states import LeaseState
+from .lease_transitions import LeaseTransitions, state_of
 from .shm.counters import CounterRow
 from .shm.layout import SESSION_FREE, SESSION_WAITING
 from .shm.lease_origins import LeaseOrigins
 from .shm.locks import LockBusyError, Locks
 from .shm.segment import Segment
-from .shm.sessions import SessionRecord, SessionTable
+from .shm.sessions import SessionRecord, SessionTable, SlotRecord
 from .shm.used_leases import DENIED, UsedLeases
 
 __all__ = ["Sweep"]
@@ -47,6 +49,7 @@ class Sweep:
         counters: row of this worker.
         worker: number of this worker; number 0 also sweeps the used leases.
         send: sends NOTICE, best effort.
+        transitions: counts the ends.
     """
 
     def __init__(
@@ -57,7 +60,10 @@ class Sweep:
         counters: CounterRow,
         worker: int,
         send: SendNotice,
+        transitions: LeaseTransitions | None = None,
     ) -> None:
+        self._transitions = transitions or LeaseTransitions(segment, counters)
+        self._now = Instant(0, 0)
         self._segment = segment
         self._table = table
         self._locks = locks
@@ -74,6 +80,7 @@ class Sweep:
 
     def step(self, now: Instant) -> None:
         """Do the next slice if its time has come."""
+        self._now = now
         if now.mono_ns < self._next_ns:
             return
         self._next_ns = now.mono_ns + _ROUND_NS // _SLICES
@@ -133,14 +140,27 @@ class Sweep:
         Needs the table lock and the record's.
         """
         notice = build_notice(record.session_id, code)
-        for slot in record.slots():
+        words, before = (record.id_high, record.id_low), state_of(record)
+        cause = counter.removeprefix("session_closed_")
+        for role, slot in enumerate(record.slots()):
             if slot.jti:
+                self._transitions.take(
+                    before, self._end_of(slot, code), words, self._now, role=role, cause=cause
+                )
                 self._used.put(slot.jti, slot.mark if slot.cnf else DENIED, slot.expires_ms)
                 if self._send(notice, slot.address):
                     self._counters.add("sent_notices")
         self._table.release(record)
         self._origins.clear(record.number)
         self._counters.add(counter)
+
+    def _end_of(self, slot: SlotRecord, code: c.NoticeCode) -> LeaseState:
+        """What became of a slot whose session ends: its lease may be over by itself."""
+        if code is c.NoticeCode.REVOKED:
+            return LeaseState.REVOKED
+        if slot.expires_ms <= self._now.wall_ms:
+            return LeaseState.EXPIRED
+        return LeaseState.CLOSED
 
     def announce(self, code: c.NoticeCode) -> None:
         """Send a NOTICE to every peer of this worker's share, e.g. SHUTDOWN."""

@@ -29,12 +29,14 @@ from .gate import RelayGate
 from .placement import pin_to
 from .revocation_scan import RevocationScan
 from .revocation_view import RevocationView
+from .shm.blocks import Blocks
 from .shm.control import ControlBlock, EngineKind, WorkerRow, WorkerState
 from .shm.counters import CounterRow
 from .shm.segment import Segment
 from .shm.sessions import SessionTable
 from .shm.tags import Tags
 from .sweep import Sweep
+from .verify_load import VerifyLoad
 from .worker_log import worker_log
 
 __all__ = [
@@ -81,6 +83,7 @@ class Worker:
     Args:
         engine: owns the sockets.
         admission: answers control packets.
+        gate: of the admission; looks at the load where nothing comes.
         sweep: ends sessions.
         scan: cuts revoked sessions.
         drain_notices: tells peers to leave while the relay drains.
@@ -94,6 +97,7 @@ class Worker:
         self,
         engine: Engine,
         admission: Admission,
+        gate: RelayGate,
         sweep: Sweep,
         scan: RevocationScan,
         drain_notices: DrainNotices,
@@ -104,6 +108,7 @@ class Worker:
     ) -> None:
         self._engine = engine
         self._admission = admission
+        self._gate = gate
         self._sweep = sweep
         self._scan = scan
         self._drain_notices = drain_notices
@@ -121,6 +126,7 @@ class Worker:
             for packet in self._engine.run(0 if self._scan.is_busy else _ROUND_MS):
                 self._answer(packet)
             now = self._clock.now()
+            self._gate.step(now)
             self._sweep.step(now)
             self._scan.step()
             self._drain_notices.step(now)
@@ -204,9 +210,10 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     sweep = Sweep(segment, table, engine.locks, counters, options.number, engine.send)
     view = RevocationView(segment)
     scan = RevocationScan(segment, table, engine.locks, view, options.number, sweep)
-    admission = Admission(segment, engine.locks, counters, RelayGate(view))
-    drain_notices = DrainNotices(segment, table, counters, options.number, engine.send)
     row = WorkerRow(segment, options.number)
+    gate = RelayGate(view, Blocks(segment), VerifyLoad(ControlBlock(segment), row, counters))
+    admission = Admission(segment, engine.locks, counters, gate)
+    drain_notices = DrainNotices(segment, table, counters, options.number, engine.send)
     if options.parked:
         control.sendall(OPENED)
         _await_order(control, GO)
@@ -214,7 +221,9 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     row.pid, row.booted_ns, row.heartbeat_ns = os.getpid(), now_ns, now_ns
     row.state = WorkerState.RUNNING
     control.sendall(READY)
-    return Worker(engine, admission, sweep, scan, drain_notices, row, counters, control, clock)
+    return Worker(
+        engine, admission, gate, sweep, scan, drain_notices, row, counters, control, clock
+    )
 
 
 def _await_order(control: socket.socket, order: bytes) -> None:

@@ -5,12 +5,18 @@ from typing import Any
 __all__ = ["worker_log"]
 
 
-def worker_log() -> Any:
-    """A structlog logger of the role ``relay-worker``."""
+def worker_log(level: int = 0) -> Any:
+    """A structlog logger of the role ``relay-worker``.
+
+    Args:
+        level: number of the level in force (`logging`), where the caller knows it.
+    """
     import structlog
 
     from wavry_peer import logs
 
     if not structlog.is_configured():
         logs.configure("relay-worker")
+    if level:
+        logs.set_level_number(level)
     return structlog.get_logger()

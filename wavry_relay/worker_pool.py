@@ -143,6 +143,11 @@ class WorkerPool:
             for number in range(self.count)
         ]
 
+    def cookie_gates(self) -> int:
+        """Number of workers that want cookies now."""
+        rows = (WorkerRow(self._segment, number) for number in range(self.count))
+        return sum(row.cookie_gate for row in rows)
+
     # -- Life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:

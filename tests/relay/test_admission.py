@@ -495,10 +495,50 @@ def test_per_ip_limit_answers_rate_limited_before_any_signature() -> None:
         peers[2].accept()
 
 
-def test_per_ip_limit_counts_a_64_of_ipv6_as_one() -> None:
-    with open_world(limits=Limits(ip_per_s=1, ip_burst=1)) as world:
-        world.peer(address=v6(1)).accept()
-        assert reject_reason(world.peer(address=v6(2)).present()) == R.RATE_LIMITED
+@pytest.mark.parametrize("address", [v4, v6], ids=["24", "48"])
+def test_layer_network_limits_many_addresses_of_one_network(
+    address: Callable[..., Address],
+) -> None:
+    limits = Limits(**{**GENEROUS, "ip_burst": 5, "network_per_s": 1, "network_burst": 3})
+    with open_world(limits=limits) as world:
+        for number in range(3):
+            world.peer(address=address(number)).accept()
+        for number in range(3, 8):
+            assert reject_reason(world.peer(address=address(number)).present()) == R.RATE_LIMITED
+        assert world.count("limited_network") == 5
+        assert not world.count("limited_host")
+        far = Address.from_ip(bytes((198, 51, 100, 1)), 5000)
+        world.peer(address=far).accept()
+        world.advance(1.01)
+        world.peer(address=address(9)).accept()
+
+
+def test_layer_host_does_not_use_up_its_networks_allowance() -> None:
+    limits = Limits(**{**GENEROUS, "ip_per_s": 1, "ip_burst": 2, "network_burst": 4})
+    with open_world(limits=limits) as world:
+        peer = world.peer(address=v4(1))
+        for _ in range(50):
+            peer.present()
+        assert world.count("limited_host") == 48
+        world.peer(address=v4(2)).accept()
+        assert not world.count("limited_network")
+
+
+def test_layer_network_keeps_a_crowd_of_addresses_out_of_the_table() -> None:
+    limits = Limits(**{**GENEROUS, "ip_per_s": 1, "network_per_s": 1, "network_burst": 3})
+    with open_world(limits=limits) as world:
+        for number in range(200):
+            world.peer(address=v6(number)).present()
+        region = world.segment.geometry.regions["ip_rates"]
+        words = world.segment.u64[region.offset // 8 : region.end // 8].tolist()
+        assert sum(map(bool, words)) == 6, "three addresses: a tag and a time each"
+
+
+def test_layer_network_without_a_limit_of_its_own_takes_twenty_times_the_hosts() -> None:
+    with open_world(limits=Limits(**{**GENEROUS, "ip_per_s": 1, "ip_burst": 1})) as world:
+        for number in range(20):
+            world.peer(address=v4(number)).accept()
+        assert reject_reason(world.peer(address=v4(20)).present()) == R.RATE_LIMITED
 
 
 def test_forwarding_is_not_subject_to_the_per_ip_limit() -> None:
@@ -550,7 +590,7 @@ def test_draining_takes_no_new_sessions_but_second_peers_and_renewals(world: Wor
 class _Ban(OpenGate):
     """A gate that bans an address and revokes an identity."""
 
-    def check_source(self, source: Address, present: packets.LeasePresent, now: Instant) -> None:
+    def check_source(self, source: Address, now: Instant) -> None:
         if source.port == 666:
             raise LeaseError(R.BANNED, "banned")
 
@@ -573,7 +613,7 @@ def test_ban_comes_before_the_signature_and_revocation_after_the_claims() -> Non
 class _Load(OpenGate):
     """A gate under load."""
 
-    def wants_cookie(self) -> bool:
+    def wants_cookie(self, now: Instant) -> bool:
         return True
 
 

@@ -48,7 +48,7 @@ def test_pitfall_limiter_keeps_neither_addresses_nor_unsalted_hashes(address: Ad
             region = world.segment.geometry.regions["ip_rates"]
             end = region.offset + region.count * RATE_BUCKET.size
             words = set(world.segment.u64[region.offset // 8 : end // 8]) - {0}
-            word = address.limit_key[0].to_bytes(8, "little")
+            word = address.network_key[0].to_bytes(8, "little")
             for plain in (word, word[4:], address.packed[:8]):
                 assert int.from_bytes(plain, "little") not in words
                 assert int.from_bytes(plain, "big") not in words

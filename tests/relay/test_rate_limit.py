@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from relay_world_support import World, open_world, v4, v6
 
+from wavry_relay.address import Address, network_text
 from wavry_relay.shm import gcra
 from wavry_relay.shm.layout import IP_RATE_BUCKETS, RATE_BUCKET, Region
 from wavry_relay.shm.rate_limit import OVERFLOW_FACTOR, RateTable
@@ -121,10 +122,14 @@ def test_table_is_bounded(world: World) -> None:
     assert os.fstat(world.segment.fd).st_size == size
 
 
-def test_pitfall_ipv6_is_limited_by_64_and_ipv4_by_address() -> None:
-    assert v6(1).limit_key == v6(2).limit_key
-    assert v4(1).limit_key != v4(2).limit_key
-    assert v4(1, 1000).limit_key == v4(1, 2000).limit_key
+def test_networks_are_ipv4_24s_and_ipv6_48s() -> None:
+    assert v6(1).network_key == v6(2).network_key
+    assert network_text(*v6(1).network_key) == "2001:db8::/48"
+    other = Address.from_ip(bytes.fromhex("20010db80001") + bytes(10), 1)
+    assert other.network_key != v6(1).network_key
+    assert v4(1).network_key == v4(2, 7, listen=1).network_key
+    assert network_text(*v4(1).network_key) == "192.0.2.0/24"
+    assert Address.from_ip(bytes((192, 0, 3, 1)), 1).network_key != v4(1).network_key
 
 
 def test_new_limit_holds_from_the_next_packet_on(world: World) -> None:
@@ -147,22 +152,25 @@ def test_pitfall_debt_of_an_old_limit_does_not_outlive_it(world: World, key: int
     assert table.allow(key, START + SECOND)
 
 
+BURST_US = 250_000
+
+
 class TestGcra:
     def test_soft_word_survives_its_wrap(self) -> None:
         """A word from before a wrap of the 32-bit microseconds is a full allowance."""
-        assert gcra.soft_exceeded(0x8000_0000, 5, 1000, 1000)[0] is False
+        assert gcra.soft_exceeded(0x8000_0000, 5, 1000, 1000, BURST_US)[0] is False
 
     def test_soft_limit_at_the_wrap(self) -> None:
         top = 0xFFFF_FF00
-        over, word = gcra.soft_exceeded(top, top, 1000, 100)
+        over, word = gcra.soft_exceeded(top, top, 1000, 100, BURST_US)
         assert not over
-        over, word = gcra.soft_exceeded(word, 0x10, 1000, 100)
+        over, word = gcra.soft_exceeded(word, 0x10, 1000, 100, BURST_US)
         assert not over  # 80 ms ahead, within the burst
         for _ in range(3):
-            over, word = gcra.soft_exceeded(word, 0x20, 1000, 100)
+            over, word = gcra.soft_exceeded(word, 0x20, 1000, 100, BURST_US)
         assert over
 
     def test_slow_soft_limit_is_not_taken_for_a_wrap(self) -> None:
-        over, word = gcra.soft_exceeded(0, 1000, 1500, 1)  # 12 s at 1 kbit/s
+        over, word = gcra.soft_exceeded(0, 1000, 1500, 1, BURST_US)  # 12 s at 1 kbit/s
         assert not over
-        assert gcra.soft_exceeded(word, 2000, 28, 1)[0]
+        assert gcra.soft_exceeded(word, 2000, 28, 1, BURST_US)[0]

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from relay_world_support import Peer, World, open_world, reject_reason
+from revocation_support import ENGINES, Book
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import lease, packets
 from wavry_peer.protocol.events import FOREVER_S, Revocation
-from wavry_relay.engine import choose_engine
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.gate import RelayGate
-from wavry_relay.identity import StateDirectory
 from wavry_relay.revocation_scan import CLOSES_PER_STEP, RevocationScan
 from wavry_relay.revocation_view import RevocationView
-from wavry_relay.revocations import FILE_NAME, KEEP_S, Revocations
-from wavry_relay.shm.control import ControlBlock, EngineKind
+from wavry_relay.revocations import FILE_NAME, KEEP_S
+from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.layout import REVOCATION_SLOTS, Geometry
 from wavry_relay.shm.revocations import RevocationTable, Revoked, RevokedKind, TablePosition
 from wavry_relay.shm.segment import Segment
@@ -29,40 +28,6 @@ from wavry_relay.shm.tags import Tags
 
 LOG = "a" * 32
 KINDS = ["jti", "session", "sub", "kid"]
-ENGINES = [EngineKind.REFERENCE]
-if choose_engine("auto") is EngineKind.NATIVE:
-    ENGINES.append(EngineKind.NATIVE)
-
-
-class Book:
-    """The supervisor's side over the segment of a world."""
-
-    def __init__(self, world: World, directory: Path, capacity: int = REVOCATION_SLOTS) -> None:
-        self.world = world
-        self.kept = Revocations(
-            StateDirectory(directory),
-            RevocationTable(world.segment),
-            Tags(world.segment),
-            lambda: world.now.wall_ms // 1000,
-            capacity=capacity,
-        )
-        self.kept.load()
-
-    def row(
-        self, kind: str, value: str, *, until: int | None = None, ttl: int = 3600
-    ) -> Revocation:
-        now_s = self.world.now.wall_ms // 1000
-        until = (FOREVER_S if kind in ("jti", "session") else now_s) if until is None else until
-        return Revocation(
-            number=self.kept.number + 1, kind=kind, value=value, issued_until=until,
-            expires_at=now_s + ttl,
-        )  # fmt: skip
-
-    def revoke(self, kind: str, value: str, **options: int) -> None:
-        assert self.kept.take(self.row(kind, value, **options), "stream")
-
-    def save(self) -> None:
-        self.kept.write(self.kept.snapshot())
 
 
 @pytest.fixture(params=ENGINES, ids=lambda kind: kind.name.lower())

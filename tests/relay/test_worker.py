@@ -64,6 +64,7 @@ def run(world: World, *, rounds: int, farewell: bytes = b"") -> Script:
         Worker(
             script,
             script,
+            world.gate,
             world.sweeps[0],
             world.scans[0],
             notices,

@@ -349,9 +349,13 @@ static inline uint64_t conforms(uint64_t tat_ns, uint64_t now_ns, uint64_t burst
     return (tat_ns > now_ns ? tat_ns : now_ns) + cost;
 }
 
-static inline uint64_t bit_rate(uint64_t tat_ns, uint32_t kbps, uint64_t bytes, uint64_t now_ns) {
+/* A burst of the control block, which may change between two datagrams, in ns. */
+static inline uint64_t burst_ns(const uint32_t *burst_ms) { return load32(burst_ms) * NS_PER_MS; }
+
+static inline uint64_t bit_rate(uint64_t tat_ns, uint32_t kbps, uint64_t bytes, uint64_t now_ns,
+                                uint64_t burst) {
     if (kbps == 0) return 0;
-    return conforms(tat_ns, now_ns, WV_PEER_BURST_NS, cost_ns(bytes, kbps));
+    return conforms(tat_ns, now_ns, burst, cost_ns(bytes, kbps));
 }
 
 /* Take a unit from a word that others change too; the word before and after it, or 0.  A worker
@@ -359,9 +363,10 @@ static inline uint64_t bit_rate(uint64_t tat_ns, uint32_t kbps, uint64_t bytes, 
  * meanwhile would look far ahead: before it refuses, it asks for the time again. */
 static int take_shared(const struct wv_tables *t, uint64_t *word, uint64_t now_ns, uint64_t cost,
                        uint64_t *before, uint64_t *after) {
+    const uint64_t burst = burst_ns(&t->control->global_burst_ms);
     for (int asked = !t->live_clock;;) {
         *before = load64(word);
-        *after = conforms(*before, now_ns, WV_GLOBAL_BURST_NS, cost);
+        *after = conforms(*before, now_ns, burst, cost);
         if (*after == 0) {
             if (asked) return 0;
             asked = 1;
@@ -392,7 +397,7 @@ static int charge_global(struct wv_tables *t, uint64_t bytes, uint64_t now_ns) {
 static void count_soft(struct wv_tables *t, struct wv_slot *sender, uint64_t bytes, uint64_t now_ns) {
     const uint32_t kbps = sender->soft_kbps;
     if (kbps != 0) {
-        const uint32_t burst_us = (uint32_t)(WV_PEER_BURST_NS / 1000u);
+        const uint32_t burst_us = load32(&t->control->peer_burst_ms) * 1000u;
         const uint32_t now_us = (uint32_t)(now_ns / 1000u);
         const uint32_t ahead_us = sender->soft_tat_us - now_us;
         const int over = ahead_us > burst_us &&
@@ -409,12 +414,14 @@ static void count_soft(struct wv_tables *t, struct wv_slot *sender, uint64_t byt
 /* WV_COUNT_DROP_..., or 0 after all allowances were charged. */
 static uint32_t charge(struct wv_tables *t, struct wv_session *session, struct wv_slot *sender,
                        uint64_t bytes, uint64_t now_ns) {
-    const uint64_t peer_tat = bit_rate(sender->tat, sender->hard_kbps, bytes, now_ns);
+    const uint64_t peer_tat = bit_rate(sender->tat, sender->hard_kbps, bytes, now_ns,
+                                       burst_ns(&t->control->peer_burst_ms));
     if (peer_tat == 0) return WV_COUNT_DROP_PEER_RATE;
     const uint32_t session_kbps = load32(&t->control->session_kbps);
     uint64_t session_tat = 0;
     if (session_kbps != 0) {
-        session_tat = bit_rate(session->tat, session_kbps, bytes, now_ns);
+        session_tat = bit_rate(session->tat, session_kbps, bytes, now_ns,
+                               burst_ns(&t->control->session_burst_ms));
         if (session_tat == 0) return WV_COUNT_DROP_SESSION_RATE;
     }
     if (!charge_global(t, bytes, now_ns)) return WV_COUNT_DROP_GLOBAL_RATE;

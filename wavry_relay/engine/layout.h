@@ -9,11 +9,9 @@
 #define WV_MAGIC_WORD UINT64_C(0x4d48535952564157)
 #define WV_INDEX_EMPTY UINT64_C(0)
 #define WV_INDEX_DELETED UINT64_C(0xffffffffffffffff)
-#define WV_PEER_BURST_NS UINT64_C(250000000)
-#define WV_GLOBAL_BURST_NS UINT64_C(100000000)
-#define WV_LAYOUT_VERSION 3u
-#define WV_COUNTER_ROW_BYTES 576u
-#define WV_COUNTER_COUNT 65u
+#define WV_LAYOUT_VERSION 4u
+#define WV_COUNTER_ROW_BYTES 768u
+#define WV_COUNTER_COUNT 89u
 #define WV_MAX_WORKERS 256u
 #define WV_SESSION_FREE 0u
 #define WV_SESSION_WAITING 1u
@@ -78,44 +76,68 @@ enum wv_counter {
     WV_COUNT_DROP_SESSION_RATE = 24,
     WV_COUNT_DROP_GLOBAL_RATE = 25,
     WV_COUNT_DROP_IP_RATE = 26,
-    WV_COUNT_DROP_KEEPALIVE_UNKNOWN = 27,
-    WV_COUNT_DROP_LOCK_BUSY = 28,
-    WV_COUNT_DROP_SEND_BLOCKED = 29,
-    WV_COUNT_DROP_SEND_FAILED = 30,
-    WV_COUNT_LEASE_PRESENTED = 31,
-    WV_COUNT_LEASE_ACCEPTED = 32,
-    WV_COUNT_LEASE_REPROVED = 33,
-    WV_COUNT_LEASE_REPEATED = 34,
-    WV_COUNT_LEASE_RENEWED = 35,
-    WV_COUNT_LEASE_RELEASED = 36,
-    WV_COUNT_KEEPALIVES = 37,
-    WV_COUNT_NAT_REBIND = 38,
-    WV_COUNT_SESSION_CREATED = 39,
-    WV_COUNT_SESSION_ACTIVATED = 40,
-    WV_COUNT_SESSION_CLOSED_SECOND_PEER = 41,
-    WV_COUNT_SESSION_CLOSED_IDLE = 42,
-    WV_COUNT_SESSION_CLOSED_EXPIRED = 43,
-    WV_COUNT_SESSION_CLOSED_REVOKED = 44,
-    WV_COUNT_SESSION_CLOSED_RELEASED = 45,
-    WV_COUNT_REJECT_EXPIRED = 46,
-    WV_COUNT_REJECT_INVALID_SIGNATURE = 47,
-    WV_COUNT_REJECT_WRONG_RELAY = 48,
-    WV_COUNT_REJECT_SESSION_FULL = 49,
-    WV_COUNT_REJECT_BANNED = 50,
-    WV_COUNT_REJECT_RATE_LIMITED = 51,
-    WV_COUNT_REJECT_REPLAYED = 52,
-    WV_COUNT_REJECT_REVOKED = 53,
-    WV_COUNT_REJECT_NOT_YET_VALID = 54,
-    WV_COUNT_REJECT_DRAINING = 55,
-    WV_COUNT_REJECT_UNKNOWN_KEY = 56,
-    WV_COUNT_REJECT_PROOF_REQUIRED = 57,
-    WV_COUNT_SENT_ACKS = 58,
-    WV_COUNT_SENT_CHALLENGES = 59,
-    WV_COUNT_SENT_NOTICES = 60,
-    WV_COUNT_STUN_ANSWERS = 61,
-    WV_COUNT_STUN_ANSWERS_LARGER = 62,
-    WV_COUNT_TOKEN_CACHE_HITS = 63,
-    WV_COUNT_INTERNAL_ERRORS = 64,
+    WV_COUNT_DROP_BLOCKED = 27,
+    WV_COUNT_DROP_KEEPALIVE_UNKNOWN = 28,
+    WV_COUNT_DROP_LOCK_BUSY = 29,
+    WV_COUNT_DROP_SEND_BLOCKED = 30,
+    WV_COUNT_DROP_SEND_FAILED = 31,
+    WV_COUNT_LEASE_PRESENTED = 32,
+    WV_COUNT_LEASE_ACCEPTED = 33,
+    WV_COUNT_LEASE_REPROVED = 34,
+    WV_COUNT_LEASE_REPEATED = 35,
+    WV_COUNT_LEASE_RENEWED = 36,
+    WV_COUNT_LEASE_RELEASED = 37,
+    WV_COUNT_KEEPALIVES = 38,
+    WV_COUNT_NAT_REBIND = 39,
+    WV_COUNT_SESSION_CREATED = 40,
+    WV_COUNT_SESSION_ACTIVATED = 41,
+    WV_COUNT_SESSION_CLOSED_SECOND_PEER = 42,
+    WV_COUNT_SESSION_CLOSED_IDLE = 43,
+    WV_COUNT_SESSION_CLOSED_EXPIRED = 44,
+    WV_COUNT_SESSION_CLOSED_REVOKED = 45,
+    WV_COUNT_SESSION_CLOSED_RELEASED = 46,
+    WV_COUNT_TRANSITION_ISSUED_PRESENTED = 47,
+    WV_COUNT_TRANSITION_PRESENTED_ACCEPTED = 48,
+    WV_COUNT_TRANSITION_ACCEPTED_ACTIVE = 49,
+    WV_COUNT_TRANSITION_ACTIVE_ACCEPTED = 50,
+    WV_COUNT_TRANSITION_ACCEPTED_RENEWED = 51,
+    WV_COUNT_TRANSITION_ACTIVE_RENEWED = 52,
+    WV_COUNT_TRANSITION_RENEWED_ACCEPTED = 53,
+    WV_COUNT_TRANSITION_RENEWED_ACTIVE = 54,
+    WV_COUNT_TRANSITION_ACCEPTED_EXPIRED = 55,
+    WV_COUNT_TRANSITION_ACTIVE_EXPIRED = 56,
+    WV_COUNT_TRANSITION_ACCEPTED_REVOKED = 57,
+    WV_COUNT_TRANSITION_ACTIVE_REVOKED = 58,
+    WV_COUNT_TRANSITION_ACCEPTED_CLOSED = 59,
+    WV_COUNT_TRANSITION_ACTIVE_CLOSED = 60,
+    WV_COUNT_REJECT_EXPIRED = 61,
+    WV_COUNT_REJECT_INVALID_SIGNATURE = 62,
+    WV_COUNT_REJECT_WRONG_RELAY = 63,
+    WV_COUNT_REJECT_SESSION_FULL = 64,
+    WV_COUNT_REJECT_BANNED = 65,
+    WV_COUNT_REJECT_RATE_LIMITED = 66,
+    WV_COUNT_REJECT_REPLAYED = 67,
+    WV_COUNT_REJECT_REVOKED = 68,
+    WV_COUNT_REJECT_NOT_YET_VALID = 69,
+    WV_COUNT_REJECT_DRAINING = 70,
+    WV_COUNT_REJECT_UNKNOWN_KEY = 71,
+    WV_COUNT_REJECT_PROOF_REQUIRED = 72,
+    WV_COUNT_LIMITED_HOST = 73,
+    WV_COUNT_LIMITED_NETWORK = 74,
+    WV_COUNT_LIMITED_IDENTITY = 75,
+    WV_COUNT_SESSIONS_SHED = 76,
+    WV_COUNT_COOKIE_DEMANDED = 77,
+    WV_COUNT_COOKIE_GATE_ON = 78,
+    WV_COUNT_BLOCK_STRIKES = 79,
+    WV_COUNT_NETWORKS_BLOCKED = 80,
+    WV_COUNT_BLOCKS_NOT_ENTERED = 81,
+    WV_COUNT_SENT_ACKS = 82,
+    WV_COUNT_SENT_CHALLENGES = 83,
+    WV_COUNT_SENT_NOTICES = 84,
+    WV_COUNT_STUN_ANSWERS = 85,
+    WV_COUNT_STUN_ANSWERS_LARGER = 86,
+    WV_COUNT_TOKEN_CACHE_HITS = 87,
+    WV_COUNT_INTERNAL_ERRORS = 88,
 };
 
 struct wv_head {
@@ -134,13 +156,16 @@ struct wv_head {
     uint64_t at_counters;
     uint64_t at_ip_rates;
     uint64_t at_identity_rates;
+    uint64_t at_network_rates;
+    uint64_t at_strike_rates;
+    uint64_t at_blocks;
     uint64_t at_bitmap;
     uint64_t at_index;
     uint64_t at_used_leases;
     uint64_t at_revocations;
     uint64_t at_lease_origins;
     uint64_t at_sessions;
-    uint8_t unused[3952];
+    uint8_t unused[3928];
 };
 _Static_assert(offsetof(struct wv_head, magic) == 0, "layout");
 _Static_assert(offsetof(struct wv_head, version) == 8, "layout");
@@ -157,12 +182,15 @@ _Static_assert(offsetof(struct wv_head, at_workers) == 64, "layout");
 _Static_assert(offsetof(struct wv_head, at_counters) == 72, "layout");
 _Static_assert(offsetof(struct wv_head, at_ip_rates) == 80, "layout");
 _Static_assert(offsetof(struct wv_head, at_identity_rates) == 88, "layout");
-_Static_assert(offsetof(struct wv_head, at_bitmap) == 96, "layout");
-_Static_assert(offsetof(struct wv_head, at_index) == 104, "layout");
-_Static_assert(offsetof(struct wv_head, at_used_leases) == 112, "layout");
-_Static_assert(offsetof(struct wv_head, at_revocations) == 120, "layout");
-_Static_assert(offsetof(struct wv_head, at_lease_origins) == 128, "layout");
-_Static_assert(offsetof(struct wv_head, at_sessions) == 136, "layout");
+_Static_assert(offsetof(struct wv_head, at_network_rates) == 96, "layout");
+_Static_assert(offsetof(struct wv_head, at_strike_rates) == 104, "layout");
+_Static_assert(offsetof(struct wv_head, at_blocks) == 112, "layout");
+_Static_assert(offsetof(struct wv_head, at_bitmap) == 120, "layout");
+_Static_assert(offsetof(struct wv_head, at_index) == 128, "layout");
+_Static_assert(offsetof(struct wv_head, at_used_leases) == 136, "layout");
+_Static_assert(offsetof(struct wv_head, at_revocations) == 144, "layout");
+_Static_assert(offsetof(struct wv_head, at_lease_origins) == 152, "layout");
+_Static_assert(offsetof(struct wv_head, at_sessions) == 160, "layout");
 _Static_assert(sizeof(struct wv_head) == 4096, "layout");
 
 struct wv_control {
@@ -179,6 +207,16 @@ struct wv_control {
     uint32_t ip_burst;
     uint32_t identity_per_s;
     uint32_t identity_burst;
+    uint32_t network_per_s;
+    uint32_t network_burst;
+    uint32_t peer_burst_ms;
+    uint32_t session_burst_ms;
+    uint32_t global_burst_ms;
+    uint32_t cookie_at_per_s;
+    uint32_t block_after;
+    uint32_t block_s;
+    uint32_t shedding;
+    uint32_t log_level;
     uint32_t key_count;
     uint32_t relay_id_bytes;
     uint64_t key_epoch;
@@ -187,7 +225,7 @@ struct wv_control {
     uint64_t revocation_count;
     uint8_t relay_id[64];
     uint8_t keys[1664];
-    uint8_t unused[2208];
+    uint8_t unused[2168];
 };
 _Static_assert(offsetof(struct wv_control, hash_key) == 0, "layout");
 _Static_assert(offsetof(struct wv_control, tag_key) == 16, "layout");
@@ -202,14 +240,24 @@ _Static_assert(offsetof(struct wv_control, ip_per_s) == 104, "layout");
 _Static_assert(offsetof(struct wv_control, ip_burst) == 108, "layout");
 _Static_assert(offsetof(struct wv_control, identity_per_s) == 112, "layout");
 _Static_assert(offsetof(struct wv_control, identity_burst) == 116, "layout");
-_Static_assert(offsetof(struct wv_control, key_count) == 120, "layout");
-_Static_assert(offsetof(struct wv_control, relay_id_bytes) == 124, "layout");
-_Static_assert(offsetof(struct wv_control, key_epoch) == 128, "layout");
-_Static_assert(offsetof(struct wv_control, key_serial) == 136, "layout");
-_Static_assert(offsetof(struct wv_control, revocation_epoch) == 144, "layout");
-_Static_assert(offsetof(struct wv_control, revocation_count) == 152, "layout");
-_Static_assert(offsetof(struct wv_control, relay_id) == 160, "layout");
-_Static_assert(offsetof(struct wv_control, keys) == 224, "layout");
+_Static_assert(offsetof(struct wv_control, network_per_s) == 120, "layout");
+_Static_assert(offsetof(struct wv_control, network_burst) == 124, "layout");
+_Static_assert(offsetof(struct wv_control, peer_burst_ms) == 128, "layout");
+_Static_assert(offsetof(struct wv_control, session_burst_ms) == 132, "layout");
+_Static_assert(offsetof(struct wv_control, global_burst_ms) == 136, "layout");
+_Static_assert(offsetof(struct wv_control, cookie_at_per_s) == 140, "layout");
+_Static_assert(offsetof(struct wv_control, block_after) == 144, "layout");
+_Static_assert(offsetof(struct wv_control, block_s) == 148, "layout");
+_Static_assert(offsetof(struct wv_control, shedding) == 152, "layout");
+_Static_assert(offsetof(struct wv_control, log_level) == 156, "layout");
+_Static_assert(offsetof(struct wv_control, key_count) == 160, "layout");
+_Static_assert(offsetof(struct wv_control, relay_id_bytes) == 164, "layout");
+_Static_assert(offsetof(struct wv_control, key_epoch) == 168, "layout");
+_Static_assert(offsetof(struct wv_control, key_serial) == 176, "layout");
+_Static_assert(offsetof(struct wv_control, revocation_epoch) == 184, "layout");
+_Static_assert(offsetof(struct wv_control, revocation_count) == 192, "layout");
+_Static_assert(offsetof(struct wv_control, relay_id) == 200, "layout");
+_Static_assert(offsetof(struct wv_control, keys) == 264, "layout");
 _Static_assert(sizeof(struct wv_control) == 4096, "layout");
 
 struct wv_shared {
@@ -219,7 +267,8 @@ struct wv_shared {
     uint64_t used_leases;
     uint64_t table_lock;
     uint64_t global_lock;
-    uint8_t unused[16];
+    uint64_t blocks_until_ms;
+    uint8_t unused[8];
 };
 _Static_assert(offsetof(struct wv_shared, global_bits_tat) == 0, "layout");
 _Static_assert(offsetof(struct wv_shared, global_packets_tat) == 8, "layout");
@@ -227,6 +276,7 @@ _Static_assert(offsetof(struct wv_shared, allocation_hint) == 16, "layout");
 _Static_assert(offsetof(struct wv_shared, used_leases) == 24, "layout");
 _Static_assert(offsetof(struct wv_shared, table_lock) == 32, "layout");
 _Static_assert(offsetof(struct wv_shared, global_lock) == 40, "layout");
+_Static_assert(offsetof(struct wv_shared, blocks_until_ms) == 48, "layout");
 _Static_assert(sizeof(struct wv_shared) == 64, "layout");
 
 struct wv_worker {
@@ -239,7 +289,7 @@ struct wv_worker {
     uint64_t holds_rate;
     uint32_t generation;
     uint32_t owner_pids[2];
-    uint8_t unused[4];
+    uint32_t cookie_gate;
 };
 _Static_assert(offsetof(struct wv_worker, heartbeat_ns) == 0, "layout");
 _Static_assert(offsetof(struct wv_worker, booted_ns) == 8, "layout");
@@ -250,6 +300,7 @@ _Static_assert(offsetof(struct wv_worker, holds_session) == 32, "layout");
 _Static_assert(offsetof(struct wv_worker, holds_rate) == 40, "layout");
 _Static_assert(offsetof(struct wv_worker, generation) == 48, "layout");
 _Static_assert(offsetof(struct wv_worker, owner_pids) == 52, "layout");
+_Static_assert(offsetof(struct wv_worker, cookie_gate) == 60, "layout");
 _Static_assert(sizeof(struct wv_worker) == 64, "layout");
 
 struct wv_rate_bucket {

@@ -34,6 +34,7 @@ __all__ = ["ReferenceEngine"]
 _ADDRESS_CACHE_ENTRIES: Final = 65_536
 """Text forms of addresses, about 15 MB when full; a full cache is simply started again."""
 _U32: Final = 0xFFFFFFFF
+_MS_NS: Final = 1_000_000
 
 _VERDICT_DROPS: Final = {
     Verdict.DUPLICATE: Drop("duplicate"),
@@ -162,12 +163,15 @@ class ReferenceEngine:
         self, record: SessionRecord, sender: SlotRecord, size: int, now_ns: int
     ) -> Drop | None:
         """Take a datagram from all allowances, or from none and say which one refuses."""
-        peer_tat = _bit_rate(sender.tat_ns, sender.hard_kbps, size, now_ns)
+        control = self._control
+        burst_ns = control.peer_burst_ms * _MS_NS
+        peer_tat = _bit_rate(sender.tat_ns, sender.hard_kbps, size, now_ns, burst_ns)
         if not peer_tat:
             return _PEER_RATE
         session_tat = 0
-        if session_kbps := self._control.session_kbps:
-            session_tat = _bit_rate(record.tat_ns, session_kbps, size, now_ns)
+        if session_kbps := control.session_kbps:
+            burst_ns = control.session_burst_ms * _MS_NS
+            session_tat = _bit_rate(record.tat_ns, session_kbps, size, now_ns, burst_ns)
             if not session_tat:
                 return _SESSION_RATE
         if not self._charge_global(size, now_ns):
@@ -183,7 +187,7 @@ class ReferenceEngine:
         if not kbps and not pps:
             return True
         words = self._segment.u64
-        burst_ns = gcra.GLOBAL_BURST_NS
+        burst_ns = self._control.global_burst_ms * _MS_NS
         with self.locks.global_rate():
             bits_tat = packets_tat = 1
             if kbps:
@@ -204,8 +208,9 @@ class ReferenceEngine:
         """Count what is over the soft limit; it is forwarded all the same."""
         soft_kbps = sender.soft_kbps
         if soft_kbps:
+            burst_us = self._control.peer_burst_ms * 1000
             exceeded, sender.soft_tat_us = gcra.soft_exceeded(
-                sender.soft_tat_us, now_ns // 1000 & _U32, size, soft_kbps
+                sender.soft_tat_us, now_ns // 1000 & _U32, size, soft_kbps, burst_us
             )
             if not exceeded:
                 return
@@ -286,8 +291,8 @@ class ReferenceEngine:
             sock.close()
 
 
-def _bit_rate(tat_ns: int, kbps: int, size: int, now_ns: int) -> int:
+def _bit_rate(tat_ns: int, kbps: int, size: int, now_ns: int, burst_ns: int) -> int:
     """`gcra.conforms` for a datagram under a hard limit; a limit of 0 lets nothing through."""
     if not kbps:
         return 0
-    return gcra.conforms(tat_ns, now_ns, gcra.PEER_BURST_NS, gcra.cost_ns(size, kbps))
+    return gcra.conforms(tat_ns, now_ns, burst_ns, gcra.cost_ns(size, kbps))

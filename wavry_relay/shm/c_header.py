@@ -14,7 +14,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.crc import crc16_kermit
 from wavry_peer.protocol.replay import WINDOW_WORDS
 
-from . import gcra, layout
+from . import layout
 from .layout import Record
 
 __all__ = ["HEADER_PATH", "header_digest", "main", "render"]
@@ -99,8 +99,6 @@ def _lines() -> Iterator[str]:
     yield f"#define WV_MAGIC_WORD UINT64_C(0x{layout.MAGIC_WORD:016x})"
     yield f"#define WV_INDEX_EMPTY UINT64_C({layout.INDEX_EMPTY})"
     yield f"#define WV_INDEX_DELETED UINT64_C(0x{layout.INDEX_DELETED:016x})"
-    yield f"#define WV_PEER_BURST_NS UINT64_C({gcra.PEER_BURST_NS})"
-    yield f"#define WV_GLOBAL_BURST_NS UINT64_C({gcra.GLOBAL_BURST_NS})"
     for name, value in _NUMBERS:
         yield f"#define WV_{name} {value}u"
     yield ""

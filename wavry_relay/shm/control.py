@@ -6,7 +6,7 @@ odd while it changes, and a reader that saw an odd or a changed number reads aga
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
 from typing import Final
 
@@ -17,9 +17,10 @@ from .layout import CONTROL, KEY, WORKER
 from .segment import Segment
 from .words import U32, U64
 
-__all__ = ["ControlBlock", "Drain", "EngineKind", "Limits", "WorkerRow", "WorkerState"]
+__all__ = ["ControlBlock", "Drain", "EngineKind", "Limits", "Shedding", "WorkerRow", "WorkerState"]
 
 _STATUSES: Final = ("pending", "active", "retiring", "revoked")
+_INFO_LEVEL: Final = 20
 _READ_ATTEMPTS: Final = 1000
 """A writer is done in microseconds; one that died half-way leaves the old keys in use."""
 
@@ -31,6 +32,14 @@ class Drain(IntFlag):
     LOCAL = 1
     MASTER = 2
     SHUTDOWN = 4
+
+
+class Shedding(IntFlag):
+    """Why no new session is taken although there is room."""
+
+    NONE = 0
+    SESSIONS = 1
+    BANDWIDTH = 2
 
 
 class EngineKind(IntEnum):
@@ -49,7 +58,10 @@ class WorkerState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of the relay.  kbit/s and packets/s of 0 mean none; the rest must be positive."""
+    """Limits of the relay.  kbit/s and packets/s of 0 mean none; the rest must be positive.
+
+    `cookie_at_per_s` 0 always asks for cookies, `block_after` 0 blocks nobody.
+    """
 
     skew_s: int = 30
     global_kbps: int = 0
@@ -59,6 +71,14 @@ class Limits:
     ip_burst: int = 100
     identity_per_s: int = 5
     identity_burst: int = 20
+    network_per_s: int = 1000
+    network_burst: int = 2000
+    peer_burst_ms: int = 250
+    session_burst_ms: int = 250
+    global_burst_ms: int = 100
+    cookie_at_per_s: int = 1000
+    block_after: int = 100
+    block_s: int = 600
 
 
 class ControlBlock:
@@ -74,6 +94,16 @@ class ControlBlock:
     ip_burst = U32(CONTROL["ip_burst"])
     identity_per_s = U32(CONTROL["identity_per_s"])
     identity_burst = U32(CONTROL["identity_burst"])
+    network_per_s = U32(CONTROL["network_per_s"])
+    network_burst = U32(CONTROL["network_burst"])
+    peer_burst_ms = U32(CONTROL["peer_burst_ms"])
+    session_burst_ms = U32(CONTROL["session_burst_ms"])
+    global_burst_ms = U32(CONTROL["global_burst_ms"])
+    cookie_at_per_s = U32(CONTROL["cookie_at_per_s"])
+    block_after = U32(CONTROL["block_after"])
+    block_s = U32(CONTROL["block_s"])
+    shedding = U32(CONTROL["shedding"])
+    log_level = U32(CONTROL["log_level"])
     relay_id_bytes = U32(CONTROL["relay_id_bytes"])
     key_count = U32(CONTROL["key_count"])
     key_epoch = U64(CONTROL["key_epoch"])
@@ -101,6 +131,7 @@ class ControlBlock:
         self.relay_id_bytes = len(encoded)
         self.engine = engine
         self.limits = limits
+        self.log_level = _INFO_LEVEL
 
     def _write(self, offset: int, data: bytes) -> None:
         at = self.base + offset
@@ -124,27 +155,12 @@ class ControlBlock:
     @property
     def limits(self) -> Limits:
         """Limits of the relay."""
-        return Limits(
-            skew_s=self.skew_s,
-            global_kbps=self.global_kbps,
-            global_pps=self.global_pps,
-            session_kbps=self.session_kbps,
-            ip_per_s=self.ip_per_s,
-            ip_burst=self.ip_burst,
-            identity_per_s=self.identity_per_s,
-            identity_burst=self.identity_burst,
-        )
+        return Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        self.skew_s = limits.skew_s
-        self.global_kbps = limits.global_kbps
-        self.global_pps = limits.global_pps
-        self.session_kbps = limits.session_kbps
-        self.ip_per_s = limits.ip_per_s
-        self.ip_burst = limits.ip_burst
-        self.identity_per_s = limits.identity_per_s
-        self.identity_burst = limits.identity_burst
+        for field in fields(Limits):
+            setattr(self, field.name, getattr(limits, field.name))
 
     def write_keys(self, keys: Mapping[KeyId, TrustedKey], serial: int) -> None:
         """Replace the key set (at most 16 keys, as the document allows)."""
@@ -200,6 +216,7 @@ class WorkerRow:
     pid = U32(WORKER["pid"])
     state = U32(WORKER["state"])
     generation = U32(WORKER["generation"])
+    cookie_gate = U32(WORKER["cookie_gate"])
 
     def __init__(self, segment: Segment, worker: int) -> None:
         self.segment = segment

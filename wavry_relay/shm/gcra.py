@@ -10,18 +10,10 @@ from typing import Final
 from wavry_peer.protocol.constants import MAX_DATAGRAM_BYTES
 
 __all__ = [
-    "GLOBAL_BURST_NS",
-    "PEER_BURST_NS",
     "conforms",
     "cost_ns",
     "soft_exceeded",
 ]
-
-PEER_BURST_NS: Final = 250_000_000
-"""A key frame of 60 fps video is about ten times an average one, 160 ms of the stream; with 250 ms
-it passes at once.  Cost: a peer may be a quarter second of its hard limit ahead."""
-GLOBAL_BURST_NS: Final = 100_000_000
-"""Many streams together are smoother than one."""
 
 _U32: Final = 0xFFFFFFFF
 
@@ -48,7 +40,9 @@ def conforms(tat_ns: int, now_ns: int, burst_ns: int, cost: int) -> int:
     return max(tat_ns, now_ns) + cost
 
 
-def soft_exceeded(tat_us: int, now_us: int, size_bytes: int, kbps: int) -> tuple[bool, int]:
+def soft_exceeded(
+    tat_us: int, now_us: int, size_bytes: int, kbps: int, burst_us: int
+) -> tuple[bool, int]:
     """The same for the soft limit, whose word has 32 bits of microseconds modulo 2^32.
 
     A word that is further ahead than a burst and one full datagram can be is a stale one from
@@ -57,7 +51,6 @@ def soft_exceeded(tat_us: int, now_us: int, size_bytes: int, kbps: int) -> tuple
     Returns:
         Whether the datagram is over the limit, and the word to store.
     """
-    burst_us = PEER_BURST_NS // 1000
     ahead_us = tat_us - now_us & _U32
     if burst_us < ahead_us <= burst_us + cost_ns(MAX_DATAGRAM_BYTES, kbps) // 1000:
         return True, tat_us

@@ -19,8 +19,10 @@ from typing import Final
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.keyset import MAX_KEYS
 from wavry_peer.protocol.replay import WINDOW_WORDS
+from wavry_relay.lease_states import TRANSITIONS, counter_name
 
 __all__ = [
+    "BLOCK",
     "CONTROL",
     "COUNTERS",
     "COUNTER_ROW_BYTES",
@@ -46,7 +48,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -113,6 +115,9 @@ HEAD: Final = _record(
     ("at_counters", 8),
     ("at_ip_rates", 8),
     ("at_identity_rates", 8),
+    ("at_network_rates", 8),
+    ("at_strike_rates", 8),
+    ("at_blocks", 8),
     ("at_bitmap", 8),
     ("at_index", 8),
     ("at_used_leases", 8),
@@ -148,6 +153,16 @@ CONTROL: Final = _record(
     ("ip_burst", 4),
     ("identity_per_s", 4),
     ("identity_burst", 4),
+    ("network_per_s", 4),
+    ("network_burst", 4),
+    ("peer_burst_ms", 4),
+    ("session_burst_ms", 4),
+    ("global_burst_ms", 4),
+    ("cookie_at_per_s", 4),
+    ("block_after", 4),
+    ("block_s", 4),
+    ("shedding", 4),
+    ("log_level", 4),
     ("key_count", 4),
     ("relay_id_bytes", 4),
     ("key_epoch", 8),
@@ -170,6 +185,7 @@ SHARED: Final = _record(
     ("used_leases", 8),
     ("table_lock", 8),
     ("global_lock", 8),
+    ("blocks_until_ms", 8),
     size=64,
 )
 """Words that every worker writes, each under its lock.  The lock words are the native engine's
@@ -186,14 +202,16 @@ WORKER: Final = _record(
     ("holds_rate", 8),
     ("generation", 4),
     ("owner_pids", 4, 2),
+    ("cookie_gate", 4),
     size=64,
 )
 """One cache line for each worker, written by it (and reset by the supervisor at a spawn).
 
-The last four are the native engine's: the session record + 1 and the offset of the rate bucket
-that it locked last (written before the lock is taken, so a dead worker's locks are found without
-a search), how often an engine was opened for this worker number, and the processes of the last
-even and the last odd opening.  Neither the supervisor nor a replacement may reset them."""
+`cookie_gate` is 1 while the worker wants cookies.  The four before it are the native engine's: the
+session record + 1 and the offset of the rate bucket that it locked last (written before the lock
+is taken, so a dead worker's locks are found without a search), how often an engine was opened for
+this worker number, and the processes of the last even and the last odd opening.  Neither the
+supervisor nor a replacement may reset them."""
 
 RATE_WAYS: Final = 3
 RATE_BUCKET: Final = _record(
@@ -210,6 +228,21 @@ bucket share."""
 IP_RATE_BUCKETS: Final = 16_384
 """49 152 addresses that are limited at the same moment, in 1 MiB."""
 IDENTITY_RATE_BUCKETS: Final = 4096
+NETWORK_RATE_BUCKETS: Final = 4096
+STRIKE_RATE_BUCKETS: Final = 1024
+
+BLOCK: Final = _record(
+    "block",
+    ("network", 8),
+    ("until_ms", 8),
+    ("since_ms", 8),
+    ("family", 4),
+    ("reason", 4),
+)
+"""A blocked IPv4 /24 or IPv6 /48: `Address.network_key`, wall clock times, a `RejectReason`.
+`until_ms` 0 = free.  Networks and not addresses, so that no full address is kept."""
+
+BLOCK_SLOTS: Final = 4096
 
 SLOT: Final = _record(
     "slot",
@@ -279,7 +312,7 @@ _DROPS: Final = (
     "wrong_direction", "unknown_session", "unknown_address", "not_active", "lease_expired",
     "duplicate", "too_old", "jump_too_far",
     "peer_rate", "session_rate", "global_rate", "ip_rate",
-    "keepalive_unknown", "lock_busy", "send_blocked", "send_failed",
+    "blocked", "keepalive_unknown", "lock_busy", "send_blocked", "send_failed",
 )  # fmt: skip
 
 COUNTERS: Final[tuple[str, ...]] = (
@@ -304,7 +337,17 @@ COUNTERS: Final[tuple[str, ...]] = (
     "session_closed_expired",
     "session_closed_revoked",
     "session_closed_released",
+    *(counter_name(before, after) for before, after in TRANSITIONS),
     *(f"reject_{reason.name.lower()}" for reason in c.RejectReason),
+    "limited_host",
+    "limited_network",
+    "limited_identity",
+    "sessions_shed",
+    "cookie_demanded",
+    "cookie_gate_on",
+    "block_strikes",
+    "networks_blocked",
+    "blocks_not_entered",
     "sent_acks",
     "sent_challenges",
     "sent_notices",
@@ -376,6 +419,9 @@ class Geometry:
             ("counters", COUNTER_ROW_BYTES, self.workers),
             ("ip_rates", RATE_BUCKET.size, IP_RATE_BUCKETS),
             ("identity_rates", RATE_BUCKET.size, IDENTITY_RATE_BUCKETS),
+            ("network_rates", RATE_BUCKET.size, NETWORK_RATE_BUCKETS),
+            ("strike_rates", RATE_BUCKET.size, STRIKE_RATE_BUCKETS),
+            ("blocks", BLOCK.size, BLOCK_SLOTS),
             ("bitmap", 8, (self.max_sessions + 63) // 64),
             ("index", 8, self.index_slots),
             ("used_leases", USED_LEASE.size, self.used_slots),

@@ -36,11 +36,20 @@ class RateTable:
         locks: of the engine.
         per_s: allowed units a second.
         burst: units that may come at once.
+        shares_overflow: newcomers of a full bucket share a word; else nothing limits them.
     """
 
     def __init__(
-        self, segment: Segment, region: Region, locks: Locks, *, per_s: int, burst: int
+        self,
+        segment: Segment,
+        region: Region,
+        locks: Locks,
+        *,
+        per_s: int,
+        burst: int,
+        shares_overflow: bool = True,
     ) -> None:
+        self._shares_overflow = shares_overflow
         self._words = segment.u64
         self._at, self._count = region.offset, region.count
         self._locks = locks
@@ -77,6 +86,18 @@ class RateTable:
         with self._locks.rate(offset):
             return self._take(offset >> 3, key, now_ns)
 
+    def is_limited(self, key: int, now_ns: int) -> bool:
+        """Whether `allow` would say no; takes nothing and needs no lock."""
+        words = self._words
+        base = (self._at + key % self._count * RATE_BUCKET.size) >> 3
+        full_ns = now_ns + self._burst_ns
+        taken = True
+        for way in _WAYS:
+            if words[base + _TAGS_AT + way] == key:
+                return full_ns < words[base + _TATS_AT + way] <= full_ns + self._cost_ns
+            taken = taken and words[base + _TATS_AT + way] > now_ns
+        return taken and self._shares_overflow and words[base + _TATS_AT + RATE_WAYS] > full_ns
+
     def _take(self, base: int, key: int, now_ns: int) -> bool:
         words = self._words
         tags, tats = base + _TAGS_AT, base + _TATS_AT
@@ -96,6 +117,9 @@ class RateTable:
                     words[tags + way] = key
                     place, cost_ns = tats + way, self._cost_ns
                     break
+            else:
+                if not self._shares_overflow:
+                    return True
         self._bound(place, now_ns)
         tat_ns = gcra.conforms(words[place], now_ns, self._burst_ns, cost_ns)
         if not tat_ns:

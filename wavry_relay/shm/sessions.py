@@ -361,6 +361,12 @@ class SessionTable:
         """Words of the allocation bitmap."""
         return self._bitmap.count
 
+    def count_taken(self) -> int:
+        """Number of records in use, from the bitmap: a word for 64 of them."""
+        at = self._bitmap.offset // 8
+        words: list[int] = self._segment.u64[at : at + self._bitmap.count].tolist()
+        return sum(map(int.bit_count, words))
+
     def count_states(self) -> tuple[int, int]:
         """Number of sessions that wait for their second peer, and of active ones."""
         start = self._records_at + SESSION["state"].offset

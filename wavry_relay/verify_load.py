@@ -1,0 +1,70 @@
+"""How many leases a worker is asked to verify, and whether it wants cookies first.
+
+A signature check costs a tenth of a millisecond, and a spoofer makes packets for less.  So from a
+set rate on, a lease is looked at only if its sender has shown that it receives at its address.  The
+rate is that of the leases that *come*, not of those that are checked: while cookies are asked
+for, the checks are few because of that, and the flood is still there.  The gate opens again when
+the rate has fallen below half, and not before `HOLD_NS`.
+
+The rate is a decaying average (half a second), so there is no window to hide at the edge of.
+"""
+
+import math
+from typing import Final
+
+from .clock import Instant
+from .shm.control import ControlBlock, WorkerRow
+from .shm.counters import CounterRow
+
+__all__ = ["VerifyLoad"]
+
+MEMORY_S: Final = 0.5
+HOLD_NS: Final = 2_000_000_000
+_MEMORY_NS: Final = MEMORY_S * 1e9
+
+
+class VerifyLoad:
+    """The cookie gate of one worker.
+
+    Args:
+        control: names the threshold, which may change at any time; 0 always asks.
+        row: shows the gate to the supervisor.
+        counters: of this worker.
+    """
+
+    def __init__(self, control: ControlBlock, row: WorkerRow, counters: CounterRow) -> None:
+        self._control = control
+        self._row = row
+        self._counters = counters
+        self._level = 0.0
+        self._last_ns = 0
+        self._since_ns = 0
+        self._on = False
+        row.cookie_gate = 0
+
+    def count(self, now: Instant) -> bool:
+        """Count one lease that came; whether it must bring a cookie."""
+        self._level = self._decayed(now.mono_ns) + 1
+        self._last_ns = now.mono_ns
+        return self.step(now)
+
+    def step(self, now: Instant) -> bool:
+        """Look at the gate; also called where nothing comes."""
+        threshold = self._control.cookie_at_per_s
+        per_s = self._decayed(now.mono_ns) / MEMORY_S
+        if not self._on:
+            if per_s >= threshold:
+                self._switch(now, on=True)
+        elif per_s < threshold / 2 and now.mono_ns - self._since_ns >= HOLD_NS:
+            self._switch(now, on=False)
+        return self._on
+
+    def _decayed(self, now_ns: int) -> float:
+        return self._level * math.exp(min(0, self._last_ns - now_ns) / _MEMORY_NS)
+
+    def _switch(self, now: Instant, *, on: bool) -> None:
+        self._on = on
+        self._since_ns = now.mono_ns
+        self._row.cookie_gate = int(on)
+        if on:
+            self._counters.add("cookie_gate_on")
