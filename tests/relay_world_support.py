@@ -169,7 +169,8 @@ class World:
         self.engine = open_engine(kind, self.segment, sockets, self.row, self.clock)
         self.views = [RevocationView(self.segment) for _ in range(workers)]
         self.blocks = Blocks(self.segment)
-        self.load = VerifyLoad(self.control, WorkerRow(self.segment, 0), self.row)
+        self.worker_row = WorkerRow(self.segment, 0)
+        self.load = VerifyLoad(self.control, self.worker_row, self.row)
         self.gate = RelayGate(self.views[0], self.blocks, self.load)
         self.transitions = LeaseTransitions(self.segment, self.row, strict=True)
         self.admission = Admission(

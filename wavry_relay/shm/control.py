@@ -60,7 +60,8 @@ class WorkerState(IntEnum):
 class Limits:
     """Limits of the relay.  kbit/s and packets/s of 0 mean none; the rest must be positive.
 
-    `cookie_at_per_s` 0 always asks for cookies, `block_after` 0 blocks nobody.
+    `network_…` 0 follow the limit of one address, `cookie_at_per_s` 0 always asks for cookies,
+    `block_after` 0 blocks nobody.
     """
 
     skew_s: int = 30
@@ -71,8 +72,8 @@ class Limits:
     ip_burst: int = 100
     identity_per_s: int = 5
     identity_burst: int = 20
-    network_per_s: int = 1000
-    network_burst: int = 2000
+    network_per_s: int = 0
+    network_burst: int = 0
     peer_burst_ms: int = 250
     session_burst_ms: int = 250
     global_burst_ms: int = 100
