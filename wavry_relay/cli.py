@@ -39,6 +39,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
+blocks_app = typer.Typer(help="Networks that this relay has blocked.", no_args_is_help=True)
+app.add_typer(blocks_app, name="blocks")
+
 StateDir = Annotated[
     Path | None,
     typer.Option(help="Directory of the identity and the key set [WAVRY_RELAY_STATE_DIR]."),
@@ -174,17 +177,20 @@ def _control_command(name: str, text: str) -> Callable[..., None]:
     return command
 
 
-def _ask(path: Path, name: str, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> Iterator[Any]:
+def _ask(
+    path: Path, name: str, subnet: str | None = None, *, timeout_s: float = _CONTROL_TIMEOUT_S
+) -> Iterator[Any]:
     """Send a command; every line of the answer.
 
     Raises:
         LocalError: no relay is there, or it goes away.
     """
+    order = {"command": name} if subnet is None else {"command": name, "subnet": subnet}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         try:
             sock.connect(str(path))
-            sock.sendall(json.dumps({"command": name}).encode() + b"\n")
+            sock.sendall(json.dumps(order).encode() + b"\n")
             with sock.makefile("rb") as answers:
                 for line in answers:
                     yield json.loads(line)
@@ -193,6 +199,46 @@ def _ask(path: Path, name: str, *, timeout_s: float = _CONTROL_TIMEOUT_S) -> Ite
                 f"no relay answers at {path} ({error}); is it running with this state directory?"
             ) from error
     raise LocalError("the relay closed the control socket without an answer")
+
+
+@blocks_app.command("list")
+def blocks_list(state_dir: StateDir = None) -> None:
+    """Show the networks that are blocked now, as JSON.
+
+    Example: wavry-relay blocks list --state-dir /var/lib/wavry-relay
+    """
+    _show(_one_answer(state_dir, "blocks"))
+
+
+@blocks_app.command("clear")
+def blocks_clear(
+    subnet: Annotated[
+        str | None, typer.Argument(help="E.g. 192.0.2.0/24, or any address of it.")
+    ] = None,
+    state_dir: StateDir = None,
+    *,
+    all_blocks: Annotated[bool, typer.Option("--all", help="Lift every block.")] = False,
+) -> None:
+    """Lift the block of a network, or all blocks.
+
+    Example: wavry-relay blocks clear 192.0.2.0/24
+    """
+    if (subnet is None) != all_blocks:
+        raise _fail(LocalError("name a subnet, or give --all"), _EXIT_SETTINGS)
+    _show(_one_answer(state_dir, "clear_blocks", subnet))
+
+
+def _one_answer(state_dir: Path | None, name: str, subnet: str | None = None) -> Any:
+    try:
+        return next(_ask(_state_path(state_dir) / CONTROL_SOCKET_NAME, name, subnet))
+    except LocalError as error:
+        raise _fail(error, _EXIT_FAILURE) from error
+
+
+def _show(answer: Any) -> None:
+    if answer.get("error"):
+        raise _fail(LocalError(answer["message"]), _EXIT_FAILURE)
+    typer.echo(json.dumps(answer, indent=2))
 
 
 @app.command()

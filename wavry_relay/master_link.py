@@ -68,6 +68,7 @@ class Load:
     bandwidth_out_kbps: int
     packet_loss_pct: float
     draining: bool
+    blocks: tuple[api.BlockedNetwork, ...] = ()
 
 
 class MasterCallError(ProtocolError):
@@ -84,6 +85,9 @@ class MasterCallError(ProtocolError):
 
 class Orders(Protocol):
     """What the master may order."""
+
+    def clear_blocks_by_master(self, subnet: str | None) -> None:
+        """Lift the block of a subnet, or all."""
 
     def measure_load(self) -> Load:
         """Load since the last call."""
@@ -275,6 +279,7 @@ class MasterLink:
                 held_kids=self._keyring.key_ids,
                 keyset_serial=self._keyring.serial,
                 state="draining" if load.draining else "ready",
+                blocks=load.blocks,
             ),
         )
         return answer.commands
@@ -284,6 +289,8 @@ class MasterLink:
             self._orders.drain_by_master(drain=command.type == "drain")
         elif command.type == "refresh_keys":
             await self.refresh_keys()
+        elif command.type == "clear_blocks":
+            self._orders.clear_blocks_by_master(command.subnet)
         else:
             _log.debug("command_unknown", next_step="update the relay to understand it")
 

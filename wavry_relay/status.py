@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from wavry_peer.protocol import api
 from wavry_peer.protocol.constants import RejectReason
 from wavry_peer.protocol.errors import LocalError
 
@@ -137,6 +138,17 @@ class RelayStatus:
     def drain_by_master(self, *, drain: bool) -> None:
         """Order of the master; `Orders.drain_by_master`."""
         self.set_drain(Drain.MASTER, drain=drain)
+
+    def clear_blocks_by_master(self, subnet: str | None) -> None:
+        """Order of the master; `Orders.clear_blocks_by_master`."""
+        try:
+            self.clear_blocks(subnet)
+        except LocalError as error:
+            _log.warning(
+                "blocks_not_cleared",
+                cause=str(error),
+                next_step="name a subnet as `wavryctl blocks list` shows it",
+            )
 
     def command(self, name: str, subnet: str | None = None) -> dict[str, Any]:
         """Execute a command of the control socket.
@@ -323,6 +335,9 @@ class RelayStatus:
             bandwidth_out_kbps=out_kbps,
             packet_loss_pct=round(100 * lost / passed, 3) if passed else 0.0,
             draining=bool(self.drain),
+            blocks=tuple(
+                api.BlockedNetwork(**block) for block in self.blocks()[: api.MAX_BLOCKS_TOLD]
+            ),
         )
 
     # -- Metrics ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from relay_support import REPOSITORY
 from relay_world_support import Peer, World, open_world, reject_reason
 from revocation_support import ENGINES, Book
@@ -176,6 +177,13 @@ def test_illegal_transitions_raise(world: World, before: LeaseState, after: Leas
     lenient = LeaseTransitions(world.segment, world.row)
     lenient.take(before, after, (1, 2), world.now, role=0)
     assert world.count("internal_errors") == 1, "a running relay counts it and goes on"
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """What a test configures writes to a stream that ends with it."""
+    yield
+    structlog.reset_defaults()
 
 
 def lines(text: str) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ from wavry_peer.settings import SettingsError
 
 from .audit_commands import audit
 from .bans_commands import bans_app
+from .blocks_commands import blocks_app
 from .client import ask_json
 from .demo import run_demo
 from .dev_system import run_dev_system
@@ -58,6 +59,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(users_app, name="users")
 app.add_typer(tokens_app, name="tokens")
 app.add_typer(bans_app, name="bans")
+app.add_typer(blocks_app, name="blocks")
 app.command("audit")(audit)
 app.command("relay-mode")(relay_mode)
 app.command("lockdown")(lockdown)

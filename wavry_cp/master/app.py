@@ -34,6 +34,8 @@ from wavry_cp.tokens import require_different
 
 from .access import Access
 from .ban_effects import MasterBanEffects
+from .block_desk import BlockDesk
+from .block_routes import BlockRoutes
 from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
@@ -218,6 +220,7 @@ async def open_master(
                 kinds=frozenset(BanKind),
                 now_s=clock.now_s,
             ),
+            block_desk=BlockDesk(),
             challenges=Challenges(),
             metrics=metrics,
             clock=clock,
@@ -269,6 +272,7 @@ def build_app(context: MasterContext) -> web.Application:
         ),
         BanRoutes(context.ban_desk, context.access.require_role),
         KeyRoutes(context),
+        BlockRoutes(context),
     ):
         app.router.add_routes(group.routes())
 

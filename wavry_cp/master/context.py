@@ -12,6 +12,7 @@ from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.interface import MasterStore
 
 from .access import Access
+from .block_desk import BlockDesk
 from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
@@ -44,6 +45,7 @@ class MasterContext:
     switch_desk: SwitchDesk
     bans: BanBook
     ban_desk: BanDesk
+    block_desk: BlockDesk
     challenges: Challenges
     metrics: MasterMetrics
     clock: Clock

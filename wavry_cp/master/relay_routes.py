@@ -143,7 +143,12 @@ class RelayRoutes:
             )
             outcome.result = "accepted"
             return json_response(
-                HeartbeatResponse(commands=tuple(Command(type=name) for name in commands))
+                HeartbeatResponse(
+                    commands=(
+                        *(Command(type=name) for name in commands),
+                        *context.block_desk.take_heartbeat(body.relay_id, body.blocks),
+                    )
+                )
             )
 
     async def list(self, request: web.Request) -> web.Response:
@@ -171,6 +176,7 @@ class RelayRoutes:
                 relay_id, who=who, by_operator=not own, now_s=now_s, reason=order.reason
             )
         context.events.forget(relay_id)
+        context.block_desk.forget(relay_id)
         _log.info("relay_deregistered", relay_id=relay_id, by=who)
         return web.Response(status=204)
 

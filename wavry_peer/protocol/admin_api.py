@@ -15,10 +15,14 @@ __all__ = [
     "BanInfo",
     "BanList",
     "BanRequest",
+    "BlockList",
+    "ClearBlocksRequest",
+    "ClearBlocksResponse",
     "LiftBanRequest",
     "NewToken",
     "NewTokenRequest",
     "Order",
+    "RelayBlock",
     "RevokeTokenRequest",
     "RotateTokenRequest",
     "SwitchInfo",
@@ -202,3 +206,38 @@ class BanList(Body, frozen=True, kw_only=True):
     """``GET /v1/admin/bans``: those that hold now."""
 
     bans: tuple[BanInfo, ...]
+
+
+# -- Blocks of relays ------------------------------------------------------------------------
+
+
+class RelayBlock(Body, frozen=True, kw_only=True):
+    """A network that a relay has blocked; `clearing` where an order to lift it is on its way."""
+
+    relay_id: str
+    subnet: str
+    since: int
+    until: int
+    reason: str
+    clearing: bool = False
+
+
+class BlockList(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/blocks``: what the relays told in their last heartbeats, 64 each at most."""
+
+    blocks: tuple[RelayBlock, ...]
+
+
+class ClearBlocksRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/relays/{relay_id}/blocks/clear``; without `subnet` all are lifted."""
+
+    subnet: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
+    reason: GivenReason
+
+
+class ClearBlocksResponse(Body, frozen=True, kw_only=True):
+    """The order is kept and goes out with the answers to the relay's next heartbeats."""
+
+    relay_id: str
+    subnet: str | None
+    reported: int

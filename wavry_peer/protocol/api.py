@@ -14,8 +14,10 @@ from .lease import Kbps, Name, PublicKeyText, Uuid
 from .redaction import RedactedStruct, fault_text
 
 __all__ = [
+    "MAX_BLOCKS_TOLD",
     "MAX_BODY_BYTES",
     "AcceptSessionRequest",
+    "BlockedNetwork",
     "Command",
     "CreateSessionRequest",
     "Credentials",
@@ -120,6 +122,18 @@ class VerifyResponse(Body, frozen=True, kw_only=True):
     master_key_id: Name
 
 
+class BlockedNetwork(Body, frozen=True, kw_only=True):
+    """A network that a relay has blocked: an IPv4 /24 or an IPv6 /48.  Times are unix seconds."""
+
+    subnet: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9A-Fa-f.:/]+\Z")]
+    since: Count
+    until: Count
+    reason: Annotated[str, msgspec.Meta(max_length=32, pattern=r"^[a-z_]*\Z")]
+
+
+MAX_BLOCKS_TOLD: Final = 64
+
+
 class HeartbeatRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/relays/heartbeat`` with the relay token as bearer."""
 
@@ -132,16 +146,21 @@ class HeartbeatRequest(Body, frozen=True, kw_only=True):
     held_kids: Annotated[tuple[Name, ...], msgspec.Meta(max_length=32)]
     keyset_serial: Count
     state: Literal["ready", "draining", "starting"]
+    blocks: Annotated[tuple[BlockedNetwork, ...], msgspec.Meta(max_length=MAX_BLOCKS_TOLD)] = ()
+    """Those that last longest.  Absent where there are none, so that a master which does not know
+    the field takes the heartbeat."""
 
 
 class Command(Body, frozen=True, kw_only=True):
     """One order of the master; a relay ignores a `type` that it does not know."""
 
     type: str
+    subnet: str | None = None
+    """Of ``clear_blocks``; None means all."""
 
 
 class HeartbeatResponse(Body, frozen=True, kw_only=True):
-    """200.  Command types: ``drain``, ``undrain``, ``refresh_keys``."""
+    """200.  Command types: ``drain``, ``undrain``, ``refresh_keys``, ``clear_blocks``."""
 
     commands: tuple[Command, ...] = ()
 

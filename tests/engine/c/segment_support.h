@@ -61,6 +61,8 @@ static inline struct test_segment test_segment_new(void) {
     struct wv_control *control = (struct wv_control *)(made.base + head.at_control);
     control->hash_key[0] = UINT64_C(0x0123456789abcdef);
     control->hash_key[1] = UINT64_C(0xfedcba9876543210);
+    control->peer_burst_ms = control->session_burst_ms = 250;
+    control->global_burst_ms = 100;
     return made;
 }
 

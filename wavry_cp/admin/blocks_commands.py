@@ -1,0 +1,108 @@
+"""``wavryctl blocks``: networks that relays have blocked, and lifting them."""
+
+from typing import Annotated
+
+import typer
+
+from wavry_peer.protocol.admin_api import BlockList, ClearBlocksRequest, ClearBlocksResponse
+
+from .client import ask_json
+from .output import EXIT_USAGE, CommandError, JsonOption, fail, moment, print_json, print_rows, run
+from .places import places_of
+
+__all__ = ["blocks_app"]
+
+blocks_app = typer.Typer(
+    help="Networks that relays have blocked after repeated violations.", no_args_is_help=True
+)
+Json = Annotated[bool, JsonOption]
+
+
+@blocks_app.command("list")
+def blocks_list(
+    context: typer.Context,
+    relay: Annotated[str | None, typer.Option(help="Only those of one relay.")] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """List the networks that the relays blocked, as their last heartbeats tell (64 each at most).
+
+    Examples:
+      wavryctl blocks list
+
+      wavryctl blocks list --relay rly-0123456789abcdef01234567 --json
+    """
+
+    async def work() -> BlockList:
+        places = places_of(context)
+        query = "" if relay is None else f"?relay={relay}"
+        return await ask_json(
+            "master",
+            places.need_master(),
+            f"/v1/admin/blocks{query}",
+            BlockList,
+            token=places.admin_token(),
+        )
+
+    answer = run(work, as_json=json)
+    if json:
+        print_json(answer)
+        return
+    print_rows(
+        "Blocks",
+        ("relay", "subnet", "since", "until", "reason", "being lifted"),
+        [
+            (
+                block.relay_id,
+                block.subnet,
+                moment(block.since),
+                moment(block.until),
+                block.reason,
+                "yes" if block.clearing else "",
+            )
+            for block in answer.blocks
+        ],
+    )
+
+
+@blocks_app.command("clear")
+def blocks_clear(
+    context: typer.Context,
+    relay: Annotated[str, typer.Option(help="Id of the relay.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")],
+    subnet: Annotated[str | None, typer.Argument(help="E.g. 192.0.2.0/24.")] = None,
+    *,
+    all_blocks: Annotated[bool, typer.Option("--all", help="Lift every block.")] = False,
+    json: Json = False,
+) -> None:
+    """Lift the block of a network, or all, at one relay; it hears so with its next heartbeat.
+
+    Examples:
+      wavryctl blocks clear 192.0.2.0/24 --relay rly-0123456789abcdef01234567 --reason "fixed"
+
+      wavryctl blocks clear --all --relay rly-0123456789abcdef01234567 --reason "false alarm"
+    """
+    if (subnet is None) != all_blocks:
+        fail(
+            CommandError("name a subnet, or give --all", code="usage", exit_code=EXIT_USAGE),
+            as_json=json,
+        )
+
+    async def work() -> ClearBlocksResponse:
+        places = places_of(context)
+        return await ask_json(
+            "master",
+            places.need_master(),
+            f"/v1/admin/relays/{relay}/blocks/clear",
+            ClearBlocksResponse,
+            method="POST",
+            token=places.admin_token(),
+            body=ClearBlocksRequest(subnet=subnet, reason=reason),
+        )
+
+    answer = run(work, as_json=json)
+    if json:
+        print_json(answer)
+        return
+    what = answer.subnet or "all blocks"
+    typer.echo(f"{what}: to be lifted at the next heartbeat; {answer.reported} told of last")
