@@ -65,6 +65,9 @@ class RelayProcess:
             # The limits are checked as always; they are only too wide to bite.
             "WAVRY_RELAY_IP_PER_S": "1000000",
             "WAVRY_RELAY_IP_BURST": "1000000",
+            # What is measured is the admission, not what guards it from a flood.
+            "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S": "1000000000",
+            "WAVRY_RELAY_SHED_AT_PCT": "100",
             "WAVRY_RELAY_ENGINE": engine,
             "WAVRY_LOG_LEVEL": "warning",
         }
