@@ -32,6 +32,9 @@ class LeaseState(StrEnum):
     REVOKED = "revoked"
     CLOSED = "closed"
 
+    __hash__ = str.__hash__
+    """Enum's own is a Python call, and steps are looked up for every lease."""
+
 
 _S: Final = LeaseState
 

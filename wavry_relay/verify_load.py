@@ -46,25 +46,28 @@ class VerifyLoad:
         """Count one lease that came; whether it must bring a cookie."""
         self._level = self._decayed(now.mono_ns) + 1
         self._last_ns = now.mono_ns
-        return self.step(now)
+        return self._judge(now.mono_ns, self._level)
 
     def step(self, now: Instant) -> bool:
         """Look at the gate; also called where nothing comes."""
+        return self._judge(now.mono_ns, self._decayed(now.mono_ns))
+
+    def _judge(self, now_ns: int, level: float) -> bool:
         threshold = self._control.cookie_at_per_s
-        per_s = self._decayed(now.mono_ns) / MEMORY_S
+        per_s = level / MEMORY_S
         if not self._on:
             if per_s >= threshold:
-                self._switch(now, on=True)
-        elif per_s < threshold / 2 and now.mono_ns - self._since_ns >= HOLD_NS:
-            self._switch(now, on=False)
+                self._switch(now_ns, on=True)
+        elif per_s < threshold / 2 and now_ns - self._since_ns >= HOLD_NS:
+            self._switch(now_ns, on=False)
         return self._on
 
     def _decayed(self, now_ns: int) -> float:
         return self._level * math.exp(min(0, self._last_ns - now_ns) / _MEMORY_NS)
 
-    def _switch(self, now: Instant, *, on: bool) -> None:
+    def _switch(self, now_ns: int, *, on: bool) -> None:
         self._on = on
-        self._since_ns = now.mono_ns
+        self._since_ns = now_ns
         self._row.cookie_gate = int(on)
         if on:
             self._counters.add("cookie_gate_on")
