@@ -242,11 +242,27 @@ LIVE_HERE = {
     "MAX_BITRATE_KBPS", "MAX_PPS", "SESSION_KBPS", "IP_PER_S", "IP_BURST", "IDENTITY_PER_S",
     "IDENTITY_BURST", "NBF_SKEW_S", "SOCKET_BUFFER_BYTES", "HANG_TIMEOUT_S", "DRAIN_TIMEOUT_S",
 }  # fmt: skip
+LIVE_LOAD = {
+    "NETWORK_PER_S": "7", "NETWORK_BURST": "8", "PEER_BURST_MS": "9", "SESSION_BURST_MS": "10",
+    "GLOBAL_BURST_MS": "11", "SHED_AT_PCT": "12", "COOKIE_AT_VERIFIES_PER_S": "13",
+    "BLOCK_AFTER": "14", "BLOCK_S": "15",
+}  # fmt: skip
+"""What they do while a relay runs is in test_load.py and test_load_process.py."""
+
+
+def test_limits_of_load_change_at_a_reload(relay: FileRelay) -> None:
+    for name in LIVE_LOAD:
+        relay.environ.pop(f"WAVRY_RELAY_{name}", None)
+    answer = relay.reload(**{k: v for k, v in LIVE_LOAD.items() if k.endswith(("_S", "_MS"))})
+    assert answer["outcome"] == "applied"
+    assert "WAVRY_RELAY_PEER_BURST_MS" in answer["changed"]
 
 
 def test_each_live_setting_has_a_test_here() -> None:
     live = {row.variable for row in describe(RelayConfig) if row.live}
-    assert live == {f"WAVRY_RELAY_{name}" for name in LIVE_HERE} | {"WAVRY_LOG_LEVEL"}
+    assert live == {f"WAVRY_RELAY_{name}" for name in LIVE_HERE | set(LIVE_LOAD)} | {
+        "WAVRY_LOG_LEVEL"
+    }
 
 
 # -- Outcomes --------------------------------------------------------------------------------------
