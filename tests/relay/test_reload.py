@@ -210,7 +210,10 @@ def test_log_level_changes(relay: FileRelay) -> None:
 
 
 def test_drain_timeout_changes_even_in_the_drain(tmp_path: Path) -> None:
-    with FileRelay(tmp_path) as relay, active_session(relay, MINT) as (client, server):
+    with (
+        FileRelay(tmp_path, WAVRY_RELAY_DRAIN_TIMEOUT_S="") as relay,  # The file shall say it.
+        active_session(relay, MINT) as (client, server),
+    ):
         relay.reload(DRAIN_TIMEOUT_S="600")
         relay.send_signal(signal.SIGTERM)
         wait_until(lambda: relay.health()["draining"] == ["shutdown"], what="drain")
