@@ -209,14 +209,19 @@ class Admission:
             control.network_burst or burst * _NETWORK_FACTOR,
         )
         if not self._network_rates.is_limited(network_key, now_ns):
-            self._host_rates.set_limit(per_s, burst)
-            if not self._host_rates.allow(pair(pair(source.high, source.low), purpose), now_ns):
+            if not self._host_allows(source, purpose, now):
                 self._counters.add("limited_host")
                 return False
             if self._network_rates.allow(network_key, now_ns):
                 return True
         self._counters.add("limited_network")
         return False
+
+    def _host_allows(self, source: Address, purpose: int, now: Instant) -> bool:
+        pair = self._tags.pair
+        self._host_rates.set_limit(self._control.ip_per_s, self._control.ip_burst)
+        key = pair(pair(source.high, source.low), purpose)
+        return self._host_rates.allow(key, now.mono_ns)
 
     def _identity_allows(self, sub: int, now: Instant) -> bool:
         control = self._control
@@ -240,8 +245,10 @@ class Admission:
         return answer
 
     def _unknown_path(self, packet: ControlPacket, now: Instant) -> bytes:
+        # Not its network's: whoever spoofs its neighbours must not use up its challenges.
         purpose = _PURPOSE_PATH | packet.source.port << _PORT_SHIFT
-        if not self._limits_allow(packet.source, purpose, now):
+        if not self._host_allows(packet.source, purpose, now):
+            self._counters.add("limited_host")
             raise PacketError("ip_rate")
         self._drop_blocked(packet.source, now)
         self._counters.add("drop_unknown_address")
