@@ -505,6 +505,7 @@ INFO = api.RelayInfo(
     endpoints=("203.0.113.7:4500",),
     region="eu",
     state="ready",
+    reported="ready",
     load_pct=1.5,
     active_sessions=2,
     max_sessions=3,
@@ -514,6 +515,7 @@ INFO = api.RelayInfo(
     registered_at=5,
     last_heartbeat_at=6,
 )
+BLOCKED = api.BlockedNetwork(subnet="203.0.113.0/24", since=1, until=2, reason="bad_signature")
 SESSION = api.SessionInfo(
     session_id=UUID,
     caller="alice",
@@ -567,8 +569,10 @@ SAMPLES: dict[type[Any], Any] = {
             held_kids=("k",),
             keyset_serial=4,
             state="ready",
+            blocks=(BLOCKED,),
         ),
-        api.Command(type="drain"),
+        BLOCKED,
+        api.Command(type="clear_blocks", subnet="203.0.113.0/24"),
         api.HeartbeatResponse(commands=(api.Command(type="drain"),)),
         INFO,
         api.RelayList(relays=(INFO,)),

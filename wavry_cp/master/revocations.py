@@ -169,11 +169,14 @@ class Revocations:
         return Revoked(rows[0], live_sessions)
 
     async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> RevocationRow:
-        """End what a `revoke` of a user with `until_s` said about the future."""
+        """End what a `revoke` of a user with `until_s` said about the future.
+
+        Meanwhile no lease was issued; one of this very second is already a new one.
+        """
         new = NewRevocation(
             kind="unban",
             value=sub,
-            issued_until_s=now_s,
+            issued_until_s=now_s - 1,
             expires_at_s=now_s + HORIZON_S,
             at_s=now_s,
             who=who,
