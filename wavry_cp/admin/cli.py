@@ -235,6 +235,7 @@ def relays_list(context: typer.Context, *, json: Json = False) -> None:
 
 
 RelayIdArgument = Annotated[str, typer.Argument(help="Id from `wavryctl relays list`.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
 
 
 @relays_app.command("drain")
@@ -244,6 +245,7 @@ def relays_drain(
     timeout: Annotated[
         float, typer.Option(min=0, help="Longest wait in seconds; the drain goes on after it.")
     ] = 600.0,
+    reason: ReasonOption = "",
     *,
     wait: Annotated[
         bool, typer.Option("--wait", help="Show the sessions leave, until none is left.")
@@ -264,6 +266,7 @@ def relays_drain(
         lambda: drain_relay(
             places_of(context),
             relay_id,
+            reason=reason,
             wait=wait,
             timeout_s=timeout,
             progress=progress_for(as_json=json),
@@ -284,14 +287,20 @@ def relays_drain(
 
 @relays_app.command("undrain")
 def relays_undrain(
-    context: typer.Context, relay_id: RelayIdArgument, *, json: Json = False
+    context: typer.Context,
+    relay_id: RelayIdArgument,
+    reason: ReasonOption = "",
+    *,
+    json: Json = False,
 ) -> None:
     """Let a drained relay take new sessions again; those that moved stay where they are.
 
     Examples:
       wavryctl relays undrain rly-0123456789abcdef01234567
     """
-    relay = run(lambda: order_relay(places_of(context), relay_id, "undrain"), as_json=json)
+    relay = run(
+        lambda: order_relay(places_of(context), relay_id, "undrain", reason=reason), as_json=json
+    )
     if json:
         print_json(relay)
     else:

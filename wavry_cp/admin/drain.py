@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from wavry_peer.protocol.admin_api import Order
 from wavry_peer.protocol.api import RelayInfo
 
 from .client import ask_json
@@ -128,8 +129,8 @@ def progress_for(*, as_json: bool) -> DrainProgress:
     return BarProgress() if Console(stderr=True).is_terminal else PlainProgress()
 
 
-async def order_relay(places: Places, relay_id: str, order: str) -> RelayInfo:
-    """Give the master an order about a relay: ``drain`` or ``undrain``.
+async def order_relay(places: Places, relay_id: str, order: str, *, reason: str) -> RelayInfo:
+    """Give the master an order about a relay: ``drain`` or ``undrain``; `reason` is for the audit.
 
     Raises:
         CommandError: the master is unreachable, or refuses.
@@ -140,18 +141,26 @@ async def order_relay(places: Places, relay_id: str, order: str) -> RelayInfo:
         f"/v1/admin/relays/{relay_id}/{order}",
         RelayInfo,
         method="POST",
+        body=Order(reason=reason),
         token=places.admin_token(),
     )
 
 
 async def drain_relay(
-    places: Places, relay_id: str, *, wait: bool, timeout_s: float, progress: DrainProgress
+    places: Places,
+    relay_id: str,
+    *,
+    reason: str,
+    wait: bool,
+    timeout_s: float,
+    progress: DrainProgress,
 ) -> DrainResult:
     """Order the drain and, where asked to, wait until no session is left.
 
     Args:
         places: where the master is.
         relay_id: of the relay.
+        reason: for the audit log, may be empty.
         wait: until the relay itself says that it drains and has no session.
         timeout_s: longest wait; the drain goes on after it.
         progress: where to show it.
@@ -160,7 +169,7 @@ async def drain_relay(
         CommandError: the master is unreachable, or refuses.
     """
     began_s = time.monotonic()
-    relay = await order_relay(places, relay_id, "drain")
+    relay = await order_relay(places, relay_id, "drain", reason=reason)
     at_start = relay.active_sessions
     outcome = "ordered"
     if wait:

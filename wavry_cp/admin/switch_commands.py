@@ -9,7 +9,7 @@ from wavry_peer.protocol.admin_api import SwitchInfo, SwitchRequest
 
 from .both_services import Outcome, order_both, report
 from .client import ask_json
-from .output import EXIT_USAGE, CommandError, JsonOption, print_json, run
+from .output import JsonOption, print_json, print_note, run
 from .places import places_of
 
 __all__ = ["lockdown", "relay_mode"]
@@ -62,7 +62,7 @@ def relay_mode(
 def lockdown(
     context: typer.Context,
     position: Annotated[Position, typer.Argument(help="`on` lets only admin calls pass.")],
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit log. `on` needs it.")] = "",
+    reason: Reason = "",
     *,
     json: Json = False,
 ) -> None:
@@ -71,6 +71,8 @@ def lockdown(
     Relays stay registered and forward what they have until its leases end.
 
     Examples:
+      wavryctl lockdown on
+
       wavryctl lockdown on --reason "accounts are being taken over"
 
       wavryctl lockdown off
@@ -78,11 +80,7 @@ def lockdown(
 
     async def work() -> list[Outcome]:
         if position is Position.ON and not reason:
-            raise CommandError(
-                "a lockdown turns everybody away: say why with --reason",
-                code="reason_required",
-                exit_code=EXIT_USAGE,
-            )
+            print_note("no --reason given: the audit log will not tell why")
         body = SwitchRequest(on=position is Position.ON, reason=reason)
         places = places_of(context)
         return await order_both(places, "/v1/admin/switches/lockdown", SwitchInfo, body)

@@ -6,7 +6,6 @@ from typing import Final
 
 import structlog
 
-from wavry_cp.http import ApiError
 from wavry_cp.store.admin_interface import AdminStore
 from wavry_peer.protocol.admin_api import SwitchInfo, SwitchRequest
 
@@ -40,18 +39,10 @@ class SwitchDesk:
         self._changing = asyncio.Lock()
 
     async def turn(self, switch: Switch, order: SwitchRequest, *, who: str) -> SwitchState:
-        """Put a switch where the order wants it; the next call sees it.
-
-        Raises:
-            ApiError: 400 ``reason_required``: a lockdown needs one.
-        """
+        """Put a switch where the order wants it; the next call sees it."""
         action = f"{switch.value.replace('-', '_')}_{'on' if order.on else 'off'}"
         audit = AuditEntry(self._now_s(), who, action, switch.value, order.reason)
         async with self._changing, attempted(self._store, audit):
-            if switch is Switch.LOCKDOWN and order.on and not order.reason:
-                raise ApiError(
-                    400, "reason_required", "a lockdown turns everybody away: give the reason"
-                )
             state = SwitchState(switch, order.on, audit.at_s, who, order.reason)
             await self._store.set_switch(state, audit)
             self._book.change(state)

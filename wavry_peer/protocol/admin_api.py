@@ -148,7 +148,7 @@ class TokenCheck(Body, frozen=True, kw_only=True):
 
 
 class SwitchRequest(Body, frozen=True, kw_only=True):
-    """``POST /v1/admin/switches/{switch}``; lockdown ``on`` needs a reason."""
+    """``POST /v1/admin/switches/{switch}``."""
 
     on: bool
     reason: Reason = ""

@@ -119,7 +119,6 @@ async def test_lockdown_is_the_admins_and_relay_mode_the_operators(master):
 @pytest.mark.parametrize(
     ("path", "body", "status", "code"),
     [
-        (LOCKDOWN, {"on": True}, 400, "reason_required"),
         (LOCKDOWN, {"on": "yes", "reason": "x"}, 400, "invalid_body"),
         (LOCKDOWN, {}, 400, "invalid_body"),
         ("/v1/admin/switches/gravity", ON, 404, "unknown_switch"),
@@ -146,3 +145,10 @@ async def test_switches_outlive_a_restart_and_are_audited(tmp_path):
         ("admin", "relay_mode_off", "over"),
         ("admin", "lockdown_on", "drill"),
     ]
+
+
+async def test_lockdown_on_needs_no_reason_and_the_audit_tells_that_none_was_given(master):
+    assert (await master.post(LOCKDOWN, {"on": True}, token="admin")).status == 200
+    assert (await master.get("/health")).body["lockdown"] is True
+    entries = (await master.get("/v1/admin/audit?after=0", token="admin")).body["entries"]
+    assert (entries[-1]["action"], entries[-1]["reason"]) == ("lockdown_on", "")
