@@ -241,3 +241,11 @@ def test_protocol_page_has_the_table() -> None:
     page = (REPOSITORY / "docs" / "protocol.md").read_text()
     rows = [row for row in page.splitlines() if row in table_rows()]
     assert rows == table_rows()
+
+
+def test_release_by_another_lease_than_the_one_in_the_slot_frees_nothing(world: World) -> None:
+    client, _ = world.session()
+    before = steps(world)
+    datagram = client.datagram(renew=True, cookie=c.RELEASE_COOKIE, token=client.new_token())
+    assert world.answer(datagram, client.address) is None
+    assert steps(world) == before
