@@ -216,7 +216,7 @@ async def _drain(stage: _Stage, seconds: float) -> dict[str, Any]:
         relay_id = stream.path.split()[-1]
         old, new = sorted(stage.places.relays, key=lambda relay: relay.relay_id != relay_id)
         began_s = time.monotonic()
-        await order_relay(stage.places, relay_id, "drain")
+        await order_relay(stage.places, relay_id, "drain", reason="demo")
         moved_ms = await _until_sessions(new.ops_url, lambda count: count > 0, began_s, seconds)
         emptied_ms = await _until_sessions(old.ops_url, lambda count: count == 0, began_s, seconds)
         result = await stream.summary(await stream.received())
