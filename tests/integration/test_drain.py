@@ -188,7 +188,8 @@ async def test_wait_ends_when_somebody_undrains(pool: RunningSystem, tmp_path: P
         await asyncio.to_thread(pool.ctl, "relays", "undrain", a)
         done = await waiting
         answer = json.loads(done.stdout)
-        assert (done.returncode, answer["outcome"], answer["sessions_left"]) == (1, "undrained", 1)
+        assert (done.returncode, answer["outcome"]) == (1, "undrained")
+        assert answer["sessions_left"] >= 1, "a session of the test before may not be swept yet"
     await asyncio.to_thread(order, pool, "undrain", 0)
     await asyncio.to_thread(order, pool, "undrain", 1)
 

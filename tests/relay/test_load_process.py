@@ -1,5 +1,6 @@
 """Cookie gate, shedding and blocks of a real relay, on both engines."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -65,13 +66,13 @@ def flood_of_bad_signatures(udp: str, sources: int) -> Iterator[None]:
             sock.close()
 
 
-def get_in(peer: UdpPeer) -> packets.LeaseAck:
+def get_in(peer: UdpPeer, *, renew: bool = False) -> packets.LeaseAck:
     """Present as peers do: sign again with the cookie, and again where a datagram was lost."""
     cookie = c.NO_COOKIE
     peer.sock.settimeout(1)
     for _ in range(20):
         try:
-            body = peer.ask(peer.present_datagram(cookie=cookie)).body
+            body = peer.ask(peer.present_datagram(cookie=cookie, renew=renew)).body
         except TimeoutError:
             continue
         if isinstance(body, packets.PathChallenge):
@@ -80,6 +81,17 @@ def get_in(peer: UdpPeer) -> packets.LeaseAck:
         assert isinstance(body, packets.LeaseAck), body
         return body
     raise AssertionError("the good peer did not get in")
+
+
+def assert_forwards(client: UdpPeer, server: UdpPeer) -> None:
+    """One of some datagrams arrives: a flood makes the socket's queue overflow."""
+    server.sock.settimeout(1)
+    for _ in range(20):
+        sent = client.forward()
+        with contextlib.suppress(TimeoutError):
+            assert server.receive()[0] <= sent
+            return
+    raise AssertionError("nothing was forwarded")
 
 
 def test_cookie_gate_lets_good_peers_in_under_a_flood_of_bad_signatures(
@@ -105,9 +117,8 @@ def test_cookie_gate_lets_good_peers_in_under_a_flood_of_bad_signatures(
                 with UdpPeer(mint, relay.relay_id, relay.udp[0], sid, role) as good:
                     get_in(good)
             client.token = client.new_token()
-            wait_until(lambda: client.ask(client.present_datagram(renew=True)).body, what="renewal")
-            sent = client.forward()
-            assert server.receive()[0] == sent
+            assert get_in(client, renew=True)
+            assert_forwards(client, server)
             assert relay.metric("wavry_relay_cookie_gate_on_total") == 1
             assert relay.metric("wavry_relay_cookie_demanded_total") > 0
         wait_until(
