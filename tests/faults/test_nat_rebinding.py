@@ -180,7 +180,7 @@ class Media:
                 token=token.decode(),
                 addr=addr,
                 addrs=(addr, other),
-                role=c.ROLE_NAMES[role],  # type: ignore[arg-type]
+                role=c.ROLE_NAMES[role],  # type: ignore[arg-type]  # its two names
                 expires_at=int(time.time()) + 300,
             )
             for role, token in self.tokens.items()
@@ -524,7 +524,7 @@ def test_a_thief_who_replays_recorded_presents_moves_nothing(
         media = open_media()
         media.move(address=False)
         recorded = tap.payloads(c.PacketType.LEASE_PRESENT)
-    cookies = [packets.parse_packet(one).body.proof.cookie for one in recorded]  # type: ignore[union-attr]
+    cookies = [packets.parse_packet(one).body.proof.cookie for one in recorded]  # type: ignore[union-attr]  # all PRESENTs
     assert c.NO_COOKIE in cookies
     assert any(cookie != c.NO_COOKIE for cookie in cookies), "one with the proof of a path too"
     with nothing_moves(relay, media):

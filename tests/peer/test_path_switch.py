@@ -10,7 +10,7 @@ from wavry_peer.protocol.constants import Role
 
 
 def two_relays(**options: object) -> tuple[FakeRelay, FakeRelay]:
-    return FakeRelay("old", 1), FakeRelay("new", 2, **options)  # type: ignore[arg-type]
+    return FakeRelay("old", 1), FakeRelay("new", 2, **options)  # type: ignore[arg-type]  # options of any test
 
 
 def settle(move: Move) -> None:

@@ -237,7 +237,7 @@ def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
         looks = 0
 
         def check_claims(self, claims: lease.LeaseClaims, now: object) -> None:
-            super().check_claims(claims, now)  # type: ignore[arg-type]
+            super().check_claims(claims, now)  # type: ignore[arg-type]  # the double
             self.looks += 1
             if self.looks == 1:
                 book.revoke("sub", "eve")
@@ -438,7 +438,7 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
             elif isinstance(step, int):
                 world.advance(step)
             else:
-                kind, which, until, ttl = step  # type: ignore[misc]
+                kind, which, until, ttl = step  # type: ignore[misc]  # kinds differ
                 value = ids[which] if kind in ("jti", "session") else NAMES[which]
                 until_s, expires_s = start_s + until, now_s + ttl
                 row = Revocation(
