@@ -275,9 +275,10 @@ class RelayConfig:
     )
     socket_buffer_bytes: int = setting(
         "WAVRY_RELAY_SOCKET_BUFFER_BYTES",
-        4 * 1024 * 1024,
-        doc="Receive and send buffer of each worker's socket; the kernel's net.core.rmem_max and"
-        " wmem_max bound it, unless the relay has CAP_NET_ADMIN.",
+        16 * 1024 * 1024,
+        doc="Receive and send buffer of each worker's socket: what waits in it while a worker is"
+        " replaced is not lost. The kernel's net.core.rmem_max and wmem_max bound it, unless the"
+        " relay has CAP_NET_ADMIN.",
         unit="bytes",
         minimum=4096,
         maximum=_BUFFER_MAX_BYTES,
