@@ -233,6 +233,14 @@ def test_hostile_frames_of_the_master_cost_one_stream_and_no_more(
 ) -> None:
     relay, master = hostile_relay
     soon(lambda: connected(relay), "stream open")
+    # A stream that ends in peace resets the pause, which hostile ones double up to 30 s.
+    streams = relay.metric("wavry_relay_event_connections_total", result="ok")
+    master.cut()
+    soon(
+        lambda: relay.metric("wavry_relay_event_connections_total", result="ok") > streams
+        and connected(relay),
+        "stream open again",
+    )
     refused = relay.metric("wavry_relay_event_frames_refused_total")
     seen = relay.health()["revocations"]["number"]
     master.push(frame)
