@@ -31,6 +31,7 @@ from .output import (
 )
 from .places import DEFAULT_DEV_DIR, places_of
 from .relay_control import DEFAULT_STATE_DIR, upgrade_relay
+from .smoke_command import smoke
 from .status import gather_status
 from .switch_commands import lockdown, relay_mode
 from .tokens_commands import tokens_app
@@ -64,6 +65,7 @@ app.command("audit")(audit)
 app.command("relay-mode")(relay_mode)
 app.command("lockdown")(lockdown)
 app.command()(doctor)
+app.command()(smoke)
 
 Json = Annotated[bool, JsonOption]
 

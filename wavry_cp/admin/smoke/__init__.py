@@ -1,0 +1,1 @@
+"""``wavryctl smoke``: does a running system serve two users, from log-in to a drained relay?"""
