@@ -13,15 +13,13 @@ import typer
 from wavry_cp.admin.cli import app as wavryctl
 from wavry_cp.gateway.cli import app as wavry_gateway
 from wavry_cp.gateway.config import GatewayConfig
-from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.master.cli import app as wavry_master
 from wavry_cp.master.config import MasterConfig
-from wavry_cp.master.metrics import MasterMetrics
 from wavry_peer.cli import app as wavry_peer
+from wavry_peer.metrics import CATALOGUE, Label
 from wavry_peer.settings import describe
 from wavry_relay.cli import app as wavry_relay
 from wavry_relay.config import RelayConfig
-from wavry_relay.metrics import CATALOGUE as RELAY_METRICS
 
 __all__ = ["PAGES", "render"]
 
@@ -31,6 +29,12 @@ CONFIGURATION_HEAD = """# Configuration
 Every role reads environment variables. A value that does not fit ends the start with one line for
 each variable (exit status 2); the value itself is never printed. "live": a reload of the running
 role puts a new value in force (SIGHUP or `wavry-relay reload`); the others wait for a restart.
+"""
+METRICS_HEAD = """# Metrics
+
+Prometheus text at `/metrics` of each service; how to scrape, alert and plot them:
+[monitoring.md](monitoring.md). Every label value is listed, or made by the operator's own settings:
+nothing that a stranger sends becomes a series. `other` stays 0; where it grows, please report it.
 """
 ROLES = {"Relay": RelayConfig, "Master": MasterConfig, "Gateway": GatewayConfig}
 COMMANDS = {
@@ -105,21 +109,28 @@ def commands() -> str:
     return "".join(parts)
 
 
+def _label_text(label: Label) -> str:
+    if label.values:
+        return f"`{label.name}`: " + ", ".join(f"`{value}`" for value in label.values)
+    made = "one" if label.most == 1 else f"at most {label.most}"
+    return f"`{label.name}`: {made}, from {label.origin}"
+
+
 def metrics() -> str:
     """The catalogue of metrics."""
-    parts = [GENERATED, "# Metrics\n\nPrometheus text at `/metrics` of each service.\n"]
-    registries = {"Master": MasterMetrics().registry, "Gateway": GatewayMetrics().registry}
-    catalogues = {"Relay": [(metric.name, metric.kind, metric.help) for metric in RELAY_METRICS]}
-    for role, registry in registries.items():
-        catalogues[role] = [
-            (family.name + ("_total" if family.type == "counter" else ""), family.type,
-             family.documentation)
-            for family in registry.collect()
-        ]  # fmt: skip
-    for role, catalogue in catalogues.items():
-        parts.append(f"\n## {role}\n\n")
-        rows = [(f"`{name}`", kind, text) for name, kind, text in catalogue]
-        parts.append(_table(("metric", "type", "meaning"), rows))
+    parts = [GENERATED, METRICS_HEAD]
+    for service, specs in CATALOGUE.items():
+        parts.append(f"\n## {service.title()}\n\n")
+        rows = [
+            (
+                f"`{spec.name}`",
+                spec.kind,
+                spec.help,
+                "; ".join(_label_text(label) for label in spec.labels) or "-",
+            )
+            for spec in specs
+        ]
+        parts.append(_table(("metric", "type", "meaning", "labels and all their values"), rows))
     return "".join(parts)
 
 

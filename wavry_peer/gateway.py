@@ -5,7 +5,7 @@ question; the WebSocket (`wavry_peer.signaling`) brings the news.
 """
 
 import ipaddress
-from typing import Final, Self, TypeVar
+from typing import Final, Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -180,6 +180,16 @@ class GatewayClient:
         """
         body = _body(api.RenewSessionRequest, jti=jti)
         return await self._call("POST", f"/v1/sessions/{session_id}/renew", body, api.Credentials)
+
+    async def report_path(self, session_id: str, path: Literal["direct", "relay"]) -> None:
+        """Tells how the two peers reach each other: the operator's statistics know no other way.
+
+        Raises:
+            GatewayError: e.g. ``not_found`` of a gateway that does not ask for it;
+                `GatewayUnreachableError`.
+        """
+        body = _body(api.PathReport, path=path)
+        await self._call("POST", f"/v1/sessions/{session_id}/path", body, None)
 
     async def close_session(self, session_id: str) -> None:
         """Ends a session at the gateway, which tells the other side.

@@ -1,7 +1,7 @@
 """What a session needs from outside: somebody who gives leases, and a clock."""
 
 import time
-from typing import Protocol
+from typing import Literal, Protocol
 
 from .protocol.api import Credentials
 
@@ -16,6 +16,9 @@ class LeaseBroker(Protocol):
 
     async def request_relay(self, session_id: str, exclude: tuple[str, ...] = ()) -> Credentials:
         """Leases on another relay."""
+
+    async def report_path(self, session_id: str, path: Literal["direct", "relay"]) -> None:
+        """Tells the gateway how the two peers reach each other."""
 
     async def close_session(self, session_id: str) -> None:
         """Tells the gateway that the session is over."""

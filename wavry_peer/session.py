@@ -101,6 +101,7 @@ class Session:
     ) -> None:
         self.session_id = session_id
         self.remote_username = remote_username
+        self._role = role
         self._broker = broker
         self._clock = clock
         self._channel = Channel(
@@ -141,6 +142,7 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._bye: asyncio.TimerHandle | None = None
+        self._report: asyncio.Task[None] | None = None
         self._last_sent_ns = 0
         self._silence = StreamSilence()
         self._since_turn = 0
@@ -220,6 +222,8 @@ class Session:
                 # The peer has our CLOSE; the gateway's row ends with the lease.
                 _log.info("close_not_told_to_gateway", cause=type(error).__name__)
         await self._paths.wait_closed()
+        if self._report is not None:
+            await asyncio.gather(self._report, return_exceptions=True)
         cleanups, self._cleanups = self._cleanups, []
         for cleanup in cleanups:
             await cleanup()
@@ -335,6 +339,8 @@ class Session:
                     self._loss.restart(self._channel.statistics)
                     if not self._established.done():
                         self._established.set_result(None)
+                        if self._role is Role.CLIENT:  # One report is enough.
+                            self._report = self._loop.create_task(self._report_path())
                 case ChannelClosed():
                     if event.by_remote:
                         text = "the peer closed the session"
@@ -352,6 +358,13 @@ class Session:
             self._counts.queue_drops += 1
         self._queue.append(data)
         self._readable.set()
+
+    async def _report_path(self) -> None:
+        try:
+            await self._broker.report_path(self.session_id, "relay")
+        except (GatewayError, GatewayUnreachableError) as error:
+            # Only statistics; an older gateway does not ask for it.
+            _log.info("path_not_reported", cause=type(error).__name__)
 
     # -- Time --------------------------------------------------------------------------
 
@@ -402,6 +415,8 @@ class Session:
         for timer in (self._timer, self._bye):
             if timer is not None:
                 timer.cancel()
+        if self._report is not None:
+            self._report.cancel()
         self._paths.close()
         self._finished.set()
         self._readable.set()

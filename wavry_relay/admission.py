@@ -48,6 +48,7 @@ from .engine.base import ControlKind, ControlPacket
 from .gate import Gate, OpenGate
 from .lease_states import LeaseState
 from .lease_transitions import LeaseTransitions, state_of
+from .limited_bytes import LimitedBytes
 from .shm.control import ControlBlock
 from .shm.counters import CounterRow
 from .shm.layout import SESSION_ACTIVE, SESSION_WAITING
@@ -148,6 +149,7 @@ class Admission:
         self._verifier = LeaseVerifier(self._control, counters)
         self._cookies = PathCookies(self._control.cookie_key)
         self._strikes = Strikes(segment, locks, counters)
+        self._limited_bytes = LimitedBytes(counters)
         limits, regions = self._control.limits, segment.geometry.regions
         self._host_rates = RateTable(
             segment, regions["ip_rates"], locks, per_s=limits.ip_per_s, burst=limits.ip_burst
@@ -186,10 +188,12 @@ class Admission:
             else:
                 datagram = self._lease(packet, now)
         except PacketError as error:
-            self._counters.add(f"drop_{error.reason}")
+            if error.reason == "ip_rate":
+                self._limited_bytes.note_refused(len(packet.datagram))
+            self._counters.add_drop(error.reason, len(packet.datagram))
             return None
         except LockBusyError:
-            self._counters.add("drop_lock_busy")
+            self._counters.add_drop("lock_busy", len(packet.datagram))
             return None
         return Answer(datagram, packet.source) if datagram else None
 
@@ -251,7 +255,7 @@ class Admission:
             self._counters.add("limited_host")
             raise PacketError("ip_rate")
         self._drop_blocked(packet.source, now)
-        self._counters.add("drop_unknown_address")
+        self._counters.add_drop("unknown_address", len(packet.datagram))
         return self._challenge(parse_header(packet.datagram), packet.source, now)
 
     def _drop_blocked(self, source: Address, now: Instant) -> None:
@@ -293,8 +297,10 @@ class Admission:
                 return self._place(header, lease, packet.source, now)
         except LeaseError as error:
             self._counters.add(f"reject_{error.reason.name.lower()}")
+            if error.reason is c.RejectReason.RATE_LIMITED:
+                self._limited_bytes.note_refused(len(packet.datagram))
             if error.reason in VIOLATIONS:
-                self._strike(header, present, packet.source, error.reason, now)
+                self._strike(header, present, packet, error.reason, now)
             return build_reject(header.session_id, error.reason)
         except _PathChallengeError:
             return self._challenge(header, packet.source, now)
@@ -330,15 +336,15 @@ class Admission:
         self,
         header: Header,
         present: LeasePresent,
-        source: Address,
+        packet: ControlPacket,
         reason: c.RejectReason,
         now: Instant,
     ) -> None:
-        if self._has_cookie(header, present, source, now):
+        if self._has_cookie(header, present, packet.source, now):
             try:
-                self._strikes.strike(source, reason, now)
+                self._strikes.strike(packet.source, reason, now)
             except LockBusyError:
-                self._counters.add("drop_lock_busy")
+                self._counters.add_drop("lock_busy", len(packet.datagram))
 
     def _in_words(
         self, header: Header, present: LeasePresent, claims: LeaseClaims, datagram: bytes

@@ -9,6 +9,7 @@ with growing, jittered delays.  Sessions go on in every state: they need keys, n
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -106,6 +107,7 @@ class MasterLink:
         keyring: takes key sets.
         orders: executes commands, measures load.
         uniform: source of jitter, ``random.uniform``.
+        monotonic_s: seconds.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class MasterLink:
         orders: Orders,
         *,
         uniform: Callable[[float, float], float] = random.uniform,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = base_url.rstrip("/")
         self._identity = identity
@@ -134,6 +137,8 @@ class MasterLink:
         self._http: aiohttp.ClientSession | None = None
         self.state = "registering"
         self.last_error: str | None = None
+        self._monotonic_s = monotonic_s
+        self._heard_s = monotonic_s()
         self.registrations: Counter[str] = Counter()
         self.heartbeats: Counter[str] = Counter()
 
@@ -141,6 +146,10 @@ class MasterLink:
         """Register again, under the same id, with another limit at the next heartbeat."""
         self._facts = replace(self._facts, max_bitrate_kbps=max_bitrate_kbps)
         self._facts_changed = True
+
+    def unheard_s(self) -> float:
+        """Seconds since the master took a registration or heartbeat, or since the start."""
+        return self._monotonic_s() - self._heard_s
 
     async def run(self) -> None:
         """Register and send heartbeats until cancelled."""
@@ -214,6 +223,7 @@ class MasterLink:
                     return
                 continue
             self.heartbeats["ok"] += 1
+            self._heard_s = self._monotonic_s()
             self.state, self.last_error, self._failures = "registered", None, 0
             held = self._keyring.serial
             for command in commands:
@@ -257,6 +267,7 @@ class MasterLink:
             ),
         )
         self._token = answer.relay_token
+        self._heard_s = self._monotonic_s()
         interval_s = answer.heartbeat_interval_ms / 1000
         self._interval_s = min(max(interval_s, _HEARTBEAT_MIN_S), _HEARTBEAT_MAX_S)
         self._facts_changed = self._facts is not facts

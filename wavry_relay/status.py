@@ -57,6 +57,7 @@ _LEASE_COUNTERS: Final = {
 
 _BY_LABEL: Final = {
     "drop_": "packets_dropped",
+    "dropped_bytes_": "bytes_dropped",
     "reject_": "lease_rejects",
     "session_closed_": "sessions_closed",
     "sent_": "answers_sent",
@@ -64,15 +65,20 @@ _BY_LABEL: Final = {
 """Counters that are one metric with a label, by prefix."""
 
 _LAYERS: Final = {
-    "host": "limited_host",
-    "network": "limited_network",
-    "identity": "limited_identity",
-    "soft": "soft_limit_packets",
-    "peer": "drop_peer_rate",
-    "session": "drop_session_rate",
-    "global": "drop_global_rate",
+    "host": ("limited_host", "limited_bytes_host"),
+    "network": ("limited_network", "limited_bytes_network"),
+    "identity": ("limited_identity", "limited_bytes_identity"),
+    "soft": ("soft_limit_packets", "soft_limit_bytes"),
+    "peer": ("drop_peer_rate", "dropped_bytes_peer_rate"),
+    "session": ("drop_session_rate", "dropped_bytes_session_rate"),
+    "global": ("drop_global_rate", "dropped_bytes_global_rate"),
 }
-"""Layers of limits, from the single address to the whole relay, and what counts them."""
+"""Layers of limits, from the single address to the whole relay, and what counts their datagrams
+and bytes."""
+
+_REASONS_NOT_READY: Final = (
+    "stopping", "draining", "workers_missing", "no_keys", "master_registering", "master_failing",
+)  # fmt: skip
 
 _LOSSES: Final = ("drop_send_blocked", "drop_send_failed", "drop_lock_busy", "drop_global_rate")
 """What the relay itself loses; limits of a lease and bad packets are the sender's."""
@@ -343,7 +349,7 @@ class RelayStatus:
     # -- Metrics ---------------------------------------------------------------------------------
 
     def samples(self) -> Iterator[Sample]:
-        """Values of `metrics.CATALOGUE`."""
+        """Values of the catalogue, `wavry_peer.metrics.relay`."""
         yield from self._counter_samples()
         yield from self._table_samples()
         yield from self._process_samples()
@@ -351,8 +357,9 @@ class RelayStatus:
         yield from self._revocation_samples()
 
     def _limit_samples(self, counts: dict[str, int]) -> Iterator[Sample]:
-        for layer, name in _LAYERS.items():
-            yield Sample("limited", counts[name], (layer,))
+        for layer, (datagrams, size) in _LAYERS.items():
+            yield Sample("limited", counts[datagrams], (layer,))
+            yield Sample("limited_bytes", counts[size], (layer,))
         shedding = Shedding(self._control.shedding)
         for cause in Shedding:
             yield Sample("shedding", bool(shedding & cause), ((cause.name or "").lower(),))
@@ -363,7 +370,7 @@ class RelayStatus:
         counts = totals(self.segment)
         yield from self._limit_samples(counts)
         for name, value in counts.items():
-            if name.startswith("limited_"):
+            if name.startswith("limited_") or name == "soft_limit_bytes":
                 continue  # `_limit_samples` has them.
             prefix = next((prefix for prefix in _BY_LABEL if name.startswith(prefix)), None)
             if prefix is not None:
@@ -397,6 +404,8 @@ class RelayStatus:
         yield Sample("workers", self.pool.count - running, ("missing",))
         for number, age_s in enumerate(self.pool.heartbeat_ages_s()):
             yield Sample("worker_heartbeat_age_seconds", age_s, (str(number),))
+        for number, cpu_s in self.pool.cpu_seconds().items():
+            yield Sample("worker_cpu_seconds", cpu_s, (str(number),))
         for cause in ("died", "hung", "boot_failed"):
             yield Sample("worker_restarts", self.pool.restarts[cause], (cause,))
         for outcome in RELOAD_OUTCOMES:
@@ -408,6 +417,11 @@ class RelayStatus:
             yield Sample("socket_buffer_bytes", group.receive_buffer_bytes, (endpoint, "receive"))
             yield Sample("socket_buffer_bytes", group.send_buffer_bytes, (endpoint, "send"))
         yield Sample("draining", bool(self.drain))
+        yield Sample("bitrate_limit_kbps", self.max_bitrate_kbps)
+        reasons = self.not_ready()
+        yield Sample("ready", not reasons)
+        for reason in _REASONS_NOT_READY:
+            yield Sample("not_ready", reason in reasons, (reason,))
 
     def _master_samples(self) -> Iterator[Sample]:
         yield Sample("keys", len(self.keyring.key_ids))
@@ -420,6 +434,7 @@ class RelayStatus:
             for result in ("ok", "failed"):
                 yield Sample("master_registrations", self.link.registrations[result], (result,))
                 yield Sample("master_heartbeats", self.link.heartbeats[result], (result,))
+            yield Sample("master_heartbeat_age_seconds", self.link.unheard_s())
 
     def _revocation_samples(self) -> Iterator[Sample]:
         yield Sample("revocations", len(self.revocations))

@@ -20,6 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -44,6 +45,7 @@ LEAVE_GRACE_S: Final = 1.0
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
 _ANYWHERE: Final = Placement()
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 _log = structlog.get_logger(__name__)
 
@@ -142,6 +144,17 @@ class WorkerPool:
             max(0, now_ns - WorkerRow(self._segment, number).heartbeat_ns) / 1e9
             for number in range(self.count)
         ]
+
+    def cpu_seconds(self) -> dict[int, float]:
+        """CPU time of each worker's process, by worker number; without those that have ended."""
+        times: dict[int, float] = {}
+        for number, process in self._processes.items():
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{process.popen.pid}/stat").read_text()
+                # proc(5): utime and stime are fields 14 and 15, and the name may hold anything.
+                fields = stat.rpartition(")")[2].split()
+                times[number] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        return times
 
     def cookie_gates(self) -> int:
         """Number of workers that want cookies now."""

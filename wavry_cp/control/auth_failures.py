@@ -9,10 +9,10 @@ from typing import Final
 
 import structlog
 from aiohttp import web
-from prometheus_client import Counter
 
 from wavry_cp.client_address import IpNetwork, client_address
 from wavry_cp.http import rate_limited, route_template
+from wavry_cp.metric_families import LabelledCounter
 from wavry_cp.rate_limit import RateLimiter, address_key
 
 __all__ = ["LIMIT_KEYS", "AuthFailures"]
@@ -31,7 +31,7 @@ class AuthFailures:
         per_minute: int,
         trusted_proxies: Sequence[IpNetwork],
         monotonic_s: Callable[[], float],
-        counter: Counter,
+        counter: LabelledCounter,
     ) -> None:
         """Make the limit; `counter` has the one label ``cause``."""
         self._limit = RateLimiter(per_minute / 60, per_minute, LIMIT_KEYS)

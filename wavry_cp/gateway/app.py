@@ -21,10 +21,12 @@ from wavry_cp.http import (
     route_template,
 )
 from wavry_cp.rate_limit import address_key
+from wavry_peer.metrics import OTHER
 from wavry_peer.protocol.api import (
     AcceptSessionRequest,
     CreateSessionRequest,
     LoginResponse,
+    PathReport,
     RelaySessionRequest,
     RenewSessionRequest,
     SessionInfo,
@@ -79,6 +81,7 @@ def make_app(gateway: Gateway) -> web.Application:
             web.delete(one, routes.end_session),
             web.post(f"{one}/accept", routes.accept_session),
             web.post(f"{one}/relay", routes.relay_session),
+            web.post(f"{one}/path", routes.report_path),
             web.post(f"{one}/renew", routes.renew_session),
             web.get("/health", operations.health),
             web.get("/ready", operations.ready),
@@ -136,7 +139,7 @@ def _counting(
     gateway: Gateway,
 ) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def count(request: web.Request, response: web.StreamResponse) -> None:
-        method = request.method if request.method in _METHODS else "other"
+        method = request.method if request.method in _METHODS else OTHER
         route = route_template(request)
         gateway.metrics.http_requests.labels(method, route, str(response.status)).inc()
         started_s = request.get(_STARTED_S)
@@ -234,6 +237,12 @@ class _Routes:
             await self._gateway.relaying.request(username, _session_id(request), body)
         )
 
+    async def report_path(self, request: web.Request) -> web.Response:
+        username = await self._user(request)
+        body = await read_body(request, PathReport)
+        await self._gateway.calls.report_path(username, _session_id(request), body.path)
+        return web.Response(status=204)
+
     async def renew_session(self, request: web.Request) -> web.Response:
         username = await self._user(request)
         body = await read_body(request, RenewSessionRequest)
@@ -246,7 +255,7 @@ class _Routes:
 
     async def _user(self, request: web.Request) -> str:
         gateway = self._gateway
-        owner = await gateway.accounts.owner(bearer_token(request))
+        owner = await gateway.accounts.owner(bearer_token(request), via="http")
         wait_s = gateway.request_limit.check(owner.username, gateway.clock.monotonic_s())
         if wait_s:
             gateway.metrics.limited.labels("request").inc()

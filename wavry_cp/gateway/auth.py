@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+from wavry_cp.metric_families import LabelledCounter
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.gateway_interface import GatewayStore, TokenOwner
 
@@ -16,7 +18,9 @@ from .passwords import PasswordHasher
 from .refused import RefusedError
 from .tokens import make_token, token_hash
 
-__all__ = ["Accounts", "Login"]
+__all__ = ["Accounts", "Login", "Via"]
+
+Via = Literal["http", "websocket"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,13 @@ class Accounts:
         Raises:
             RefusedError: ``rate_limited``, ``username_taken`` or ``busy``.
         """
-        self._check(self._register_limit, "register", address)
+        self._check(self._register_limit, "register", address, self._metrics.registrations)
         # Hashed before the name is looked at: the answer's time does not tell who exists.
-        hashed = await self._hasher.hash(password)
+        try:
+            hashed = await self._hasher.hash(password)
+        except RefusedError:
+            self._metrics.registrations.labels("busy").inc()
+            raise
         if not await self._store.add_user(username, hashed, now_s=self._clock.now_s()):
             self._metrics.registrations.labels("taken").inc()
             raise RefusedError("username_taken", "this name is taken; choose another")
@@ -80,7 +88,7 @@ class Accounts:
             RefusedError: ``rate_limited``, ``too_many_attempts``, ``busy``, ``banned``, or for a
                 wrong password and an unknown user alike ``invalid_credentials``.
         """
-        self._check(self._login_limit, "login", address)
+        self._check(self._login_limit, "login", address, self._metrics.logins)
         wait_s = self._delays.begin(username, address, self._clock.monotonic_s())
         if wait_s:
             self._metrics.logins.labels("delayed").inc()
@@ -105,7 +113,11 @@ class Accounts:
             raise RefusedError("invalid_credentials", "user name or password is wrong")
         self._delays.succeeded(username, address)
         # Only now: a ban is told to who holds the account, not to who guesses names.
-        self._admission.require(username)
+        try:
+            self._admission.require(username)
+        except RefusedError as error:
+            self._metrics.logins.labels(error.code).inc()
+            raise
         if self._hasher.outdated(stored):
             await self._store.set_password_hash(username, await self._hasher.hash(password))
         login = await self._new_token(username)
@@ -123,19 +135,28 @@ class Accounts:
             raise _invalid_token()
         self._hub.end_tokens((hashed,))
 
-    async def owner(self, token: str | None) -> TokenOwner:
-        """Who a bearer token belongs to.
+    async def owner(self, token: str | None, *, via: Via) -> TokenOwner:
+        """Who a bearer token belongs to; `via` is for the counter.
 
         Raises:
             RefusedError: ``invalid_token``: missing, unknown, expired or logged out; ``banned``.
         """
         hashed = None if token is None else token_hash(token)
         if hashed is None:
+            self._metrics.token_checks.labels(
+                via, "missing" if token is None else "malformed"
+            ).inc()
             raise _invalid_token()
         owner = await self._store.token_owner(hashed, now_s=self._clock.now_s())
         if owner is None:
+            self._metrics.token_checks.labels(via, "unknown").inc()
             raise _invalid_token()
-        self._admission.require(owner.username)
+        try:
+            self._admission.require(owner.username)
+        except RefusedError as error:
+            self._metrics.token_checks.labels(via, error.code).inc()
+            raise
+        self._metrics.token_checks.labels(via, "ok").inc()
         return owner
 
     async def _new_token(self, username: str) -> Login:
@@ -154,10 +175,13 @@ class Accounts:
         self._hub.end_tokens(ended)
         return Login(token, expires_at)
 
-    def _check(self, limiter: RateLimiter, name: str, address: str) -> None:
+    def _check(
+        self, limiter: RateLimiter, name: str, address: str, results: LabelledCounter
+    ) -> None:
         wait_s = limiter.check(address, self._clock.monotonic_s())
         if wait_s:
             self._metrics.limited.labels(name).inc()
+            results.labels("limited").inc()
             raise RefusedError(
                 "rate_limited", "too many tries from this address; wait", retry_after_s=wait_s
             )

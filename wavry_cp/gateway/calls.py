@@ -144,6 +144,24 @@ class Calls:
         session = await self._common(username, message.target_username, message.session_id)
         self._pass_on(session, username, message)
 
+    async def report_path(self, username: str, session_id: SessionKey, path: sessions.Path) -> None:
+        """A user tells how the two talk; counted where that is another path than before.
+
+        Raises:
+            RefusedError: ``unknown_session``, or as `sessions.report_path`.
+        """
+        now_s = self._clock.now_s()
+
+        def rule(session: Session) -> Session:
+            sessions.role_of(session, username)
+            return sessions.report_path(session, path, now_s=now_s)
+
+        changed = await self._store.change_session(session_id, rule)
+        if changed is None:
+            raise _unknown()
+        if changed[0].path != path:
+            self._metrics.session_paths.labels(path).inc()
+
     # -- ending -----------------------------------------------------------------------------
 
     async def bye(self, username: str, message: Bye) -> None:

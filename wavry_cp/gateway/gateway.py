@@ -151,12 +151,11 @@ class Gateway:
         )
         self.signaling = Signaling(
             config=config,
-            store=store,
+            accounts=self.accounts,
             hub=self.hub,
             calls=self.calls,
             relaying=self.relaying,
             message_limit=RateLimiter(config.messages_per_s, config.messages_burst, ADDRESS_KEYS),
-            admission=admission,
             clock=clock,
             metrics=self.metrics,
         )

@@ -1,121 +1,53 @@
-"""The catalogue of the gateway's metrics.
+"""Metrics of the gateway, made from the catalogue (`wavry_peer.metrics.gateway`).
 
-Every label has a bounded set of values that no client can extend: route templates, known message
-types, codes of ours.  Each application has its own registry, so that two fit in one process.
+Each application has its own registry, so that two fit in one process.
 """
 
-from collections.abc import Callable
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import math
+from collections.abc import Callable, Mapping
 
 from wavry_cp.control.bans import BanBook
 from wavry_cp.control.switches import SwitchBook
+from wavry_cp.metric_families import Families
+from wavry_cp.version import software_version
+from wavry_peer.metrics import GATEWAY
 
 __all__ = ["GatewayMetrics"]
-
-_HTTP_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 
 
 class GatewayMetrics:
     """Counters, gauges and histograms of one gateway."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.http_requests = Counter(
-            "wavry_gateway_http_requests_total",
-            "HTTP requests by route template and status.",
-            ("method", "route", "status"),
-            registry=self.registry,
-        )
-        self.http_seconds = Histogram(
-            "wavry_gateway_http_request_seconds",
-            "Time of an HTTP request, WebSockets left out.",
-            ("route",),
-            buckets=_HTTP_BUCKETS,
-            registry=self.registry,
-        )
-        self.logins = Counter(
-            "wavry_gateway_logins_total",
-            "Logins by result: ok, wrong, delayed, busy.",
-            ("result",),
-            registry=self.registry,
-        )
-        self.registrations = Counter(
-            "wavry_gateway_registrations_total",
-            "Registrations by result: ok, taken.",
-            ("result",),
-            registry=self.registry,
-        )
-        self.limited = Counter(
-            "wavry_gateway_rate_limited_total",
-            "Refused by a limit: register, login, connect, connections, request, message, call, "
-            "relay.",
-            ("limit",),
-            registry=self.registry,
-        )
-        self.admin_auth_failures = Counter(
-            "wavry_gateway_admin_auth_failures_total",
-            "Admin calls refused for their token: wrong_token, limited, forbidden (role).",
-            ("cause",),
-            registry=self.registry,
-        )
-        self.lockdown = Gauge(
-            "wavry_gateway_lockdown",
-            "1 where only admin calls pass, else 0.",
-            registry=self.registry,
-        )
-        self.lockdown_refused = Counter(
-            "wavry_gateway_lockdown_refused_total",
-            "Calls turned away by the lockdown.",
-            registry=self.registry,
-        )
-        self.bans = Gauge("wavry_gateway_bans", "Bans of users that hold.", registry=self.registry)
-        self.banned_refused = Counter(
-            "wavry_gateway_banned_refused_total",
-            "Logins, connections and calls of banned users.",
-            registry=self.registry,
-        )
-        self.connections = Gauge(
-            "wavry_gateway_websockets", "Open WebSockets, bound or not.", registry=self.registry
-        )
-        self.connections_closed = Counter(
-            "wavry_gateway_websockets_closed_total",
-            "Ended WebSockets by cause.",
-            ("cause",),
-            registry=self.registry,
-        )
-        self.online = Gauge("wavry_gateway_users_online", "Bound users.", registry=self.registry)
-        self.messages = Counter(
-            "wavry_gateway_messages_total",
-            "Signaling messages received by type.",
-            ("type",),
-            registry=self.registry,
-        )
-        self.message_errors = Counter(
-            "wavry_gateway_message_errors_total",
-            "ERROR messages sent by code.",
-            ("code",),
-            registry=self.registry,
-        )
-        self.sessions = Counter(
-            "wavry_gateway_session_events_total",
-            "Sessions: called, accepted, refused, relayed, moved, renewed, closed, expired.",
-            ("event",),
-            registry=self.registry,
-        )
-        self.master_calls = Counter(
-            "wavry_gateway_master_calls_total",
-            "Calls of the master by call and result: ok, refused, failed, skipped.",
-            ("call", "result"),
-            registry=self.registry,
-        )
-        self.master_seconds = Histogram(
-            "wavry_gateway_master_call_seconds",
-            "Time of a call of the master.",
-            ("call",),
-            buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
-            registry=self.registry,
-        )
+        made = self._families = Families(GATEWAY)
+        self.registry = made.registry
+        made.labelled_gauge("wavry_gateway_build_info").labels(software_version()).set(1)
+        self._ready = made.gauge("wavry_gateway_ready")
+        self._master_reachable = made.gauge("wavry_gateway_master_reachable")
+        self.http_requests = made.labelled_counter("wavry_gateway_http_requests_total")
+        self.http_seconds = made.labelled_histogram("wavry_gateway_http_request_seconds")
+        self.logins = made.labelled_counter("wavry_gateway_logins_total")
+        self.registrations = made.labelled_counter("wavry_gateway_registrations_total")
+        self.token_checks = made.labelled_counter("wavry_gateway_token_checks_total")
+        self.binds = made.labelled_counter("wavry_gateway_binds_total")
+        self.limited = made.labelled_counter("wavry_gateway_rate_limited_total")
+        self.admin_auth_failures = made.labelled_counter("wavry_gateway_admin_auth_failures_total")
+        self.lockdown = made.gauge("wavry_gateway_lockdown")
+        self.lockdown_refused = made.counter("wavry_gateway_lockdown_refused_total")
+        self.bans = made.gauge("wavry_gateway_bans")
+        self.banned_refused = made.counter("wavry_gateway_banned_refused_total")
+        self.connections = made.gauge("wavry_gateway_websockets")
+        self.connections_closed = made.labelled_counter("wavry_gateway_websockets_closed_total")
+        self.online = made.gauge("wavry_gateway_users_online")
+        self.messages = made.labelled_counter("wavry_gateway_messages_total")
+        self.message_errors = made.labelled_counter("wavry_gateway_message_errors_total")
+        self._open_sessions = made.labelled_gauge("wavry_gateway_sessions")
+        self.sessions = made.labelled_counter("wavry_gateway_session_events_total")
+        self._sessions_by_path = made.labelled_gauge("wavry_gateway_sessions_by_path")
+        self.session_paths = made.labelled_counter("wavry_gateway_session_paths_total")
+        self.master_calls = made.labelled_counter("wavry_gateway_master_calls_total")
+        self.master_seconds = made.labelled_histogram("wavry_gateway_master_call_seconds")
+        made.require_all_made()
 
     def watch_switches(self, book: SwitchBook) -> None:
         """Read the switches from `book` at each scrape."""
@@ -129,6 +61,22 @@ class GatewayMetrics:
         """Read the number of bound users from `count` at each scrape."""
         self.online.set_function(count)
 
+    def note_state(self, *, ready: bool, master_reachable: bool) -> None:
+        """What /ready says now."""
+        self._ready.set(ready)
+        self._master_reachable.set(master_reachable)
+
+    def note_sessions(
+        self, by_state: Mapping[str, int] | None, by_path: Mapping[str, int] | None
+    ) -> None:
+        """Open sessions as the store has them; None where it does not answer: nobody knows."""
+        for state in ("pending", "accepted", "active"):
+            count = math.nan if by_state is None else by_state.get(state, 0)
+            self._open_sessions.labels(state).set(count)
+        for path in ("direct", "relay", "unreported"):
+            count = math.nan if by_path is None else by_path.get(path, 0)
+            self._sessions_by_path.labels(path).set(count)
+
     def text(self) -> bytes:
         """Prometheus text format."""
-        return generate_latest(self.registry)
+        return self._families.text()

@@ -1,5 +1,6 @@
 """What operators and their machines ask: health, readiness, metrics, admin lists."""
 
+import contextlib
 import ipaddress
 import re
 from typing import Final
@@ -76,18 +77,19 @@ class Operations:
     async def ready(self, _request: web.Request) -> web.Response:
         """``GET /ready``."""
         store, master = await self._store_state(), await self._gateway.broker.probe()
+        ready = self._is_ready(store)
         reason = "" if store == "ok" else "the store cannot be used"
         if self._gateway.stopping:
             reason = "stopping"
         elif not reason and master != "ok":
             reason = "no master: direct paths only"
-        ready = store == "ok" and not self._gateway.stopping
         return json_response(Ready(ready, store, master, reason), 200 if ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """``GET /metrics``, for the listed networks and the admin."""
         if not (self._is_near(request) or await self._shows_admin_token(request)):
             raise ApiError(403, "forbidden", "metrics are for the operator's networks only")
+        await self._note_all()
         return web.Response(
             body=self._gateway.metrics.text(), headers={"Content-Type": METRICS_TYPE}
         )
@@ -137,6 +139,21 @@ class Operations:
         """``GET /v1/admin/audit?after=ID&since=TIME&limit=N``, oldest first."""
         await self._gateway.admin.require(request, "viewer")
         return await audit_response(request, self._gateway.store)
+
+    async def _note_all(self) -> None:
+        """Gauges of what is in the store or elsewhere."""
+        gateway = self._gateway
+        by_state: dict[str, int] | None = None
+        by_path: dict[str, int] | None = None
+        store, master = await self._store_state(), await gateway.broker.probe()
+        gateway.metrics.note_state(ready=self._is_ready(store), master_reachable=master == "ok")
+        with contextlib.suppress(StoreUnavailableError):
+            by_state = await gateway.store.count_sessions()
+            by_path = await gateway.store.count_paths()
+        gateway.metrics.note_sessions(by_state, by_path)
+
+    def _is_ready(self, store: str) -> bool:
+        return store == "ok" and not self._gateway.stopping
 
     async def _shows_admin_token(self, request: web.Request) -> bool:
         try:

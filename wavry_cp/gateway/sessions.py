@@ -23,6 +23,7 @@ __all__ = [
     "CallLimits",
     "Change",
     "Keys",
+    "Path",
     "Session",
     "SessionKey",
     "SessionState",
@@ -35,6 +36,7 @@ __all__ = [
     "new_session",
     "other_user",
     "renew",
+    "report_path",
     "require_grantable",
     "require_open",
     "require_renewable",
@@ -46,6 +48,7 @@ SessionKey = NewType("SessionKey", str)
 """The session id as UUID text, made by the gateway."""
 SessionState = Literal["pending", "accepted", "active", "closed"]
 Event = Literal["accept", "relay", "renew", "close"]
+Path = Literal["direct", "relay"]
 
 TRANSITIONS: Final[dict[tuple[SessionState, Event], SessionState]] = {
     ("pending", "accept"): "accepted",
@@ -80,6 +83,7 @@ class Session:
         lease_expires_at: `exp` of the leases issued last.
         relay_addrs: endpoints of `relay_id`.
         closed_at: when it was closed, else None.
+        path: how its users talk, as one of them reported last.
     """
 
     session_id: SessionKey
@@ -94,6 +98,7 @@ class Session:
     relay_addrs: tuple[str, ...] = ()
     lease_expires_at: int | None = None
     closed_at: int | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +278,16 @@ def renew(session: Session, *, lease_expires_at: int, now_s: int, lifetime_s: in
         lease_expires_at=max(session.lease_expires_at or 0, lease_expires_at),
         expires_at=max(now_s + lifetime_s, lease_expires_at),
     )
+
+
+def report_path(session: Session, path: Path, *, now_s: int) -> Session:
+    """One of the users says how they talk: for the statistics, no rule depends on it.
+
+    Raises:
+        RefusedError: ``session_closed`` or ``not_accepted``.
+    """
+    require_grantable(session, now_s=now_s)
+    return replace(session, path=path)
 
 
 def close(session: Session, *, now_s: int) -> Session:

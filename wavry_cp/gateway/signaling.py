@@ -17,13 +17,12 @@ from aiohttp import WSMsgType, web
 from wavry_cp.http import ApiError
 from wavry_cp.rate_limit import RateLimiter
 from wavry_cp.store.errors import StoreUnavailableError
-from wavry_cp.store.gateway_interface import GatewayStore
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import signaling as wire
 from wavry_peer.protocol.api import RelaySessionRequest
 from wavry_peer.protocol.errors import MessageError
 
-from .admission import Admission
+from .auth import Accounts
 from .calls import Calls
 from .clock import Clock
 from .config import GatewayConfig
@@ -67,22 +66,20 @@ class Signaling:
         self,
         *,
         config: GatewayConfig,
-        store: GatewayStore,
+        accounts: Accounts,
         hub: Hub,
         calls: Calls,
         relaying: Relaying,
         message_limit: RateLimiter,
-        admission: Admission,
         clock: Clock,
         metrics: GatewayMetrics,
     ) -> None:
         self._config = config
-        self._store = store
+        self._accounts = accounts
         self._hub = hub
         self._calls = calls
         self._relaying = relaying
         self._message_limit = message_limit
-        self._admission = admission
         self._clock = clock
         self._metrics = metrics
         self._actions: Mapping[type, Callable[[Connection, str, Any], Awaitable[None]]] = {
@@ -137,6 +134,8 @@ class Signaling:
             self._hub.remove(connection)
             await connection.finish(writer)
             self._metrics.connections.dec()
+            if connection.username is None:
+                self._metrics.binds.labels(connection.cause).inc()
             self._metrics.connections_closed.labels(connection.cause).inc()
         return ws
 
@@ -177,22 +176,20 @@ class Signaling:
             self._fail(connection, CLOSE_AUTH, "bind_required", "the first message must be BIND")
             raise _Ended
         hashed = token_hash(message.token)
-        if hashed is None:
-            end_for_token(connection)
-            raise _Ended
-        self._hub.claim(connection, hashed)
-        owner = await self._store.token_owner(hashed, now_s=self._clock.now_s())
-        if owner is None:
-            end_for_token(connection)
-            raise _Ended
+        if hashed is not None:
+            self._hub.claim(connection, hashed)
+        try:
+            owner = await self._accounts.owner(message.token, via="websocket")
+        except RefusedError as error:
+            if error.code == "invalid_token":
+                end_for_token(connection)
+            else:
+                self._fail(connection, CLOSE_AUTH, error.code, str(error))
+            raise _Ended from error
         if connection.cause is not None:
             raise _Ended
-        try:
-            self._admission.require(owner.username)
-        except RefusedError as error:
-            self._fail(connection, CLOSE_AUTH, error.code, str(error))
-            raise _Ended from error
         self._hub.bind(connection, owner.username)
+        self._metrics.binds.labels("ok").inc()
         connection.send(wire.Bound(username=owner.username))
         return owner.username, owner.expires_at
 

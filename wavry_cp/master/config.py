@@ -86,6 +86,14 @@ class MasterConfig:
         minimum=1,
         maximum=1_000_000,
     )
+    key_lifetime_days: int = setting(
+        "WAVRY_MASTER_KEY_LIFETIME_DAYS",
+        90,
+        doc="Planned life of a signing key, for metrics and alerts: it signs on, so rotate before.",
+        unit="days",
+        minimum=1,
+        maximum=3650,
+    )
     trusted_proxies: tuple[str, ...] = setting(
         "WAVRY_MASTER_TRUSTED_PROXIES",
         (),

@@ -142,6 +142,30 @@ class RelayDirectory:
         """Number of relays in each state."""
         return Counter(self._state(relay, monotonic_s) for relay in self._relays.values())
 
+    def heartbeat_ages_s(self, *, now_s: int, monotonic_s: float) -> dict[RelayState, int]:
+        """Age of the oldest last sign of life in each state; deregistered relays do not count."""
+        ages: dict[RelayState, int] = {}
+        for relay in self._relays.values():
+            record, status = relay.record, relay.status
+            if record.token_hash is None:
+                continue
+            heard_s = max(record.last_heartbeat_at_s, record.registered_at_s)
+            age_s = max(0, now_s - (heard_s if status is None else status.at_s))
+            state = self._state(relay, monotonic_s)
+            ages[state] = max(ages.get(state, 0), age_s)
+        return ages
+
+    def pool_sessions(self, monotonic_s: float) -> tuple[int, int]:
+        """Sessions that relays within earshot reported, and the room that ACTIVE relays have."""
+        held = room = 0
+        for relay in self._relays.values():
+            state = self._state(relay, monotonic_s)
+            if state is not RelayState.OFFLINE and relay.status is not None:
+                held += relay.status.active_sessions
+            if state is RelayState.ACTIVE:
+                room += relay.record.max_sessions
+        return held, room
+
     # -- Changing --------------------------------------------------------------------------
 
     async def register(

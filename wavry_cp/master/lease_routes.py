@@ -2,11 +2,11 @@
 
 from aiohttp import web
 
-from wavry_cp.http import ApiError, json_response, read_body
+from wavry_cp.http import json_response, read_body
 from wavry_peer.protocol.api import LeaseRequest, RenewRequest
 
 from .context import MasterContext
-from .refusal import RefusedError
+from .outcome import outcome_of
 
 __all__ = ["LeaseRoutes"]
 
@@ -30,8 +30,8 @@ class LeaseRoutes:
         try:
             self._context.access.require(request, "service")
             answer = await self._context.desk.issue(await read_body(request, LeaseRequest))
-        except (ApiError, RefusedError) as error:
-            metrics.leases_rejected.labels(error.code).inc()
+        except Exception as error:
+            metrics.leases_rejected.labels(outcome_of(error)).inc()
             raise
         metrics.leases_issued.inc(2)
         return json_response(answer, status=201)
@@ -43,8 +43,8 @@ class LeaseRoutes:
             self._context.access.require(request, "service")
             body = await read_body(request, RenewRequest)
             answer, renewal = await self._context.desk.renew(body)
-        except (ApiError, RefusedError) as error:
-            metrics.leases_rejected.labels(error.code).inc()
+        except Exception as error:
+            metrics.leases_rejected.labels(outcome_of(error)).inc()
             raise
         metrics.lease_renewals.labels("repeated" if renewal.repeated else "renewed").inc()
         return json_response(answer)

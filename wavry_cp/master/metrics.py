@@ -1,156 +1,89 @@
-"""Metrics of the master.  No label holds anything that an outsider can choose."""
+"""Metrics of the master, made from the catalogue (`wavry_peer.metrics.master`)."""
 
+import math
 from collections import Counter as TallyOf
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from wavry_cp.control.bans import BanBook, BanKind
 from wavry_cp.control.switches import SwitchBook
+from wavry_cp.metric_families import Families
+from wavry_cp.version import software_version
+from wavry_peer.metrics import MASTER, OTHER
 
 from .live_keys import LiveKeys
 from .registry import RelayState
 
-__all__ = ["MasterMetrics"]
+__all__ = ["MasterMetrics", "PoolFacts"]
 
 _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
+_HEARD = (RelayState.NEW, RelayState.ACTIVE, RelayState.DRAINING, RelayState.OFFLINE)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """The relays at one moment.
+
+    Attributes:
+        by_state: how many.
+        heartbeat_age_s: oldest last heartbeat by state.
+        sessions: at relays that are not OFFLINE.
+        sessions_max: room of ACTIVE relays.
+        without_key: live relays that have not reported the active key.
+    """
+
+    by_state: Mapping[RelayState, int]
+    heartbeat_age_s: Mapping[RelayState, int]
+    sessions: int
+    sessions_max: int
+    without_key: int
 
 
 class MasterMetrics:
-    """The catalogue, on a registry of its own."""
+    """Counters, gauges and histograms of one master."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.leases_issued = Counter(
-            "wavry_master_leases_issued",
-            "Leases signed for new or moved sessions, one per role.",
-            registry=self.registry,
-        )
-        self.lease_renewals = Counter(
-            "wavry_master_lease_renewals",
-            "Renewals answered: renewed, or repeated after a lost answer.",
-            ["result"],
-            registry=self.registry,
-        )
-        self.leases_rejected = Counter(
-            "wavry_master_leases_rejected",
-            "Lease and renewal calls refused, by error code.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.registrations = Counter(
-            "wavry_master_registrations",
-            "Registration steps: challenged, registered, or the error code of the refusal.",
-            ["result"],
-            registry=self.registry,
-        )
-        self.heartbeats = Counter(
-            "wavry_master_heartbeats",
-            "Heartbeats: accepted, or the error code of the refusal.",
-            ["result"],
-            registry=self.registry,
-        )
-        self.admin_auth_failures = Counter(
-            "wavry_master_admin_auth_failures",
-            "Admin calls refused for their token: wrong_token, limited, forbidden (role).",
-            ["cause"],
-            registry=self.registry,
-        )
-        self.relays = Gauge(
-            "wavry_master_relays", "Relays by state.", ["state"], registry=self.registry
-        )
-        self.relay_mode = Gauge(
-            "wavry_master_relay_mode",
-            "1 where new leases are given, 0 where the kill switch has ended that.",
-            registry=self.registry,
-        )
-        self.lockdown = Gauge(
-            "wavry_master_lockdown",
-            "1 where only admin calls pass, else 0.",
-            registry=self.registry,
-        )
-        self.lockdown_refused = Counter(
-            "wavry_master_lockdown_refused",
-            "Calls turned away by the lockdown.",
-            registry=self.registry,
-        )
-        self.bans = Gauge(
-            "wavry_master_bans",
-            "Bans that hold, by kind: user, relay.",
-            ["kind"],
-            registry=self.registry,
-        )
-        self.revocations = Counter(
-            "wavry_master_revocations",
-            "Revocations ordered, by what they name.",
-            ["kind"],
-            registry=self.registry,
-        )
-        self.revocations_in_force = Gauge(
-            "wavry_master_revocations_in_force",
-            "Revocations that a lease may still be hit by.",
-            registry=self.registry,
-        )
-        self.event_streams = Gauge(
-            "wavry_master_event_streams",
-            "Relays that hold an event stream open.",
-            registry=self.registry,
-        )
-        self.event_stream_ends = Counter(
-            "wavry_master_event_stream_ends",
-            "Event streams that ended, by cause.",
-            ["cause"],
-            registry=self.registry,
-        )
-        self.event_pages = Counter(
-            "wavry_master_event_pages",
-            "Answers to relays that asked for events without a stream.",
-            registry=self.registry,
-        )
-        self.keyset_serial = Gauge(
-            "wavry_master_keyset_serial",
-            "Serial of the published key-set document.",
-            registry=self.registry,
-        )
-        self.keys = Gauge(
-            "wavry_master_keys", "Published signing keys, by status.", ["status"],
-            registry=self.registry,
-        )  # fmt: skip
-        self.active_key_age = Gauge(
-            "wavry_master_active_key_age_seconds",
-            "Time since the active key began to sign.",
-            registry=self.registry,
-        )
-        self.relays_without_key = Gauge(
-            "wavry_master_relays_without_active_key",
-            "Live relays that have not reported that they hold the active key.",
-            registry=self.registry,
-        )
-        self.key_steps = Counter(
-            "wavry_master_key_steps",
-            "Published changes of the key set, by step of the rotation.",
-            ["step"],
-            registry=self.registry,
-        )
-        self.http_requests = Counter(
-            "wavry_master_http_requests",
-            "HTTP requests by route template, method and status.",
-            ["route", "method", "status"],
-            registry=self.registry,
-        )
-        self.http_seconds = Histogram(
-            "wavry_master_http_request_seconds",
-            "Time to answer an HTTP request, by route template.",
-            ["route"],
-            registry=self.registry,
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-        )
+        made = self._families = Families(MASTER)
+        self.registry = made.registry
+        made.labelled_gauge("wavry_master_build_info").labels(software_version()).set(1)
+        self._ready = made.gauge("wavry_master_ready")
+        self.http_requests = made.labelled_counter("wavry_master_http_requests_total")
+        self.http_seconds = made.labelled_histogram("wavry_master_http_request_seconds")
+        self.leases_issued = made.counter("wavry_master_leases_issued_total")
+        self.lease_renewals = made.labelled_counter("wavry_master_lease_renewals_total")
+        self.leases_rejected = made.labelled_counter("wavry_master_leases_rejected_total")
+        self._sessions = made.gauge("wavry_master_sessions")
+        self.revocations = made.labelled_counter("wavry_master_revocations_total")
+        self.revocations_in_force = made.gauge("wavry_master_revocations_in_force")
+        self.registrations = made.labelled_counter("wavry_master_registrations_total")
+        self.heartbeats = made.labelled_counter("wavry_master_heartbeats_total")
+        self._relays = made.labelled_gauge("wavry_master_relays")
+        self._heartbeat_age = made.labelled_gauge("wavry_master_relay_heartbeat_age_seconds")
+        self._heartbeat_interval = made.gauge("wavry_master_heartbeat_interval_seconds")
+        self._pool_sessions = made.gauge("wavry_master_pool_sessions")
+        self._pool_sessions_max = made.gauge("wavry_master_pool_sessions_max")
+        self.event_streams = made.gauge("wavry_master_event_streams")
+        self.event_stream_ends = made.labelled_counter("wavry_master_event_stream_ends_total")
+        self.event_pages = made.counter("wavry_master_event_pages_total")
+        self._keyset_serial = made.gauge("wavry_master_keyset_serial")
+        self._keyset_issued = made.gauge("wavry_master_keyset_issued_time_seconds")
+        self._keys = made.labelled_gauge("wavry_master_keys")
+        self._active_key_age = made.gauge("wavry_master_active_key_age_seconds")
+        self._key_end = made.labelled_gauge("wavry_master_key_end_time_seconds")
+        self._relays_without_key = made.gauge("wavry_master_relays_without_active_key")
+        self.key_steps = made.labelled_counter("wavry_master_key_steps_total")
+        self.admin_auth_failures = made.labelled_counter("wavry_master_admin_auth_failures_total")
+        self._relay_mode = made.gauge("wavry_master_relay_mode")
+        self._lockdown = made.gauge("wavry_master_lockdown")
+        self.lockdown_refused = made.counter("wavry_master_lockdown_refused_total")
+        self._bans = made.labelled_gauge("wavry_master_bans")
+        made.require_all_made()
 
     def watch_switches(self, book: SwitchBook) -> None:
         """Read the switches from `book` at each scrape."""
-        self.relay_mode.set_function(lambda: float(book.relay_mode))
-        self.lockdown.set_function(lambda: float(book.lockdown))
+        self._relay_mode.set_function(lambda: float(book.relay_mode))
+        self._lockdown.set_function(lambda: float(book.lockdown))
 
     def watch_bans(self, book: BanBook, now_s: Callable[[], int]) -> None:
         """Count the bans of `book` at each scrape."""
@@ -159,29 +92,41 @@ class MasterMetrics:
             return book.count(now_s())[kind]
 
         for kind in BanKind:
-            self.bans.labels(kind.value).set_function(partial(held, kind))
+            self._bans.labels(kind.value).set_function(partial(held, kind))
 
     def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answer; an unknown method is "other", as a client can invent any."""
-        known = method if method in _METHODS else "other"
+        known = method if method in _METHODS else OTHER
         self.http_requests.labels(route, known, str(status)).inc()
         self.http_seconds.labels(route).observe(seconds)
 
-    def render(
-        self,
-        relays: Mapping[RelayState, int],
-        keys: LiveKeys,
-        *,
-        relays_without_key: int,
-        now_s: int,
-    ) -> bytes:
-        """Prometheus text, with the gauges as they are now."""
+    def note_store(self, *, ready: bool, sessions: int | None) -> None:
+        """Whether the store works, and the sessions that it has; None where nobody knows."""
+        self._ready.set(ready)
+        self._sessions.set(math.nan if sessions is None else sessions)
+
+    def note_pool(self, pool: PoolFacts, *, heartbeat_interval_s: float) -> None:
+        """The relays as they are now."""
         for state in RelayState:
-            self.relays.labels(state.value).set(relays.get(state, 0))
-        self.keyset_serial.set(keys.keyset.serial)
+            self._relays.labels(state.value).set(pool.by_state.get(state, 0))
+        for state in _HEARD:
+            self._heartbeat_age.labels(state.value).set(pool.heartbeat_age_s.get(state, 0))
+        self._heartbeat_interval.set(heartbeat_interval_s)
+        self._pool_sessions.set(pool.sessions)
+        self._pool_sessions_max.set(pool.sessions_max)
+        self._relays_without_key.set(pool.without_key)
+
+    def note_keys(self, keys: LiveKeys, *, now_s: int, lifetime_s: int) -> None:
+        """The published keys as they are now; `lifetime_s` is the planned life of an active one."""
+        self._keyset_serial.set(keys.keyset.serial)
+        self._keyset_issued.set(keys.keyset.issued_at)
         statuses = TallyOf(key.status for key in keys.keyset.keys)
         for status in ("pending", "active", "retiring", "revoked"):
-            self.keys.labels(status).set(statuses[status])
-        self.active_key_age.set(keys.active_age_s(now_s))
-        self.relays_without_key.set(relays_without_key)
-        return generate_latest(self.registry)
+            self._keys.labels(status).set(statuses[status])
+        self._active_key_age.set(keys.active_age_s(now_s))
+        self._key_end.labels("active").set(keys.active_end_s(lifetime_s))
+        self._key_end.labels("retiring").set(keys.retiring_end_s())
+
+    def text(self) -> bytes:
+        """Prometheus text format."""
+        return self._families.text()

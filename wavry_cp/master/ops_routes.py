@@ -1,6 +1,7 @@
 """Routes for operators and monitors: health, readiness, metrics, keys, status, audit log."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.version import software_version
 
 from .context import MasterContext
+from .metrics import PoolFacts
 
 __all__ = ["MasterHealth", "MasterReadiness", "MasterStatus", "OpsRoutes"]
 
@@ -27,6 +29,7 @@ READY_CACHE_S: Final = 1.0
 """/ready is open to everyone: it may not become a way to keep the store busy."""
 
 KEYS_MAX_AGE_S: Final = 30
+DAY_S: Final = 86_400
 
 
 class MasterHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,12 +104,9 @@ class OpsRoutes:
 
     async def ready(self, _request: web.Request) -> web.Response:
         """The store works; keys are loaded, or the process would not run."""
-        now_s = self._context.clock.monotonic_s()
-        if now_s - self._checked_s >= READY_CACHE_S:
-            self._checked_s = now_s
-            self._reason = await self._check()
-        if self._reason:
-            return json_response(MasterReadiness(ready=False, reason=self._reason), status=503)
+        reason = await self._not_ready()
+        if reason:
+            return json_response(MasterReadiness(ready=False, reason=reason), status=503)
         return json_response(MasterReadiness(ready=True, reason="store and keys work"))
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -119,15 +119,10 @@ class OpsRoutes:
         # Behind a proxy that nobody declared, every client looks like the proxy.
         if hidden or not is_within(address, context.metrics_networks):
             context.access.require(request, "viewer")
-        context.metrics.revocations_in_force.set(len(context.revocations.book))
-        context.metrics.event_streams.set(context.events.count)
-        text = context.metrics.render(
-            context.directory.count_by_state(context.clock.monotonic_s()),
-            context.keys,
-            relays_without_key=self._relays_without_key(),
-            now_s=context.clock.now_s(),
+        await self._note_all()
+        return web.Response(
+            body=context.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def keys(self, request: web.Request) -> web.Response:
         """The key-set document; public."""
@@ -168,6 +163,41 @@ class OpsRoutes:
         """Who did what, when."""
         self._context.access.require(request, "viewer")
         return await audit_response(request, self._context.store)
+
+    async def _note_all(self) -> None:
+        context, metrics = self._context, self._context.metrics
+        now_s, monotonic_s = context.clock.now_s(), context.clock.monotonic_s()
+        sessions: int | None = None
+        reason = await self._not_ready()
+        if not reason:
+            with contextlib.suppress(StoreUnavailableError, TimeoutError):
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    sessions = await context.store.live_sessions(now_s)
+        metrics.note_store(ready=not reason, sessions=sessions)
+        held, room = context.directory.pool_sessions(monotonic_s)
+        metrics.note_pool(
+            PoolFacts(
+                by_state=context.directory.count_by_state(monotonic_s),
+                heartbeat_age_s=context.directory.heartbeat_ages_s(
+                    now_s=now_s, monotonic_s=monotonic_s
+                ),
+                sessions=held,
+                sessions_max=room,
+                without_key=self._relays_without_key(),
+            ),
+            heartbeat_interval_s=context.config.heartbeat_interval_ms / 1000,
+        )
+        lifetime_s = context.config.key_lifetime_days * DAY_S
+        metrics.note_keys(context.keys, now_s=now_s, lifetime_s=lifetime_s)
+        metrics.revocations_in_force.set(len(context.revocations.book))
+        metrics.event_streams.set(context.events.count)
+
+    async def _not_ready(self) -> str:
+        now_s = self._context.clock.monotonic_s()
+        if now_s - self._checked_s >= READY_CACHE_S:
+            self._checked_s = now_s
+            self._reason = await self._check()
+        return self._reason
 
     def _document(self) -> web.Response:
         return web.Response(body=self._context.keys.document, content_type="application/json")

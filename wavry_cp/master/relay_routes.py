@@ -3,11 +3,10 @@
 import secrets
 import uuid
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Final
 
 import structlog
 from aiohttp import web
-from prometheus_client import Counter
 
 from wavry_cp.control.audit import AuditEntry, attempted
 from wavry_cp.control.bans import BanKind
@@ -39,6 +38,7 @@ from wavry_peer.protocol.registration import verify_challenge
 from . import registry
 from .challenges import CHALLENGE_BYTES
 from .context import MasterContext
+from .outcome import counted
 from .refusal import RefusedError
 from .registry import RelayEvent, RelayState
 
@@ -77,7 +77,7 @@ class RelayRoutes:
     async def register(self, request: web.Request) -> web.Response:
         """Give a challenge; with the service token, the registration at once."""
         context = self._context
-        with _counted(context.metrics.registrations) as outcome:
+        with counted(context.metrics.registrations) as outcome:
             managed = False
             if bearer_token(request) is None:
                 self._limit(request)
@@ -107,7 +107,7 @@ class RelayRoutes:
     async def verify(self, request: web.Request) -> web.Response:
         """Check the signed challenge and register the relay."""
         context = self._context
-        with _counted(context.metrics.registrations) as outcome:
+        with counted(context.metrics.registrations) as outcome:
             self._limit(request)
             body = await read_body(request, VerifyRequest)
             pending = context.challenges.take(body.challenge_id, now_s=context.clock.monotonic_s())
@@ -124,7 +124,7 @@ class RelayRoutes:
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Take a relay's report and answer with orders."""
         context = self._context
-        with _counted(context.metrics.heartbeats) as outcome:
+        with counted(context.metrics.heartbeats) as outcome:
             token = bearer_token(request)
             if token is None:
                 raise unauthorized("the relay token is required")
@@ -244,18 +244,3 @@ class RelayRoutes:
 
 def _banned() -> RefusedError:
     return RefusedError("banned", "this relay is banned; ask the operator")
-
-
-class _counted:  # noqa: N801  # reads as a statement: ``with _counted(counter)``
-    """Counts what came of a call: `result`, or the code of the refusal."""
-
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
-        self.result = "failed"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        code = error.code if isinstance(error, RefusedError | ApiError) else "failed"
-        self._counter.labels(self.result if error is None else code).inc()

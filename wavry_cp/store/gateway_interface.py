@@ -111,3 +111,6 @@ class GatewayStore(AdminStore, Protocol):
 
     async def count_sessions(self) -> dict[str, int]:
         """Number of sessions by state, closed ones left out."""
+
+    async def count_paths(self) -> dict[str, int]:
+        """Number of answered sessions by the path reported last, or ``"unreported"``."""

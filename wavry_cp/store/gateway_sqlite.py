@@ -72,21 +72,26 @@ def _admin_tables(db: sqlite_utils.Database) -> None:
     create_admin_tables(db)
 
 
+def _session_path(db: sqlite_utils.Database) -> None:
+    db.execute("ALTER TABLE sessions ADD COLUMN path TEXT CHECK (path IN ('direct', 'relay'))")
+
+
 MIGRATIONS: Final = (
     Migration(1, "users, tokens and sessions", _create_schema),
     Migration(2, "audit log, switches, bans", _admin_tables),
+    Migration(3, "the path that users report of a session", _session_path),
 )
 
 _USER: Final = "SELECT username, password_hash, created_at, last_login_at FROM users"
 _SESSION_COLUMNS: Final = (
     "session_id, caller, callee, state, created_at, expires_at, caller_identity_key, "
     "caller_noise_key, callee_identity_key, callee_noise_key, relay_id, relay_addrs, "
-    "lease_expires_at, closed_at"
+    "lease_expires_at, closed_at, path"
 )
 _SESSION: Final = f"SELECT {_SESSION_COLUMNS} FROM sessions"
-_INSERT_SESSION: Final = f"INSERT INTO sessions ({_SESSION_COLUMNS}) VALUES ({', '.join('?' * 14)})"
+_INSERT_SESSION: Final = f"INSERT INTO sessions ({_SESSION_COLUMNS}) VALUES ({', '.join('?' * 15)})"
 _UPDATE_SESSION: Final = (
-    f"UPDATE sessions SET ({_SESSION_COLUMNS}) = ({', '.join('?' * 14)}) WHERE session_id = ?"
+    f"UPDATE sessions SET ({_SESSION_COLUMNS}) = ({', '.join('?' * 15)}) WHERE session_id = ?"
 )
 _COUNT_OPEN: Final = """
     SELECT count(*), coalesce(sum(state = 'pending'), 0),
@@ -120,6 +125,7 @@ def _row(session: Session) -> tuple[Any, ...]:
         msgspec.json.encode(session.relay_addrs).decode(),
         session.lease_expires_at,
         session.closed_at,
+        session.path,
     )
 
 
@@ -137,6 +143,7 @@ def _session(row: tuple[Any, ...]) -> Session:
         relay_addrs=msgspec.json.decode(row[11], type=tuple[str, ...]),
         lease_expires_at=row[12],
         closed_at=row[13],
+        path=row[14],
     )
 
 
@@ -371,6 +378,18 @@ class SqliteGatewayStore(AdminSqlite):
 
         def work(db: sqlite_utils.Database) -> dict[str, int]:
             query = "SELECT state, count(*) FROM sessions WHERE state != 'closed' GROUP BY state"
+            return dict(db.execute(query).fetchall())
+
+        return await self._database.run(work)
+
+    async def count_paths(self) -> dict[str, int]:
+        """Number of answered sessions by the path reported last, or ``"unreported"``."""
+
+        def work(db: sqlite_utils.Database) -> dict[str, int]:
+            query = (
+                "SELECT coalesce(path, 'unreported'), count(*) FROM sessions "
+                "WHERE state IN ('accepted', 'active') GROUP BY path"
+            )
             return dict(db.execute(query).fetchall())
 
         return await self._database.run(work)

@@ -30,6 +30,7 @@ __all__ = [
     "LeaseRequest",
     "LeaseResponse",
     "LoginResponse",
+    "PathReport",
     "RegisterRequest",
     "RegisterResponse",
     "RelayInfo",
@@ -309,6 +310,12 @@ class RenewSessionRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/sessions/{id}/renew``: `jti` of the caller's own lease."""
 
     jti: Uuid
+
+
+class PathReport(Body, frozen=True, kw_only=True):
+    """``POST /v1/sessions/{id}/path``: how the two peers reach each other now."""
+
+    path: Literal["direct", "relay"]
 
 
 class Credentials(Body, frozen=True, kw_only=True):

@@ -67,6 +67,11 @@ void wv_count(struct wv_tables *t, enum wv_counter counter, uint64_t amount) {
     store64(word, atomic_load_explicit((_Atomic uint64_t *)word, memory_order_relaxed) + amount);
 }
 
+void wv_count_drop(struct wv_tables *t, enum wv_counter reason, uint64_t datagrams, uint64_t bytes) {
+    wv_count(t, reason, datagrams);
+    wv_count(t, (enum wv_counter)(reason + WV_DROP_BYTES_AHEAD), bytes);
+}
+
 /* -- Opening ------------------------------------------------------------------------------- */
 
 static int inside(uint64_t bytes, uint64_t offset, uint64_t size, uint64_t count) {
@@ -409,6 +414,7 @@ static void count_soft(struct wv_tables *t, struct wv_slot *sender, uint64_t byt
         }
     }
     wv_count(t, WV_COUNT_SOFT_LIMIT_PACKETS, 1);
+    wv_count(t, WV_COUNT_SOFT_LIMIT_BYTES, bytes);
 }
 
 /* WV_COUNT_DROP_..., or 0 after all allowances were charged. */
@@ -564,6 +570,6 @@ enum wv_kind wv_decide(struct wv_tables *t, const uint8_t *datagram, size_t byte
                        const struct wv_address *from, const struct wv_instant *now,
                        struct wv_decision *decision) {
     decision->kind = decide_any(t, datagram, bytes, from, now, decision);
-    if (decision->kind == WV_KIND_DROP) wv_count(t, (enum wv_counter)decision->drop, 1);
+    if (decision->kind == WV_KIND_DROP) wv_count_drop(t, (enum wv_counter)decision->drop, 1, bytes);
     return decision->kind;
 }

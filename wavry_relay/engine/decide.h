@@ -84,6 +84,9 @@ void wv_prefetch_record(const struct wv_tables *tables, const uint8_t *datagram,
 
 void wv_count(struct wv_tables *tables, enum wv_counter counter, uint64_t amount);
 
+/* Count dropped datagrams, `reason` being WV_COUNT_DROP_..., and the bytes of all of them. */
+void wv_count_drop(struct wv_tables *tables, enum wv_counter reason, uint64_t datagrams, uint64_t bytes);
+
 /* Locks that outlive nobody.  A lock word names its owner (worker and generation); whoever meets
  * one of a dead owner takes it over.  Order: table, session, one rate bucket. */
 enum wv_lock_kind { WV_LOCK_TABLE = 0, WV_LOCK_SESSION = 1, WV_LOCK_RATE = 2, WV_LOCK_GLOBAL = 3 };

@@ -291,9 +291,10 @@ static int is_blocked(int error) {
     return error == EAGAIN || error == EWOULDBLOCK || error == ENOBUFS;
 }
 
-static void count_unsent(struct wv_engine *e, int error, uint64_t segments) {
-    wv_count(&e->tables, is_blocked(error) ? WV_COUNT_DROP_SEND_BLOCKED : WV_COUNT_DROP_SEND_FAILED,
-             segments);
+static void count_unsent(struct wv_engine *e, int error, uint64_t segments, uint64_t bytes) {
+    wv_count_drop(&e->tables,
+                  is_blocked(error) ? WV_COUNT_DROP_SEND_BLOCKED : WV_COUNT_DROP_SEND_FAILED,
+                  segments, bytes);
 }
 
 /* An ICMP error of an earlier datagram is reported once, by whatever is sent next, which is then
@@ -341,7 +342,7 @@ static uint32_t send_apart(struct wv_engine *e, uint32_t socket, const struct wv
             wv_count(&e->tables, WV_COUNT_FORWARDED_BYTES, segment->bytes);
             sent += 1;
         } else {
-            count_unsent(e, error, 1);
+            count_unsent(e, error, 1, segment->bytes);
         }
     }
     return sent;
@@ -429,7 +430,7 @@ static void send_socket(struct wv_engine *e, uint32_t socket, uint32_t messages)
              * claims port 0 must not cost the others their speed. */
             if (send_apart(e, socket, group, &waited) > 0) learn_refusal(e, socket, group, error);
         } else {
-            count_unsent(e, error, group->segments);
+            count_unsent(e, error, group->segments, group->bytes);
         }
         retried = 0;
         done += 1;
@@ -481,7 +482,7 @@ static void append(struct wv_engine *e, const struct wv_address *to, const uint8
     } else {
         const uint32_t socket = known ? e->groups[place->group].socket : socket_for(e, to);
         if (socket == NONE) {
-            wv_count(&e->tables, WV_COUNT_DROP_SEND_FAILED, 1);
+            wv_count_drop(&e->tables, WV_COUNT_DROP_SEND_FAILED, 1, bytes);
             return;
         }
         const int plain = known ? e->groups[place->group].plain : goes_plain(e, socket, to);
@@ -512,7 +513,7 @@ int wv_send(struct wv_engine *e, const uint8_t *datagram, size_t bytes, const st
                                               .msg_iovlen = 1}};
         error = send_alone(e, e->sockets[socket].fd, &message, &waited);
     }
-    if (error != 0) count_unsent(e, error, 1);
+    if (error != 0) count_unsent(e, error, 1, bytes);
     return error;
 }
 

@@ -108,7 +108,7 @@ class ReferenceEngine:
         except LockBusyError:
             decision = _LOCK_BUSY
         if isinstance(decision, Drop):
-            self._counters.add(f"drop_{decision.reason}")
+            self._counters.add_drop(decision.reason, len(datagram))
         return decision
 
     def _decide(self, datagram: Buffer, source: Address, now: Instant) -> Decision:
@@ -215,6 +215,7 @@ class ReferenceEngine:
             if not exceeded:
                 return
         self._counters.add("soft_limit_packets")
+        self._counters.add("soft_limit_bytes", size)
 
     # -- Datagrams ---------------------------------------------------------------------------
 
@@ -273,10 +274,10 @@ class ReferenceEngine:
         try:
             self._sockets[to.listen].sendto(datagram, target)
         except BlockingIOError:
-            self._counters.add("drop_send_blocked")
+            self._counters.add_drop("send_blocked", len(datagram))
             return False
         except OSError:
-            self._counters.add("drop_send_failed")
+            self._counters.add_drop("send_failed", len(datagram))
             return False
         return True
 

@@ -21,6 +21,11 @@ class CounterRow:
         """Count; `name` is one of `layout.COUNTERS`."""
         self._words[self._index[name]] += amount
 
+    def add_drop(self, reason: str, size_bytes: int) -> None:
+        """Count a dropped datagram and its bytes."""
+        self.add(f"drop_{reason}")
+        self.add(f"dropped_bytes_{reason}", size_bytes)
+
     def __getitem__(self, name: str) -> int:
         return self._words[self._index[name]]
 

@@ -26,6 +26,7 @@ __all__ = [
     "CONTROL",
     "COUNTERS",
     "COUNTER_ROW_BYTES",
+    "DROP_BYTES_AHEAD",
     "HEAD",
     "INDEX_DELETED",
     "INDEX_EMPTY",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 4
+LAYOUT_VERSION: Final = 5
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -355,9 +356,20 @@ COUNTERS: Final[tuple[str, ...]] = (
     "stun_answers_larger",
     "token_cache_hits",
     "internal_errors",
+    *(f"dropped_bytes_{reason}" for reason in _DROPS),
+    "soft_limit_bytes",
+    "limited_bytes_host",
+    "limited_bytes_network",
+    "limited_bytes_identity",
 )
 """Names of the words of a counter row, in order.  `drop_…` are datagrams that were dropped,
-`reject_…` leases that were answered with LEASE_REJECT."""
+`dropped_bytes_…` (in the same order) their bytes, `reject_…` leases that were answered with
+LEASE_REJECT."""
+
+DROP_BYTES_AHEAD: Final = COUNTERS.index(f"dropped_bytes_{_DROPS[0]}") - COUNTERS.index(
+    f"drop_{_DROPS[0]}"
+)
+"""How far the word of a reason's bytes is behind the word of its datagrams."""
 
 COUNTER_ROW_BYTES: Final = (len(COUNTERS) * 8 + 63) // 64 * 64
 

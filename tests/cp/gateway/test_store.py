@@ -69,6 +69,7 @@ async def test_sessions_keep_every_field(store):
 
     def grant(row):
         row = sessions.accept(row, "bob", Keys("bi", "bn"), now_s=NOW, lifetime_s=100)
+        row = sessions.report_path(row, "direct", now_s=NOW)
         return sessions.grant(
             row,
             relay_id="rly",

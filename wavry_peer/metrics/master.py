@@ -1,0 +1,169 @@
+"""Metrics of a master."""
+
+from typing import Final
+
+from .http import ADMIN_AUTH_CAUSE, BODY_FAULTS, HTTP_METHOD, HTTP_STATUS, route
+from .process import PROCESS, build_info
+from .spec import OTHER, Label, MetricSpec, closed, counter, gauge, histogram
+
+__all__ = ["MASTER"]
+
+_ROUTE: Final = route(
+    "/v1/relays/events", "/v1/relays/register", "/v1/relays/register/verify",
+    "/v1/relays/heartbeat", "/v1/relays", "/v1/relays/{relay_id}",
+    "/v1/leases", "/v1/leases/renew", "/v1/leases/revoke",
+    "/health", "/ready", "/metrics", "/.well-known/wavry-keys.json",
+    "/v1/admin/status", "/v1/admin/audit", "/v1/admin/revocations",
+    "/v1/admin/relays/{relay_id}/drain", "/v1/admin/relays/{relay_id}/undrain",
+    "/v1/admin/relays/{relay_id}/blocks/clear", "/v1/admin/blocks",
+    "/v1/admin/tokens", "/v1/admin/tokens/check", "/v1/admin/tokens/{name}/rotate",
+    "/v1/admin/tokens/{name}/revoke",
+    "/v1/admin/switches", "/v1/admin/switches/{switch}", "/v1/admin/bans", "/v1/admin/bans/lift",
+    "/v1/admin/keys", "/v1/admin/keys/status", "/v1/admin/keys/root", "/v1/admin/keys/create",
+    "/v1/admin/keys/activate", "/v1/admin/keys/rollback", "/v1/admin/keys/remove",
+    "/v1/admin/keys/revoke",
+)  # fmt: skip
+_UNFINISHED: Final = ("store_unavailable", "internal_error", "client_left")
+_REGISTRATION_REFUSALS: Final = (
+    "rate_limited", "unauthorized", "forbidden", "banned", "relay_not_allowed",
+    "invalid_public_key", "invalid_relay_id", "invalid_endpoint", "unknown_challenge",
+    "invalid_signature", "key_mismatch",
+)  # fmt: skip
+_HEARTBEAT_REFUSALS: Final = (
+    "unauthorized", "unknown_relay", "invalid_relay_token", "banned", "wrong_state",
+)  # fmt: skip
+_LEASE_REFUSALS: Final = (
+    "unauthorized", "forbidden", "relay_mode_off", "banned", "revoked",
+    "no_relay_available", "relay_unavailable", "relay_lacks_key", "same_party", "invalid_cnf",
+    "invalid_session", "session_conflict", "busy_session", "unknown_session", "stale_jti",
+    "lease_expired", "lease_too_large",
+)  # fmt: skip
+_STATES: Final = ("NEW", "ACTIVE", "DRAINING", "OFFLINE")
+
+
+def _counter(name: str, text: str, *labels: Label) -> MetricSpec:
+    return counter(f"wavry_master_{name}", text, *labels)
+
+
+def _gauge(name: str, text: str, *labels: Label) -> MetricSpec:
+    return gauge(f"wavry_master_{name}", text, *labels)
+
+
+MASTER: Final[tuple[MetricSpec, ...]] = (
+    build_info("master"),
+    _gauge("ready", "1 while the store works, as /ready says."),
+    _counter(
+        "http_requests",
+        "HTTP requests by route template, method and status.",
+        _ROUTE,
+        HTTP_METHOD,
+        HTTP_STATUS,
+    ),
+    histogram(
+        "wavry_master_http_request_seconds",
+        "Time to answer an HTTP request, by route template.",
+        (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+        _ROUTE,
+    ),
+    # -- Leases
+    _counter("leases_issued", "Leases signed for new or moved sessions, one per role."),
+    _counter(
+        "lease_renewals",
+        "Renewals answered; repeated after a lost answer.",
+        closed("result", "renewed", "repeated"),
+    ),
+    _counter(
+        "leases_rejected",
+        "Lease and renewal calls refused, by error code.",
+        closed("reason", *_LEASE_REFUSALS, *BODY_FAULTS, *_UNFINISHED, OTHER),
+    ),
+    _gauge("sessions", "Sessions with a lease that has not expired."),
+    _counter(
+        "revocations",
+        "Revocations ordered, by what they name.",
+        closed("kind", "jti", "session_id", "sub", "kid"),
+    ),
+    _gauge("revocations_in_force", "Revocations that a lease may still be hit by."),
+    # -- Relays
+    _counter(
+        "registrations",
+        "Registration steps: challenged, registered, or the error code of the refusal.",
+        closed(
+            "result",
+            "challenged",
+            "registered",
+            *_REGISTRATION_REFUSALS,
+            *BODY_FAULTS,
+            *_UNFINISHED,
+            OTHER,
+        ),
+    ),
+    _counter(
+        "heartbeats",
+        "Heartbeats: accepted, or the error code of the refusal.",
+        closed("result", "accepted", *_HEARTBEAT_REFUSALS, *BODY_FAULTS, *_UNFINISHED, OTHER),
+    ),
+    _gauge("relays", "Relays by state.", closed("state", *_STATES, "BANNED")),
+    _gauge(
+        "relay_heartbeat_age_seconds",
+        "Age of the oldest last heartbeat among the relays of a state; 0 where there is none.",
+        closed("state", *_STATES),
+    ),
+    _gauge("heartbeat_interval_seconds", "How often relays are told to report."),
+    _gauge("pool_sessions", "Sessions at the relays that are not OFFLINE, as they reported."),
+    _gauge("pool_sessions_max", "Sessions that the ACTIVE relays have room for."),
+    _gauge("event_streams", "Relays that hold an event stream open."),
+    _counter(
+        "event_stream_ends",
+        "Event streams that ended, by cause.",
+        closed(
+            "cause",
+            "relay_left",
+            "replaced",
+            "stopping",
+            "not_allowed",
+            "slow_relay",
+            "no_ack",
+            "bad_frame",
+            "bad_number",
+            "cancelled",
+            OTHER,
+        ),
+    ),
+    _counter("event_pages", "Answers to relays that asked for events without a stream."),
+    # -- Keys
+    _gauge("keyset_serial", "Serial of the published key-set document."),
+    _gauge("keyset_issued_time_seconds", "Unix time at which the root signed the document."),
+    _gauge(
+        "keys",
+        "Published signing keys, by status.",
+        closed("status", "pending", "active", "retiring", "revoked"),
+    ),
+    _gauge("active_key_age_seconds", "Time since the active key began to sign."),
+    _gauge(
+        "key_end_time_seconds",
+        "Unix time of a key's end: active, where its planned life (WAVRY_MASTER_KEY_LIFETIME_DAYS) "
+        "ends, though it goes on signing; retiring, where its last lease has expired; 0 for none.",
+        closed("status", "active", "retiring"),
+    ),
+    _gauge(
+        "relays_without_active_key",
+        "Live relays that have not reported that they hold the active key.",
+    ),
+    _counter(
+        "key_steps",
+        "Published changes of the key set, by step of the rotation.",
+        closed("step", "create", "activate", "rollback", "remove", "revoke", "root"),
+    ),
+    # -- Operators
+    _counter(
+        "admin_auth_failures",
+        "Admin calls refused for their token, by cause (forbidden: its role is not enough).",
+        ADMIN_AUTH_CAUSE,
+    ),
+    _gauge("relay_mode", "1 where new leases are given, 0 where the kill switch has ended that."),
+    _gauge("lockdown", "1 where only admin calls pass, else 0."),
+    _counter("lockdown_refused", "Calls turned away by the lockdown."),
+    _gauge("bans", "Bans that hold, by kind.", closed("kind", "user", "relay")),
+    *PROCESS,
+)
