@@ -237,8 +237,10 @@ def test_hostile_frames_of_the_master_cost_one_stream_and_no_more(
     streams = relay.metric("wavry_relay_event_connections_total", result="ok")
     master.cut()
     soon(
-        lambda: relay.metric("wavry_relay_event_connections_total", result="ok") > streams
-        and connected(relay),
+        lambda: (
+            relay.metric("wavry_relay_event_connections_total", result="ok") > streams
+            and connected(relay)
+        ),
         "stream open again",
     )
     refused = relay.metric("wavry_relay_event_frames_refused_total")
