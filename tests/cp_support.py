@@ -300,6 +300,20 @@ class FakeRelay:
             "/v1/relays/heartbeat", body, token=self.token if token is None else token
         )
 
+    def _events_path(self, after: int) -> str:
+        return f"/v1/relays/events?relay_id={self.relay_id}&after={after}"
+
+    async def events(self, after: int = 0) -> Answer:
+        """One page of the log, as a poll gets it."""
+        return await self.client.get(self._events_path(after), token=self.token)
+
+    def stream(self, after: int = 0) -> Any:
+        """The event stream, for ``async with``."""
+        return self.client.http.ws_connect(
+            self.client.url + self._events_path(after),
+            headers={"Authorization": f"Bearer {self.token}"},
+        )
+
     async def join(self, **fields: Any) -> Self:
         """Register and report once, so that leases are given for it."""
         assert (await self.register()).status == 201

@@ -87,7 +87,7 @@ class EventMaster(FakeMaster):
             return web.json_response({"error": "x", "message": "x"}, status=self.poll_status)
         if self.page_raw is not None:
             return web.Response(body=self.page_raw, content_type="application/json")
-        left = [row for row in self.rows if row.number > after]
+        left = self._behind(after)
         page = EventPage(
             log=self.log_id,
             number=self._head,
@@ -97,6 +97,9 @@ class EventMaster(FakeMaster):
             more=len(left) > 3,
         )
         return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    def _behind(self, number: int) -> list[Revocation]:
+        return [row for row in self.rows if row.number > number]
 
     @property
     def _head(self) -> int:
@@ -111,10 +114,14 @@ class EventMaster(FakeMaster):
             log=self.log_id, number=self._head, keyset_serial=self.serial, drain=self.drain
         )
         frames = [msgspec.json.encode(hello).decode()]
-        frames += [msgspec.json.encode(row).decode() for row in self.rows if row.number > after]
         with contextlib.suppress(ConnectionError, RuntimeError):
             for frame in self.first_frames if self.first_frames is not None else frames:
                 await (ws.send_str(frame) if isinstance(frame, str) else ws.send_bytes(frame))
+            # Rows may come while others are sent; nothing is awaited between the last look and
+            # the stream's being there for `push`.
+            while self.first_frames is None and (left := self._behind(after)):
+                after = left[0].number
+                await ws.send_str(msgspec.json.encode(left[0]).decode())
         self._streams.add(ws)
         try:
             while (message := await ws.receive()).type is WSMsgType.TEXT:

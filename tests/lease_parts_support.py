@@ -1,6 +1,7 @@
-"""Looks into a lease token without checking it, as only a test may."""
+"""Parts of lease requests and of lease tokens, for tests."""
 
 import json
+from typing import Any
 
 from wavry_peer.protocol import base64url
 
@@ -8,5 +9,17 @@ SIGNATURE_BYTES = 64
 
 
 def jti_of(token: str) -> str:
+    """The id of a lease, without checking it, as only a test may."""
     payload = base64url.decode(token.split(".")[2])[:-SIGNATURE_BYTES]
     return str(json.loads(payload)["jti"])
+
+
+def parties(client: str = "ann", server: str = "bob", **fields: Any) -> dict[str, Any]:
+    """Body of ``POST /v1/leases`` for two users without keys."""
+    return {"client": {"sub": client}, "server": {"sub": server}, **fields}
+
+
+def renewal(issued: dict[str, Any], role: str = "client") -> dict[str, Any]:
+    """Body of ``POST /v1/leases/renew`` for a role of an answer to `parties`."""
+    jti = jti_of(issued["leases"][role])
+    return {"session_id": issued["session_id"], "role": role, "jti": jti}

@@ -93,6 +93,7 @@ class StubRelay(asyncio.DatagramProtocol):
         self.released: list[c.Role] = []
         self.needs_cookie = False
         self.reject_with: c.RejectReason | None = None
+        self.rejects_sent = 0
         self.loss = 0.0
         self.random = random.Random(seed)
         self.transport: asyncio.DatagramTransport | None = None
@@ -144,6 +145,7 @@ class StubRelay(asyncio.DatagramProtocol):
     ) -> None:
         session_id = header.session_id
         if self.reject_with is not None:
+            self.rejects_sent += 1
             self._send(packets.build_reject(session_id, self.reject_with), addr)
             return
         proof = present.proof
@@ -232,6 +234,10 @@ class FakeGateway:
         self.calls: dict[str, Call] = {}
         self.requests: list[tuple[str, str]] = []
         self.failures: dict[str, list[tuple[int, str]]] = {}
+        self.texts: dict[str, str] = {}
+        """What a refusal says, by its code."""
+        self.banned: dict[str, str] = {}
+        """Banned users, and what they are told."""
         self.swap_keys: dict[str, str] = {}
         """User name to the noise key that the gateway names instead of the true one."""
         self.lose_messages: set[type] = set()
@@ -292,7 +298,7 @@ class FakeGateway:
     def _refused(self, what: str) -> web.Response | None:
         if self.failures.get(what):
             status, code = self.failures[what].pop(0)
-            return _error(status, code)
+            return _error(status, code, self.texts.get(code))
         return None
 
     def _who(self, request: web.Request) -> str:
@@ -313,6 +319,8 @@ class FakeGateway:
 
     async def _login(self, request: web.Request) -> web.Response:
         body = api.decode_body(api.UserCredentials, await request.read())
+        if (refused := self._refused("login")) is not None:
+            return refused
         if self.users.get(body.username) != body.password:
             return _error(401, "invalid_credentials")
         token = self.token(body.username)
@@ -469,6 +477,9 @@ class FakeGateway:
             await ws.send_str(s.encode_message(s.Error(code="invalid_token", message="no")))
             await ws.close(code=4401)
             return ws
+        if username in self.banned:
+            await self._end_for_ban(ws, username)
+            return ws
         old = self.sockets.get(username)
         self.sockets[username] = ws
         if old is not None:
@@ -485,6 +496,15 @@ class FakeGateway:
             if self.sockets.get(username) is ws:
                 del self.sockets[username]
         return ws
+
+    async def ban(self, username: str) -> None:
+        """As the gateway ends the connection of who is banned."""
+        await self._end_for_ban(self.sockets[username], username)
+
+    async def _end_for_ban(self, ws: web.WebSocketResponse, username: str) -> None:
+        error = s.Error(code="banned", message=self.banned[username])
+        await ws.send_str(s.encode_message(error))
+        await ws.close(code=4401)
 
     async def _on_frame(self, username: str, ws: web.WebSocketResponse, text: str) -> None:
         try:
@@ -515,8 +535,8 @@ def _json(body: api.Body, status: int = 200) -> web.Response:
     )
 
 
-def _error(status: int, code: str) -> web.Response:
-    body = api.ErrorBody(code, f"refused: {code}")
+def _error(status: int, code: str, text: str | None = None) -> web.Response:
+    body = api.ErrorBody(code, text or f"refused: {code}")
     return web.Response(
         status=status, body=msgspec.json.encode(body), content_type="application/json"
     )

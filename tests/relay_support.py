@@ -529,6 +529,8 @@ class FakeMaster:
         """Sent with every heartbeat answer."""
         self.heartbeat_status = 200
         self.register_status = 200
+        self.refusal_code = ""
+        """Error code of both, if set."""
         self.challenge_text: str | None = None
         """Sent instead of a challenge, if set."""
         self._challenges: dict[str, tuple[dict[str, Any], bytes]] = {}
@@ -576,7 +578,8 @@ class FakeMaster:
 
     async def _register(self, request: web.Request) -> web.Response:
         if self.register_status != 200:
-            return _json({"error": "refused", "message": "as told"}, self.register_status)
+            code = self.refusal_code or "refused"
+            return _json({"error": code, "message": "as told"}, self.register_status)
         facts = msgspec.to_builtins(api.decode_body(api.RegisterRequest, await request.read()))
         challenge_id, challenge = str(uuid.uuid4()), os.urandom(32)
         self._challenges[challenge_id] = facts, challenge
@@ -608,7 +611,8 @@ class FakeMaster:
     async def _heartbeat(self, request: web.Request) -> web.Response:
         if not self._is_authorized(request) or self.heartbeat_status != 200:
             status = self.heartbeat_status if self.heartbeat_status != 200 else 401
-            return _json({"error": "unknown_relay", "message": "register"}, status)
+            code = self.refusal_code or "unknown_relay"
+            return _json({"error": code, "message": "register"}, status)
         body = api.decode_body(api.HeartbeatRequest, await request.read())
         self.heartbeats.append(msgspec.to_builtins(body))
         return _json({"commands": [{"type": name} for name in self.commands]})

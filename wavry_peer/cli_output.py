@@ -30,7 +30,7 @@ EXIT_STATUSES: Final = {
     1: "the transfer or session failed",
     2: "wrong use, or a local file that does not fit",
     3: "the gateway cannot be reached",
-    4: "not logged in, or wrong user name or password",
+    4: "not logged in, wrong user name or password, or banned",
     5: "the other user is offline, refused, or did not answer",
     6: "the other user's key has changed",
     7: "no relay, or no handshake with the other user",
@@ -127,6 +127,8 @@ def run_command(
     except WavryError as error:
         output.error(error)
         status = next((code for kind, code in _STATUS_OF if isinstance(error, kind)), 1)
+        if isinstance(error, GatewayError) and error.code == "banned":
+            status = 4
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     raise typer.Exit(status)

@@ -44,6 +44,7 @@ from .paths.relay_link import RelayLink
 from .protocol.api import Credentials
 from .protocol.channel_wire import ProbeStage
 from .protocol.constants import NoticeCode, RejectReason, Role
+from .refusals import refusal_text
 from .renewal import Renewal
 from .session_statistics import SessionStatistics
 
@@ -71,7 +72,9 @@ MAX_EXCLUDED: Final = 32
 
 _SECOND_NS: Final = 1_000_000_000
 _MAX_SLEEP_S: Final = 5.0
-_GONE_CODES: Final = frozenset({"session_closed", "unknown_session", "not_found", "revoked"})
+_ORDERED_CODES: Final = frozenset({"revoked", "banned"})
+"""An operator wanted it: the user is told in the gateway's words."""
+_GONE_CODES: Final = _ORDERED_CODES | {"session_closed", "unknown_session", "not_found"}
 
 
 class RelayPaths:
@@ -151,6 +154,9 @@ class RelayPaths:
         self._move_must_leave = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._counter = 0
+        self._renewal_cause = ""
+        self.failure = ""
+        """Why the last path failed, after "the relay"; empty before the first."""
 
     def adopt(self, credentials: Credentials) -> None:
         """Takes a lease of this session: the first, the next, or one on another relay.
@@ -266,7 +272,7 @@ class RelayPaths:
                     self._use_lease(link.path.lease)
             case RenewalFailed():
                 self._counts.renewal_failures += 1
-                _log.info("relay_refused_renewal", reason=_reason_text(event.reason))
+                _log.info("relay_refused_renewal", reason=refusal_text(event.reason))
             case PathFailed():
                 self._on_path_failed(link, event.reason, now_ns)
             case NoticeReceived():
@@ -315,7 +321,8 @@ class RelayPaths:
     def _on_path_failed(
         self, link: RelayLink, reason: RejectReason | int | None, now_ns: int
     ) -> None:
-        _log.info("relay_path_failed", relay_id=link.relay_id, reason=_reason_text(reason))
+        self.failure = refusal_text(reason)
+        _log.info("relay_path_failed", relay_id=link.relay_id, reason=self.failure)
         was_ready = link in self._switch
         self._drop_link(link)
         self._switch.gone(link, now_ns)
@@ -330,7 +337,7 @@ class RelayPaths:
                 return
         self._failed_relays[link.relay_id] = None
         if not self.links or not was_ready:
-            self._begin_move(self._patience_s(), f"the relay {_reason_text(reason)}")
+            self._begin_move(self._patience_s(), f"the relay {self.failure}")
 
     def _patience_s(self) -> float:
         return 0.0 if self._role is Role.CLIENT else SERVER_PATIENCE_S
@@ -372,6 +379,7 @@ class RelayPaths:
     # -- Leases ------------------------------------------------------------------------
 
     def _use_lease(self, lease: OwnLease) -> None:
+        self._renewal_cause = ""
         if self._renewal is None:
             self._renewal = Renewal(lease, self._rng.random)
             self._spawn(self._renew_forever(self._renewal))
@@ -385,7 +393,8 @@ class RelayPaths:
             await self._sleep_until_due(renewal)
             now_ns = self._clock()
             if renewal.is_expired(now_ns):
-                text = "the lease ended and the gateway gave no other"
+                cause = f": {self._renewal_cause}" if self._renewal_cause else ""
+                text = f"the lease ended and the gateway gave no other{cause}; call again"
                 self._on_end(SessionClosedError(text, by_remote=False))
                 return
             jti = renewal.lease.jti
@@ -402,6 +411,7 @@ class RelayPaths:
 
     def _on_renewal_error(self, renewal: Renewal, error: PeerError) -> None:
         _log.info("renewal_failed", cause=str(error))
+        self._renewal_cause = str(error)
         if not isinstance(error, GatewayError):
             return
         if error.code in _GONE_CODES:
@@ -451,10 +461,10 @@ class RelayPaths:
                     isinstance(error, GatewayError) and error.code in _GONE_CODES
                 ):
                     text = f"{why}, and there is no other: {error}"
-                    revoked = error.code == "revoked"
+                    ordered = error.code in _ORDERED_CODES
                     self._on_end(
                         _ended_by_gateway(error)
-                        if revoked
+                        if ordered
                         else SessionClosedError(text, by_remote=False)
                     )
                     return
@@ -481,17 +491,11 @@ class RelayPaths:
 
 
 def _ended_by_gateway(error: PeerError) -> SessionClosedError:
-    revoked = isinstance(error, GatewayError) and error.code == "revoked"
-    text = str(error) if revoked else "the gateway ended the session"
+    ordered = isinstance(error, GatewayError) and error.code in _ORDERED_CODES
+    text = str(error) if ordered else "the gateway ended the session"
     return SessionClosedError(text, by_remote=True)
 
 
 def _order(lease: OwnLease) -> tuple[int, str]:
     # Both sides see every pair of leases, so both choose the same relay.
     return lease.issued_ms, lease.relay_id
-
-
-def _reason_text(reason: RejectReason | int | None) -> str:
-    if reason is None:
-        return "did not answer"
-    return f"refused with {reason.name if isinstance(reason, RejectReason) else reason}"

@@ -265,8 +265,12 @@ class Session:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._established)
         except TimeoutError as error:
-            who = "the relay" if self._paths.active is None else "the other peer"
-            failure = SessionFailedError(f"{who} did not answer in time; try again")
+            if self._paths.active is None and self._paths.failure:
+                text = f"no relay took the session in time; the relay {self._paths.failure}"
+            else:
+                who = "the relay" if self._paths.active is None else "the other peer"
+                text = f"{who} did not answer in time; try again"
+            failure = SessionFailedError(text)
             raise failure from error
         except PeerError as error:
             failure = error

@@ -156,7 +156,8 @@ class SignalingLink:
                     refusal = _error_of(message)
                     if isinstance(refusal, GatewayAuthError):
                         raise refusal
-        error = self._final_error(socket) or refusal
+        # What was said is more than the code that the connection was closed with.
+        error = refusal or self._final_error(socket)
         raise error or GatewayUnreachableError("the gateway closed the connection during BIND")
 
     async def _run(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -193,7 +194,7 @@ class SignalingLink:
             while (message := await self._next(socket)) is not None:
                 if isinstance(message, s.Error):
                     error = _error_of(message)
-                    if error.code in _FINAL_CODES.values():
+                    if error.code in _FINAL_CODES.values() or error.code == "banned":
                         displaced = error
                         break
                 if not isinstance(message, s.Bound | s.Pong | s.Ping):

@@ -77,11 +77,13 @@ class MasterCallError(ProtocolError):
 
     Attributes:
         status: HTTP status, 0 without an answer.
+        code: the master's error code, empty without one.
     """
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    def __init__(self, message: str, status: int = 0, code: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class Orders(Protocol):
@@ -133,6 +135,7 @@ class MasterLink:
         self._interval_s = 5.0
         self._failures = 0
         self._draining = False
+        self._banned = False
         self._hurry = asyncio.Event()
         self._http: aiohttp.ClientSession | None = None
         self.state = "registering"
@@ -180,6 +183,7 @@ class MasterLink:
                 await self._register()
             except MasterCallError as error:
                 self._failed(self.registrations, error)
+                self._heed_ban(error)
                 wait_s = self._uniform(delay_s * 0.5, delay_s)
                 _log.warning(
                     "registration_failed",
@@ -192,6 +196,7 @@ class MasterLink:
                 continue
             self.registrations["ok"] += 1
             self.state, self.last_error, self._failures = "registered", None, 0
+            self._banned = False
             _log.info("registered", heartbeat_s=self._interval_s)
             return
 
@@ -210,6 +215,7 @@ class MasterLink:
                 commands = await self._heartbeat()
             except MasterCallError as error:
                 self._failed(self.heartbeats, error)
+                self._heed_ban(error)
                 self._failures += 1
                 self.state = "failing"
                 lost = error.status in _FORGOTTEN or self._failures >= FAILURES_BEFORE_REGISTERING
@@ -228,6 +234,8 @@ class MasterLink:
             held = self._keyring.serial
             for command in commands:
                 await self._execute(command)
+                if command.type == "clear_blocks":
+                    wait_s = 0.0  # An operator waits for the report that it is done.
             if self._draining:
                 wait_s = min(wait_s, DRAINING_HEARTBEAT_S)
             if self._keyring.serial != held:
@@ -236,6 +244,18 @@ class MasterLink:
     def _failed(self, counter: Counter[str], error: MasterCallError) -> None:
         counter["failed"] += 1
         self.last_error = str(error)
+
+    def _heed_ban(self, error: MasterCallError) -> None:
+        """A banned relay lets its sessions go; the event stream ends that when the ban is over."""
+        if error.code == "banned" and not self._banned:
+            self._banned = True
+            _log.warning(
+                "relay_banned",
+                cause="the operator banned this relay: it takes no new sessions, and live ones"
+                " move to another",
+                next_step="`wavryctl audit` says why; `wavryctl bans lift relay` ends it",
+            )
+            self._orders.drain_by_master(drain=True)
 
     async def _register(self) -> None:
         facts = self._facts
@@ -392,7 +412,8 @@ class MasterLink:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise MasterCallError(f"{path}: {type(error).__name__}") from error
         if status >= 300:
-            raise MasterCallError(f"{path}: {status} {_error_code(raw)}", status)
+            code = _error_code(raw)
+            raise MasterCallError(f"{path}: {status} {code or 'without a reason'}", status, code)
         if len(raw) > limit:
             raise MasterCallError(f"{path}: the answer is over {limit} bytes")
         return raw
@@ -402,4 +423,4 @@ def _error_code(raw: bytes) -> str:
     try:
         return msgspec.json.decode(raw, type=api.ErrorBody).error[:64]
     except msgspec.MsgspecError:
-        return "without a reason"
+        return ""

@@ -17,7 +17,7 @@ from wavry_peer.protocol.events import FOREVER_S, Revocation
 
 from .identity import StateDirectory
 from .shm.layout import REVOCATION_SLOTS
-from .shm.revocations import RevocationTable, Revoked, RevokedKind
+from .shm.revocations import RevocationTable, Revoked, RevokedKind, TablePosition
 from .shm.sessions import session_words
 from .shm.tags import Tags
 
@@ -90,6 +90,8 @@ class Revocations:
         self._now_s = now_s
         self._capacity = capacity
         self._kept: dict[_Key, _Kept] = {}
+        self._adopted: dict[tuple[int, int, int], Revoked] = {}
+        """Of a predecessor and without a name: tags cannot be read backwards."""
         self.log = ""
         self.number = 0
         self.received: Counter[str] = Counter()
@@ -98,8 +100,15 @@ class Revocations:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def load(self) -> None:
-        """Put into force what the last run kept; called before a worker starts."""
+    def load(self, *, adopt: bool = False) -> None:
+        """Put into force what the last run kept; called before a worker starts.
+
+        Args:
+            adopt: the table is a running relay's (a hot upgrade): what is in force there and not
+                in the file stays.  A disk may not have taken it, or not yet.
+        """
+        adopted = self._table.read(TablePosition()) if adopt else None
+        self._adopted = {entry[:3]: entry for entry in adopted[1]} if adopted else {}
         path = self._state.path / FILE_NAME
         try:
             with path.open("rb") as file:
@@ -207,7 +216,14 @@ class Revocations:
                 " revoked lease must not come back",
             )
         self._kept = kept
-        self._table.rewrite(self._entry(one) for one in kept.values())
+        entries = {entry[:3]: entry for entry in map(self._entry, kept.values())}
+        self._adopted = {
+            key: entry
+            for key, entry in self._adopted.items()
+            if key not in entries and entry.expires_s + KEEP_S > now_s
+        }
+        room = REVOCATION_SLOTS - len(entries)
+        self._table.rewrite((*list(self._adopted.values())[:room], *entries.values()))
 
     def _entry(self, kept: _Kept) -> Revoked:
         kind = _KINDS[kept.kind]

@@ -194,7 +194,7 @@ class Supervisor:
         else:
             await self._succeed(old, pool)
             keyring.go_on()
-            revocations.load()  # The old relay has let go: from here on the table is ours.
+            revocations.load(adopt=True)  # The old relay has let go: the table is ours now.
             status.go_on_from(old.counts)
         ops, control_socket = await self._start_ops(status, state, old)
         handover = self._make_handover(status, own, state, ops, control_socket)

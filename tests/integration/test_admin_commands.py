@@ -1,5 +1,6 @@
 """wavryctl's admin commands against a system started by `wavryctl dev up`, also from afar."""
 
+import asyncio
 import json
 import os
 import pty
@@ -295,6 +296,43 @@ async def test_banned_user_is_out_and_comes_back_when_lifted(
         await echo_one(alice, bob, b"back again")
 
 
+async def ended(session: wavry_peer.Session) -> str:
+    """Why a session ended."""
+    async with asyncio.timeout(20):
+        with pytest.raises(wavry_peer.PeerError) as caught:
+            while True:
+                await session.receive()
+    return str(caught.value)
+
+
+async def test_banned_users_live_session_is_cut_at_the_relay_and_the_ban_expires(
+    system: RunningSystem, pair: Any
+) -> None:
+    name = pair[0]["credentials"][0]
+
+    def cut() -> float:
+        metrics = get_text(system.relay["ops_url"] + "/metrics")
+        (line,) = (
+            x for x in metrics.splitlines() if 'sessions_closed_total{reason="revoked"}' in x
+        )
+        return float(line.split()[-1])
+
+    before = cut()
+    async with two_peers(system.gateway_url, *pair) as (alice, bob):
+        await echo_one(alice, bob, b"not yet banned")
+        ending = asyncio.gather(ended(alice), ended(bob))
+        order = ("bans", "add", "user", name, "--for", "6s", "--reason", "spam")
+        assert (await asyncio.to_thread(system.ctl_json, *order))["ok"] is True
+        until_s = time.time() + 6
+        await asyncio.to_thread(wait_until, lambda: cut() == before + 1, what="cut at the relay")
+        told = await ending
+    assert "banned" in told[0], told
+    assert "ask the operator" in told[0]
+    await asyncio.sleep(max(0.0, until_s - time.time()))
+    async with two_peers(system.gateway_url, *pair) as (alice, bob):
+        await echo_one(alice, bob, b"the ban is over")
+
+
 def test_a_ban_of_a_typo_says_so(system: RunningSystem) -> None:
     done = system.ctl("bans", "add", "user", "nobody-here", "--reason", "typo", "--for", "5s")
     assert "no user of this name" in done.stderr
@@ -355,7 +393,7 @@ def test_commands_of_leases_blocks_and_keys_from_afar_with_json(
         ("leases", "revoke", nobody),
         ("leases", "revoke", "--session", nobody),
         ("leases", "revoke", "--user", "nobody-at-all"),
-        ("leases", "revoke", "--kid", "00000000000000ff"),
+        ("leases", "revoke", "--kid", "00000000000000ff", "--force"),
         ("blocks", "list"),
         ("keys", "status"),
         ("relays", "list"),

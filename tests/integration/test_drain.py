@@ -5,7 +5,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ import wavry_peer
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.dev_system import DevSystem
 from wavry_peer.gateway import GatewayClient
+from wavry_peer.protocol import base64url, ed25519, packets
+from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.api import RelayInfo
 
 SESSIONS = int(os.environ.get("WAVRY_TEST_DRAIN_SESSIONS", "100"))
@@ -148,6 +152,71 @@ async def drain_under_traffic(pool: RunningSystem, tmp_path: Path) -> None:
                 assert (counts.handshakes, counts.path_changes) == (1, 1)
         at_old = (await asyncio.to_thread(pool.health, 0))["sessions"]
         assert (at_old["waiting"], at_old["active"]) == (0, 0)
+
+
+async def test_ban_of_a_relay_moves_its_sessions_and_refuses_new_ones_until_it_expires(
+    pool: RunningSystem, tmp_path: Path
+) -> None:
+    """Make before break, as in a drain; the ban of an honest relay costs no datagram."""
+    await asyncio.to_thread(order, pool, "drain", 1)
+    async with sessions(pool, tmp_path, 3) as pairs:
+        (a,) = paths(pairs)
+        unused = await asyncio.to_thread(unused_lease, pool)
+        await asyncio.to_thread(order, pool, "undrain", 1)
+        traffic = Traffic(pairs)
+        traffic.start()
+        await asyncio.sleep(1)
+        banned = ("bans", "add", "relay", a, "--for", "12s", "--reason", "copied key")
+        await asyncio.to_thread(pool.ctl, *banned)
+        assert (await asyncio.to_thread(states, pool))[a]["state"] == "BANNED"
+        await until(lambda: a not in paths(pairs), 20, "all sessions left the banned relay")
+        assert await asyncio.to_thread(present, unused) == packets.LeaseReject(
+            c.RejectReason.DRAINING
+        )
+        async with sessions(pool, tmp_path, 1) as new:
+            assert a not in paths(new)
+        await asyncio.sleep(1)
+        await traffic.stop()
+        assert traffic.lost == 0
+        for pair in pairs:
+            for session in pair:
+                counts = session.statistics()
+                assert (counts.handshakes, counts.path_changes) == (1, 1)
+
+        def is_back() -> bool:
+            return states(pool)[a]["state"] == "ACTIVE" and not pool.health(0)["draining"]
+
+        await asyncio.to_thread(wait_until, is_back, timeout_s=90, what="the ban is over")
+
+
+def unused_lease(system: RunningSystem) -> tuple[str, bytes]:
+    """Address of the relay, and a LEASE_PRESENT of a session that nobody has presented."""
+    key = ed25519.SigningKey.from_seed(os.urandom(32))
+    cnf = base64url.encode(key.public_key)
+    body = {"client": {"sub": "eve", "cnf": cnf}, "server": {"sub": "fay", "cnf": cnf}}
+    token = Path(system.description["service_token_file"]).read_text().strip()
+    request = urllib.request.Request(
+        system.master_url + "/v1/leases",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        answer = json.load(response)
+    session_id = bytes.fromhex(answer["session_id"].replace("-", ""))
+    lease = answer["leases"]["client"].encode()
+    datagram = packets.build_present(session_id, c.Role.CLIENT, lease, counter=1, sign=key.sign)
+    return answer["relay"]["endpoints"][0], datagram
+
+
+def present(lease: tuple[str, bytes]) -> object:
+    """What the relay answers."""
+    address, datagram = lease
+    host, port = address.rsplit(":", 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.connect((host, int(port)))
+        sock.send(datagram)
+        return packets.parse_packet(sock.recv(2048)).body
 
 
 async def test_without_another_relay_sessions_stay_and_undrain_reverts(

@@ -6,8 +6,19 @@ import typer
 
 from wavry_peer.protocol.admin_api import BlockList, ClearBlocksRequest, ClearBlocksResponse
 
-from .client import ask_json
-from .output import EXIT_USAGE, CommandError, JsonOption, fail, moment, print_json, print_rows, run
+from .client import TIMEOUT_S, ask_json
+from .output import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    CommandError,
+    JsonOption,
+    fail,
+    moment,
+    print_json,
+    print_note,
+    print_rows,
+    run,
+)
 from .places import places_of
 
 __all__ = ["blocks_app"]
@@ -73,9 +84,15 @@ def blocks_clear(
     subnet: Annotated[str | None, typer.Argument(help="E.g. 192.0.2.0/24.")] = None,
     *,
     all_blocks: Annotated[bool, typer.Option("--all", help="Lift every block.")] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, max=60, help="Seconds to wait for the relay to confirm.")
+    ] = 20.0,
     json: Json = False,
 ) -> None:
-    """Lift the block of a network, or all, at one relay; it hears so with its next heartbeat.
+    """Lift the block of a network, or all, at one relay, and wait until the relay confirms it.
+
+    The relay hears of it with its next heartbeat. Exits 1 where it does not confirm in time; the
+    order then goes out with two more heartbeats. --wait 0 gives the order and does not wait.
 
     Examples:
       wavryctl blocks clear 192.0.2.0/24 --relay rly-0123456789abcdef01234567 --reason "fixed"
@@ -97,12 +114,22 @@ def blocks_clear(
             ClearBlocksResponse,
             method="POST",
             token=places.admin_token(),
-            body=ClearBlocksRequest(subnet=subnet, reason=reason),
+            body=ClearBlocksRequest(subnet=subnet, reason=reason, wait_s=wait),
+            timeout_s=wait + TIMEOUT_S,
         )
 
     answer = run(work, as_json=json)
+    is_open = bool(wait) and not answer.confirmed
+    what = answer.subnet or "all blocks"
     if json:
         print_json(answer)
-        return
-    what = answer.subnet or "all blocks"
-    typer.echo(f"{what}: to be lifted at the next heartbeat; {answer.reported} told of last")
+    elif answer.confirmed:
+        typer.echo(f"{what}: lifted, the relay confirms; it had told of {answer.reported}")
+    else:
+        typer.echo(f"{what}: to be lifted at the next heartbeat; {answer.reported} told of last")
+    if is_open:
+        print_note(
+            f"the relay has not confirmed it within {wait:g} s: see `wavryctl blocks list` and "
+            "`wavryctl relays list`, and order it again"
+        )
+        raise typer.Exit(EXIT_FAILED)

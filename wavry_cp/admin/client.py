@@ -74,13 +74,16 @@ async def ask_json(
     method: str = "GET",
     token: str | None = None,
     body: msgspec.Struct | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Kind:
     """Make one call and read its JSON answer as `kind`.
 
     Raises:
         CommandError: unreachable, refused (its error code and message), or not understood.
     """
-    status, raw = await ask(service, base_url, path, method=method, token=token, body=body)
+    status, raw = await ask(
+        service, base_url, path, method=method, token=token, body=body, timeout_s=timeout_s
+    )
     if status >= 400:
         raise _refused(service, status, raw)
     try:

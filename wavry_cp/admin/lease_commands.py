@@ -45,6 +45,7 @@ class RevokeOutcome(msgspec.Struct, frozen=True, kw_only=True):
     relays_confirmed: int
     relays_connected: int
     relays_waiting: tuple[str, ...]
+    known: bool
 
 
 @leases_app.command("revoke")
@@ -61,13 +62,18 @@ def leases_revoke(
         float, typer.Option(min=0, max=60, help="Seconds to wait for the relays to confirm.")
     ] = 5.0,
     *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also a key id that the master has never seen.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Revoke one lease, a session, a user's leases or a key's leases, at once and on every relay.
 
     Sessions that are hit stop forwarding and get no further lease; a new call of the same users
     works. Name exactly one of the four. Exits 0 also where a relay is not connected: it is cut off
-    from new leases by the master and reads the revocation when it polls.
+    from new leases by the master and reads the revocation when it polls. A lease, session or user
+    that the master has no session of is revoked too, and said so ("known": false): it may be a
+    typing error. An unknown key id is refused without --force.
 
     Examples:
       wavryctl leases revoke --user mallory --reason "abuse case 7"
@@ -91,6 +97,7 @@ def leases_revoke(
         sub=user,
         kid=kid,
         reason=reason,
+        force=force,
     )
 
     async def work() -> RevokeOutcome:
@@ -116,6 +123,12 @@ def leases_revoke(
         f"session(s) hit, {outcome.relays_confirmed} of {outcome.relays_connected} connected "
         "relay(s) confirmed"
     )
+    if not outcome.known:
+        typer.echo(
+            f"the master has no session of this {row.kind}: check the spelling. It remembers a "
+            "session until an hour after its last lease",
+            err=True,
+        )
     if outcome.relays_waiting:
         typer.echo(
             f"not confirmed yet: {', '.join(outcome.relays_waiting)}; see "
@@ -138,6 +151,7 @@ async def _confirmed(places: Places, answer: RevokeResponse, wait_s: float) -> R
                 relays_confirmed=len(connected) - len(waiting),
                 relays_connected=len(connected),
                 relays_waiting=tuple(waiting),
+                known=answer.known,
             )
         await asyncio.sleep(POLL_S)
 

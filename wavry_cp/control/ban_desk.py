@@ -35,8 +35,8 @@ class BanEffects(Protocol):
         """Remove the ban and write the act in one transaction."""
         ...
 
-    async def banned(self, ban: Ban) -> None:
-        """End what the banned one has; the ban is in force already."""
+    async def banned(self, ban: Ban, older: Ban | None = None) -> None:
+        """End what the banned one has; the ban is in force already, in place of `older`."""
         ...
 
     async def lifted(self, ban: Ban, *, who: str, now_s: int, reason: str) -> None:
@@ -81,27 +81,31 @@ class BanDesk:
         now_s = self._now_s()
         kind = BanKind(order.kind)
         audit = AuditEntry(now_s, who, f"ban_{kind.value}", order.value, _why(order))
-        async with self._changing, attempted(self._audit_log, audit):
-            self._check_kind(kind)
-            older = self._book.find(kind, order.value)
-            if older is None and len(self._book) >= MAX_BANS:
-                raise ApiError(409, "too_many_bans", f"there are {MAX_BANS} bans; lift some first")
-            ban = Ban(
-                kind=kind,
-                value=order.value,
-                at_s=now_s,
-                expires_at_s=None if order.life_s is None else now_s + order.life_s,
-                who=who,
-                reason=order.reason,
-                was_draining=older is not None and older.was_draining,
-            )
-            ban = await self._effects.put(ban, audit)
-            self._book.put(ban)
-        _log.warning(
-            "banned", kind=kind.value, value=order.value, by=who, cause=order.reason,
-            next_step=f"`wavryctl bans lift {kind.value} {order.value}` reverts it",
-        )  # fmt: skip
-        await self._effects.banned(ban)
+        async with self._changing:
+            async with attempted(self._audit_log, audit):
+                self._check_kind(kind)
+                older = self._book.find(kind, order.value)
+                if older is None and len(self._book) >= MAX_BANS:
+                    raise ApiError(
+                        409, "too_many_bans", f"there are {MAX_BANS} bans; lift some first"
+                    )
+                ban = Ban(
+                    kind=kind,
+                    value=order.value,
+                    at_s=now_s,
+                    expires_at_s=None if order.life_s is None else now_s + order.life_s,
+                    who=who,
+                    reason=order.reason,
+                    was_draining=older is not None and older.was_draining,
+                )
+                ban = await self._effects.put(ban, audit)
+                self._book.put(ban)
+            _log.warning(
+                "banned", kind=kind.value, value=order.value, by=who, cause=order.reason,
+                next_step=f"`wavryctl bans lift {kind.value} {order.value}` reverts it",
+            )  # fmt: skip
+            # Inside the lock: a lift that overtook it would leave the relays with the ban.
+            await self._effects.banned(ban, older)
         return _info(ban, known=await self._effects.knows(kind, order.value))
 
     async def lift(self, order: LiftBanRequest, *, who: str) -> BanInfo:
@@ -113,15 +117,18 @@ class BanDesk:
         now_s = self._now_s()
         kind = BanKind(order.kind)
         audit = AuditEntry(now_s, who, f"unban_{kind.value}", order.value, order.reason)
-        async with self._changing, attempted(self._audit_log, audit):
-            self._check_kind(kind)
-            ban = self._book.find(kind, order.value)
-            if ban is None:
-                raise ApiError(404, "unknown_ban", "there is no such ban; see `wavryctl bans list`")
-            await self._effects.take_away(ban, audit)
-            self._book.remove(kind, order.value)
-        _log.info("ban_lifted", kind=kind.value, value=order.value, by=who)
-        await self._effects.lifted(ban, who=who, now_s=now_s, reason=order.reason)
+        async with self._changing:
+            async with attempted(self._audit_log, audit):
+                self._check_kind(kind)
+                ban = self._book.find(kind, order.value)
+                if ban is None:
+                    raise ApiError(
+                        404, "unknown_ban", "there is no such ban; see `wavryctl bans list`"
+                    )
+                await self._effects.take_away(ban, audit)
+                self._book.remove(kind, order.value)
+            _log.info("ban_lifted", kind=kind.value, value=order.value, by=who)
+            await self._effects.lifted(ban, who=who, now_s=now_s, reason=order.reason)
         return _info(ban)
 
     async def lift_ended(self) -> None:

@@ -27,7 +27,7 @@ class GatewayBanEffects:
         """See `BanEffects`."""
         await self._store.remove_ban(ban.kind, ban.value, audit)
 
-    async def banned(self, ban: Ban) -> None:
+    async def banned(self, ban: Ban, older: Ban | None = None) -> None:  # noqa: ARG002  # of the seam
         """See `BanEffects`."""
         self._hub.end_user(ban.value)
         await self._calls.end_all_of(ban.value)

@@ -37,7 +37,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 PASSED_ON: Final = {
     "no_relay_available": "no relay is free now; try again shortly",
-    "relay_mode_off": "the operator has switched relays off for now",
+    "relay_mode_off": "the operator has switched relays off for now; try again later",
     "banned": "one of the two users is banned; ask the operator",
     "lockdown": "the operator has closed the service for now; try again later",
     "revoked": "the operator revoked this session; make a new call, or ask the operator",

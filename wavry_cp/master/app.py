@@ -123,6 +123,7 @@ REFUSAL_STATUS: Final = {
     "too_many_tokens": 409,
     "stale_root": 409,
     "too_many_keys": 409,
+    "too_many_orders": 409,
     "too_many_revocations": 503,
     "unknown_challenge": 404,
     "unknown_key": 404,
@@ -216,7 +217,7 @@ async def open_master(
             ban_desk=BanDesk(
                 store,
                 bans,
-                MasterBanEffects(store, directory, revocations),
+                MasterBanEffects(store, directory, revocations, events.wake),
                 kinds=frozenset(BanKind),
                 now_s=clock.now_s,
             ),
@@ -276,10 +277,11 @@ def build_app(context: MasterContext) -> web.Application:
     ):
         app.router.add_routes(group.routes())
 
-    async def end_streams(_app: web.Application) -> None:
+    async def end_waits(_app: web.Application) -> None:
         context.events.close()
+        context.block_desk.close()
 
-    app.on_shutdown.append(end_streams)
+    app.on_shutdown.append(end_waits)
     return app
 
 

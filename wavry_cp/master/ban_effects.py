@@ -1,5 +1,10 @@
-"""What a ban does at the master: users lose their leases, relays their place in the registry."""
+"""What a ban does at the master: users lose their leases, relays their place in the registry.
 
+A banned relay is told to drain before its stream ends, so that its sessions move at once; one that
+does not obey loses them at their next renewal.
+"""
+
+from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
 import structlog
@@ -48,10 +53,17 @@ class MasterBanEffects:
     therefore does not undo it: the log says so, and ordering the ban again tries again.
     """
 
-    def __init__(self, store: AdminStore, directory: RelayDirectory, revoker: Revoker) -> None:
+    def __init__(
+        self,
+        store: AdminStore,
+        directory: RelayDirectory,
+        revoker: Revoker,
+        wake_relay: Callable[[str], None] = lambda _relay_id: None,
+    ) -> None:
         self._store = store
         self._directory = directory
         self._revoker = revoker
+        self._wake_relay = wake_relay
 
     async def put(self, ban: Ban, audit: AuditEntry) -> Ban:
         """See `BanEffects`."""
@@ -67,12 +79,18 @@ class MasterBanEffects:
         else:
             await self._store.remove_ban(ban.kind, ban.value, audit)
 
-    async def banned(self, ban: Ban) -> None:
+    async def banned(self, ban: Ban, older: Ban | None = None) -> None:
         """See `BanEffects`."""
         if ban.kind is not BanKind.USER:
+            self._wake_relay(ban.value)
             return
-        until_s = NO_END_S if ban.expires_at_s is None else ban.expires_at_s
+        until_s = _end_s(ban)
         try:
+            if older is not None and _end_s(older) > until_s:
+                # Relays keep the latest end that they were told: take the longer one back first.
+                await self._revoker.unban(
+                    ban.value, now_s=ban.at_s, who=ban.who, reason="a shorter ban follows"
+                )
             await self._revoker.revoke(
                 "sub", ban.value, now_s=ban.at_s, who=ban.who, reason=ban.reason, until_s=until_s
             )
@@ -91,3 +109,8 @@ class MasterBanEffects:
     async def knows(self, kind: BanKind, value: str) -> bool:
         """See `BanEffects`; users are the gateways' business."""
         return kind is BanKind.USER or self._directory.record(value) is not None
+
+
+def _end_s(ban: Ban) -> int:
+    """The last second in which it holds: a lease of the next one is good again."""
+    return NO_END_S if ban.expires_at_s is None else ban.expires_at_s - 1

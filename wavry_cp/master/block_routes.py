@@ -48,11 +48,14 @@ class BlockRoutes:
         async with attempted(context.store, entry):
             context.directory.info(relay_id, context.clock.monotonic_s())  # Refuses unknown ones.
             subnet = None if body.subnet is None else _subnet(body.subnet)
-            await context.store.record_act(entry)
             reported = context.block_desk.order(relay_id, subnet)
+            await context.store.record_act(entry)
         _log.info("blocks_clear_ordered", relay_id=relay_id, all=subnet is None, by=who)
+        confirmed = await context.block_desk.confirmed(relay_id, subnet, body.wait_s)
         return json_response(
-            ClearBlocksResponse(relay_id=relay_id, subnet=subnet, reported=reported)
+            ClearBlocksResponse(
+                relay_id=relay_id, subnet=subnet, reported=reported, confirmed=confirmed
+            )
         )
 
 

@@ -86,7 +86,7 @@ class EventRoutes:
         finally:
             context.events.remove(stream)
             context.metrics.event_stream_ends.labels(stream.cause or "cancelled").inc()
-            expected = stream.cause in ("relay_left", "replaced", "stopping", None)
+            expected = stream.cause in ("relay_left", "replaced", "stopping", "banned", None)
             log = _log.info if expected else _log.warning
             log(
                 "event_stream_ended",
@@ -104,8 +104,10 @@ class EventRoutes:
         context = self._context
         try:
             record = context.directory.authenticate(relay_id, token)
-        except RefusedError:
-            return None
+        except RefusedError as error:
+            if error.code != "banned":
+                return None
+            return PresentState(context.keys.keyset.serial, drain=True, banned=True)
         return PresentState(
             keyset_serial=context.keys.keyset.serial, drain=record.state is RelayState.DRAINING
         )

@@ -56,6 +56,8 @@ class PresentState:
 
     keyset_serial: int
     drain: bool
+    banned: bool = False
+    """Told as a drain, so that the sessions leave; then the stream ends."""
 
 
 class StateOf(Protocol):
@@ -156,6 +158,9 @@ class EventStream:
                     self.end("not_allowed", CLOSE_POLICY)
                     return
                 await self._send_state(told, state)
+                if state.banned:
+                    self.end("banned", CLOSE_POLICY)
+                    return
                 told = state
                 if not await self._send_rows():
                     await self._wait()

@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from wavry_cp.control.audit import attempted
 from wavry_cp.store.interface import AuditEntry, MasterStore
 from wavry_peer.protocol import base64url, ed25519
 from wavry_peer.protocol.errors import KeySetError
@@ -138,7 +139,10 @@ class KeyDesk:
             RefusedError: what `rotation` raises, or ``plan_changed``, ``invalid_document``,
                 ``root_key_here``, ``keys_not_written``.
         """
-        async with self._changing:
+        entry = AuditEntry(
+            self._clock.now_s(), who, f"keys {step}", request.kid or "", request.reason
+        )
+        async with self._changing, attempted(self._store, entry):
             before = self._keys.keyset
             signed = request.signed
             now_s = self._clock.now_s() if signed is None else self._signed_at_s(signed)
@@ -184,7 +188,8 @@ class KeyDesk:
             RefusedError: ``stale_root`` where the root is not the expected one (any more),
                 ``invalid_document``, ``plan_changed``, ``root_key_here``, ``keys_not_written``.
         """
-        async with self._changing:
+        entry = AuditEntry(self._clock.now_s(), who, "keys root", "", request.reason)
+        async with self._changing, attempted(self._store, entry):
             before = self._keys.keyset
             if request.expected_root != before.root_public_key:
                 raise RefusedError("stale_root", f"the root is {before.root_public_key} now")

@@ -3,18 +3,21 @@
 import structlog
 from aiohttp import web
 
+from wavry_cp.control.audit import AuditEntry, attempted
 from wavry_cp.http import json_response, read_body
 from wavry_cp.store.revocation_interface import RevocationRow
 from wavry_peer.protocol.events import (
     FOREVER_S,
     RelayEventState,
     RevocationInfo,
+    RevocationKind,
     RevocationList,
     RevokeRequest,
     RevokeResponse,
 )
 
 from .context import MasterContext
+from .refusal import RefusedError
 
 __all__ = ["RevocationRoutes"]
 
@@ -40,9 +43,18 @@ class RevocationRoutes:
         who = context.access.require(request, "operator")
         body = await read_body(request, RevokeRequest)
         kind, value = body.target()
-        revoked = await context.revocations.revoke(
-            kind, value, now_s=context.clock.now_s(), who=who, reason=body.reason
-        )
+        now_s = context.clock.now_s()
+        entry = AuditEntry(now_s, who, f"revoke_{kind}", value, body.reason)
+        async with attempted(context.store, entry):
+            known = await self._knows(kind, value)
+            if kind == "kid" and not known and not body.force:
+                raise RefusedError(
+                    "unknown_key",
+                    "no key has this id, and no lease was signed by one; see `wavryctl keys list`",
+                )
+            revoked = await context.revocations.revoke(
+                kind, value, now_s=now_s, who=who, reason=body.reason
+            )
         context.metrics.revocations.labels(kind).inc()
         _log.info(
             "revoked",
@@ -50,11 +62,20 @@ class RevocationRoutes:
             value=value,
             number=revoked.row.number,
             live_sessions=revoked.live_sessions,
+            known=known,
             by=who,
         )
         return json_response(
-            RevokeResponse(revocation=_info(revoked.row), live_sessions=revoked.live_sessions)
+            RevokeResponse(
+                revocation=_info(revoked.row), live_sessions=revoked.live_sessions, known=known
+            )
         )
+
+    async def _knows(self, kind: RevocationKind, value: str) -> bool:
+        context = self._context
+        if kind == "kid" and any(key.kid == value for key in context.keys.keyset.keys):
+            return True
+        return await context.revocations.knows(kind, value)
 
     async def list(self, request: web.Request) -> web.Response:
         """What is in force, and how far each relay has come."""

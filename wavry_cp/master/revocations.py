@@ -168,6 +168,10 @@ class Revocations:
         self._announce()
         return Revoked(rows[0], live_sessions)
 
+    async def knows(self, kind: RevocationKind, value: str) -> bool:
+        """Whether there is or was a session, or a key that signed, with this value."""
+        return await self._store.knows(kind, value)
+
     async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> RevocationRow:
         """End what a `revoke` of a user with `until_s` said about the future.
 

@@ -70,6 +70,10 @@ class RevocationStore(Protocol):
         """
         ...
 
+    async def knows(self, kind: RevocationKind, value: str) -> bool:
+        """Whether any stored session, or key that signed once, has this value."""
+        ...
+
     async def add_unban(self, new: NewRevocation, audit: AuditEntry) -> RevocationRow:
         """Write an ``unban`` row and shorten the ``sub`` rows that it lifts (all or nothing)."""
         ...

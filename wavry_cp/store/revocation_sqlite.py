@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import sqlite_utils
 
+from wavry_peer.protocol.events import RevocationKind
+
 from .admin_sqlite import append_audit
 from .interface import AuditEntry
 from .revocation_interface import NewRevocation, RevocationLog, RevocationRow
@@ -83,6 +85,20 @@ class RevocationSqlite:
             return rows, hit
 
         return await self._database.run(add)
+
+    async def knows(self, kind: RevocationKind, value: str) -> bool:
+        """See `RevocationStore`."""
+
+        def look(db: sqlite_utils.Database) -> bool:
+            found = db.execute(
+                f"SELECT 1 FROM sessions WHERE {_HIT_SESSIONS[kind]} LIMIT 1",  # noqa: S608  # ours
+                {"value": value},
+            ).fetchone()
+            if found is None and kind == "kid":
+                found = db.execute("SELECT 1 FROM key_uses WHERE kid = ?", (value,)).fetchone()
+            return found is not None
+
+        return await self._database.run(look)
 
     async def add_unban(self, new: NewRevocation, audit: AuditEntry) -> RevocationRow:
         """See `RevocationStore`."""

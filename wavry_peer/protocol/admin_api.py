@@ -229,15 +229,23 @@ class BlockList(Body, frozen=True, kw_only=True):
 
 
 class ClearBlocksRequest(Body, frozen=True, kw_only=True):
-    """``POST /v1/admin/relays/{relay_id}/blocks/clear``; without `subnet` all are lifted."""
+    """``POST /v1/admin/relays/{relay_id}/blocks/clear``; without `subnet` all are lifted.
+
+    The answer waits up to `wait_s` for the relay to confirm.
+    """
 
     subnet: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=_PLAIN)] | None = None
     reason: GivenReason
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0.0
 
 
 class ClearBlocksResponse(Body, frozen=True, kw_only=True):
-    """The order is kept and goes out with the answers to the relay's next heartbeats."""
+    """The order goes out with the answers to the relay's next heartbeats.
+
+    `confirmed` says that the relay told afterwards that it has no such block any more.
+    """
 
     relay_id: str
     subnet: str | None
     reported: int
+    confirmed: bool = False

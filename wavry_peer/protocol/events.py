@@ -171,6 +171,8 @@ class RevokeRequest(Body, frozen=True, kw_only=True):
     sub: Name | None = None
     kid: Name | None = None
     reason: Reason = ""
+    force: bool = False
+    """Also a key id that the master has never seen."""
 
     def target(self) -> tuple[RevocationKind, str]:
         """What is revoked.
@@ -204,10 +206,15 @@ class RevocationInfo(Body, frozen=True, kw_only=True):
 
 
 class RevokeResponse(Body, frozen=True, kw_only=True):
-    """200.  `live_sessions` is how many sessions with a running lease were hit."""
+    """200.  `live_sessions` is how many sessions with a running lease were hit.
+
+    `known` is False where the master has no session (or key) with the value: it is revoked all
+    the same, for the master forgets a session an hour after its last lease.
+    """
 
     revocation: RevocationInfo
     live_sessions: int
+    known: bool = True
 
 
 class RelayEventState(Body, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from cp_support import FakeClock, FakeRelay, MasterFiles, running_master
-from lease_parts_support import jti_of
+from lease_parts_support import parties, renewal
 
 from wavry_cp.control.bans import Ban, BanBook, BanKind
 from wavry_cp.master.ban_effects import MasterBanEffects
@@ -23,10 +23,6 @@ def clock():
 async def master(tmp_path, clock):
     async with running_master(tmp_path, clock.clock()) as client:
         yield client
-
-
-def parties(client="ann", server="bob"):
-    return {"client": {"sub": client}, "server": {"sub": server}}
 
 
 async def ban(master, kind, value, **fields):
@@ -54,12 +50,7 @@ async def test_banned_user_gets_no_lease_and_no_renewal(master, clock):
         assert (answer.status, answer.body["error"]) == (403, "banned")
     assert (await master.post("/v1/leases", parties("carl"), token="service")).status == 201
     for role, refusal in (("client", (403, "banned")), ("server", (409, "revoked"))):
-        body = {
-            "session_id": issued["session_id"],
-            "role": role,
-            "jti": jti_of(issued["leases"][role]),
-        }
-        answer = await master.post("/v1/leases/renew", body, token="service")
+        answer = await master.post("/v1/leases/renew", renewal(issued, role), token="service")
         said = (answer.status, answer.body["error"])
         assert said == refusal, "the session is over, but its other user is not banned"
     text = (await master.get("/metrics")).body
@@ -99,9 +90,68 @@ async def test_ban_of_a_user_ends_at_its_expiry(master, clock):
     assert await lifted(), "the end is written down too"
 
 
+async def test_ban_that_is_over_hits_no_lease_of_the_same_second(master, clock):
+    relay = await FakeRelay(master).join()
+    await ban(master, "user", "ann", life_s=7200)
+    clock.advance(7200)
+    await relay.heartbeat()
+    issued = await master.post("/v1/leases", parties(), token="service")
+    assert issued.status == 201, "the revocation of the ban ends with it, for relays too"
+    assert (
+        await master.post("/v1/leases/renew", renewal(issued.body), token="service")
+    ).status == 200
+
+
+@pytest.mark.parametrize("longer", [None, 7200])
+async def test_ban_that_is_ordered_again_with_an_earlier_end_is_shorter_for_relays_too(
+    master, clock, longer
+):
+    relay = await FakeRelay(master).join()
+    await ban(master, "user", "ann", **({} if longer is None else {"life_s": longer}))
+    clock.advance(10)
+    await ban(master, "user", "ann", life_s=60)
+    page = (await relay.events()).body["revocations"]
+    assert [(row["kind"], row["value"]) for row in page] == [
+        ("sub", "ann"), ("unban", "ann"), ("sub", "ann"),
+    ]  # fmt: skip
+    assert page[-1]["issued_until"] == clock.clock().now_s() + 59
+    clock.advance(60)
+    await relay.heartbeat()
+    assert (await master.post("/v1/leases", parties(), token="service")).status == 201
+
+
+async def test_ban_and_lift_at_once_leave_relays_with_the_one_that_came_last(master):
+    """The rows for relays are written in the order of the orders."""
+    relay = await FakeRelay(master).join()
+    order = {"kind": "user", "value": "ann", "reason": "spam"}
+    lift = {"kind": "user", "value": "ann"}
+    for _ in range(20):
+        banned, lifted = await asyncio.gather(
+            master.post(BANS, order, token="admin"), master.post(LIFT, lift, token="admin")
+        )
+        assert banned.status == 200
+        if lifted.status == 404:
+            assert (await master.post(LIFT, lift, token="admin")).status == 200
+        last = (await relay.events()).body["revocations"][-1]
+        assert last["kind"] == "unban"
+
+
+async def test_ban_of_a_relay_is_told_to_it_as_a_drain_before_its_stream_ends(master):
+    relay = await FakeRelay(master).join()
+    async with relay.stream() as stream:
+        assert (await stream.receive_json(timeout=10))["drain"] is False
+        await ban(master, "relay", relay.relay_id)
+        assert await stream.receive_json(timeout=10) == {"type": "drain", "drain": True}
+        assert (await stream.receive(timeout=10)).data == 1008
+    answer = await relay.events()
+    assert (answer.status, answer.body["error"]) == (403, "banned")
+    await master.post(LIFT, {"kind": "relay", "value": relay.relay_id}, token="admin")
+    assert (await relay.events()).body["drain"] is False
+
+
 async def test_banned_relay_is_refused_and_its_sessions_are_moved(master):
     relay, other = await FakeRelay(master).join(), await FakeRelay(master).join()
-    body = {**parties(), "exclude_relays": [other.relay_id]}
+    body = parties(exclude_relays=[other.relay_id])
     issued = (await master.post("/v1/leases", body, token="service")).body
     assert (await ban(master, "relay", relay.relay_id)).get("known", True)
     assert await state_of(master, relay) == "BANNED"
@@ -110,14 +160,9 @@ async def test_banned_relay_is_refused_and_its_sessions_are_moved(master):
     for token in (None, "service"):
         answer = await relay.challenge(token)
         assert (answer.status, answer.body["error"]) == (403, "banned")
-    renewal = {
-        "session_id": issued["session_id"],
-        "role": "client",
-        "jti": jti_of(issued["leases"]["client"]),
-    }
-    answer = await master.post("/v1/leases/renew", renewal, token="service")
+    answer = await master.post("/v1/leases/renew", renewal(issued), token="service")
     assert (answer.status, answer.body["error"]) == (409, "relay_unavailable")
-    moved = {**parties(), "session_id": issued["session_id"]}
+    moved = parties(session_id=issued["session_id"])
     answer = await master.post("/v1/leases", moved, token="service")
     assert answer.body["relay"]["relay_id"] == other.relay_id
 
@@ -239,7 +284,7 @@ async def test_a_ban_of_a_user_is_told_to_the_relays_with_its_end():
     await effects.banned(Ban(BanKind.USER, "bob", 100, None, "op", "spam"))
     await effects.banned(Ban(BanKind.RELAY, "rly-1", 100, None, "op", "spam"))
     await effects.lifted(short, who="op", now_s=150, reason="")
-    assert relays.told == [("sub", "ann", 200), ("sub", "bob", 2**53), ("unban", "ann")]
+    assert relays.told == [("sub", "ann", 199), ("sub", "bob", 2**53), ("unban", "ann")]
     # The ban holds, whatever the relays can be told.
     full = MasterBanEffects(None, None, _Relays(RefusedError("too_many_revocations", "full")))
     await full.banned(short)

@@ -1,5 +1,8 @@
 """Blocks of relays at the master: told by heartbeats, lifted by order, audited."""
 
+import asyncio
+import time
+
 import pytest
 from cp_support import FakeClock, FakeRelay, running_master
 
@@ -60,6 +63,62 @@ async def test_subnet_block_is_cleared_by_an_order_that_is_repeated_until_it_is_
         (f"{relay.relay_id} 192.0.2.77", "fixed"),
         (f"{relay.relay_id} all", "fixed"),
     ]
+
+
+async def waiting(master, relay, wait_s=20, **body):
+    """Order, and be sure that the order is there before anything else happens."""
+    order = asyncio.create_task(clear(master, relay, wait_s=wait_s, **body))
+    for _ in range(500):
+        if (await master.get("/v1/admin/audit", token="admin")).body["entries"]:
+            return order
+        await asyncio.sleep(0.01)
+    raise AssertionError("the order was not written down")
+
+
+async def test_clear_waits_until_the_relay_confirms(master):
+    relay = await FakeRelay(master).join()
+    await relay.heartbeat(blocks=[block()])
+    order = await waiting(master, relay, subnet="192.0.2.0/24")
+    await relay.heartbeat(blocks=[block()])
+    await asyncio.sleep(0.05)
+    assert not order.done(), "the relay was told, and has not said that it is done"
+    await relay.heartbeat()
+    assert (await order).body == {
+        "relay_id": relay.relay_id, "subnet": "192.0.2.0/24", "reported": 1, "confirmed": True
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["silence", "stubborn", "deregistered"])
+async def test_clear_that_is_not_confirmed_says_so(master, end):
+    relay = await FakeRelay(master).join()
+    await relay.heartbeat(blocks=[block()])
+    order = await waiting(master, relay, wait_s=0.2 if end == "silence" else 20)
+    if end == "stubborn":
+        for _ in range(4):
+            await relay.heartbeat(blocks=[block()])
+    elif end == "deregistered":
+        path = f"/v1/relays/{relay.relay_id}"
+        assert (await master.call("DELETE", path, token="admin")).status == 204
+    async with asyncio.timeout(10):
+        assert "confirmed" not in (await order).body
+
+
+async def test_clear_that_waits_does_not_hold_up_the_end_of_the_master(tmp_path):
+    async with running_master(tmp_path, FakeClock().clock()) as master:
+        relay = await FakeRelay(master).join()
+        order = await waiting(master, relay, wait_s=60)
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 20
+    await asyncio.gather(order, return_exceptions=True)
+
+
+async def test_clear_has_room_for_so_many_orders(master):
+    relay = await FakeRelay(master).join()
+    for number in range(256):
+        assert (await clear(master, relay, subnet=f"10.0.{number}.0")).status == 200
+    answer = await clear(master, relay, subnet="10.1.0.0")
+    assert (answer.status, answer.body["error"]) == (409, "too_many_orders")
+    assert (await clear(master, relay, subnet="10.0.7.0")).status == 200, "it is there already"
 
 
 async def test_order_that_no_relay_follows_ends(master):

@@ -6,12 +6,13 @@ import sqlite3
 
 import pytest
 from cp_support import FakeClock, FakeRelay, MasterProcess, client_for, running_master
+from lease_parts_support import parties
 
 from wavry_cp.master.app import open_master
 from wavry_cp.master.endpoints import check_endpoint
 
 CLIENT = "198.51.100.77"
-PARTIES = {"client": {"sub": "ann"}, "server": {"sub": "bob"}}
+PARTIES = parties()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from cp_support import FakeClock, FakeRelay, MasterFiles, MasterProcess, client_for, running_master
 from hypothesis import given
 from hypothesis import strategies as st
+from lease_parts_support import parties
 
 from wavry_cp.master.revocations import RevocationBook
 from wavry_cp.store.revocation_interface import RevocationLog, RevocationRow
@@ -37,8 +38,7 @@ async def relay(master):
 
 
 async def issue(master, client="ann", server="bob", **fields):
-    body = {"client": {"sub": client}, "server": {"sub": server}, **fields}
-    return await master.post("/v1/leases", body, token="service")
+    return await master.post("/v1/leases", parties(client, server, **fields), token="service")
 
 
 async def renew(master, session_id, role, jti):
@@ -117,6 +117,48 @@ async def test_a_lease_that_was_just_renewed_is_revoked_with_its_successor(maste
     listed = (await master.get("/v1/admin/revocations", token="admin")).body["revocations"]
     assert [row["value"] for row in listed] == [old, new]
     assert refused(await renew(master, body["session_id"], "client", new))
+
+
+async def test_revoking_an_unknown_key_is_refused_unless_forced(master, relay):
+    answer = await revoke(master, kid="no-such-key", reason="typo")
+    assert (answer.status, answer.body["error"]) == (404, "unknown_key")
+    assert "keys list" in answer.body["message"]
+    assert (await master.get("/v1/admin/revocations", token="admin")).body["revocations"] == []
+    refusal = (await master.get("/v1/admin/audit", token="admin")).body["entries"][-1]
+    assert (refusal["action"], refusal["target"]) == ("revoke_kid", "no-such-key")
+    assert (refusal["outcome"], refusal["reason"]) == ("unknown_key", "typo")
+    forced = (await revoke(master, kid="no-such-key", force=True)).body
+    assert (forced["known"], forced["revocation"]["value"]) == (False, "no-such-key")
+
+
+async def test_revoking_a_key_that_is_gone_but_signed_once_needs_no_force(tmp_path, clock):
+    files = MasterFiles.make(tmp_path)
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        pass
+    with sqlite3.connect(tmp_path / "data" / "master.db") as db:
+        db.execute("INSERT INTO key_uses VALUES ('removed-key', 5, 0)")
+    db.close()
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        answer = await revoke(master, kid="removed-key")
+        assert answer.status == 200
+        assert "known" not in answer.body
+
+
+async def test_revoking_what_the_master_has_no_session_of_says_so(master, relay):
+    issued = (await issue(master)).body
+    jti = (await claims_of(master, issued["leases"]["client"])).jti
+    unknown = str(uuid.uuid4())
+    for body, known in (
+        ({"jti": unknown}, False),
+        ({"session_id": unknown}, False),
+        ({"sub": "anne"}, False),
+        ({"jti": jti}, True),
+        ({"session_id": issued["session_id"]}, True),
+        ({"sub": "ann"}, True),
+    ):
+        answer = await revoke(master, **body)
+        assert answer.status == 200, "it is in force all the same"
+        assert answer.body.get("known", True) is known, body
 
 
 async def test_revocations_are_audited_listed_and_counted(master, relay, clock):

@@ -4,11 +4,11 @@ import re
 
 import pytest
 from cp_support import FakeClock, FakeRelay, MasterFiles, running_master
-from lease_parts_support import jti_of
+from lease_parts_support import parties, renewal
 
 from wavry_cp.master.app import OPEN_IN_LOCKDOWN, open_master
 
-PARTIES = {"client": {"sub": "ann"}, "server": {"sub": "bob"}}
+PARTIES = parties()
 RELAY_MODE = "/v1/admin/switches/relay-mode"
 LOCKDOWN = "/v1/admin/switches/lockdown"
 ON = {"on": True, "reason": "drill"}
@@ -29,12 +29,7 @@ async def test_relay_mode_off_gives_no_new_lease_and_renews_live_ones(master):
     for body in (PARTIES, moving):
         answer = await master.post("/v1/leases", body, token="service")
         assert (answer.status, answer.body["error"]) == (503, "relay_mode_off")
-    renewal = {
-        "session_id": issued["session_id"],
-        "role": "client",
-        "jti": jti_of(issued["leases"]["client"]),
-    }
-    assert (await master.post("/v1/leases/renew", renewal, token="service")).status == 200
+    assert (await master.post("/v1/leases/renew", renewal(issued), token="service")).status == 200
     assert (await master.get("/health")).body["relay_mode"] == "off"
     assert "wavry_master_relay_mode 0.0" in (await master.get("/metrics")).body
     text = (await master.get("/metrics")).body
@@ -88,16 +83,12 @@ async def test_lockdown_lets_only_admin_calls_pass(tmp_path):
 async def test_lockdown_stops_renewals_too(master):
     await FakeRelay(master).join()
     issued = (await master.post("/v1/leases", PARTIES, token="service")).body
-    renewal = {
-        "session_id": issued["session_id"],
-        "role": "server",
-        "jti": jti_of(issued["leases"]["server"]),
-    }
+    body = renewal(issued, "server")
     await master.post(LOCKDOWN, ON, token="admin")
-    answer = await master.post("/v1/leases/renew", renewal, token="service")
+    answer = await master.post("/v1/leases/renew", body, token="service")
     assert (answer.status, answer.body["error"]) == (503, "lockdown")
     await master.post(LOCKDOWN, OFF, token="admin")
-    assert (await master.post("/v1/leases/renew", renewal, token="service")).status == 200
+    assert (await master.post("/v1/leases/renew", body, token="service")).status == 200
 
 
 async def test_lockdown_is_the_admins_and_relay_mode_the_operators(master):
