@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import struct
 import time
+from collections.abc import Sequence
 
 import wavry_peer
 
@@ -53,12 +54,27 @@ class Media:
 
 
 class Traffic:
-    """Both directions of many sessions."""
+    """Both directions of many sessions.
+
+    Args:
+        pairs: caller and called.
+        every_s: from one frame of the called (who sends the media) to the next; one for all pairs,
+            or one for each.
+        back_every_s: the same for the callers, who send input; None for the same pace.
+    """
 
     def __init__(
-        self, pairs: list[tuple[wavry_peer.Session, wavry_peer.Session]], every_s: float = FRAME_S
+        self,
+        pairs: list[tuple[wavry_peer.Session, wavry_peer.Session]],
+        every_s: float | Sequence[float] = FRAME_S,
+        back_every_s: float | None = None,
     ) -> None:
-        self.media = [Media(*ends, every_s=every_s) for a, b in pairs for ends in ((a, b), (b, a))]
+        paces_s = [every_s] * len(pairs) if isinstance(every_s, float) else every_s
+        self.media = []
+        for (caller, called), pace_s in zip(pairs, paces_s, strict=True):
+            back_s = pace_s if back_every_s is None else back_every_s
+            self.media.append(Media(called, caller, every_s=pace_s))
+            self.media.append(Media(caller, called, every_s=back_s))
         self._senders: list[asyncio.Task[None]] = []
         self._receivers: list[asyncio.Task[None]] = []
 

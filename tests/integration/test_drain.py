@@ -26,8 +26,11 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.api import RelayInfo
 
 SESSIONS = int(os.environ.get("WAVRY_TEST_DRAIN_SESSIONS", "100"))
-FRAMES_PER_S = float(os.environ.get("WAVRY_TEST_DRAIN_FRAMES", "10"))
-"""Fewer than the 60 of real media: 200 peers in one Python process are two cores' worth."""
+FRAMES_PER_S = float(os.environ.get("WAVRY_TEST_DRAIN_FRAMES", "0"))
+"""Of every session; 0 is the mix below."""
+FAST_SESSIONS, FAST_PER_S, SLOW_PER_S, INPUT_PER_S = 25, 60.0, 10.0, 5.0
+"""A quarter are media at 60 frames/s, the others at 10/s, input goes back at 5/s: 2750 datagrams a
+second are what 200 peers in one Python process and two cores for everything can keep up with."""
 
 MANY_FROM_ONE_ADDRESS = {
     "WAVRY_GATEWAY_REQUESTS_PER_S": "1000",
@@ -120,17 +123,23 @@ async def drain_under_traffic(pool: RunningSystem, tmp_path: Path) -> None:
     async with sessions(pool, tmp_path, SESSIONS) as pairs:
         assert paths(pairs) == {a}
         await asyncio.to_thread(order, pool, "undrain", 1)
-        traffic = Traffic(pairs, every_s=1 / FRAMES_PER_S)
+        rates_per_s = [
+            FRAMES_PER_S or (FAST_PER_S if number < FAST_SESSIONS else SLOW_PER_S)
+            for number in range(len(pairs))
+        ]
+        traffic = Traffic(pairs, [1 / rate for rate in rates_per_s], 1 / INPUT_PER_S)
+        wanted_per_s = sum(rates_per_s) + len(pairs) * INPUT_PER_S
         traffic.start()
         await asyncio.sleep(2)
         marks = [media.sent for media in traffic.media]
-        began_s = time.monotonic()
+        began_s, sent = time.monotonic(), traffic.sent
         # From this process: starting another one would hold up the loop that measures.
         token = Path(pool.description["admin_token_file"]).read_text().strip()
         drain_url = f"/v1/admin/relays/{a}/drain"
         await ask_json("master", pool.master_url, drain_url, RelayInfo, method="POST", token=token)
         await until(lambda: paths(pairs) == {b}, 45, "all sessions moved")
         moved_s = time.monotonic() - began_s
+        achieved_per_s = (traffic.sent - sent) / moved_s
         ends = [media.sent for media in traffic.media]
         await traffic.stop()
         result = await asyncio.to_thread(pool.ctl_json, "relays", "drain", a, "--wait")
@@ -139,7 +148,10 @@ async def drain_under_traffic(pool: RunningSystem, tmp_path: Path) -> None:
             for media, mark, end in zip(traffic.media, marks, ends, strict=True)
         )
         print(
-            f"\n{len(pairs)} sessions moved in {moved_s:.1f} s, {traffic.sent} datagrams, "
+            f"\n{len(pairs)} sessions, {min(rates_per_s):g} to {max(rates_per_s):g} frames/s"
+            f" one way and {INPUT_PER_S:g}/s back: {achieved_per_s:.0f} of {wanted_per_s:.0f} datagrams/s"
+            f" during the drain, load {os.getloadavg()[0]:.1f};"
+            f" moved in {moved_s:.1f} s, {traffic.sent} datagrams, "
             f"{traffic.lost} lost; worst way during the drain minus worst way before, by direction:"
             f" median {extra_ms[len(extra_ms) // 2]:.1f} ms, worst {extra_ms[-1]:.1f} ms"
         )

@@ -231,6 +231,46 @@ async def test_bans_outlive_a_restart_and_end_while_the_master_is_down(tmp_path,
         assert left["value"] == "ann"
 
 
+async def test_ban_that_is_longer_than_a_lease_may_be_is_kept_to_its_end(tmp_path, clock):
+    """Else a relay that starts anew would take a lease that names a banned user."""
+    files = MasterFiles.make(tmp_path)
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        relay = await FakeRelay(master).join()
+        await ban(master, "user", "ann", life_s=3 * 3600)
+        end_s = clock.clock().now_s() + 3 * 3600
+    clock.advance(2 * 3600)
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        relay.client = master
+        (row,) = (await relay.events()).body["revocations"]
+        assert (row["issued_until"], row["expires_at"]) == (end_s - 1, end_s - 1 + 3600)
+
+
+async def test_lift_shortens_the_rows_of_that_user_alone_also_after_a_restart(tmp_path, clock):
+    """A relay that reads the log from its beginning comes to the same as one that saw it grow."""
+    files = MasterFiles.make(tmp_path)
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        relay = await FakeRelay(master).join()
+        for name in ("ann", "bob"):
+            await ban(master, "user", name)
+        clock.advance(5)
+        await master.post(LIFT, {"kind": "user", "value": "ann"}, token="admin")
+    lifted_s = clock.clock().now_s()
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        relay.client = master
+        rows = (await relay.events()).body["revocations"]
+        until = {(row["kind"], row["value"]): row["issued_until"] for row in rows}
+        assert until == {
+            ("sub", "ann"): lifted_s - 1, ("sub", "bob"): 2**53, ("unban", "ann"): lifted_s - 1,
+        }  # fmt: skip
+        await relay.heartbeat()
+        assert (
+            await master.post("/v1/leases", parties("ann", "cat"), token="service")
+        ).status == 201
+        assert (
+            await master.post("/v1/leases", parties("bob", "cat"), token="service")
+        ).status == 403
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code"),
     [

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lease_parts_support import parties
 
 from wavry_cp.master.revocations import RevocationBook
+from wavry_cp.store.master_sqlite import MasterSqlite
 from wavry_cp.store.revocation_interface import RevocationLog, RevocationRow
 from wavry_peer.protocol import base64url, keyset, lease
 from wavry_peer.protocol.events import FOREVER_S, MAX_REVOCATIONS
@@ -87,6 +88,26 @@ async def test_revoked_session_is_neither_renewed_nor_given_new_leases(master, r
     assert (await issue(master)).status == 201
     answer = await renew(master, other["session_id"], "client", theirs.jti)
     assert refused(answer) if kind == "kid" else answer.status == 200
+
+
+@pytest.mark.parametrize("call", ["issue", "renew"])
+async def test_a_revocation_that_comes_while_a_lease_is_made_hits_it(
+    master, relay, monkeypatch, call
+):
+    """Between the look at the revocations and the row of the session: the lease is not handed out."""
+    issued = (await issue(master)).body
+    jti = (await claims_of(master, issued["leases"]["client"])).jti
+    swap = MasterSqlite.swap_session
+
+    async def revoked_meanwhile(store, revision, session):
+        assert (await revoke(master, sub="ann")).status == 200
+        return await swap(store, revision, session)
+
+    monkeypatch.setattr(MasterSqlite, "swap_session", revoked_meanwhile)
+    if call == "issue":
+        assert refused(await issue(master, "ann", "cat"))
+    else:
+        assert refused(await renew(master, issued["session_id"], "client", jti))
 
 
 async def test_exactly_one_of_jti_session_user_and_kid(master):
