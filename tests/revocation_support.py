@@ -23,6 +23,7 @@ class Book:
 
     def __init__(self, world: World, directory: Path, capacity: int = REVOCATION_SLOTS) -> None:
         self.world = world
+        self.directory = directory
         self.kept = Revocations(
             StateDirectory(directory),
             RevocationTable(world.segment),

@@ -149,8 +149,8 @@ async def drain_under_traffic(pool: RunningSystem, tmp_path: Path) -> None:
         )
         print(
             f"\n{len(pairs)} sessions, {min(rates_per_s):g} to {max(rates_per_s):g} frames/s"
-            f" one way and {INPUT_PER_S:g}/s back: {achieved_per_s:.0f} of {wanted_per_s:.0f} datagrams/s"
-            f" during the drain, load {os.getloadavg()[0]:.1f};"
+            f" one way and {INPUT_PER_S:g}/s back: {achieved_per_s:.0f} of {wanted_per_s:.0f}"
+            f" datagrams/s during the drain, load {os.getloadavg()[0]:.1f};"
             f" moved in {moved_s:.1f} s, {traffic.sent} datagrams, "
             f"{traffic.lost} lost; worst way during the drain minus worst way before, by direction:"
             f" median {extra_ms[len(extra_ms) // 2]:.1f} ms, worst {extra_ms[-1]:.1f} ms"

@@ -227,6 +227,33 @@ def test_ban_of_a_user_hits_future_leases_until_it_is_lifted(world: World, book:
     world.peer(sub="eve").accept()
 
 
+def test_ban_is_not_shortened_by_a_later_revocation_of_the_same_user(
+    world: World, book: Book
+) -> None:
+    """`leases revoke --user` hits the leases of now; what a ban says about later ones stays."""
+    now_s = world.now.wall_ms // 1000
+    book.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
+    book.revoke("sub", "eve", until=now_s, ttl=3600)
+    world.advance(3600 + KEEP_S + 1)
+    book.save()
+    assert reject_reason(world.peer(sub="eve").present()) == c.RejectReason.REVOKED
+    with open_world() as fresh:
+        fresh.clock.advance(3600 + KEEP_S + 1)
+        again = Book(fresh, book.directory)
+        assert len(again.kept) == 1, "nor is it forgotten earlier"
+        assert reject_reason(fresh.peer(sub="eve").present()) == c.RejectReason.REVOKED
+
+
+def test_lifted_ban_is_forgotten_when_no_lease_needs_it(world: World, book: Book) -> None:
+    now_s = world.now.wall_ms // 1000
+    book.revoke("sub", "eve", until=2**53, ttl=2**40)
+    assert book.kept.take(book.row("unban", "eve", until=now_s, ttl=3600), "stream")
+    for hours, left in ((0.9, 1), (0.2, 0)):
+        world.advance(3600 * hours)
+        book.save()
+        assert len(Book(world, book.directory).kept) == left
+
+
 def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
     world: World, book: Book
 ) -> None:

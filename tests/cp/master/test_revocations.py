@@ -94,7 +94,7 @@ async def test_revoked_session_is_neither_renewed_nor_given_new_leases(master, r
 async def test_a_revocation_that_comes_while_a_lease_is_made_hits_it(
     master, relay, monkeypatch, call
 ):
-    """Between the look at the revocations and the row of the session: the lease is not handed out."""
+    """Between the look at the revocations and the row of the session: nobody gets the lease."""
     issued = (await issue(master)).body
     jti = (await claims_of(master, issued["leases"]["client"])).jti
     swap = MasterSqlite.swap_session
