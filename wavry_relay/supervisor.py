@@ -17,7 +17,6 @@ import signal
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from wavry_peer import logs
@@ -25,8 +24,9 @@ from wavry_peer.protocol import base64url
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
 
+from .announcement import announce, warn_of
 from .clock import Clock, SystemClock
-from .config import ListenAddress, RelayConfig
+from .config import RelayConfig
 from .engine import choose_engine
 from .event_link import EventLink
 from .handover import Handover
@@ -45,6 +45,7 @@ from .shm.layout import Geometry
 from .shm.revocations import RevocationTable
 from .shm.segment import Segment, segment_name, unlink
 from .shm.tags import Tags
+from .shutdown_drain import drain_before_the_end
 from .sockets import ReuseportGroup
 from .status import RelayStatus
 from .successor import Predecessor
@@ -55,7 +56,6 @@ __all__ = ["Supervisor", "relay_version"]
 
 STOP_GRACE_S: Final = 2.0
 """Workers end within one round (50 ms); what takes longer hangs."""
-_DRAIN_POLL_S: Final = 0.1
 
 _log = structlog.get_logger(__name__)
 
@@ -127,7 +127,13 @@ class Supervisor:
             self._host.notifier.stopping(status.summary)
             if self._reloader.config.drain_timeout_s > 0:
                 status.set_drain(Drain.SHUTDOWN, drain=True)
-                await self._drain(status)
+                await drain_before_the_end(
+                    status,
+                    DrainReport(self._host.notifier),
+                    self._clock,
+                    self._stop_signals,
+                    timeout_s=lambda: self._reloader.config.drain_timeout_s,
+                )
         _log.info("stopped")
 
     async def _start(self) -> tuple[RelayStatus, Handover]:
@@ -141,7 +147,7 @@ class Supervisor:
         identity = state.identity()
         own_id = relay_id(identity.public_key)
         structlog.contextvars.bind_contextvars(relay_id=own_id)
-        _warn_of(self._host.ops_address(config), root, kind)
+        warn_of(self._host.ops_address(config), root, kind)
         own = self._hello(own_id, kind, root)
         old = await self._meet(state, own) if self._take_over else None
         if old is None:
@@ -380,46 +386,7 @@ class Supervisor:
             await status.link.farewell()
 
     def _announce(self, status: RelayStatus, ops_url: str) -> None:
-        facts = {
-            "relay_id": status.relay_id,
-            "udp": [group.endpoint for group in status.groups],
-            "ops_url": ops_url,
-            "pid": os.getpid(),
-            "worker_pids": status.pool.pids(),
-        }
-        _log.info("serving", engine=status.engine_name, **facts)
-        if self._ready_file is not None:
-            temporary = self._ready_file.with_name(f".{self._ready_file.name}.new")
-            try:
-                temporary.write_bytes(msgspec.json.encode(facts))
-                temporary.replace(self._ready_file)
-            except OSError as error:
-                raise LocalError(f"ready file cannot be written: {error.strerror}") from error
-
-    async def _drain(self, status: RelayStatus) -> None:
-        """Wait for live sessions to end, as long as the settings say; a second signal ends it."""
-        began_ns = self._clock.now().mono_ns
-        report = DrainReport(self._host.notifier)
-        while sessions := status.session_count:
-            now_ns = self._clock.now().mono_ns
-            if now_ns - began_ns >= self._reloader.config.drain_timeout_s * 1e9:
-                _log.warning(
-                    "drain_incomplete",
-                    sessions=sessions,
-                    cause="they found no other relay, or their peers do not answer",
-                    next_step="none: they end now; WAVRY_RELAY_DRAIN_TIMEOUT_S gives them longer",
-                )
-                return
-            report.tell(sessions, now_ns)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop_signals.get(), _DRAIN_POLL_S)
-                _log.warning(
-                    "drain_cut_short",
-                    sessions=sessions,
-                    cause="a second signal",
-                    next_step="none: the sessions that are left end now",
-                )
-                return
+        announce(status, ops_url, self._ready_file)
 
 
 async def _follow_master(link: MasterLink, events: EventLink) -> None:
@@ -427,24 +394,3 @@ async def _follow_master(link: MasterLink, events: EventLink) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(link.run())
         group.create_task(events.run())
-
-
-def _warn_of(ops: ListenAddress, root: bytes | None, kind: EngineKind) -> None:
-    if root is None:
-        _log.warning(
-            "insecure_dev_mode",
-            cause="no root key is pinned: whoever answers for the master can sign leases",
-            next_step="set WAVRY_RELAY_ROOT_KEY; never run this on a network",
-        )
-    if kind is EngineKind.REFERENCE:
-        _log.warning(
-            "reference_engine",
-            cause="packets are handled in pure Python",
-            next_step="build the native engine (WAVRY_BUILD_NATIVE=require) for full speed",
-        )
-    if not ops.is_loopback:
-        _log.warning(
-            "ops_open",
-            cause="/metrics and /health are reachable from other hosts",
-            next_step="set WAVRY_RELAY_OPS_LISTEN to a loopback address or firewall the port",
-        )

@@ -11,7 +11,7 @@ from relay_world_support import Peer, World, open_world, reject_reason, v4, v6
 from revocation_support import ENGINES
 
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol import packets, stun
+from wavry_peer.protocol import ed25519, packets, stun
 from wavry_peer.protocol.constants import RejectReason as R
 from wavry_relay.address import Address
 from wavry_relay.engine.base import Drop, Forward
@@ -213,6 +213,25 @@ def test_cookie_gate_stays_while_the_flood_does_and_ends_with_hysteresis(world: 
     assert world.count("cookie_gate_on") == 1, "and less than 200/s"
 
 
+def test_cookie_gate_opens_at_its_threshold_and_not_below(world: World) -> None:
+    limited(world, cookie_at_per_s=200)
+    flood(world, 600, per_s=170)
+    assert not world.count("cookie_gate_on")
+    flood(world, 600, per_s=240)
+    assert world.count("cookie_gate_on") == 1
+
+
+def test_cookie_gate_holds_for_two_seconds_at_least(world: World) -> None:
+    limited(world, cookie_at_per_s=200)
+    flood(world, 400, per_s=1000)
+    world.advance(1.4)
+    world.gate.step(world.now)
+    assert world.worker_row.cookie_gate == 1, "the flood is over, and may come back at once"
+    world.advance(1)
+    world.gate.step(world.now)
+    assert world.worker_row.cookie_gate == 0
+
+
 def test_cookie_gate_closes_by_itself_when_nothing_comes(world: World) -> None:
     limited(world, cookie_at_per_s=200)
     flood(world, 400, per_s=1000)
@@ -324,6 +343,35 @@ def test_strikes_are_forgiven_one_a_second(strict: World) -> None:
         strict.advance(1)
     assert strict.count("block_strikes") == 60
     assert not strict.count("networks_blocked")
+
+
+@pytest.mark.parametrize(
+    "reason", [R.INVALID_SIGNATURE, R.PROOF_REQUIRED, R.REPLAYED, R.RATE_LIMITED]
+)
+def test_each_violation_is_a_strike(strict: World, reason: R) -> None:
+    peer = strict.peer(address=v4(66))
+    cookie = challenge(peer)
+    repeated = peer.datagram(cookie=cookie)
+    if reason in (R.REPLAYED, R.RATE_LIMITED):
+        strict.answer(repeated, peer.address)
+    if reason is R.RATE_LIMITED:
+        limited(strict, identity_per_s=1, identity_burst=1)
+    own = peer.key
+    for _ in range(5):
+        if reason is R.INVALID_SIGNATURE:
+            packet = peer.present(token=b"v4.public." + b"A" * 200, cookie=cookie)
+        elif reason is R.PROOF_REQUIRED:
+            peer.key = ed25519.SigningKey.from_seed(os.urandom(32))
+            packet = peer.present(cookie=cookie)
+            peer.key = own
+        elif reason is R.REPLAYED:
+            found = strict.answer(repeated, peer.address)
+            assert found is not None
+            packet = found
+        else:
+            packet = peer.present(cookie=cookie)
+        assert reject_reason(packet) == reason
+    assert strict.count("block_strikes") == 5
 
 
 @pytest.mark.parametrize("reason", [R.EXPIRED, R.WRONG_RELAY, R.UNKNOWN_KEY])

@@ -22,6 +22,7 @@ from wavry_relay.revocation_view import RevocationView
 from wavry_relay.revocations import FILE_NAME, KEEP_S
 from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.layout import REVOCATION_SLOTS, Geometry
+from wavry_relay.shm.lease_origins import LeaseOrigins
 from wavry_relay.shm.revocations import RevocationTable, Revoked, RevokedKind, TablePosition
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.tags import Tags
@@ -104,6 +105,32 @@ def test_revoked_key_ends_all_its_sessions_and_those_of_other_keys_go_on(
     assert world.count("session_closed_revoked") == len(peers)
     assert not any(world.has(client.sid) for client, _ in peers)
     assert other.forward(1) == Forward(partner.address)
+
+
+@pytest.mark.parametrize("left", list(c.Role), ids=["client", "server"])
+def test_revoked_key_ends_a_session_of_which_only_one_lease_is_its(
+    world: World, book: Book, left: c.Role
+) -> None:
+    """In the middle of a rotation one peer has renewed with the new key, the other has not yet."""
+    peers = session(world, "half")
+    old_kid, old = world.mint.kid, dict(world.mint.trusted())
+    world.mint.signing = type(world.mint)().signing
+    world.control.write_keys(old | world.mint.trusted(), 2)
+    renewed = peers[1 - left]
+    renewed.accept(token=renewed.new_token(), renew=True)
+    book.revoke("kid", old_kid)
+    world.scan()
+    assert not world.has(peers[0].sid)
+
+
+def test_ended_session_leaves_no_origin_of_its_leases(world: World, book: Book) -> None:
+    client, _ = session(world, "gone")
+    record = world.record(client.sid).number
+    origins = LeaseOrigins(world.segment)
+    assert all(origins.get(record, role) != (0, 0) for role in c.Role)
+    book.revoke("session", str(client.sid))
+    world.scan()
+    assert [origins.get(record, role) for role in c.Role] == [(0, 0), (0, 0)]
 
 
 def test_many_hit_sessions_are_closed_in_portions(world: World, book: Book) -> None:
