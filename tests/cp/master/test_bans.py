@@ -1,6 +1,8 @@
 """Bans at the master: users get no lease, relays no place, and time lifts them."""
 
 import asyncio
+import contextlib
+import sqlite3
 
 import pytest
 from cp_support import FakeClock, FakeRelay, MasterFiles, running_master
@@ -230,6 +232,28 @@ async def test_bans_outlive_a_restart_and_end_while_the_master_is_down(tmp_path,
         assert await state_of(master, relay) == "ACTIVE"
         (left,) = (await master.get(BANS, token="admin")).body["bans"]
         assert left["value"] == "ann"
+
+
+async def test_lifted_ban_does_not_come_back_when_its_lift_is_pruned(tmp_path, clock):
+    """The row of the lift is needed for an hour; the one of the ban was for ever."""
+    files = MasterFiles.make(tmp_path)
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        relay = await FakeRelay(master).join()
+        await ban(master, "user", "ann")
+        await master.post(LIFT, {"kind": "user", "value": "ann"}, token="admin")
+    clock.advance(2 * 3600)
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        for _ in range(200):  # until the upkeep has been there
+            with contextlib.closing(sqlite3.connect(files.data_dir / "master.db")) as db:
+                kinds = [row[0] for row in db.execute("SELECT kind FROM revocations")]
+            if "unban" not in kinds:
+                break
+            await asyncio.sleep(0.05)
+        assert kinds == []
+    async with running_master(tmp_path, clock.clock(), files) as master:
+        relay.client = master
+        await relay.heartbeat()
+        assert (await master.post("/v1/leases", parties(), token="service")).status == 201
 
 
 async def test_ban_that_is_longer_than_a_lease_may_be_is_kept_to_its_end(tmp_path, clock):
