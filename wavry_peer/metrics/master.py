@@ -122,6 +122,7 @@ MASTER: Final[tuple[MetricSpec, ...]] = (
             "replaced",
             "stopping",
             "not_allowed",
+            "banned",
             "slow_relay",
             "no_ack",
             "bad_frame",
