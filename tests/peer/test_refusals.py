@@ -178,12 +178,18 @@ async def test_the_command_says_what_the_operator_wanted(
         found, _, err = await wavry_peer_connect(world)
         assert (found, "Traceback" in err) == (exit_status, False), err
         assert text in " ".join(err.split())
-        say(world, what, status, code, text)
-        found, out, _ = await wavry_peer_connect(world, "--json")
-        told = json.loads(out.splitlines()[-1])
-        assert (found, told["event"]) == (exit_status, "error")
-        assert text in told["message"]
     assert exit_status in EXIT_STATUSES
+
+
+async def test_the_command_says_it_in_json(world: PeerWorld) -> None:
+    world.gateway.users["alice"] = PASSWORD
+    text = "one of the two users is banned; ask the operator"
+    async with world.listen("bob"):
+        say(world, "relay", 403, "banned", text)
+        found, out, _ = await wavry_peer_connect(world, "--json")
+    told = json.loads(out.splitlines()[-1])
+    assert (found, told["event"], told["error"]) == (4, "error", "banned")
+    assert text in told["message"]
 
 
 async def test_the_command_says_that_relays_drain(world: PeerWorld) -> None:
