@@ -531,6 +531,7 @@ class FakeMaster:
         self.register_status = 200
         self.refusal_code = ""
         """Error code of both, if set."""
+        self.keys_status = 200
         self.challenge_text: str | None = None
         """Sent instead of a challenge, if set."""
         self._challenges: dict[str, tuple[dict[str, Any], bytes]] = {}
@@ -624,6 +625,8 @@ class FakeMaster:
         return web.Response(status=204)
 
     async def _keys(self, _request: web.Request) -> web.Response:
+        if self.keys_status != 200:
+            return _json({"error": "refused", "message": "as told"}, self.keys_status)
         return _json(self.mint.keyset(serial=self.serial))
 
 

@@ -102,6 +102,10 @@ class Orders(Protocol):
 class MasterLink:
     """Keeps the relay registered.
 
+    Attributes:
+        last_error: why the master was not reached or refused us, None while all is well.
+        keys_error: the same for the last key set that was fetched by itself.
+
     Args:
         base_url: of the master.
         identity: the relay's key.
@@ -140,6 +144,7 @@ class MasterLink:
         self._http: aiohttp.ClientSession | None = None
         self.state = "registering"
         self.last_error: str | None = None
+        self.keys_error: str | None = None
         self._monotonic_s = monotonic_s
         self._heard_s = monotonic_s()
         self.registrations: Counter[str] = Counter()
@@ -348,6 +353,7 @@ class MasterLink:
         try:
             raw = await self._fetch("GET", "/.well-known/wavry-keys.json", None, MAX_DOCUMENT_BYTES)
         except MasterCallError as error:
+            self.keys_error = str(error)
             _log.warning(
                 "keyset_refresh_failed",
                 reason=str(error),
@@ -357,6 +363,7 @@ class MasterLink:
         self._accept_keys(raw)
 
     def _accept_keys(self, raw: bytes) -> None:
+        self.keys_error = None
         try:
             self._keyring.accept(raw)
         except KeySetError as error:

@@ -256,12 +256,14 @@ class RelayStatus:
     def health(self) -> dict[str, Any]:
         """Body of /health."""
         waiting, active = self._table.count_states()
-        now_ns = self.clock.now().mono_ns
+        now_ns, now_ms = self.clock.now()
         return {
             "status": "ok",
             "relay_id": self.relay_id,
             "version": self.version,
             "pid": os.getpid(),
+            "now": now_ms // 1000,
+            "not_before_skew_s": self._control.skew_s,
             "started_at": self._started_ms // 1000,
             "uptime_s": (now_ns - self._started_ns) // 1_000_000_000,
             "upgrades": {result: self.upgrades[result] for result in _UPGRADE_RESULTS},
@@ -287,6 +289,7 @@ class RelayStatus:
                 "serial": self.keyring.serial,
                 "kids": list(self.keyring.key_ids),
                 "refused": self.keyring.refused,
+                "fetch_error": self.link.keys_error if self.link else None,
             },
             "master": {
                 "state": self.link.state if self.link else "off",

@@ -284,11 +284,16 @@ def test_a_bad_rotation_is_refused_and_when_forced_the_doctor_names_unknown_key(
                 crowd.present(crowd.all())
             answer = json.loads(examining.communicate()[0])
             assert examining.returncode == 1
-            assert findings(answer, "unknown key") == {system.ops_url: "fail"}
+            assert findings(answer, "unknown key") == {system.relay_id: "fail"}
             assert findings(answer, "same key set") == {system.relay_id: "fail"}
             (told,) = [one for one in answer["findings"] if one["check"] == "unknown key"]
             assert "UNKNOWN_KEY" in told["evidence"]
             assert "keys rollback" in told["next_step"]
+            root = answer["root"]
+            assert (answer["broken_layer"], root["check"]) == ("relay", "same key set")
+            assert forced["active_kid"] in root["evidence"]
+            assert "forced" in root["evidence"]
+            assert "503" in root["evidence"], "why the relay cannot fetch it"
 
             system.ctl("keys", "rollback", "--reason", "the relay lacks the key")
             assert crowd.renew(crowd.all()) == Counter(ack=len(crowd.members))

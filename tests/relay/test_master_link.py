@@ -1,6 +1,7 @@
 """The link to the master, through a real relay process and a fake master."""
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +151,21 @@ def test_refresh_keys(start: Start, master: FakeMaster) -> None:
     master.serial = 1
     wait_until(lambda: relay.events("keyset_refused"), what="lower serial refused")
     assert relay.health()["keys"]["serial"] == 2
+
+
+def test_health_tells_the_clock_and_why_no_key_set_came(start: Start, master: FakeMaster) -> None:
+    relay = start(WAVRY_RELAY_NBF_SKEW_S="12")
+    wait_until(lambda: is_ready(relay), what="ready")
+    health = relay.health()
+    assert abs(health["now"] - time.time()) < 60
+    assert health["not_before_skew_s"] == 12
+    assert health["keys"]["fetch_error"] is None
+    master.keys_status = 503
+    master.commands = ["refresh_keys"]
+    wait_until(lambda: relay.health()["keys"]["fetch_error"], what="it says why")
+    assert "503" in relay.health()["keys"]["fetch_error"]
+    master.keys_status = 200
+    wait_until(lambda: relay.health()["keys"]["fetch_error"] is None, what="it has them again")
 
 
 class RotatingMaster(FakeMaster):

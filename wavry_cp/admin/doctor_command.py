@@ -3,9 +3,12 @@
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
-from .doctor import Examination, Finding, examine, exit_code
-from .output import JsonOption, print_json, print_rows, run
+from .doctor.diagnosis import Diagnosis, diagnose, exit_code
+from .doctor.gather import Examination, gather
+from .output import EXIT_USAGE, CommandError, JsonOption, print_json, print_rows, run
 from .places import places_of
 
 __all__ = ["doctor"]
@@ -23,7 +26,10 @@ def doctor(
     *,
     json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Look for what is wrong and say what to do; exits 1 if a check fails, 3 if one is unreachable.
+    """Name the layer that is broken (gateway, master, relay, network), the evidence, the next step.
+
+    Asks every service, relay, UDP port and clock. Works without an admin token too, and then says
+    what it could not look at. Exits 1 if a check fails, 3 if a service cannot be reached.
 
     Examples:
       wavryctl doctor
@@ -31,22 +37,37 @@ def doctor(
       wavryctl doctor --relay-ops http://10.0.0.7:9100 --watch 10 --json
     """
 
-    async def work() -> list[Finding]:
+    async def work() -> Diagnosis:
         places = places_of(context)
-        places.need_master()
-        return await examine(Examination(places, watch, {url: url for url in relay_ops or ()}))
+        if places.gateway_url is None and places.master_url is None:
+            raise CommandError(
+                "no address of gateway or master: start a system with `wavryctl dev up`, or give "
+                "--gateway-url and --master-url",
+                code="no_address",
+                exit_code=EXIT_USAGE,
+            )
+        facts = await gather(Examination(places, watch, tuple(relay_ops or ())))
+        return diagnose(facts)
 
-    findings = run(work, as_json=json)
-    code = exit_code(findings)
+    diagnosis = run(work, as_json=json)
     if json:
-        print_json({"ok": code == 0, "findings": findings})
+        print_json(diagnosis)
     else:
+        style = "green" if diagnosis.ok else "bold red"
+        Console(highlight=False).print(Text(diagnosis.summary, style), soft_wrap=True)
         print_rows(
             "Doctor",
             ("layer", "check", "subject", "verdict", "evidence", "next step"),
             [
-                (one.layer, one.check, one.subject, one.verdict, one.evidence, one.next_step)
-                for one in findings
+                (
+                    one.layer,
+                    one.check,
+                    one.subject,
+                    one.verdict,
+                    one.evidence,
+                    f"follows from {one.consequence_of}" if one.consequence_of else one.next_step,
+                )
+                for one in diagnosis.findings
             ],
         )
-    raise typer.Exit(code)
+    raise typer.Exit(exit_code(diagnosis.findings))

@@ -67,6 +67,8 @@ class Broker:
         self._breaker = Breaker()
         self._probed_at_s = -PROBE_FRESH_S
         self._probe_result = "unknown"
+        self._probe_error = ""
+        self._call_error = ""
         self._http = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {service_token}"},
             timeout=self._timeout,
@@ -74,6 +76,11 @@ class Broker:
             # the environment.
             trust_env=False,
         )
+
+    @property
+    def error(self) -> str:
+        """Why the last probe or call got no usable answer; empty where it got one."""
+        return self._probe_error or self._call_error
 
     async def close(self) -> None:
         """Close the connections to the master."""
@@ -131,9 +138,11 @@ class Broker:
                     timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S),
                     allow_redirects=False,
                 ) as response:
-                    self._probe_result = "ok" if response.status == 200 else "unreachable"
-            except (aiohttp.ClientError, TimeoutError):
-                self._probe_result = "unreachable"
+                    well = response.status == 200
+                    self._probe_error = "" if well else f"/health: status {response.status}"
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self._probe_error = f"/health: {type(error).__name__}"
+            self._probe_result = "unreachable" if self._probe_error else "ok"
         return self._probe_result
 
     async def _call(self, name: str, path: str, body: msgspec.Struct, kind: type[Answer]) -> Answer:
@@ -145,19 +154,24 @@ class Broker:
             status, raw = await self._post(path, msgspec.json.encode(body))
             answer = self._read(name, status, raw, kind)
         except RefusedError:
-            self._breaker.succeeded()
+            self._succeeded()
             raise
         except (_Unanswered, aiohttp.ClientError, TimeoutError) as error:
             self._breaker.failed(time.monotonic())
             self._metrics.master_calls.labels(name, "failed").inc()
             cause = str(error) if isinstance(error, _Unanswered) else type(error).__name__
+            self._call_error = f"{path}: {cause}"
             _log.warning("master_call_failed", call=name, cause=cause, next="check the master")
             raise unavailable() from error
         else:
-            self._breaker.succeeded()
+            self._succeeded()
             return answer
         finally:
             self._metrics.master_seconds.labels(name).observe(time.monotonic() - started_s)
+
+    def _succeeded(self) -> None:
+        self._breaker.succeeded()
+        self._call_error = ""
 
     async def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
         async with self._http.post(

@@ -26,11 +26,12 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Health(msgspec.Struct, frozen=True):
-    """``GET /health``: the process answers."""
+    """``GET /health``: the process answers; `now` is its clock, unix seconds."""
 
     status: str
     role: str
     version: str
+    now: int
     uptime_s: int
     lockdown: bool
 
@@ -48,7 +49,11 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):
-    """``GET /v1/admin/status``; `sessions` by state, closed ones left out."""
+    """``GET /v1/admin/status``; `sessions` by state, closed ones left out.
+
+    `master_error` says why the master was not reached, or why its last call failed; it is empty
+    again after the next good one.
+    """
 
     version: str
     uptime_s: int
@@ -58,6 +63,8 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     sessions: dict[str, int]
     store: str
     master: str
+    master_url: str
+    master_error: str
     lockdown: bool
 
 
@@ -71,8 +78,16 @@ class Operations:
 
     async def health(self, _request: web.Request) -> web.Response:
         """``GET /health``."""
-        locked = self._gateway.switches.lockdown
-        return json_response(Health("ok", "gateway", software_version(), self._uptime_s(), locked))
+        return json_response(
+            Health(
+                status="ok",
+                role="gateway",
+                version=software_version(),
+                now=self._gateway.clock.now_s(),
+                uptime_s=self._uptime_s(),
+                lockdown=self._gateway.switches.lockdown,
+            )
+        )
 
     async def ready(self, _request: web.Request) -> web.Response:
         """``GET /ready``."""
@@ -131,6 +146,8 @@ class Operations:
                 sessions=await gateway.store.count_sessions(),
                 store=await self._store_state(),
                 master=await gateway.broker.probe(),
+                master_url=gateway.config.master_url,
+                master_error=gateway.broker.error,
                 lockdown=gateway.switches.lockdown,
             )
         )

@@ -33,11 +33,12 @@ DAY_S: Final = 86_400
 
 
 class MasterHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /health``: the process answers."""
+    """``GET /health``: the process answers; `now` is its clock, unix seconds."""
 
     status: str
     role: str
     version: str
+    now: int
     uptime_s: int
     keyset_serial: int
     relays: dict[str, int]
@@ -94,6 +95,7 @@ class OpsRoutes:
                 status="ok",
                 role="master",
                 version=software_version(),
+                now=self._context.clock.now_s(),
                 uptime_s=self._uptime_s(),
                 keyset_serial=self._context.keys.keyset.serial,
                 relays=self._relays(),

@@ -1,6 +1,14 @@
+import time
+
 import msgspec
 import pytest
-from gateway_support import ADMIN_TOKEN, SERVICE_TOKEN, make_config, running_gateway
+from gateway_support import (
+    ADMIN_TOKEN,
+    SERVICE_TOKEN,
+    accepted_call,
+    make_config,
+    running_gateway,
+)
 
 from wavry_cp.gateway.refused import STATUS
 from wavry_cp.store.errors import StoreUnavailableError
@@ -11,6 +19,7 @@ async def test_health_and_ready(gateway):
     status, body, headers = await gateway.call("GET", "/health")
     assert (status, body["status"], body["role"]) == (200, "ok", "gateway")
     assert headers["X-Content-Type-Options"] == "nosniff"
+    assert abs(body["now"] - time.time()) < 60, "a doctor compares clocks"
     status, body, _ = await gateway.call("GET", "/ready")
     assert (status, body["ready"], body["store"], body["master"]) == (200, True, "ok", "ok")
 
@@ -21,6 +30,28 @@ async def test_ready_without_a_master_says_so(tmp_path, unused_tcp_port):
         status, body, _ = await running.call("GET", "/ready")
         assert (status, body["ready"], body["master"]) == (200, True, "unreachable")
         assert "master" in body["reason"]
+        status, body, _ = await running.call("GET", "/v1/admin/status", token=ADMIN_TOKEN)
+        assert body["master_error"] == "/health: ClientConnectorError"
+        assert body["master_url"] == config.master_url
+
+
+async def test_operators_are_told_why_the_last_call_of_the_master_failed(gateway, master):
+    async def error() -> str:
+        _, body, _ = await gateway.call("GET", "/v1/admin/status", token=ADMIN_TOKEN)
+        return body["master_error"]
+
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    assert await error() == ""
+    async with ann.online() as a, bob.online() as b:
+        sid = await accepted_call(ann, a, bob, b)
+        master.mode = "reject_token"
+        await ann.call("POST", f"/v1/sessions/{sid}/relay", {})
+        assert await error() == "/v1/leases: status 401, code unauthorized"
+        _, public, _ = await gateway.call("GET", "/ready")
+        assert "401" not in str(public), "strangers are not told"
+        master.mode = "ok"
+        assert (await ann.call("POST", f"/v1/sessions/{sid}/relay", {}))[0] == 200
+        assert await error() == ""
 
 
 async def test_a_store_that_fails_is_503_everywhere(gateway, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import aiohttp
 import pytest
@@ -24,6 +25,7 @@ async def test_health_and_ready(master):
     health = (await master.get("/health")).body
     assert (health["status"], health["role"], health["keyset_serial"]) == ("ok", "master", 1)
     assert health["relays"] == {"ACTIVE": 1}
+    assert abs(health["now"] - time.time()) < 60, "a doctor compares clocks"
     assert (await master.get("/ready")).body["ready"] is True
 
 

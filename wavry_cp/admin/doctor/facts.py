@@ -1,0 +1,233 @@
+"""What was gathered: plain values, so that checks are functions that a test can call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from wavry_peer.protocol.admin_api import AuditPage, AuditRow, BanList, SwitchInfo, SwitchList
+from wavry_peer.protocol.api import RelayInfo, RelayList
+from wavry_peer.protocol.events import RevocationList
+from wavry_peer.protocol.keys_api import KeysStatus
+from wavry_peer.protocol.keyset import KeySet
+
+from .reach import Answer
+from .udp_probe import UdpAnswer
+
+__all__ = [
+    "Counters",
+    "Facts",
+    "GatewayReady",
+    "GatewayStatus",
+    "MasterHealth",
+    "RelayFacts",
+    "RelayHealth",
+    "ServiceFacts",
+    "ServiceReady",
+]
+
+Counters = Mapping[str, float]
+"""Counters by a name of ours, e.g. ``unknown_key``."""
+
+
+_UNASKED: Final = Answer("bad_url")
+
+
+class ServiceHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """What gateway and master both tell; `now` is 0 for a version that does not tell it."""
+
+    now: int = 0
+    lockdown: bool = False
+
+
+class MasterHealth(ServiceHealth, frozen=True, kw_only=True):
+    """``/health`` of the master."""
+
+    relay_mode: str = "on"
+    relays: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class ServiceReady(msgspec.Struct, frozen=True, kw_only=True):
+    """``/ready`` of gateway and master."""
+
+    ready: bool = False
+    reason: str = ""
+
+
+class GatewayReady(ServiceReady, frozen=True, kw_only=True):
+    """``/ready`` of the gateway, with its view of the master."""
+
+    master: str = "unknown"
+
+
+class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """``/v1/admin/status`` of the gateway: why it does not get on with the master."""
+
+    master_url: str = ""
+    master_error: str = ""
+
+
+class MasterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """``/v1/admin/status`` of the master."""
+
+    heartbeat_interval_ms: int = 5000
+
+
+class _Workers(msgspec.Struct, frozen=True, kw_only=True):
+    wanted: int = 0
+    running: int = 0
+
+
+class _Sessions(msgspec.Struct, frozen=True, kw_only=True):
+    waiting: int = 0
+    active: int = 0
+    max: int = 0
+
+
+class _Keys(msgspec.Struct, frozen=True, kw_only=True):
+    serial: int = 0
+    kids: tuple[str, ...] = ()
+    refused: str | None = None
+    fetch_error: str | None = None
+
+
+class _Master(msgspec.Struct, frozen=True, kw_only=True):
+    state: str = "off"
+    error: str | None = None
+    events: bool = False
+
+
+class _Revocations(msgspec.Struct, frozen=True, kw_only=True):
+    saved: bool = True
+
+
+class RelayHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """``/health`` of a relay, as far as the doctor reads it."""
+
+    relay_id: str = ""
+    now: int = 0
+    not_before_skew_s: int = 30
+    udp: tuple[str, ...] = ()
+    workers: _Workers = _Workers()
+    sessions: _Sessions = _Sessions()
+    draining: tuple[str, ...] = ()
+    shedding: tuple[str, ...] = ()
+    cookie_gates: int = 0
+    keys: _Keys = _Keys()
+    master: _Master = _Master()
+    revocations: _Revocations = _Revocations()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFacts:
+    """Gateway or master.
+
+    Attributes:
+        url: where it was asked; None where no address is known.
+        health: answer of ``/health``.
+        ready: answer of ``/ready``.
+        counters: before and after the watch; None where ``/metrics`` did not answer.
+    """
+
+    url: str | None
+    health: Answer = _UNASKED
+    ready: Answer = _UNASKED
+    counters: tuple[Counters | None, Counters | None] = (None, None)
+
+    @property
+    def is_reached(self) -> bool:
+        """It answered."""
+        return self.health.is_reached
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFacts:
+    """One relay.
+
+    Attributes:
+        name: its id, or its ops URL where the id is not known.
+        row: what the master says of it; None where it does not know it, or was not asked.
+        ops_url: None where not known.
+        ops: answer of its ``/health``; None where its ops URL is not known.
+        health: that, read.
+        udp: its endpoints, as the master names them, else those it listens on.
+        missed_heartbeat: the master got none while one was due; only looked at where nothing else
+            of it gives a sign of life.
+        counters: before and after the watch.
+    """
+
+    name: str
+    row: RelayInfo | None = None
+    ops_url: str | None = None
+    ops: Answer | None = None
+    health: RelayHealth | None = None
+    udp: tuple[UdpAnswer, ...] = ()
+    missed_heartbeat: bool = False
+    counters: tuple[Counters | None, Counters | None] = (None, None)
+
+    @property
+    def udp_reach(self) -> str:
+        """``ok`` if one endpoint answers, else how the others fail; ``unknown`` without any."""
+        reaches = [answer.reach for answer in self.udp]
+        for reach in ("ok", "silent", "closed", "bad_address", "no_route"):
+            if reach in reaches:
+                return reach
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything.
+
+    Attributes:
+        token: ``given``, ``none``, or what is wrong with it.
+        listed: the master's relays; None where it did not say.
+        keys: rotation status; None where it did not say.
+        document: the public key set.
+        switches: kill switches by service, with who turned them.
+        interval_s: of heartbeats.
+        watch_s: how long counters were watched.
+    """
+
+    gateway: ServiceFacts
+    master: ServiceFacts
+    relays: tuple[RelayFacts, ...] = ()
+    token: str = "given"
+    gateway_status: GatewayStatus | None = None
+    listed: RelayList | None = None
+    keys: KeysStatus | None = None
+    document: KeySet | None = None
+    revocations: RevocationList | None = None
+    switches: Mapping[str, SwitchList] = field(default_factory=dict)
+    audit: AuditPage | None = None
+    bans: BanList | None = None
+    interval_s: float = 5.0
+    watch_s: float = 3.0
+
+    @property
+    def active_kid(self) -> str:
+        """Id of the key that signs, or empty where nobody said."""
+        if self.keys is not None:
+            return self.keys.active_kid
+        if self.document is not None:
+            return next((key.kid for key in self.document.keys if key.status == "active"), "")
+        return ""
+
+    def switch(self, service: str, name: str) -> SwitchInfo | None:
+        """A kill switch, if the service told who turned it."""
+        listed = self.switches.get(service)
+        rows = () if listed is None else listed.switches
+        return next((row for row in rows if row.switch == name), None)
+
+    def last_act(self, action: str, target: str) -> AuditRow | None:
+        """The newest act of this kind that was carried out, if the log was readable."""
+        rows = () if self.audit is None else self.audit.entries
+        return next(
+            (
+                row
+                for row in reversed(rows)
+                if (row.action, row.target, row.outcome) == (action, target, "done")
+            ),
+            None,
+        )
