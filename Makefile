@@ -10,11 +10,13 @@ FUZZ_DATAGRAMS ?= 10000000
 FUZZ_SANITIZED_DATAGRAMS ?= 1000000
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1
+IMAGE_BASE ?= debootstrap
+LOCK_ARGS ?=
 
-.PHONY: help demo test lint format bench fuzz docs clean system
+.PHONY: help demo test lint format bench fuzz docs lock images images-smoke clean system
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("Wavry needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -49,6 +51,16 @@ fuzz: $(STAMP)  ## long fuzz: the packet path in C (FUZZ_SECONDS), then the UDP 
 
 docs: $(STAMP)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
+
+lock: $(STAMP)  ## pin the newest packages of the images, with hashes; LOCK_ARGS=--keep changes only what must
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docker/lock.py $(LOCK_ARGS)
+
+images: $(STAMP)  ## build the four images and look into their layers (as root; IMAGE_BASE=pinned takes the base from its registry)
+	$(BIN)/python docker/build.py --base $(IMAGE_BASE)
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/docker/images_built.py
+
+images-smoke: $(STAMP)  ## run the images, confined as in docker/compose.yml (as root, after `make images`)
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/docker/images_smoke.py
 
 system:  ## install the system packages that a new machine lacks (Debian, as root)
 	.ci/system-packages

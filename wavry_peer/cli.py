@@ -15,7 +15,7 @@ from .cli_files import receive_files, send_one
 from .cli_login import Account, read_password
 from .cli_output import EXIT_STATUSES, Output, run_command
 from .errors import GatewayError, GatewayUnreachableError, PeerError
-from .identity import default_home, fingerprint, load_identity
+from .identity import IDENTITY_FILE, default_home, fingerprint, load_identity
 from .known_peers import KnownPeers
 from .logins import LoginStore
 from .ping import ping_session
@@ -418,6 +418,34 @@ def ping(
             statistics = asdict(session.statistics())
             output.event("summary", text, **asdict(summary), statistics=statistics)
             return 0 if summary.received else 1
+
+    run_command(output, work())
+
+
+@app.command()
+def health(*, gateway: Gateway = None, home: Home = None, as_json: Json = False) -> None:
+    """Check that this peer could work: its files are sound, the gateway answers and takes the login.
+
+    Without a kept login (see --as) only the first two count. It makes no key and calls nobody.
+
+    Example: wavry-peer health --json
+    """
+    output = Output(as_json=as_json)
+
+    async def work() -> int:
+        directory = home or default_home()
+        account = Account.make(gateway, directory, None, None)
+        if (directory / IDENTITY_FILE).exists():
+            load_identity(directory)
+        kept = LoginStore.in_home(directory).get(account.gateway_url)
+        async with account.client(kept.token if kept else None) as client:
+            await client.check()
+        login = f"{kept.username} is logged in" if kept else "no login is kept"
+        output.event(
+            "healthy", f"healthy: the gateway answers, {login}",
+            gateway_url=account.gateway_url, username=kept.username if kept else None,
+        )  # fmt: skip
+        return 0
 
     run_command(output, work())
 

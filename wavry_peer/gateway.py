@@ -19,6 +19,9 @@ from .protocol.errors import LocalError, MessageError
 
 __all__ = ["GatewayClient", "normalize_gateway_url"]
 
+NO_SESSION: Final = "00000000-0000-0000-0000-000000000000"
+"""A session id that nobody has: the gateway makes random ones of version 4."""
+
 REQUEST_TIMEOUT_S: Final = 10.0
 """The gateway answers within 2 s even when the master is down; the rest is network."""
 
@@ -190,6 +193,22 @@ class GatewayClient:
         """
         body = _body(api.PathReport, path=path)
         await self._call("POST", f"/v1/sessions/{session_id}/path", body, None)
+
+    async def check(self) -> None:
+        """Makes sure that the gateway answers and, where we have a token, that it takes it.
+
+        Raises:
+            GatewayAuthError: our token is not valid any more; `GatewayError`,
+                `GatewayUnreachableError`.
+        """
+        try:
+            await self.session_info(NO_SESSION)
+        except GatewayAuthError:
+            if self.token is not None:
+                raise
+        except GatewayError as error:
+            if error.code != "unknown_session":
+                raise
 
     async def close_session(self, session_id: str) -> None:
         """Ends a session at the gateway, which tells the other side.

@@ -27,6 +27,7 @@ __all__ = [
     "is_live",
     "load",
     "load_layers",
+    "load_one",
     "parse_address",
     "setting",
     "variable_of",
@@ -244,6 +245,41 @@ def load_layers(
     wins = {name: text for name, text in environ.items() if name not in variables}
     wins |= {name: environ[name] for name in variables if _is_set(environ, name, variables[name])}
     return load(kind, {**below, **wins}, **overrides)
+
+
+def load_one(
+    kind: type[Any], environ: Mapping[str, str], field: str, *, file_field: str | None = None
+) -> Any:
+    """Value of one setting, for a command that needs no other: those may be missing or wrong.
+
+    Args:
+        kind: as for `load`.
+        environ: as for `load`.
+        field: name of the field.
+        file_field: as for `load_layers`; its file may hold the setting, too.
+
+    Raises:
+        SettingsError: the variable is required and not set, or does not fit; or the file's fault.
+    """
+    hints = typing.get_type_hints(kind)
+    item = kind.__dataclass_fields__[field]
+    declared: _Setting = item.metadata[_META]
+    hint = hints[field]
+    layers = [environ]
+    if file_field is not None:
+        own = variable_of(kind, file_field)
+        if _is_set(environ, own, hints[file_field]):
+            known = {row.variable for row in describe(kind)} - {own}
+            layers.append(_read_file(_path(environ[own]), known))
+    for layer in layers:
+        if _is_set(layer, declared.variable, hint):
+            try:
+                return _parse(declared, hint, layer[declared.variable])
+            except ValueError as error:
+                raise SettingsError(f"{declared.variable} {error}") from error
+    if item.default is dataclasses.MISSING:
+        raise SettingsError(f"{declared.variable} must be set: {declared.doc}")
+    return item.default
 
 
 def _read_file(path: Path, known: AbstractSet[str]) -> dict[str, str]:

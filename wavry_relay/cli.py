@@ -12,10 +12,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from wavry_peer import logs
+from wavry_peer.health_command import health_command
 from wavry_peer.protocol import base64url
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
-from wavry_peer.settings import SettingsError, load_layers
+from wavry_peer.settings import SettingsError, load_layers, load_one
 
 from .config import RelayConfig
 from .host import Host
@@ -272,6 +273,22 @@ app.command("reload")(
     _control_command("reload", "Read the settings again, as SIGHUP does; exit status 1 if wrong.")
 )
 app.command("undrain")(_control_command("undrain", "Take new sessions again after `drain`."))
+
+
+def _no_worker(body: dict[str, Any]) -> str:
+    """A supervisor that answers while nobody forwards is not well."""
+    workers = body.get("workers", {})
+    return "" if workers.get("running") else "no worker runs; the supervisor's log names the cause"
+
+
+app.command("health")(
+    health_command(
+        "wavry-relay",
+        "WAVRY_RELAY_OPS_LISTEN",
+        lambda: str(load_one(RelayConfig, os.environ, "ops_listen", file_field="settings_file")),
+        _no_worker,
+    )
+)
 
 
 def main() -> None:

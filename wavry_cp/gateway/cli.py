@@ -11,8 +11,9 @@ import typer
 from wavry_cp.http import serve
 from wavry_cp.version import software_version
 from wavry_peer import logs
+from wavry_peer.health_command import health_command
 from wavry_peer.protocol.errors import WavryError
-from wavry_peer.settings import SettingsError, load, parse_address
+from wavry_peer.settings import SettingsError, load, load_one, parse_address
 
 from .app import make_app
 from .config import GatewayConfig
@@ -82,6 +83,15 @@ async def _run(config: GatewayConfig, ready_file: Path | None) -> None:
     host, port = parse_address(config.listen)
     gateway = await Gateway.open(config)
     await serve(make_app(gateway), host, port, ready_file, "gateway")
+
+
+app.command("health")(
+    health_command(
+        "wavry-gateway",
+        "WAVRY_GATEWAY_LISTEN",
+        lambda: str(load_one(GatewayConfig, os.environ, "listen")),
+    )
+)
 
 
 def main() -> None:

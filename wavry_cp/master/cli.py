@@ -13,6 +13,7 @@ from wavry_cp.http import TokenFileError, serve
 from wavry_cp.store.errors import StoreUnavailableError
 from wavry_cp.version import software_version
 from wavry_peer import logs, settings
+from wavry_peer.health_command import health_command
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.settings import SettingsError, parse_address
 
@@ -94,6 +95,15 @@ async def _run(config: MasterConfig, ready_file: Path | None) -> None:
     async with open_master(config) as application:
         await serve(application, host, port, ready_file, "master")
     structlog.get_logger(__name__).info("stopped")
+
+
+app.command("health")(
+    health_command(
+        "wavry-master",
+        "WAVRY_MASTER_LISTEN",
+        lambda: str(settings.load_one(MasterConfig, os.environ, "listen")),
+    )
+)
 
 
 def main() -> None:
