@@ -55,7 +55,9 @@ class Store:
 
     def has(self, image: str) -> bool:
         """Whether an image is here."""
-        return bool(self.buildah("images", "--quiet", "--filter", f"reference={image}", capture=True))
+        return bool(
+            self.buildah("images", "--quiet", "--filter", f"reference={image}", capture=True)
+        )
 
     def layers(self, image: str) -> dict[str, int]:
         """Digest and unpacked size in bytes of each layer of an image, the lowest first."""
@@ -67,7 +69,9 @@ class Store:
         """Undo the mount that the overlay driver leaves, so that the directory can be removed."""
         for mount in ("storage/overlay", "storage"):
             path = str(self.directory / mount)
-            if any(line.split()[1] == path for line in Path("/proc/mounts").read_text().splitlines()):
+            if any(
+                line.split()[1] == path for line in Path("/proc/mounts").read_text().splitlines()
+            ):
                 subprocess.run(["umount", path], check=True)  # noqa: S603, S607  # as above
 
 
@@ -94,7 +98,7 @@ def make_base(store: Store) -> None:
 
 
 def _add_updates(sources: Path) -> None:
-    """debootstrap names the release alone; images must have its security updates as well."""
+    """A fresh tree names the release alone; images must have its security updates as well."""
     _, mirror, _, *components = sources.read_text().split()
     rest = " ".join(components)
     sources.write_text(
@@ -134,7 +138,7 @@ def measure(store: Store, image: str, base: str) -> dict[str, Any]:
 def _pip_secrets(directory: Path) -> list[str]:
     """This machine's settings of pip, as build secrets: its index and its certificates."""
     listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"],  # noqa: S603
+        [sys.executable, "-m", "pip", "config", "list"],
         check=True, text=True, capture_output=True,
     ).stdout  # fmt: skip
     found = {}
@@ -167,7 +171,9 @@ def version() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Build what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("roles", nargs="*", metavar="ROLE", help=f"of {', '.join(ROLES)}; default: all")
+    parser.add_argument(
+        "roles", nargs="*", metavar="ROLE", help=f"of {', '.join(ROLES)}; default: all"
+    )
     parser.add_argument("--base", default="debootstrap", help="debootstrap, pinned, or an image")
     parser.add_argument("--version", default=version(), help="tag of the images")
     parser.add_argument("--context", type=Path, default=REPOSITORY, help="the repository")

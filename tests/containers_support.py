@@ -1,4 +1,4 @@
-"""What docker/ says, for its tests: the stages of the Dockerfile, and the services of compose.yml."""
+"""What docker/ says, for its tests: stages of the Dockerfile, services of compose.yml."""
 
 import json
 import re
@@ -115,7 +115,7 @@ def volumes_of(service: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def limit_options(files: int) -> list[str]:
-    """Limits for ``podman run``: its own defaults are above what a machine in a sandbox may give."""
+    """Limits for ``podman run``: its defaults are above what a machine in a sandbox may give."""
     wanted = {"nofile": (resource.RLIMIT_NOFILE, files), "nproc": (resource.RLIMIT_NPROC, 4096)}
     options = []
     for name, (kind, number) in wanted.items():

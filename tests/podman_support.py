@@ -66,7 +66,7 @@ class Podman:
         """``run`` with what every container of the test has."""
         return [
             "run", "--name", self.name(service), "--network", self._network,
-            "--add-host", "master:127.0.0.1", *options,
+            "--add-host", "master:127.0.0.1", "--add-host", "gateway:127.0.0.1", *options,
         ]  # fmt: skip
 
     def start(self, service: str, image: str, *options: str, words: tuple[str, ...] = ()) -> None:

@@ -424,7 +424,7 @@ def ping(
 
 @app.command()
 def health(*, gateway: Gateway = None, home: Home = None, as_json: Json = False) -> None:
-    """Check that this peer could work: its files are sound, the gateway answers and takes the login.
+    """Check that this peer could work: files are sound, the gateway answers and takes the login.
 
     Without a kept login (see --as) only the first two count. It makes no key and calls nobody.
 

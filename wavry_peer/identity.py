@@ -19,7 +19,14 @@ from .protocol import base64url
 from .protocol.ed25519 import SEED_BYTES, SigningKey
 from .protocol.noise import KEY_BYTES, KeyPair
 
-__all__ = ["HOME_VARIABLE", "IDENTITY_FILE", "Identity", "default_home", "fingerprint", "load_identity"]
+__all__ = [
+    "HOME_VARIABLE",
+    "IDENTITY_FILE",
+    "Identity",
+    "default_home",
+    "fingerprint",
+    "load_identity",
+]
 
 HOME_VARIABLE: Final = "WAVRY_PEER_HOME"
 IDENTITY_FILE: Final = "identity.json"

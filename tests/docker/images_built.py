@@ -28,7 +28,9 @@ COMPILERS = re.compile(
     r"(.*-)?(gcc|g\+\+|cc|c\+\+|cpp|clang|clang\+\+|tcc|ld|ld\.(bfd|gold|lld)|as|make|rustc|go|cc1"
     r"|cc1plus|collect2|lto1|cython|cythonize)(-[\d.]+)?"
 )
-PACKAGERS = re.compile(r"(.*/)?(site|dist)-packages/(pip|setuptools|Cython|cython\.py)(/.*)?|.*/bin/pip[\d.]*")
+PACKAGERS = re.compile(
+    r"(.*/)?(site|dist)-packages/(pip|setuptools|Cython|cython\.py)(/.*)?|.*/bin/pip[\d.]*"
+)
 PRIVATE = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/]{20}")
 SECRET_NAMES = re.compile(
     r"(.*/)?(\.env|\.netrc|\.pypirc|\.git|pip\.conf|id_(rsa|dsa|ecdsa|ed25519)"
@@ -37,9 +39,7 @@ SECRET_NAMES = re.compile(
 SELF_TEST_KEYS = re.compile(r"usr/lib/[^/]*/libgnutls\.so\.[\d.]+")
 """A library of Debian's base with the keys of its own self-test, the same on every machine."""
 
-pytestmark = pytest.mark.skipif(
-    bool(missing()) and not os.environ.get("CI"), reason=f"{missing()}"
-)
+pytestmark = pytest.mark.skipif(bool(missing()) and not os.environ.get("CI"), reason=f"{missing()}")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +51,7 @@ def sizes() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The images once more, from a tree in which secrets lie; layers of unchanged steps are kept."""
+    """The images once more, from a tree in which secrets lie; unchanged steps are kept."""
     tree = tmp_path_factory.mktemp("context") / "tree"
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],

@@ -31,9 +31,7 @@ RELAY_ADDRESS = "198.18.0.1"
 GATEWAY_URL = "http://127.0.0.1:8090"
 FILE_BYTES = 3_000_000
 
-pytestmark = pytest.mark.skipif(
-    bool(missing()) and not os.environ.get("CI"), reason=f"{missing()}"
-)
+pytestmark = pytest.mark.skipif(bool(missing()) and not os.environ.get("CI"), reason=f"{missing()}")
 
 
 class Containers:
@@ -210,6 +208,13 @@ def test_two_peers_send_data_through_the_relay(system: Containers) -> None:
                           re.MULTILINE)  # fmt: skip
     assert forwarded is not None
     assert float(forwarded[1]) > FILE_BYTES
+
+
+def test_the_command_of_the_guide_shows_every_service(system: Containers) -> None:
+    guide = (REPOSITORY / "docs/containers.md").read_text()
+    (command,) = re.findall(r"^docker compose exec master (wavryctl .+)$", guide, re.MULTILINE)
+    shown = system.podman.run_in("master", *command.split(), "--json")
+    assert "ACTIVE" in shown.stdout
 
 
 def test_metrics_answer_the_inner_network_and_nobody_else(system: Containers) -> None:

@@ -85,7 +85,7 @@ def test_each_role_has_an_image_for_an_unprivileged_user_with_a_health_check() -
 
 def test_the_base_is_pinned_by_digest_and_can_be_replaced() -> None:
     (base,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE, re.MULTILINE)
-    assert re.fullmatch(r"docker\.io/library/debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}", base)
+    assert re.fullmatch(r"debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}", base)
     for stage in STAGES.values():
         assert stage.base == "${BASE}" or stage.base in STAGES
     assert "latest" not in DOCKERFILE
@@ -307,7 +307,7 @@ def test_ports_are_those_that_the_roles_listen_on() -> None:
     assert STAGES["master"].ports == (f"{master}/tcp",)
     assert STAGES["relay"].ports == (f"{relay}/udp",)
     assert ports_of(RUNNING["gateway"]) == [("127.0.0.1", gateway, "tcp")]
-    assert ports_of(RUNNING["master"]) == []
+    assert ports_of(RUNNING["master"]) == [("127.0.0.1", master, "tcp")]
     for name in ("gateway", "relay"):
         assert settings_of(name).master_url == f"http://master:{master}"
         assert "ops" in RUNNING[name]["networks"]
@@ -319,13 +319,14 @@ def test_metrics_are_for_the_inner_network_alone() -> None:
     for name in ("gateway", "master"):
         networks = settings_of(name).metrics_networks
         assert set(networks) == {"127.0.0.0/8", OPS_SUBNET}
-    front = COMPOSE["networks"]["front"]["ipam"]["config"][0]["subnet"]
-    assert settings_of("gateway").trusted_proxies == (front,)
-    assert not ipaddress.ip_network(front).overlaps(ipaddress.ip_network(OPS_SUBNET))
-    # Whoever shares `front` with the gateway would be believed to be its proxy.
-    assert [name for name, item in SERVICES.items() if "front" in item.get("networks", [])] == [
-        "gateway"
-    ]
+    for name, network in (("gateway", "front"), ("master", "back")):
+        subnet = COMPOSE["networks"][network]["ipam"]["config"][0]["subnet"]
+        assert settings_of(name).trusted_proxies == (subnet,)
+        assert not ipaddress.ip_network(subnet).overlaps(ipaddress.ip_network(OPS_SUBNET))
+        # Whoever shares this network would be believed to be the proxy.
+        assert [key for key, item in SERVICES.items() if network in item.get("networks", [])] == [
+            name
+        ]
     assert set(SERVICES["prometheus"]["networks"]) == {"ops", "view"}
 
 

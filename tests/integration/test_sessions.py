@@ -4,13 +4,19 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from peers_support import echo_one, two_peers
 from system_support import RunningSystem, get_text, is_alive, wait_until
+from typer.testing import CliRunner
 
 import wavry_peer
+from wavry_cp.gateway.cli import app as gateway_app
+from wavry_cp.master.cli import app as master_app
+from wavry_peer.cli import app as peer_app
+from wavry_relay.cli import app as relay_app
 
 
 def forwarded(system: RunningSystem) -> float:
@@ -45,6 +51,23 @@ async def test_kill_9_of_every_worker_under_traffic_keeps_the_session(
         await echo_one(alice, bob, b"with new workers only")
         assert alice.session_id == session_id
         assert alice.statistics().handshakes == 1, "the same channel went on"
+
+
+def test_health_commands_know_each_running_service(
+    system: RunningSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for app, url in (
+        (gateway_app, system.gateway_url),
+        (master_app, system.master_url),
+        (relay_app, system.relay["ops_url"]),
+    ):
+        for words in ((), ("--ready",)):
+            told = CliRunner().invoke(app, ["health", "--url", url, *words])
+            assert told.exit_code == 0, (url, told.stderr)
+    monkeypatch.setenv("WAVRY_PEER_HOME", str(tmp_path))
+    told = CliRunner().invoke(peer_app, ["health", "--gateway", system.gateway_url])
+    assert told.exit_code == 0, told.stderr
+    assert "no login is kept" in told.stdout
 
 
 async def test_a_session_ends_for_both_when_one_closes(system: RunningSystem, pair: Any) -> None:

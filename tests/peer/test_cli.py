@@ -278,6 +278,9 @@ async def test_account_commands_and_statuses(world: PeerWorld, tmp_path: Path) -
     assert status == 5
     assert "not online" in err
 
+    status, out, _ = await call_in_thread("health", **common)
+    assert (status, out) == (0, "healthy: the gateway answers, carol is logged in\n")
+
     KnownPeers.in_home(home).pin(url, "bob", Identity.generate().noise.public)
     async with world.listen("bob"):
         status, _, err = await call_in_thread("ping", "bob", **common)
@@ -294,6 +297,31 @@ async def test_account_commands_and_statuses(world: PeerWorld, tmp_path: Path) -
     assert status == 0
     assert kept.token not in world.gateway.tokens
     assert LoginStore.in_home(home).get(url) is None
+
+
+async def test_health_tells_what_keeps_a_peer_from_its_work(
+    world: PeerWorld, tmp_path: Path
+) -> None:
+    url, home = world.gateway.url, tmp_path / "dora"
+    common = {"WAVRY_GATEWAY_URL": url, "home": str(home)}
+    status, out, _ = await call_in_thread("health", "--json", **common)
+    assert status == 0, "without a login the gateway's answer is enough"
+    assert json.loads(out) == {"event": "healthy", "gateway_url": url, "username": None}
+    assert not home.exists(), "a question makes no key"
+    LoginStore.in_home(home).put(url, Login("dora", "a token that was logged out"))
+    status, _, err = await call_in_thread("health", **common)
+    assert status == 4
+    assert "a token" not in err
+    (home / "identity.json").write_text("{}")
+    (home / "identity.json").chmod(0o600)
+    status, _, err = await call_in_thread("health", **common)
+    assert status == 2
+    assert "damaged" in err
+    status, _, err = await call_in_thread(
+        "health", home=str(tmp_path / "e"), WAVRY_GATEWAY_URL="http://127.0.0.1:9"
+    )
+    assert status == 3
+    assert "cannot be reached" in err
 
 
 def test_identity_shows_a_fingerprint_and_no_secret(tmp_path: Path) -> None:
