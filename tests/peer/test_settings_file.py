@@ -13,6 +13,7 @@ from wavry_peer.settings import (
     differing,
     is_live,
     load_layers,
+    load_one,
     setting,
     variable_of,
 )
@@ -24,6 +25,11 @@ class Sample:
     region: str | None = setting("SAMPLE_REGION", None, doc="Place.")
     strict: bool = setting("SAMPLE_STRICT", default=False, doc="Flag.")
     file: Path | None = setting("SAMPLE_FILE", None, doc="More settings.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needing:
+    name: str = setting("SAMPLE_NAME", doc="Name.")
 
 
 @pytest.fixture
@@ -41,6 +47,18 @@ def faults(path: Path, text: str | bytes) -> str:
     with pytest.raises(SettingsError) as caught:
         read(path)
     return str(caught.value)
+
+
+def test_one_setting_alone_needs_no_other(path: Path) -> None:
+    path.write_text("SAMPLE_REGION=east\nSAMPLE_LIMIT=7\n")
+    named = {"SAMPLE_FILE": str(path), "SAMPLE_STRICT": "nonsense"}
+    assert load_one(Sample, named, "limit", file_field="file") == 7
+    assert load_one(Sample, named | {"SAMPLE_LIMIT": "8"}, "limit", file_field="file") == 8
+    assert load_one(Sample, named, "limit") == 10, "the file was not asked for"
+    with pytest.raises(SettingsError, match="SAMPLE_LIMIT must be at most 99"):
+        load_one(Sample, {"SAMPLE_LIMIT": "100"}, "limit")
+    with pytest.raises(SettingsError, match="SAMPLE_NAME must be set"):
+        load_one(Needing, {}, "name")
 
 
 def test_form_of_an_environment_file(path: Path) -> None:
