@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from namespaces_support import Namespace
 from system_support import REPOSITORY
 
 STORE = REPOSITORY / "build" / "images"
+LOCKS = Path("/dev/shm/libpod_lock")
+"""podman's, one for all its stores of root; it stays where podman was at work here before."""
+PODMAN = (
+    "podman", "--root", str(STORE / "storage"), "--runroot", str(STORE / "run"),
+    "--tmpdir", str(STORE / "podman"),
+)  # fmt: skip
 COMMAND_TIMEOUT_S = 90.0
 
 
@@ -39,10 +46,7 @@ class Podman:
     def __init__(self, namespace: Namespace, prefix: str) -> None:
         self.prefix = prefix
         self._network = f"ns:/proc/{os.getpid()}/fd/{namespace.fd}"
-        self._options = [
-            "podman", "--root", str(STORE / "storage"), "--runroot", str(STORE / "run"),
-            "--runtime", "runc", "--cgroup-manager", "cgroupfs",
-        ]  # fmt: skip
+        self._options = [*PODMAN, "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
         # No systemd is there to call the health checks: the test does.
         self._environment = {**os.environ, "DISABLE_HC_SYSTEMD": "true"}
         self._running: list[subprocess.Popen[str]] = []
@@ -109,7 +113,7 @@ class Podman:
         return done.stdout + done.stderr
 
     def close(self) -> None:
-        """Remove every container and volume of this run, and the mounts of the store."""
+        """Remove every container and volume of this run."""
         names = self("ps", "--all", "--format", "{{.Names}}", check=False).stdout.split()
         ours = [name for name in names if name.startswith(self.prefix)]
         if ours:
@@ -122,11 +126,29 @@ class Podman:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        release_mounts()
+        left = self("ps", "--all", "--format", "{{.Names}}").stdout
+        left += self("volume", "ls", "--quiet").stdout
+        assert self.prefix not in left
 
 
-def release_mounts() -> None:
-    """What the storage driver leaves mounted would keep `make clean` from its work."""
+@contextlib.contextmanager
+def store_in_use() -> Iterator[None]:
+    """Afterwards nothing of podman is left but the images: no lock, and no mount.
+
+    What the storage driver leaves mounted would keep `make clean` from its work.
+    """
+    had_locks = LOCKS.exists()
+    try:
+        yield
+    finally:
+        _release_mounts()
+        shutil.rmtree(STORE / "podman", ignore_errors=True)
+        if not had_locks:
+            LOCKS.unlink(missing_ok=True)
+    assert str(STORE) not in Path("/proc/mounts").read_text()
+
+
+def _release_mounts() -> None:
     for line in reversed(Path("/proc/mounts").read_text().splitlines()):
         path = line.split()[1]
         if Path(path).is_relative_to(STORE):

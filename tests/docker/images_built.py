@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from containers_support import ROLES, USER, stages
-from podman_support import STORE, missing, release_mounts
+from podman_support import PODMAN, missing, store_in_use
 from system_support import REPOSITORY
 
 SIZES: dict[str, Any] = {}
@@ -86,22 +86,20 @@ def layers(planted: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     target = tmp_path_factory.mktemp("layers")
     images = [item["image"] for found in (SIZES, planted) for item in found.values()]
     try:
-        subprocess.run(
-            ["podman", "--root", str(STORE / "storage"), "--runroot", str(STORE / "run"), "save",
-             "--quiet", "--multi-image-archive", "--output", str(target / "all.tar"), *images],
-            check=True,
-        )  # fmt: skip
+        with store_in_use():
+            subprocess.run(
+                [*PODMAN, "save", "--quiet", "--multi-image-archive",
+                 "--output", str(target / "all.tar"), *images],
+                check=True,
+            )  # fmt: skip
         with tarfile.open(target / "all.tar") as archive:
             archive.extractall(target / "all", filter="data")
         (target / "all.tar").unlink()
         yield target / "all"
     finally:
-        subprocess.run(
-            ["buildah", "--root", str(STORE / "storage"), "--runroot", str(STORE / "run"), "rmi",
-             *(item["image"] for item in planted.values())],
-            check=False, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        release_mounts()
+        with store_in_use():
+            names = [item["image"] for item in planted.values()]
+            subprocess.run([*PODMAN, "rmi", *names], check=False, stdout=subprocess.DEVNULL)
         shutil.rmtree(target)
 
 
