@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from relay_support import REPOSITORY, Mint, RelayProcess, UdpPeer, wait_until
 
 CAP_NET_ADMIN = 12
 _PR_CAPBSET_DROP = 24
+_CREDENTIALS = struct.Struct("iII")
 
 # As a service manager does it: the sockets from descriptor 3 on, and the process's own id, which is
 # known after the fork only.
@@ -56,12 +58,18 @@ class ServiceManager:
         while True:
             self.sock.settimeout(max(0.001, end - time.monotonic()))
             try:
-                lines = self.sock.recv(4096).decode().splitlines()
+                message = self.receive()
             except TimeoutError:
                 if time.monotonic() >= end:
                     return self.messages
                 continue
-            self.messages.append(dict(line.split("=", 1) for line in lines))
+            if message is not None:
+                self.messages.append(message)
+
+    def receive(self) -> dict[str, str] | None:
+        """The next message, or None if it is not believed."""
+        lines = self.sock.recv(4096).decode().splitlines()
+        return dict(line.split("=", 1) for line in lines)
 
     def wait_for(self, deadline_s: float = 20.0, **wanted: str) -> dict[str, str]:
         """The first new message with these states, and what else it says."""
@@ -75,6 +83,45 @@ class ServiceManager:
             if time.monotonic() > end:
                 raise AssertionError(f"{wanted} did not come: {self.messages}")
             self.collect(0.05)
+
+
+class StrictManager(ServiceManager):
+    """As systemd with NotifyAccess=main: it knows who speaks and believes the main process alone.
+
+    Attributes:
+        main_pid: the present main process; the first that speaks, then whom that one names.
+        ignored_of_main: messages of a later main process that came before it was named.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.main_pid = 0
+        self._ignored: list[tuple[int, dict[str, str]]] = []
+
+    @property
+    def ignored_of_main(self) -> list[dict[str, str]]:
+        """What a main process said before anybody knew it, and does not say again."""
+        harmless = {"WATCHDOG", "STATUS"}
+        return [
+            states
+            for pid, states in self._ignored
+            if states.keys() - harmless and states.get("MAINPID") != str(pid)
+        ]
+
+    def receive(self) -> dict[str, str] | None:
+        """The next message with its ``sender``, or None if it is not believed."""
+        room = socket.CMSG_SPACE(_CREDENTIALS.size)
+        raw, ancillary, _, _ = self.sock.recvmsg(4096, room)
+        ((_, _, credentials),) = ancillary
+        pid = _CREDENTIALS.unpack(credentials)[0]
+        states = dict(line.split("=", 1) for line in raw.decode().splitlines())
+        self.main_pid = self.main_pid or pid
+        if pid != self.main_pid:
+            self._ignored.append((pid, states))
+            return None
+        self.main_pid = int(states.get("MAINPID", pid))
+        return states | {"sender": str(pid)}
 
 
 class HostedRelay(RelayProcess):

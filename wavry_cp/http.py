@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
+from wavry_peer.notify import Notifier
 from wavry_peer.protocol.api import MAX_BODY_BYTES, ErrorBody, decode_body
 from wavry_peer.protocol.errors import LocalError, MessageError, WavryError
 
@@ -391,7 +392,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
 async def serve(
     app: web.Application, host: str, port: int, ready_file: Path | None, role: str
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then end as `listening` does.
+    """Serve until SIGTERM or SIGINT, then end as `listening` does; a service manager is told.
 
     Args:
         app: from `new_application`.
@@ -406,6 +407,7 @@ async def serve(
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    notifier = Notifier.from_environ(os.environ, os.getpid())
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     try:
@@ -413,8 +415,12 @@ async def serve(
             if ready_file is not None:
                 _write_ready_file(ready_file, url)
             _log.info("serving", service=role, url=url)
+            notifier.ready(f"Serving {url}")
+            feeding = asyncio.create_task(notifier.keep_watchdog())
             await stop.wait()
+            feeding.cancel()
             _log.info("stopping", service=role)
+            notifier.stopping("Stopping")
     finally:
         if ready_file is not None:
             with contextlib.suppress(OSError):  # gone, or never to be written at all

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from wavry_peer.credentials import is_open_to_others
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.settings import SettingsError
 
@@ -52,7 +53,7 @@ class TokenFile:
                 raw = file.read(MAX_TOKEN_FILE_BYTES)
         except OSError as error:
             raise TokenFileError(f"{name} token file {where}: {error.strerror}") from error
-        if mode & 0o077:
+        if is_open_to_others(path, mode):
             raise TokenFileError(
                 f"{name} token file {where} is open to others (mode {mode:04o}): chmod 600 it"
             )

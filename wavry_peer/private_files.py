@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from .credentials import is_open_to_others
 from .errors import PrivateFileError
 
 __all__ = ["create_private", "locked", "read_private", "write_private"]
 
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MAX_BYTES: Final = 1 << 20
 """These files are a few kilobytes; a larger one is a mistake and is not read into memory."""
 
@@ -42,7 +42,7 @@ def read_private(path: Path) -> bytes | None:
 def _check(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise PrivateFileError(f"{path} is not a regular file")
-    if status.st_mode & _OTHERS:
+    if is_open_to_others(path, status.st_mode):
         raise PrivateFileError(f"{path} is open to other users; run: chmod 600 {path}")
     if status.st_size > _MAX_BYTES:
         raise PrivateFileError(f"{path} is over 1 MiB and cannot be what it should be")

@@ -1,14 +1,14 @@
 """What surrounds a relay: the service manager, passed sockets, and where its settings come from."""
 
-import asyncio
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from wavry_peer.notify import Notifier
+
 from .activation import Activation, take_passed
 from .clock import Clock
 from .config import ListenAddress, RelayConfig
-from .notify import Notifier
 from .shm.control import WorkerRow, WorkerState
 from .shm.segment import Segment
 
@@ -91,7 +91,6 @@ async def keep_watchdog(
         clock: time.
         hang_timeout_s: present value of the setting.
     """
-    while notifier.watchdog_us:
-        if any_worker_serves(segment, clock.now().mono_ns, hang_timeout_s()):
-            notifier.watchdog()
-        await asyncio.sleep(notifier.watchdog_us / 2e6)
+    await notifier.keep_watchdog(
+        lambda: any_worker_serves(segment, clock.now().mono_ns, hang_timeout_s())
+    )

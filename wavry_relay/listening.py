@@ -1,6 +1,7 @@
 """The sockets of a relay, its own or passed ones, and what the operator should know about them."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -11,7 +12,7 @@ from .activation import Activation
 from .config import MAX_LISTEN_ADDRESSES, ListenAddress, RelayConfig
 from .sockets import ReuseportGroup, adopt_group, open_group, set_busy_poll, size_buffers
 
-__all__ = ["open_listening", "resize_buffers"]
+__all__ = ["check_guards", "open_listening", "resize_buffers"]
 
 _PASSED: Final = "the passed sockets (ListenDatagram=)"
 
@@ -58,13 +59,26 @@ def open_listening(
     return groups
 
 
-def _check_passed(config: RelayConfig, activation: Activation) -> None:
-    passed = [ListenAddress(*address) for address in activation.addresses]
-    faults = config.guard(passed, _PASSED)
-    if len(passed) > MAX_LISTEN_ADDRESSES:
+def check_guards(config: RelayConfig, addresses: Sequence[tuple[str, int]]) -> None:
+    """Check that the settings allow sockets that this process did not open.
+
+    Args:
+        config: settings.
+        addresses: host and port of each, from a service manager or a relay that is taken over.
+
+    Raises:
+        SettingsError: they forbid one, or leave open what peers are told.
+    """
+    faults = config.guard([ListenAddress(*address) for address in addresses], _PASSED)
+    if len(addresses) > MAX_LISTEN_ADDRESSES:
         faults.append(f"{_PASSED} must have at most {MAX_LISTEN_ADDRESSES} addresses")
     if faults:
         raise SettingsError("\n".join(faults))
+
+
+def _check_passed(config: RelayConfig, activation: Activation) -> None:
+    check_guards(config, activation.addresses)
+    passed = [ListenAddress(*address) for address in activation.addresses]
     wanted = config.listen_addresses
     if config.listen != RelayConfig.__dataclass_fields__["listen"].default and set(wanted) != set(
         passed

@@ -190,9 +190,26 @@ def _size(sock: socket.socket, forced: int, plain: int, wanted_bytes: int) -> in
     try:
         sock.setsockopt(socket.SOL_SOCKET, forced, wanted_bytes)
     except PermissionError:  # Without CAP_NET_ADMIN the limits of the kernel hold.
-        sock.setsockopt(socket.SOL_SOCKET, plain, wanted_bytes)
+        # A passed socket may have more than this process could ask for: that is kept.
+        if (
+            not _buffer_bytes(sock, plain)
+            >= wanted_bytes
+            > _allowed_bytes(sock, plain, wanted_bytes)
+        ):
+            sock.setsockopt(socket.SOL_SOCKET, plain, wanted_bytes)
+    return _buffer_bytes(sock, plain)
+
+
+def _buffer_bytes(sock: socket.socket, option: int) -> int:
     # Linux doubles the number for its own bookkeeping and reports the doubled one.
-    return sock.getsockopt(socket.SOL_SOCKET, plain) // 2
+    return sock.getsockopt(socket.SOL_SOCKET, option) // 2
+
+
+def _allowed_bytes(sock: socket.socket, option: int, wanted_bytes: int) -> int:
+    """What a new socket would get: the sysctl may be hidden from this process."""
+    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, option, wanted_bytes)
+        return _buffer_bytes(probe, option)
 
 
 def set_busy_poll(groups: Sequence[ReuseportGroup], busy_poll_us: int) -> str | None:

@@ -23,6 +23,7 @@ from wavry_peer import logs
 from wavry_peer.protocol import base64url
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
+from wavry_peer.settings import SettingsError
 
 from .announcement import announce, warn_of
 from .clock import Clock, SystemClock
@@ -33,7 +34,7 @@ from .handover import Handover
 from .host import DrainReport, Host, keep_watchdog
 from .identity import StateDirectory
 from .keyring import KeyRing
-from .listening import open_listening
+from .listening import check_guards, open_listening
 from .load_watch import LoadWatch, ShedAt
 from .master_link import MasterLink, RelayFacts
 from .ops import CONTROL_SOCKET_NAME, ControlSocket, OpsServer
@@ -241,6 +242,11 @@ class Supervisor:
         for group in old.groups:
             self._cleanup.callback(group.close)
         state.adopt_lock(old.lock_fd)
+        try:
+            check_guards(self._config, [(group.host, group.port) for group in old.groups])
+        except SettingsError as error:
+            await old.give_up(str(error))
+            raise
         return old
 
     def _adopt(self, old: Predecessor, own_id: str) -> Segment:

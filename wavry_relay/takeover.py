@@ -237,10 +237,11 @@ def why_unfit(
         )
     if hello.root_key != own.root_key:  # The keys in the tables are signed by the old root.
         return f"the new relay pins another root key (WAVRY_RELAY_ROOT_KEY): {restart}"
+    # Equal settings fit also where passed sockets stand in their place: those are handed over.
     here = [(group.host, group.port) for group in groups]
-    if not _same_addresses(hello.listen, here):
+    if hello.listen != own.listen and not _same_addresses(hello.listen, here):
         return f"the new relay has other listen addresses (WAVRY_RELAY_LISTEN): {restart}"
-    if not _same_addresses([hello.ops_listen], [ops]):
+    if hello.ops_listen != own.ops_listen and not _same_addresses([hello.ops_listen], [ops]):
         return f"the new relay has another ops address (WAVRY_RELAY_OPS_LISTEN): {restart}"
     return None
 

@@ -12,8 +12,8 @@ from host_support import HostedRelay, ServiceManager, environment_of
 from relay_support import Mint, active_session, wait_until
 from relay_world_support import FakeClock, open_world
 
+from wavry_peer.notify import Notifier
 from wavry_relay.host import DrainReport, any_worker_serves, keep_watchdog
-from wavry_relay.notify import Notifier
 from wavry_relay.shm.control import WorkerRow, WorkerState
 
 MINT = Mint()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from host_support import CAP_NET_ADMIN, HostedRelay, cpu_ticks
+from host_support import CAP_NET_ADMIN, IS_ROOT, HostedRelay, cpu_ticks, udp_sockets
 from relay_support import Mint, RelayProcess, active_session, wait_until
 
 from wavry_peer.settings import load
@@ -18,7 +18,13 @@ from wavry_relay.activation import Activation
 from wavry_relay.config import RelayConfig
 from wavry_relay.listening import open_listening
 from wavry_relay.placement import Placement, pin_to
-from wavry_relay.sockets import SO_BUSY_POLL, open_group, set_busy_poll
+from wavry_relay.sockets import (
+    SO_BUSY_POLL,
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+    open_group,
+    set_busy_poll,
+)
 
 MINT = Mint()
 ALLOWED = sorted(os.sched_getaffinity(0))
@@ -157,6 +163,30 @@ def test_pitfall_buffers_below_the_wanted_size_are_told(tmp_path: Path) -> None:
                 "wavry_relay_socket_buffer_bytes", direction=direction, listen=relay.udp[0]
             )
             assert shown == limit
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root makes a socket with more than the limit")
+def test_pitfall_larger_buffers_of_passed_sockets_are_kept(tmp_path: Path) -> None:
+    """systemd may go beyond the limits (ReceiveBuffer=), the relay may not: asking would shrink."""
+    wanted = max(kernel_limit("rmem_max"), kernel_limit("wmem_max")) * 2
+    passed = udp_sockets(2)
+    for sock in passed:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, wanted)
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, wanted)
+    settings = {"WAVRY_RELAY_SOCKET_BUFFER_BYTES": str(wanted)}
+    relay = HostedRelay(
+        tmp_path, MINT, passed=[("relay", sock) for sock in passed], drop=[CAP_NET_ADMIN],
+        **settings,
+    )  # fmt: skip
+    with relay:
+        assert not relay.events("socket_buffers_small")
+        for direction in ("receive", "send"):
+            shown = relay.metric(
+                "wavry_relay_socket_buffer_bytes", direction=direction, listen=relay.udp[0]
+            )
+            assert shown == wanted
+    for sock in passed:
+        sock.close()
 
 
 def test_net_admin_goes_beyond_the_kernels_limits() -> None:

@@ -2,12 +2,13 @@
 
 States are lines of one datagram to the unix socket that NOTIFY_SOCKET names (a path, or ``@`` and
 an abstract name).  Without the variable every call does nothing.  A manager that does not take a
-state is logged once and harms nothing else: the relay serves, whoever listens.
+state is logged once and harms nothing else: the service serves, whoever listens.
 """
 
+import asyncio
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Final, Self
 
 import structlog
@@ -15,13 +16,13 @@ import structlog
 __all__ = ["Notifier"]
 
 _SEND_TIMEOUT_S: Final = 1.0
-"""A manager whose queue is full for longer is stuck; the supervisor must not be."""
+"""A manager whose queue is full for longer is stuck; the service must not be."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Notifier:
-    """Tells a service manager what the relay does.
+    """Tells a service manager what a service of ours does.
 
     Args:
         address: of the manager's socket, "" for none.
@@ -38,7 +39,7 @@ class Notifier:
         """Take NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID out of the environment.
 
         Args:
-            environ: loses the variables, so that workers do not speak for the relay.
+            environ: loses the variables, so that children do not speak for the service.
             pid: of this process; a watchdog of another one is left alone.
         """
         address = environ.pop("NOTIFY_SOCKET", "")
@@ -58,15 +59,15 @@ class Notifier:
     # -- States ----------------------------------------------------------------------------------
 
     def ready(self, text: str) -> None:
-        """The relay serves (again, after `reloading`)."""
+        """The service serves (again, after `reloading`)."""
         self._send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={_one_line(text)}")
 
     def status(self, text: str) -> None:
-        """What the relay does, for ``systemctl status``."""
+        """What the service does, for ``systemctl status``."""
         self._send(f"STATUS={_one_line(text)}")
 
     def main_pid(self, pid: int) -> None:
-        """From now on another process is the relay; only the present one is believed."""
+        """From now on another process is the service; only the present one is believed."""
         self._send(f"MAINPID={pid}")
 
     def reloading(self, mono_ns: int) -> None:
@@ -78,11 +79,11 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={mono_ns // 1000}")
 
     def stopping(self, text: str) -> None:
-        """The relay is about to end."""
+        """The service is about to end."""
         self._send("STOPPING=1", f"STATUS={_one_line(text)}")
 
     def draining(self, sessions: int, extend_s: float) -> None:
-        """The relay waits for sessions to end; to be said again within `extend_s` seconds."""
+        """A relay waits for sessions to end; to be said again within `extend_s` seconds."""
         self._send(
             f"EXTEND_TIMEOUT_USEC={int(extend_s * 1e6)}",
             f"STATUS=Draining: {sessions} sessions left",
@@ -91,6 +92,19 @@ class Notifier:
     def watchdog(self) -> None:
         """All is well."""
         self._send("WATCHDOG=1")
+
+    async def keep_watchdog(self, serves: Callable[[], bool] = lambda: True) -> None:
+        """Feed the watchdog for as long as the service serves; until cancelled.
+
+        It runs in the service's own loop, so a loop that hangs starves it as well.
+
+        Args:
+            serves: asked each time.
+        """
+        while self.watchdog_us:
+            if serves():
+                self.watchdog()
+            await asyncio.sleep(self.watchdog_us / 2e6)
 
     def _send(self, *states: str) -> None:
         if not self._address:
