@@ -13,10 +13,10 @@ FUZZ_SEED ?= 1
 IMAGE_BASE ?= debootstrap
 LOCK_ARGS ?=
 
-.PHONY: help demo test lint format bench fuzz docs lock images images-smoke clean system
+.PHONY: help demo test lint format release-check bench fuzz docs lock images images-smoke clean system
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("Wavry needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -39,6 +39,10 @@ lint: $(STAMP)  ## formatting, lint rules, types, import directions
 format: $(STAMP)  ## format the code and apply safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+release-check: $(STAMP)  ## what docs/checklist.md says, before a release (ONLY, SKIP, CANARY, KEEP, JSON)
+	$(BIN)/python -m tests.release.check $(if $(ONLY),--only '$(ONLY)') $(if $(SKIP),--skip '$(SKIP)') \
+		$(if $(CANARY),--canary '$(CANARY)') $(if $(KEEP),--keep) $(if $(JSON),--json)
 
 bench: $(STAMP)  ## performance table; writes build/bench.json
 	$(BIN)/python -m loadtest.bench --output build/bench.json

@@ -1,8 +1,8 @@
 """A machine with a real systemd, in namespaces of its own: units run on it as they are shipped.
 
 Strategy: systemd is process 1 of a PID namespace and sees only its own branch of the control
-groups, so it cannot touch anything outside.  Its network is a namespace with a loopback.  /run, /opt,
-/var/lib and /etc are its own; the rest of the disk is the host's.  The software is put into
+groups, so it cannot touch anything outside.  Its network is a namespace with a loopback.  /run,
+/opt, /var/lib and /etc are its own; the rest of the disk is the host's.  The software is put into
 /opt/wavry, where the units expect it: the interpreter of these tests, a copy of the
 packages, and the installed libraries.  When process 1 is killed the kernel ends all of it.
 

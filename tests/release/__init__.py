@@ -1,0 +1,1 @@
+"""``make release-check``: what docs/checklist.md says, run line by line."""
