@@ -90,24 +90,12 @@ class StrictManager(ServiceManager):
 
     Attributes:
         main_pid: the present main process; the first that speaks, then whom that one names.
-        ignored_of_main: messages of a later main process that came before it was named.
     """
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.main_pid = 0
-        self._ignored: list[tuple[int, dict[str, str]]] = []
-
-    @property
-    def ignored_of_main(self) -> list[dict[str, str]]:
-        """What a main process said before anybody knew it, and does not say again."""
-        harmless = {"WATCHDOG", "STATUS"}
-        return [
-            states
-            for pid, states in self._ignored
-            if states.keys() - harmless and states.get("MAINPID") != str(pid)
-        ]
 
     def receive(self) -> dict[str, str] | None:
         """The next message with its ``sender``, or None if it is not believed."""
@@ -118,7 +106,6 @@ class StrictManager(ServiceManager):
         states = dict(line.split("=", 1) for line in raw.decode().splitlines())
         self.main_pid = self.main_pid or pid
         if pid != self.main_pid:
-            self._ignored.append((pid, states))
             return None
         self.main_pid = int(states.get("MAINPID", pid))
         return states | {"sender": str(pid)}

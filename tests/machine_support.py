@@ -278,10 +278,13 @@ class Machine:
 
     def get(self, url: str) -> Any:
         """The JSON that a URL of the machine answers with, or None."""
-        said = self.run("/opt/wavry/bin/python", "-c", _GET, url, check=False)
         with contextlib.suppress(ValueError):
-            return json.loads(said)
+            return json.loads(self.text(url))
         return None
+
+    def text(self, url: str) -> str:
+        """What a URL of the machine answers with, or the failure."""
+        return self.run("/opt/wavry/bin/python", "-c", _GET, url, check=False)
 
     def log(self, unit: str) -> str:
         """What a service said."""

@@ -313,7 +313,10 @@ class Connection(web.RequestHandler):
         """Answer bytes that are no HTTP in our error form; they are no error of ours."""
         if request.writer.output_size > 0:
             raise ConnectionError("answer was already begun")
-        if status < 500:
+        if isinstance(exc, ConnectionError):  # It went away while it sent; nobody reads this.
+            _log.debug("client_left")
+            response = error_response(400, "bad_request", "the request ends in its middle")
+        elif status < 500:
             _log.debug("bad_http", status=status, cause=type(exc).__name__)
             response = error_response(status, "bad_request", "this is not a valid HTTP request")
         else:

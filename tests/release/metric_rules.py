@@ -76,7 +76,7 @@ GAUGES: Final = (
     Gauge("wavry_relay_keyset_refused", 0),
     Gauge("wavry_relay_revocations_unsaved", 0),
 )
-_STARTED: Final = "wavry_relay_start_time_seconds"
+_STARTED: Final = ("wavry_relay_start_time_seconds", "process_start_time_seconds")
 
 
 def faults(before: Reading, after: Reading) -> list[str]:
@@ -103,8 +103,8 @@ def _restarts(service: str, then: Mapping[Sample, float], now: Mapping[Sample, f
         sample for sample, value in then.items()
         if sample[0].endswith("_total") and now.get(sample, 0.0) < value
     ]  # fmt: skip
-    started = (_STARTED, ())
-    if fell or (started in then and now.get(started) != then[started]):
+    started = [(name, ()) for name in _STARTED if (name, ()) in then]
+    if fell or any(now.get(sample) != then[sample] for sample in started):
         return [f"{service}: was restarted (its counters begin anew)"]
     return []
 

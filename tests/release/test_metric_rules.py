@@ -1,13 +1,16 @@
 """Rules over two readings, and that they speak of metrics which exist."""
 
+import itertools
+
 import pytest
-from system_support import REPOSITORY
 
 from tests.release.metric_rules import GAUGES, RISES, Sample, faults
+from wavry_peer.metrics import CATALOGUE
 from wavry_peer.protocol import constants as c
 
 UP = ("wavry_relay_start_time_seconds", ())
-CATALOGUE = (REPOSITORY / "docs" / "metrics.md").read_text()
+UP_TOO = ("process_start_time_seconds", ())
+SPECS = {spec.name: spec for specs in CATALOGUE.values() for spec in specs}
 
 
 def rejects(reason: str) -> Sample:
@@ -19,8 +22,18 @@ def requests(status: str) -> Sample:
 
 
 @pytest.mark.parametrize("rule", [*RISES, *GAUGES], ids=lambda rule: rule.metric)
-def test_metric_is_in_the_catalogue(rule) -> None:
-    assert f"| `{rule.metric}` |" in CATALOGUE
+def test_rule_speaks_of_a_metric_and_of_label_values_that_there_are(rule) -> None:
+    spec = SPECS[rule.metric]
+    assert spec.kind == ("gauge" if rule in GAUGES else "counter")
+    values = [[(label.name, value) for value in label.values] for label in spec.labels]
+    assert any(rule.where(dict(labels)) for labels in itertools.product(*values))
+
+
+def test_start_times_are_metrics() -> None:
+    assert "wavry_relay_start_time_seconds" in SPECS
+    assert {"process_start_time_seconds"} <= {spec.name for spec in CATALOGUE["gateway"]} & {
+        spec.name for spec in CATALOGUE["master"]
+    }
 
 
 def test_reasons_are_those_of_the_protocol() -> None:
@@ -55,8 +68,9 @@ def test_rise(sample: Sample, is_fault: bool) -> None:
 
 
 def test_restart_is_seen_by_its_time_and_by_counters_that_fall() -> None:
-    (found,) = faults({"relay": {UP: 5}}, {"relay": {UP: 6}})
-    assert "restarted" in found
+    for up in (UP, UP_TOO):
+        (found,) = faults({"relay": {up: 5}}, {"relay": {up: 6}})
+        assert "restarted" in found
     some = requests("200")
     (found,) = faults({"gateway": {some: 9}}, {"gateway": {some: 1}})
     assert "restarted" in found

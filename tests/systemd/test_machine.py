@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -192,6 +193,15 @@ def test_secrets_are_in_no_environment(machine: Machine, unit: str) -> None:
     ]
     assert len(secrets) == 3
     assert not [secret for secret in secrets if secret in environment]
+
+
+@pytest.mark.parametrize("port", [8090, 8091])
+def test_sandbox_does_not_falsify_the_metrics_of_the_process(machine: Machine, port: int) -> None:
+    """The client library reads /proc for them, where the sandbox leaves it."""
+    text = machine.text(f"http://127.0.0.1:{port}/metrics")
+    started = re.search(r"^process_start_time_seconds (\S+)$", text, re.MULTILINE)
+    assert started is not None, text
+    assert 0 < time.time() - float(started[1]) < 3600
 
 
 def test_a_call_goes_through_the_relay(machine: Machine) -> None:
