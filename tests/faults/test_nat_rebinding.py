@@ -88,6 +88,9 @@ class Broker:
         self.asked.append("request_relay")
         raise GatewayUnreachableError("there is no gateway")
 
+    async def report_path(self, session_id: str, path: str) -> None:
+        pass
+
     async def close_session(self, session_id: str) -> None:
         pass
 

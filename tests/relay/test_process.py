@@ -26,10 +26,10 @@ from relay_support import (
 )
 from typer.testing import CliRunner
 
+from wavry_peer.metrics import RELAY
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_relay.cli import app
-from wavry_relay.metrics import CATALOGUE
 
 MINT = Mint()
 Start = Callable[..., RelayProcess]
@@ -209,7 +209,7 @@ def test_health_says_which_engine_runs(relay: RelayProcess) -> None:
 
 def test_metrics_expose_the_whole_catalogue(relay: RelayProcess) -> None:
     text = relay.get("/metrics")[1].decode()
-    for spec in CATALOGUE:
+    for spec in RELAY:
         assert f"# TYPE {spec.name} {spec.kind}" in text
 
 
