@@ -3,12 +3,14 @@
 Run by ``make docs``; tests/docs fails when a page is not what the code gives.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import typer
+import yaml
 
 from wavry_cp.admin.cli import app as wavryctl
 from wavry_cp.gateway.cli import app as wavry_gateway
@@ -35,6 +37,65 @@ METRICS_HEAD = """# Metrics
 Prometheus text at `/metrics` of each service; how to scrape, alert and plot them:
 [monitoring.md](monitoring.md). Every label value is listed, or made by the operator's own settings:
 nothing that a stranger sends becomes a series. `other` stays 0; where it grows, please report it.
+"""
+RULES = Path(__file__).parent.parent / "docker" / "prometheus" / "rules" / "wavry.yml"
+MONITORING_HEAD = """# Monitoring
+
+Each service exposes Prometheus text at `/metrics`; [metrics.md](metrics.md) lists every metric
+with every label value.
+
+## Scrape
+
+`docker/prometheus/prometheus.yml` is the whole configuration for the services of
+`docker/compose.yml`. Elsewhere keep its job names, for the alerts name them: `wavry-gateway`,
+`wavry-master`, `wavry-relay`.
+
+| job | port | who may read |
+|---|---|---|
+| `wavry-gateway` | 8090 | `WAVRY_GATEWAY_METRICS_NETWORKS`, or an admin token of role viewer |
+| `wavry-master` | 8091 | `WAVRY_MASTER_METRICS_NETWORKS`, or an admin token of role viewer |
+| `wavry-relay` | 4501 | whoever reaches `WAVRY_RELAY_OPS_LISTEN`: loopback unless told otherwise |
+
+More relays go into `docker/prometheus/targets/relays.yml`, which Prometheus reads again by itself.
+Give `rules/wavry.yml` to every Prometheus that scrapes them; it needs version 2.42 or newer.
+
+What the figures mean:
+
+- **Direct share.** The calling peer tells the gateway on which path a session talks (`POST
+  /v1/sessions/{id}/path`); the gateway counts that and no rule depends on it. Sessions of peers
+  that do not report are `unreported`, and count neither as direct nor as relayed.
+- **Bytes** are UDP payload. A datagram that a limit drops is in
+  `wavry_relay_packets_dropped_total` by reason and in `wavry_relay_limited_total` by layer; the
+  soft limit only counts, it drops nothing. Leases that a limit refuses are answered with
+  `RATE_LIMITED`: they are in `limited`, not in `dropped`.
+- **Key end.** A signing key has no end of its own. `WAVRY_MASTER_KEY_LIFETIME_DAYS` is the life
+  that you plan for it: alerts remind you, and the key signs on until it is rotated.
+- A gauge that comes from the store is `NaN` while the store does not answer.
+- `process_*` of a relay is its supervisor; its workers have
+  `wavry_relay_worker_cpu_seconds_total`.
+
+## Alerts
+
+The expressions with their limits are in `docker/prometheus/rules/wavry.yml`; `wavry_test.yml` and
+`wavry_days_test.yml` beside it show each of them firing and silent. `critical` means that users
+are cut off, or soon will be; `warning` can wait until the morning. `…` stands for the figures of
+the moment.
+
+"""
+MONITORING_TAIL = """
+To check a change:
+
+```sh
+cd docker/prometheus
+promtool check config prometheus.yml
+promtool test rules rules/wavry_test.yml rules/wavry_days_test.yml
+```
+
+## Dashboard
+
+In Grafana: Dashboards, New, Import, upload `docker/grafana/wavry.json`, and choose the Prometheus
+data source. Its rows are Overview, Gateway, Master, Relays, Leases and Keys; `Relay` at the top
+narrows the relay panels to some of them.
 """
 ROLES = {"Relay": RelayConfig, "Master": MasterConfig, "Gateway": GatewayConfig}
 COMMANDS = {
@@ -134,10 +195,32 @@ def metrics() -> str:
     return "".join(parts)
 
 
+def monitoring() -> str:
+    """How to watch the services; the table of alerts is the rules file's."""
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    rows = []
+    for rule in (rule for group in groups for rule in group["rules"] if "alert" in rule):
+        texts = rule["annotations"]
+        # The figures of a firing alert stand in for $value and $labels here.
+        meaning = re.sub(r"\{\{[^}]*\}\}", "…", texts["description"])
+        rows.append(
+            (
+                f"`{rule['alert']}`",
+                rule["labels"]["severity"],
+                rule.get("for", "at once"),
+                meaning,
+                f"`{texts['runbook']}`",
+            )
+        )
+    table = _table(("alert", "severity", "after", "what it says", "runbook"), rows)
+    return GENERATED + MONITORING_HEAD + table + MONITORING_TAIL
+
+
 PAGES = {
     "configuration.md": configuration,
     "commands.md": commands,
     "metrics.md": metrics,
+    "monitoring.md": monitoring,
 }
 
 

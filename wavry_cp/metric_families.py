@@ -15,6 +15,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.metrics import MetricWrapperBase
@@ -26,6 +27,8 @@ __all__ = ["Families", "LabelledCounter", "LabelledGauge", "LabelledHistogram"]
 PREMADE_SERIES: Final = 100
 """Above it only requests count: methods times routes times statuses is thousands, all of them in
 theory only."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each; process_start_time_seconds tells a reset.
 
 _log = structlog.get_logger(__name__)
 Metric = TypeVar("Metric", bound=MetricWrapperBase)

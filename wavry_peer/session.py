@@ -217,12 +217,15 @@ class Session:
             self._finish(SessionClosedError("this side closed the session", by_remote=False))
             try:
                 async with asyncio.timeout(2.0):
+                    if self._report is not None:
+                        await asyncio.shield(self._report)
                     await self._broker.close_session(self.session_id)
             except (GatewayError, GatewayUnreachableError, TimeoutError) as error:
                 # The peer has our CLOSE; the gateway's row ends with the lease.
                 _log.info("close_not_told_to_gateway", cause=type(error).__name__)
         await self._paths.wait_closed()
         if self._report is not None:
+            self._report.cancel()
             await asyncio.gather(self._report, return_exceptions=True)
         cleanups, self._cleanups = self._cleanups, []
         for cleanup in cleanups:
@@ -419,8 +422,6 @@ class Session:
         for timer in (self._timer, self._bye):
             if timer is not None:
                 timer.cancel()
-        if self._report is not None:
-            self._report.cancel()
         self._paths.close()
         self._finished.set()
         self._readable.set()
