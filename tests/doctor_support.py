@@ -1,38 +1,40 @@
 """A system, the doctor of an operator who knows its addresses, and what he says."""
 
 import json
-import subprocess
-import sys
+import os
 from typing import Any
 
 from services_support import Services
-from system_support import clean_environment, get_json, wait_until
+from system_support import get_json, wait_until
+from typer.testing import CliRunner
+
+from wavry_cp.admin.cli import app
 
 
 class Patient(Services):
     """A system, and the doctor of an operator who knows its addresses."""
 
-    def ctl(self, *arguments: str, token: str = "") -> "subprocess.CompletedProcess[str]":
-        named = {"WAVRY_ADMIN_TOKEN": token} if token else {}
+    def ctl(self, *arguments: str, token: str = "") -> Any:
+        """Run a command in this process: a start of Python costs more than most of them."""
+        places: dict[str, str | None] = {name: None for name in os.environ if "WAVRY" in name}
+        places |= {
+            "WAVRY_MASTER_URL": self.ready["master"]["url"],
+            "WAVRY_GATEWAY_URL": self.gateway_url,
+        }
         if token == "":
-            named = {"WAVRY_ADMIN_TOKEN_FILE": str(self.directory / "admin.token")}
-        return subprocess.run(
-            [sys.executable, "-m", "wavry_cp.admin", *arguments],
-            capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, cwd="/",
-            env=clean_environment(
-                WAVRY_MASTER_URL=self.ready["master"]["url"], WAVRY_GATEWAY_URL=self.gateway_url,
-                **({} if token == "none" else named),
-            ),
-        )  # fmt: skip
+            places["WAVRY_ADMIN_TOKEN_FILE"] = str(self.directory / "admin.token")
+        elif token != "none":
+            places["WAVRY_ADMIN_TOKEN"] = token
+        return CliRunner().invoke(app, arguments, env=places)
 
     def order(self, *arguments: str) -> None:
         done = self.ctl(*arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.exit_code == 0, done.stdout + done.stderr
 
     def examine(self, *, code: int, ops: bool = True, token: str = "") -> dict[str, Any]:
         options = ("--relay-ops", self.ops_url) if ops else ()
         done = self.ctl("doctor", "--watch", "0.2", *options, "--json", token=token)
-        assert done.returncode == code, done.stdout + done.stderr
+        assert done.exit_code == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         assert answer["ok"] is (code == 0)

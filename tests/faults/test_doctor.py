@@ -39,7 +39,7 @@ def test_a_healthy_system_is_well_in_everything(patient: Patient) -> None:
     ):  # fmt: skip
         assert (check, subject) in seen
     table = patient.ctl("doctor", "--watch", "0.1")
-    assert table.returncode == 0
+    assert table.exit_code == 0
     assert table.stdout.splitlines()[0].startswith("nothing is broken")
 
 
@@ -122,7 +122,7 @@ def test_a_drained_pool_is_named_with_who_and_why(patient: Patient) -> None:
     assert root(by_counts) == ("relay", "pool", "relays")
     assert "1 DRAINING" in by_counts["root"]["evidence"]
     patient.wait_until_well()
-    wait_until(lambda: patient.ctl("doctor", "--watch", "0.1").returncode == 0, what="well again")
+    wait_until(lambda: patient.ctl("doctor", "--watch", "0.1").exit_code == 0, what="well again")
 
 
 @pytest.mark.parametrize(

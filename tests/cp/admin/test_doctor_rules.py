@@ -14,7 +14,7 @@ from wavry_cp.admin.doctor.clock_checks import check_clocks, off_by, true_offset
 from wavry_cp.admin.doctor.diagnosis import diagnose, exit_code
 from wavry_cp.admin.doctor.facts import Facts, GatewayStatus, RelayFacts, RelayHealth, ServiceFacts
 from wavry_cp.admin.doctor.finding import Finding
-from wavry_cp.admin.doctor.gather import Examination, gather
+from wavry_cp.admin.doctor.gather import WATCHED, Examination, gather
 from wavry_cp.admin.doctor.key_checks import check_keys
 from wavry_cp.admin.doctor.pool_checks import check_pool
 from wavry_cp.admin.doctor.reach import Answer, Asker
@@ -23,6 +23,7 @@ from wavry_cp.admin.doctor.service_checks import check_master_link
 from wavry_cp.admin.doctor.sign_checks import check_capacity, check_errors, check_revocations
 from wavry_cp.admin.doctor.udp_probe import UdpAnswer, probe_udp
 from wavry_cp.admin.places import DevRelay, Places
+from wavry_peer.metrics import CATALOGUE, by_name
 from wavry_peer.protocol.admin_api import AuditPage, AuditRow, BanInfo, BanList
 from wavry_peer.protocol.api import RelayInfo, RelayList
 from wavry_peer.protocol.keys_api import KeysStatus, KeyStatusRow, RelayKeyState
@@ -308,6 +309,14 @@ def test_a_fault_out_there_comes_before_one_of_this_machine() -> None:
     alone = diagnose(facts(relay(row(), relay_health()), token="it has ended"))
     assert alone.broken_layer == "here"
     assert exit_code(alone.findings) == 1
+
+
+def test_every_counter_that_is_watched_is_in_the_catalogue() -> None:
+    for role, watched in WATCHED.items():
+        known = by_name(CATALOGUE[role])
+        for metric, wanted in watched.values():
+            labels = {label.name: label for label in known[metric].labels}
+            assert all(labels[name].allows(value) for name, value in wanted.items()), metric
 
 
 # -- Asking --------------------------------------------------------------------------------------

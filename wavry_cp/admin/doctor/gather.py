@@ -29,7 +29,7 @@ from .facts import (
 from .reach import Answer, Asker
 from .udp_probe import UdpAnswer, probe_udp
 
-__all__ = ["Examination", "gather"]
+__all__ = ["WATCHED", "Examination", "gather"]
 
 PROBE_FRESH_S: Final = 5.5
 """A gateway's word about the master may be 5 s old."""
@@ -43,7 +43,7 @@ MAX_UDP_PROBES: Final = 64
 
 Kind = TypeVar("Kind")
 
-_WATCHED: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, str]]]]] = {
+WATCHED: Final[Mapping[str, Mapping[str, tuple[str, Mapping[str, str]]]]] = {
     "gateway": {"errors": ("wavry_gateway_http_requests_total", {"status": "500"})},
     "master": {"errors": ("wavry_master_http_requests_total", {"status": "500"})},
     "relay": {
@@ -307,7 +307,7 @@ def _read_counters(role: str, answer: Answer) -> Counters | None:
             for sample in samples
             if sample.name == metric and labels.items() <= sample.labels.items()
         )
-        for name, (metric, labels) in _WATCHED[role].items()
+        for name, (metric, labels) in WATCHED[role].items()
     }
 
 
