@@ -136,7 +136,10 @@ REFUSED = {"state": "registering", "error": "/v1/relays/register: 400 bad", "eve
         # Between it and the master.
         (relay(row(), relay_health(master=LOST)), [("network", "master link")]),
         (relay(row(state="OFFLINE"), None, "ok"), [("network", "master link")]),
-        (relay(row(state="BANNED"), relay_health(master=BANNED)), [("master", "master link")]),
+        # A ban is what somebody wanted, unless nobody here knows of it.
+        (relay(row(state="BANNED"), relay_health(master=BANNED)), []),
+        (relay(row(state="BANNED"), DOWN, "silent"), []),
+        (relay(None, relay_health(master=BANNED)), [("master", "master link")]),
         (relay(row(), relay_health(master=REFUSED)), [("relay", "master link")]),
         (relay(None, relay_health()), [("relay", "master link")]),
         # It is not well itself.

@@ -167,6 +167,11 @@ class RelayFacts:
     counters: tuple[Counters | None, Counters | None] = (None, None)
 
     @property
+    def is_banned(self) -> bool:
+        """An operator put it out of the pool."""
+        return self.row is not None and self.row.state == "BANNED"
+
+    @property
     def udp_reach(self) -> str:
         """``ok`` if one endpoint answers, else how the others fail; ``unknown`` without any."""
         reaches = [answer.reach for answer in self.udp]

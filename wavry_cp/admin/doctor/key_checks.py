@@ -21,7 +21,7 @@ def check_keys(facts: Facts) -> list[Finding]:
 def _of_relay(relay: RelayFacts, facts: Facts) -> list[Finding]:
     held, serial = _held(relay, facts.keys)
     active, newest = facts.active_kid, _newest_serial(facts)
-    if held is None or not active:
+    if held is None or not active or relay.is_banned:
         return []  # Down, or nobody said: other findings tell.
     seen = f"serial {serial}, master {newest}"
     if serial > newest:

@@ -37,6 +37,10 @@ def check_relays(facts: Facts) -> list[Finding]:
 
 
 def _check(relay: RelayFacts, facts: Facts) -> list[Finding]:
+    if relay.is_banned:
+        # An operator wanted it out; whether it runs is nobody's concern until the ban ends.
+        who = "`wavryctl bans list` says by whom and why"
+        return [_finding(relay, "reachable", "ok", RELAY, f"it is banned; {who}")]
     if _is_down(relay):
         where = ", ".join(f"{answer.endpoint}: {answer.text}" for answer in relay.udp)
         return [
@@ -73,7 +77,7 @@ def _is_down(relay: RelayFacts) -> bool:
         return True  # Its host answers, the relay does not: older heartbeats prove nothing.
     if relay.row is None:
         return relay.ops is not None
-    return relay.missed_heartbeat or relay.row.state in ("OFFLINE", "BANNED")
+    return relay.missed_heartbeat or relay.row.state == "OFFLINE"
 
 
 def _heard(relay: RelayFacts, facts: Facts) -> str:
@@ -195,8 +199,6 @@ def _link_seen_by_master(relay: RelayFacts, facts: Facts) -> Finding:
             relay, "master link", "unknown", RELAY, "neither it nor the master could be asked",
             "give the admin token, or its ops URL",
         )  # fmt: skip
-    if relay.row.state == "BANNED":
-        return _finding(relay, "master link", "ok", RELAY, "it is banned")
     if relay.row.state == "OFFLINE":
         return _finding(
             relay,

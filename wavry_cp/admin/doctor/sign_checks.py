@@ -64,7 +64,9 @@ def check_revocations(facts: Facts) -> list[Finding]:
             )  # fmt: skip
         if health is None and relay.name not in connected:
             continue
-        if relay.row is not None and relay.row.state in ("OFFLINE", "BANNED") and health is None:
+        if relay.is_banned:
+            continue
+        if relay.row is not None and relay.row.state == "OFFLINE" and health is None:
             continue
         if health is not None and not health.relay_id:
             continue
