@@ -19,7 +19,19 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
 ENGINE = Path("wavry_relay/engine")
-SOURCES = ("layout.h", "decide.h", "decide.c", "fastpath.h", "fastpath.c", "_native.pyx")
+SOURCES = (
+    "layout.h",
+    "tables.h",
+    "decide.h",
+    "decide.c",
+    "admit.h",
+    "admit.c",
+    "token.h",
+    "token.c",
+    "fastpath.h",
+    "fastpath.c",
+    "_native.pyx",
+)
 """Also in wavry_relay/engine/choice.py, which compares their digest with the one built in here."""
 STRICT = ["-std=c11", "-O2", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
@@ -37,7 +49,7 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Any) -> None:
         """Compile the C sources and hand the objects to the shell's link."""
         objects = self.compiler.compile(
-            [str(ENGINE / "decide.c"), str(ENGINE / "fastpath.c")],
+            [str(ENGINE / f"{name}.c") for name in ("decide", "admit", "token", "fastpath")],
             output_dir=self.build_temp,
             extra_postargs=STRICT + sanitizer_flags(),
             depends=ext.depends,

@@ -85,7 +85,7 @@ def build(target: str, directory: Path) -> FuzzProgram:
     command = ["clang", *STRICT_FLAGS, "-O1", f"-I{ENGINE_DIR}", f"-I{C_TESTS_DIR}"]
     command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-o"]
     command += [str(program), str(C_TESTS_DIR / source)]
-    command += [str(ENGINE_DIR / "decide.c"), str(ENGINE_DIR / "fastpath.c")]
+    command += [str(ENGINE_DIR / name) for name in ("decide.c", "admit.c", "token.c", "fastpath.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return FuzzProgram(target, program, True)

@@ -44,7 +44,7 @@ def compile_c(target: Path, *sources: str, flags: Sequence[str] = ()) -> Path:
         pytest.skip("no C compiler")
     command = ["gcc", *STRICT_FLAGS, *flags, f"-I{ENGINE_DIR}", f"-I{C_TESTS_DIR}", "-o", target]
     command += [C_TESTS_DIR / name for name in sources]
-    command += [ENGINE_DIR / "decide.c", ENGINE_DIR / "fastpath.c"]
+    command += [ENGINE_DIR / name for name in ("decide.c", "admit.c", "token.c", "fastpath.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return target

@@ -174,7 +174,12 @@ class World:
         self.gate = RelayGate(self.views[0], self.blocks, self.load)
         self.transitions = LeaseTransitions(self.segment, self.row, strict=True)
         self.admission = Admission(
-            self.segment, self.engine.locks, self.row, gate or self.gate, self.transitions
+            self.segment,
+            self.engine.locks,
+            self.row,
+            gate or self.gate,
+            self.transitions,
+            self.engine.lane,
         )
         self.table = SessionTable(self.segment, Tags(self.segment))
         self.used = UsedLeases(self.segment)

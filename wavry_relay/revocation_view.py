@@ -11,6 +11,7 @@ from typing import Final
 from wavry_peer.protocol.lease import LeaseClaims
 
 from .shm.control import ControlBlock
+from .shm.layout import CONTROL
 from .shm.revocations import RevocationTable, Revoked, RevokedKind, TablePosition
 from .shm.segment import Segment
 from .shm.sessions import session_words
@@ -30,7 +31,12 @@ class RevocationView:
     def __init__(self, segment: Segment) -> None:
         self._table = RevocationTable(segment)
         self._tags = Tags(segment)
-        self._control = ControlBlock(segment)
+        self._control = control = ControlBlock(segment)
+        self._words = segment.u64
+        self._epoch_at, self._count_at, self._key_epoch_at = (
+            (control.base + CONTROL[name].offset) // 8
+            for name in ("revocation_epoch", "revocation_count", "key_epoch")
+        )
         self._position = TablePosition()
         self._key_epoch = -1
         self._until_s: dict[_Key, int] = {}
@@ -38,10 +44,11 @@ class RevocationView:
         self._news: list[Revoked] = []
 
     def refresh(self) -> None:
-        """Read what is new; two comparisons where nothing is."""
-        if not self._table.is_at(self._position):
+        """Read what is new; a few comparisons where nothing is, as every lease asks twice."""
+        words, position = self._words, self._position
+        if words[self._count_at] != position[1] or words[self._epoch_at] != position[0]:
             self._read_table()
-        if self._control.key_epoch != self._key_epoch:
+        if words[self._key_epoch_at] != self._key_epoch:
             self._read_keys()
 
     def take_news(self) -> Sequence[Revoked]:

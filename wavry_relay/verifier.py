@@ -5,18 +5,21 @@ ACK was lost, or that moved, presents the same token again with a new proof.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Final
 
+from wavry_peer.protocol.ed25519 import SignatureCheck
 from wavry_peer.protocol.lease import (
     KeyId,
     LeaseClaims,
     TrustedKey,
+    begin_lease,
     check_claims,
     check_key,
-    open_lease,
+    finish_lease,
 )
 from wavry_peer.protocol.packets import Header, LeasePresent
+from wavry_peer.protocol.paseto import UnverifiedToken, parse_ascii
 
 from .shm.control import ControlBlock
 from .shm.counters import CounterRow
@@ -28,19 +31,35 @@ TOKEN_CACHE_ENTRIES: Final = 4096
 
 
 class LeaseVerifier:
-    """Verifies leases with the keys in the control block."""
+    """Verifies leases with the keys in the control block.
 
-    def __init__(self, control: ControlBlock, counters: CounterRow) -> None:
+    Args:
+        control: of the segment.
+        counters: row of this worker.
+        parse: takes tokens apart.
+    """
+
+    def __init__(
+        self,
+        control: ControlBlock,
+        counters: CounterRow,
+        parse: Callable[[bytes], UnverifiedToken] = parse_ascii,
+    ) -> None:
         self._control = control
         self._counters = counters
+        self._parse = parse
         self._epoch = -1
         self._keys: Mapping[KeyId, TrustedKey] = {}
         # Not a dict: to find the first key of one whose front was deleted is a long walk.
         self._good: OrderedDict[bytes, LeaseClaims] = OrderedDict()
         self._relay_id = control.relay_id
 
-    def verify(self, header: Header, present: LeasePresent, now_ms: int) -> LeaseClaims:
+    def verify(
+        self, header: Header, present: LeasePresent, now_ms: int
+    ) -> Generator[SignatureCheck, bool | None, LeaseClaims]:
         """Check a lease, but not its proof of possession.
+
+        Yields the check of its signature, where that is not known, and wants its outcome.
 
         Args:
             header: of the packet.
@@ -50,7 +69,15 @@ class LeaseVerifier:
         Raises:
             LeaseError: the first of the checks that fails names the reason.
         """
-        claims = self._open(present.token)
+        self._refresh_keys()
+        claims = self._good.get(present.token)
+        if claims is not None:
+            self._counters.add("token_cache_hits")
+        else:
+            unopened, epoch = begin_lease(present.token, self._keys, parse=self._parse), self._epoch
+            claims = finish_lease(unopened, signature_holds=bool((yield unopened.signature)))
+            if epoch == self._epoch:  # else the keys changed meanwhile: good for now only
+                self._remember(present.token, claims)
         check_claims(
             claims,
             relay_id=self._relay_id,
@@ -62,17 +89,10 @@ class LeaseVerifier:
         check_key(claims, self._keys)
         return claims
 
-    def _open(self, token: bytes) -> LeaseClaims:
-        self._refresh_keys()
-        claims = self._good.get(token)
-        if claims is not None:
-            self._counters.add("token_cache_hits")
-            return claims
-        claims = open_lease(token, self._keys)
+    def _remember(self, token: bytes, claims: LeaseClaims) -> None:
         if len(self._good) >= TOKEN_CACHE_ENTRIES:
             self._good.popitem(last=False)
         self._good[token] = claims
-        return claims
 
     def _refresh_keys(self) -> None:
         if self._control.key_epoch == self._epoch:

@@ -44,9 +44,12 @@ class VerifyLoad:
 
     def count(self, now: Instant) -> bool:
         """Count one lease that came; whether it must bring a cookie."""
-        self._level = self._decayed(now.mono_ns) + 1
-        self._last_ns = now.mono_ns
-        return self._judge(now.mono_ns, self._level)
+        now_ns = now.mono_ns
+        if now_ns != self._last_ns:  # leases of one batch share their moment
+            self._level = self._decayed(now_ns)
+            self._last_ns = now_ns
+        self._level += 1
+        return self._judge(now_ns, self._level)
 
     def step(self, now: Instant) -> bool:
         """Look at the gate; also called where nothing comes."""

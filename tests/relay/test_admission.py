@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from native_support import need_native
 from relay_support import Mint
 from relay_world_support import (
     RELAY_ID,
@@ -27,15 +28,18 @@ from wavry_relay.address import Address
 from wavry_relay.clock import Instant
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.gate import OpenGate
-from wavry_relay.shm.control import Drain, Limits
+from wavry_relay.shm.control import Drain, EngineKind, Limits
 
 GENEROUS = {"ip_per_s": 1000, "ip_burst": 1000, "identity_per_s": 1000, "identity_burst": 1000}
 OTHER_KEY = ed25519.SigningKey.from_seed(b"o" * 32)
 
 
-@pytest.fixture
-def world() -> Iterator[World]:
-    with open_world() as world:
+@pytest.fixture(params=list(EngineKind), ids=lambda kind: kind.name.lower())
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Every rule, and every rule beside the native engine's lane of ordinary cases."""
+    if request.param is EngineKind.NATIVE:
+        need_native()
+    with open_world(kind=request.param) as world:
         yield world
 
 

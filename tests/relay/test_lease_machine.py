@@ -435,7 +435,9 @@ class LeaseMachine(RuleBasedStateMachine):
         locks = world.engine.locks
         world.views = [RevocationView(world.segment)]
         world.gate = RelayGate(world.views[0], world.blocks, world.load)
-        world.admission = Admission(world.segment, locks, world.row, world.gate, world.transitions)
+        world.admission = Admission(
+            world.segment, locks, world.row, world.gate, world.transitions, world.engine.lane
+        )
         world.sweeps = [
             Sweep(world.segment, world.table, locks, world.row, 0, world._notice, world.transitions)
         ]

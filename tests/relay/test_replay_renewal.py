@@ -44,7 +44,7 @@ def test_replay_across_workers(world: World, *, bearer: bool) -> None:
     """The same bytes at the other worker: REPLAYED, or the repeated ACK of a bearer lease."""
     other = Admission(
         world.segment, world.engine.locks, CounterRow(world.segment, 1), world.gate,
-        world.transitions,
+        world.transitions, world.engine.lane,
     )  # fmt: skip
     peer = world.peer(bearer=bearer)
     datagram = peer.datagram()

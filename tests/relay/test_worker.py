@@ -1,7 +1,7 @@
 """The worker's loop around an engine that does as it is told."""
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from relay_world_support import World, open_world, v4
@@ -35,11 +35,14 @@ class Script:
         self.sent.append(datagram)
         return True
 
-    def handle(self, packet: ControlPacket, _now: object) -> Answer:
+    def handle_all(
+        self, packets: Sequence[ControlPacket], _now: object, on_defect: Callable[[Exception], None]
+    ) -> list[Answer | None]:
         self.handled += 1
         if self.handled == 1:
-            raise RuntimeError("defect")
-        return Answer(b"answer", packet.source)
+            on_defect(RuntimeError("defect"))
+            return [None]
+        return [Answer(b"answer", packet.source) for packet in packets]
 
 
 @pytest.fixture

@@ -3,12 +3,20 @@
 from dataclasses import dataclass, field
 from typing import Self
 
+import msgspec
 from nacl import bindings
 from nacl.exceptions import CryptoError
 
 from .errors import LocalError
 
-__all__ = ["PUBLIC_KEY_BYTES", "SEED_BYTES", "SIGNATURE_BYTES", "SigningKey", "verify"]
+__all__ = [
+    "PUBLIC_KEY_BYTES",
+    "SEED_BYTES",
+    "SIGNATURE_BYTES",
+    "SignatureCheck",
+    "SigningKey",
+    "verify",
+]
 
 PUBLIC_KEY_BYTES = 32
 SEED_BYTES = 32
@@ -58,3 +66,21 @@ def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
     except CryptoError:
         return False
     return True
+
+
+class SignatureCheck(msgspec.Struct, frozen=True, gc=False):
+    """A check that is still to be made: who asks for it may go on later.
+
+    Attributes:
+        public_key: 32 bytes.
+        message: what was signed.
+        signature: 64 bytes.
+    """
+
+    public_key: bytes
+    message: bytes
+    signature: bytes
+
+    def holds(self) -> bool:
+        """Make it."""
+        return verify(self.public_key, self.message, self.signature)

@@ -17,8 +17,10 @@ __all__ = [
     "PasetoError",
     "UnverifiedToken",
     "parse",
+    "parse_ascii",
     "pre_authentication_encoding",
     "sign",
+    "signature_check",
     "verify",
 ]
 
@@ -98,16 +100,27 @@ def parse(token: str) -> UnverifiedToken:
     return UnverifiedToken(body[:-_SIGNATURE_BYTES], body[-_SIGNATURE_BYTES:], footer)
 
 
-def verify(token: UnverifiedToken, public_key: bytes, *, implicit_assertion: bytes = b"") -> bytes:
-    """Check the signature and return the message.
+def parse_ascii(token: bytes) -> UnverifiedToken:
+    """`parse` of a token as it comes in a datagram.
+
+    Raises:
+        PasetoError: not the shape of v4.public.
+    """
+    try:
+        return parse(token.decode("ascii"))
+    except UnicodeDecodeError as error:
+        raise PasetoError("not a v4.public token") from error
+
+
+def signature_check(
+    token: UnverifiedToken, public_key: bytes, *, implicit_assertion: bytes = b""
+) -> ed25519.SignatureCheck:
+    """The check that makes a token's message credible.
 
     Args:
         token: from `parse`.
         public_key: 32 bytes, Ed25519.
         implicit_assertion: must equal what was signed.
-
-    Raises:
-        PasetoError: the signature does not verify.
     """
     message, footer = token.message, token.footer
     length = _LENGTH.pack
@@ -122,6 +135,15 @@ def verify(token: UnverifiedToken, public_key: bytes, *, implicit_assertion: byt
             implicit_assertion,
         )
     )
-    if not ed25519.verify(public_key, signed, token.signature):
+    return ed25519.SignatureCheck(public_key, signed, token.signature)
+
+
+def verify(token: UnverifiedToken, public_key: bytes, *, implicit_assertion: bytes = b"") -> bytes:
+    """Check the signature and return the message; see `signature_check` for the arguments.
+
+    Raises:
+        PasetoError: the signature does not verify.
+    """
+    if not signature_check(token, public_key, implicit_assertion=implicit_assertion).holds():
         raise PasetoError("signature does not verify")
-    return message
+    return token.message

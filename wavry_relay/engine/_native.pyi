@@ -4,11 +4,13 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from wavry_peer.protocol.packets import Buffer
+from wavry_peer.protocol.paseto import UnverifiedToken
 from wavry_relay.address import Address
 from wavry_relay.clock import Clock, Instant
 from wavry_relay.engine.base import ControlPacket, Decision
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.segment import Segment
+from wavry_relay.verified_lease import VerifiedLease
 
 LAYOUT_DIGEST: Final[str]
 SOURCES_DIGEST: Final[str]
@@ -20,9 +22,18 @@ class NativeLocks:
     def global_rate(self) -> AbstractContextManager[None]: ...
     def free_locks_of(self, worker: int) -> int: ...
 
+class NativeLane:
+    @staticmethod
+    def parse_token(token: bytes) -> UnverifiedToken: ...
+    def allow_source(self, source: Address, purpose: int, mono_ns: int) -> bool: ...
+    def seat(
+        self, words: tuple[int, int], lease: VerifiedLease, source: Address, mono_ns: int
+    ) -> bool: ...
+
 class NativeEngine:
     name: str
     locks: NativeLocks
+    lane: NativeLane
     def __init__(
         self,
         segment: Segment,

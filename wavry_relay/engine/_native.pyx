@@ -9,10 +9,12 @@ datagram's fate is stands in decide.c; the meaning of it in reference.py.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 
 import os
 
+from wavry_peer.protocol.constants import MAX_TOKEN_BYTES as _MAX_TOKEN_BYTES
+from wavry_peer.protocol.paseto import PasetoError, UnverifiedToken
 from wavry_relay.address import Address
 from wavry_relay.clock import SystemClock
 from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
@@ -131,8 +133,51 @@ cdef extern from "fastpath.h" nogil:
     int wv_free_locks_of(wv_tables *tables, uint32_t worker)
 
 
+cdef extern from "admit.h" nogil:
+    struct wv_lease:
+        uint64_t id[2]
+        uint64_t jti
+        uint64_t sub
+        uint64_t mark
+        uint64_t expires_ms
+        uint32_t cnf
+        uint32_t kid
+        uint32_t issued_s
+        uint32_t soft_kbps
+        uint32_t hard_kbps
+        uint8_t role
+        uint8_t renews
+
+    cdef enum wv_answer:
+        WV_ANSWER_NO
+        WV_ANSWER_YES
+        WV_ANSWER_BUSY
+
+    wv_answer wv_allow_source(wv_tables *tables, const wv_address *source, uint64_t purpose,
+                              uint64_t now_ns)
+    wv_answer wv_seat(wv_tables *tables, const wv_lease *lease, const wv_address *source,
+                      uint64_t now_ns)
+
+
+cdef extern from "token.h" nogil:
+    enum:
+        WV_SIGNATURE_BYTES
+
+    struct wv_token:
+        size_t message_bytes
+        size_t footer_bytes
+
+    int wv_parse_token(const uint8_t *token, size_t size, uint8_t *out, wv_token *parts)
+
+
 LAYOUT_DIGEST = WAVRY_LAYOUT_DIGEST.decode("ascii")
 SOURCES_DIGEST = WAVRY_SOURCES_DIGEST.decode("ascii")
+
+cdef enum:
+    MAX_TOKEN_BYTES = 1100
+
+if MAX_TOKEN_BYTES != _MAX_TOKEN_BYTES:
+    raise ImportError("token size of constants.py and the engine differ")
 
 cdef dict _OPEN_ERRORS = {
     WV_OPEN_NOT_A_SEGMENT: "shared memory is not a Wavry segment",
@@ -178,6 +223,7 @@ cdef class NativeEngine:
     cdef object _clock
     cdef uint32_t _logged
     cdef readonly object locks
+    cdef readonly object lane
 
     name = "native"
 
@@ -221,6 +267,7 @@ cdef class NativeEngine:
         self._engine.busy_poll_us = busy_poll_us
         self._logged = 0
         self.locks = NativeLocks(self)
+        self.lane = NativeLane(self)
         if self._engine.changed:
             self._log_fall_backs()
 
@@ -351,6 +398,67 @@ cdef class NativeEngine:
                         reason=os.strerror(code),
                         effect="the socket goes on without it: more CPU for each datagram",
                     )
+
+
+cdef class NativeLane:
+    """`AdmissionLane` over admit.c."""
+
+    cdef NativeEngine _owner
+
+    def __init__(self, NativeEngine owner):
+        self._owner = owner
+
+    @staticmethod
+    def parse_token(bytes token):
+        """As `paseto.parse`."""
+        cdef uint8_t out[MAX_TOKEN_BYTES]
+        cdef wv_token parts
+        cdef const char *at = <const char *>out
+        if len(token) > MAX_TOKEN_BYTES or not wv_parse_token(
+            <const uint8_t *><const char *>token, len(token), out, &parts
+        ):
+            raise PasetoError("not a v4.public token")
+        return UnverifiedToken(
+            PyBytes_FromStringAndSize(at, parts.message_bytes),
+            PyBytes_FromStringAndSize(at + parts.message_bytes, WV_SIGNATURE_BYTES),
+            PyBytes_FromStringAndSize(
+                at + parts.message_bytes + WV_SIGNATURE_BYTES, parts.footer_bytes
+            ),
+        )
+
+    def allow_source(self, source, uint64_t purpose, uint64_t mono_ns):
+        """Take one packet from the allowances of an address and of its network."""
+        cdef wv_address place
+        _to_c(source, &place)
+        return _yes(wv_allow_source(&self._owner._open().tables, &place, purpose, mono_ns))
+
+    def seat(self, tuple words, lease, source, uint64_t mono_ns):
+        """Put an ordinary lease into its slot; False: not ordinary, nothing changed."""
+        cdef wv_address place
+        cdef wv_lease given
+        cdef object counter = lease.counter
+        if counter is not None and counter == UINT64_MAX:
+            return False
+        _to_c(source, &place)
+        given.id[0], given.id[1] = words
+        given.jti = lease.jti
+        given.sub = lease.sub
+        given.mark = lease.datagram if counter is None else <uint64_t>counter + 1
+        given.expires_ms = lease.expires_ms
+        given.cnf = lease.cnf
+        given.kid = lease.kid
+        given.issued_s = min(lease.issued_s, UINT32_MAX)
+        given.soft_kbps = lease.soft_kbps
+        given.hard_kbps = lease.hard_kbps
+        given.role = lease.role
+        given.renews = lease.renews
+        return _yes(wv_seat(&self._owner._open().tables, &given, &place, mono_ns))
+
+
+cdef bint _yes(wv_answer answer) except -1:
+    if answer == WV_ANSWER_BUSY:
+        raise LockBusyError
+    return answer == WV_ANSWER_YES
 
 
 cdef class NativeLocks:

@@ -21,7 +21,19 @@ from .reference import ReferenceEngine
 __all__ = ["EngineUnavailableError", "choose_engine", "load_engine", "open_engine"]
 
 _NATIVE_MODULE: Final = f"{__package__}._native"
-_SOURCES: Final = ("layout.h", "decide.h", "decide.c", "fastpath.h", "fastpath.c", "_native.pyx")
+_SOURCES: Final = (
+    "layout.h",
+    "tables.h",
+    "decide.h",
+    "decide.c",
+    "admit.h",
+    "admit.c",
+    "token.h",
+    "token.c",
+    "fastpath.h",
+    "fastpath.c",
+    "_native.pyx",
+)
 """As in setup.py."""
 
 

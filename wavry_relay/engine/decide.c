@@ -1,8 +1,7 @@
-/* See decide.h.  Everything here is under one of three rules: a word that is written under a
- * record's lock is plain, a word that others read or write at the same time is atomic, and a
- * counter has one writer. */
+/* See decide.h; the rules for shared words stand in tables.h. */
 #define _GNU_SOURCE
 #include "decide.h"
+#include "tables.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -10,10 +9,6 @@
 #include <string.h>
 #include <time.h>
 
-__extension__ typedef unsigned __int128 wide;
-
-#define NS_PER_MS UINT64_C(1000000)
-#define NS_PER_S UINT64_C(1000000000)
 #define BITS_KBPS_NS UINT64_C(8000000) /* ns of a byte at 1 kbit/s */
 #define OWNER_BITS 9u
 #define OWNER_MASK ((1u << OWNER_BITS) - 1u)
@@ -24,25 +19,7 @@ __extension__ typedef unsigned __int128 wide;
 #define BUSY_MEMORY_NS (UINT64_C(1) * NS_PER_S)
 
 _Static_assert(WV_MAX_WORKERS <= OWNER_MASK - 1u, "owner numbers must fit the lock word");
-_Static_assert(sizeof(_Atomic uint64_t) == sizeof(uint64_t), "atomics must be the words themselves");
 _Static_assert(sizeof(_Atomic uint16_t) == sizeof(uint16_t), "atomics must be the words themselves");
-
-static inline uint64_t load64(const uint64_t *word) {
-    return atomic_load_explicit((const _Atomic uint64_t *)word, memory_order_acquire);
-}
-
-static inline void store64(uint64_t *word, uint64_t value) {
-    atomic_store_explicit((_Atomic uint64_t *)word, value, memory_order_relaxed);
-}
-
-static inline int swap64(uint64_t *word, uint64_t expected, uint64_t wanted) {
-    return atomic_compare_exchange_strong_explicit((_Atomic uint64_t *)word, &expected, wanted,
-                                                   memory_order_acq_rel, memory_order_acquire);
-}
-
-static inline uint32_t load32(const uint32_t *word) {
-    return atomic_load_explicit((const _Atomic uint32_t *)word, memory_order_acquire);
-}
 
 static inline uint64_t read_be64(const uint8_t *at) {
     uint64_t value = 0;
@@ -78,6 +55,14 @@ static int inside(uint64_t bytes, uint64_t offset, uint64_t size, uint64_t count
     return offset % 64 == 0 && offset <= bytes && size * count <= bytes - offset;
 }
 
+/* The buckets of a rate table are all there is between it and the next. */
+static int open_rates(struct wv_rates *rates, uint64_t bytes, uint64_t offset, uint64_t end) {
+    if (offset >= end || !inside(bytes, offset, end - offset, 1)) return 0;
+    rates->at = offset;
+    rates->buckets = (end - offset) / sizeof(struct wv_rate_bucket);
+    return rates->buckets != 0;
+}
+
 enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint32_t worker,
                            uint32_t pid) {
     const struct wv_head *head = base;
@@ -95,8 +80,14 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
         !inside(bytes, head->at_counters, WV_COUNTER_ROW_BYTES, head->workers) ||
         !inside(bytes, head->at_index, sizeof *t->index, head->index_slots) ||
         !inside(bytes, head->at_sessions, sizeof *t->sessions, head->max_sessions) ||
-        !inside(bytes, head->at_ip_rates, sizeof(struct wv_rate_bucket), 1) ||
-        !inside(bytes, head->at_bitmap, 0, 0) || head->at_bitmap < head->at_ip_rates)
+        !inside(bytes, head->at_bitmap, sizeof *t->bitmap, (head->max_sessions + 63ul) / 64) ||
+        !inside(bytes, head->at_used_leases, sizeof *t->used, head->used_slots) ||
+        !inside(bytes, head->at_lease_origins, sizeof *t->origins, head->max_sessions) ||
+        head->used_slots == 0 ||
+        !open_rates(&t->hosts, bytes, head->at_ip_rates, head->at_identity_rates) ||
+        !open_rates(&t->identities, bytes, head->at_identity_rates, head->at_network_rates) ||
+        !open_rates(&t->networks, bytes, head->at_network_rates, head->at_strike_rates) ||
+        head->at_bitmap < head->at_strike_rates)
         return WV_OPEN_BAD_GEOMETRY;
     if (worker >= head->workers) return WV_OPEN_NO_SUCH_WORKER;
     t->base = base;
@@ -108,6 +99,10 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
     t->row = (uint64_t *)(t->base + head->at_counters + (uint64_t)worker * WV_COUNTER_ROW_BYTES);
     t->index = (uint64_t *)(t->base + head->at_index);
     t->sessions = (struct wv_session *)(t->base + head->at_sessions);
+    t->bitmap = (uint64_t *)(t->base + head->at_bitmap);
+    t->used = (struct wv_used_lease *)(t->base + head->at_used_leases);
+    t->origins = (struct wv_lease_origin *)(t->base + head->at_lease_origins);
+    t->used_slots = head->used_slots;
     t->index_mask = head->index_slots - 1u;
     t->hash_high = t->control->hash_key[0];
     t->hash_low = t->control->hash_key[1];
@@ -253,24 +248,12 @@ static inline void unlock_session(struct wv_tables *t, struct wv_session *sessio
 
 /* -- Sessions ------------------------------------------------------------------------------ */
 
-static inline uint64_t hash_pair(const struct wv_tables *t, uint64_t high, uint64_t low) {
-    wide product = (wide)(high ^ t->hash_high) * (low ^ t->hash_low);
-    uint64_t folded = (uint64_t)(product >> 64) ^ (uint64_t)product;
-    return folded ? folded : 1;
-}
-
-static inline int holds(const struct wv_session *session, uint64_t high, uint64_t low) {
-    return load64(&session->id[1]) == low && load64(&session->id[0]) == high &&
-           atomic_load_explicit((const _Atomic uint8_t *)&session->state, memory_order_acquire) !=
-               WV_SESSION_FREE;
-}
-
 static struct wv_session *record_of(const struct wv_tables *t, uint64_t word) {
     uint64_t number = (word & UINT32_MAX) - 1;
     return number < t->max_sessions ? &t->sessions[number] : NULL;
 }
 
-static struct wv_session *find_session(struct wv_tables *t, uint64_t high, uint64_t low) {
+struct wv_session *wv_find_session(struct wv_tables *t, uint64_t high, uint64_t low) {
     if (t->last != NULL && holds(t->last, high, low)) return t->last;
     const uint64_t digest = hash_pair(t, high, low);
     const uint64_t tag = digest >> 32;
@@ -300,11 +283,6 @@ void wv_prefetch_record(const struct wv_tables *t, const uint8_t *datagram, size
     if (session == NULL) return;
     for (size_t at = 0; at < sizeof *session; at += 64)
         __builtin_prefetch((const uint8_t *)session + at, 1);
-}
-
-static inline int is_at(const struct wv_slot *slot, const struct wv_address *from) {
-    return slot->address[1] == from->low && slot->endpoint == from->endpoint &&
-           slot->address[0] == from->high && slot->jti != 0;
 }
 
 /* -- Replay window (wavry_peer/protocol/replay.py) ------------------------------------------- */
@@ -348,11 +326,6 @@ static void window_commit(struct wv_slot *slot, uint64_t sequence) {
 /* -- Rates (wavry_relay/shm/gcra.py) ----------------------------------------------------------- */
 
 static inline uint64_t cost_ns(uint64_t bytes, uint32_t kbps) { return bytes * BITS_KBPS_NS / kbps; }
-
-static inline uint64_t conforms(uint64_t tat_ns, uint64_t now_ns, uint64_t burst_ns, uint64_t cost) {
-    if (tat_ns > now_ns + burst_ns) return 0;
-    return (tat_ns > now_ns ? tat_ns : now_ns) + cost;
-}
 
 /* A burst of the control block, which may change between two datagrams, in ns. */
 static inline uint64_t burst_ns(const uint32_t *burst_ms) { return load32(burst_ms) * NS_PER_MS; }
@@ -497,14 +470,6 @@ static uint32_t forward_sequence(const uint8_t *body, size_t bytes, uint64_t *se
     return 0;
 }
 
-/* The stamp of Segment.milliseconds: rounded down, modulo 2^32. */
-static uint32_t stamp_ms(const struct wv_tables *t, uint64_t now_ns) {
-    const int64_t elapsed_ns = (int64_t)(now_ns - t->boot_ns);
-    int64_t ms = elapsed_ns / (int64_t)NS_PER_MS;
-    if (elapsed_ns % (int64_t)NS_PER_MS < 0) ms -= 1;
-    return (uint32_t)ms;
-}
-
 /* All conditions of forwarding, under the session's lock. */
 static enum wv_kind decide_locked(struct wv_tables *t, struct wv_session *session, const uint64_t id[2],
                                   uint64_t sequence, size_t bytes, const struct wv_address *from,
@@ -544,7 +509,7 @@ static enum wv_kind decide_forward(struct wv_tables *t, const uint8_t *datagram,
         forward_sequence(datagram + WV_HEADER_BYTES, bytes - WV_HEADER_BYTES, &sequence);
     if (decision->drop != 0) return WV_KIND_DROP;
     memcpy(id, datagram + 4, sizeof id);
-    struct wv_session *session = find_session(t, id[0], id[1]);
+    struct wv_session *session = wv_find_session(t, id[0], id[1]);
     if (session == NULL) return decision->drop = WV_COUNT_DROP_UNKNOWN_SESSION, WV_KIND_DROP;
     if (!lock_session(t, (uint64_t)(session - t->sessions)))
         return decision->drop = WV_COUNT_DROP_LOCK_BUSY, WV_KIND_DROP;

@@ -36,6 +36,12 @@ struct wv_decision {
     struct wv_address to; /* if kind is WV_KIND_FORWARD */
 };
 
+/* Where a rate table begins, and how many buckets it has. */
+struct wv_rates {
+    uint64_t at;
+    uint64_t buckets;
+};
+
 /* One worker's view of a segment. */
 struct wv_tables {
     uint8_t *base;
@@ -47,6 +53,11 @@ struct wv_tables {
     uint64_t *row; /* counters of this worker */
     uint64_t *index;
     struct wv_session *sessions;
+    uint64_t *bitmap;
+    struct wv_used_lease *used;
+    struct wv_lease_origin *origins;
+    struct wv_rates hosts, networks, identities;
+    uint32_t used_slots;
     uint64_t index_mask;
     uint64_t hash_high, hash_low;
     uint64_t boot_ns;
@@ -76,6 +87,9 @@ enum wv_open_error wv_open(struct wv_tables *tables, void *base, uint64_t bytes,
 enum wv_kind wv_decide(struct wv_tables *tables, const uint8_t *datagram, size_t bytes,
                        const struct wv_address *from, const struct wv_instant *now,
                        struct wv_decision *decision);
+
+/* The record of a session id, or NULL.  It may be gone before the caller has its lock. */
+struct wv_session *wv_find_session(struct wv_tables *tables, uint64_t high, uint64_t low);
 
 /* Bring into the cache what a decision about this datagram will need: first the index word, later
  * the record.  Hints only: any bytes are allowed. */

@@ -10,6 +10,7 @@
 #define WV_INDEX_EMPTY UINT64_C(0)
 #define WV_INDEX_DELETED UINT64_C(0xffffffffffffffff)
 #define WV_LAYOUT_VERSION 5u
+#define WV_RATE_WAYS 3u
 #define WV_COUNTER_ROW_BYTES 960u
 #define WV_COUNTER_COUNT 120u
 #define WV_DROP_BYTES_AHEAD 84u
@@ -400,6 +401,24 @@ _Static_assert(offsetof(struct wv_session, tat) == 24, "layout");
 _Static_assert(offsetof(struct wv_session, client) == 32, "layout");
 _Static_assert(offsetof(struct wv_session, server) == 256, "layout");
 _Static_assert(sizeof(struct wv_session) == 480, "layout");
+
+struct wv_used_lease {
+    uint64_t tag;
+    uint64_t counter;
+    uint64_t expires_ms;
+};
+_Static_assert(offsetof(struct wv_used_lease, tag) == 0, "layout");
+_Static_assert(offsetof(struct wv_used_lease, counter) == 8, "layout");
+_Static_assert(offsetof(struct wv_used_lease, expires_ms) == 16, "layout");
+_Static_assert(sizeof(struct wv_used_lease) == 24, "layout");
+
+struct wv_lease_origin {
+    uint32_t kid[2];
+    uint32_t issued_s[2];
+};
+_Static_assert(offsetof(struct wv_lease_origin, kid) == 0, "layout");
+_Static_assert(offsetof(struct wv_lease_origin, issued_s) == 8, "layout");
+_Static_assert(sizeof(struct wv_lease_origin) == 16, "layout");
 
 /* CRC-16/KERMIT of one byte. */
 static const uint16_t WV_CRC16[256] = {

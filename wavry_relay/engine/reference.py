@@ -27,7 +27,15 @@ from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
 from wavry_relay.shm.tags import Tags
 
-from .base import BATCH_DATAGRAMS, ControlKind, ControlPacket, Decision, Drop, Forward
+from .base import (
+    BATCH_DATAGRAMS,
+    AdmissionLane,
+    ControlKind,
+    ControlPacket,
+    Decision,
+    Drop,
+    Forward,
+)
 
 __all__ = ["ReferenceEngine"]
 
@@ -66,6 +74,7 @@ class ReferenceEngine:
     """
 
     name = "reference"
+    lane: AdmissionLane | None = None
 
     def __init__(
         self,

@@ -31,10 +31,13 @@ _RECORDS: Final = (
     layout.RATE_BUCKET,
     layout.SLOT,
     layout.SESSION,
+    layout.USED_LEASE,
+    layout.LEASE_ORIGIN,
 )
 
 _NUMBERS: Final = (
     ("LAYOUT_VERSION", layout.LAYOUT_VERSION),
+    ("RATE_WAYS", layout.RATE_WAYS),
     ("COUNTER_ROW_BYTES", layout.COUNTER_ROW_BYTES),
     ("COUNTER_COUNT", len(layout.COUNTERS)),
     ("DROP_BYTES_AHEAD", layout.DROP_BYTES_AHEAD),

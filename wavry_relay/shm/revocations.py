@@ -97,11 +97,6 @@ class RevocationTable:
         for place, value in enumerate(entry):
             self._words[at + place] = value
 
-    def is_at(self, position: TablePosition) -> bool:
-        """Whether there is nothing new behind a position: two words, for every packet."""
-        control = self._control
-        return (control.revocation_epoch, control.revocation_count) == position
-
     def read(self, position: TablePosition) -> tuple[TablePosition, Sequence[Revoked]] | None:
         """The entries behind a position, all of them after a rewrite.
 

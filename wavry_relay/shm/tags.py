@@ -13,6 +13,7 @@ from .segment import Segment
 __all__ = ["Tags"]
 
 _MASK: Final = (1 << 64) - 1
+_MAX_KEY_IDS: Final = 256
 
 
 class Tags:
@@ -25,6 +26,8 @@ class Tags:
         word = (at + CONTROL["hash_key"].offset) // 8
         self._started: dict[bytes, hashlib.blake2b] = {}
         """One hash for each kind, its key already taken in: half the cost of a tag."""
+        self._key_ids: dict[str, int] = {}
+        """A few keys sign all leases."""
         self._key_high, self._key_low = segment.u64[word], segment.u64[word + 1]
 
     def pair(self, high: int, low: int) -> int:
@@ -34,7 +37,12 @@ class Tags:
 
     def key_id(self, kid: str) -> int:
         """Non-zero 32-bit tag of a signing key's id."""
-        return self.tag(b"kid", kid.encode()) & 0xFFFFFFFF or 1
+        known = self._key_ids.get(kid)
+        if known is None:
+            if len(self._key_ids) >= _MAX_KEY_IDS:
+                self._key_ids.clear()
+            known = self._key_ids[kid] = self.tag(b"kid", kid.encode()) & 0xFFFFFFFF or 1
+        return known
 
     def tag(self, kind: bytes, data: bytes) -> int:
         """Non-zero 64-bit BLAKE2b tag of a lease id, an identity, a key or a datagram."""

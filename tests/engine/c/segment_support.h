@@ -17,7 +17,7 @@
     } while (0)
 
 enum { TEST_WORKERS = 3, TEST_SESSIONS = 64, TEST_INDEX_SLOTS = 128, TEST_BUCKETS = 8 };
-enum { TEST_PAGE = 4096 };
+enum { TEST_PAGE = 4096, TEST_USED_SLOTS = 4 * TEST_SESSIONS };
 
 static const struct wv_instant TEST_NOW = {.mono_ns = 10000000000000u, .wall_ms = 1800000000000u};
 #define TEST_EXPIRES_MS (TEST_NOW.wall_ms + 300000u)
@@ -39,7 +39,7 @@ static inline struct test_segment test_segment_new(void) {
                            .workers = TEST_WORKERS,
                            .max_sessions = TEST_SESSIONS,
                            .index_slots = TEST_INDEX_SLOTS,
-                           .used_slots = 64,
+                           .used_slots = TEST_USED_SLOTS,
                            .counters = WV_COUNTER_COUNT,
                            .boot_ns = TEST_NOW.mono_ns - 5000000000u};
     uint64_t at = sizeof head;
@@ -49,9 +49,12 @@ static inline struct test_segment test_segment_new(void) {
     head.at_counters = test_place(&at, (uint64_t)WV_COUNTER_ROW_BYTES * TEST_WORKERS);
     head.at_ip_rates = test_place(&at, sizeof(struct wv_rate_bucket) * TEST_BUCKETS);
     head.at_identity_rates = test_place(&at, sizeof(struct wv_rate_bucket) * TEST_BUCKETS);
+    head.at_network_rates = test_place(&at, sizeof(struct wv_rate_bucket) * TEST_BUCKETS);
+    head.at_strike_rates = test_place(&at, sizeof(struct wv_rate_bucket) * TEST_BUCKETS);
     head.at_bitmap = test_place(&at, 8);
     head.at_index = test_place(&at, 8 * TEST_INDEX_SLOTS);
-    head.at_used_leases = test_place(&at, 64 * 24);
+    head.at_used_leases = test_place(&at, sizeof(struct wv_used_lease) * TEST_USED_SLOTS);
+    head.at_lease_origins = test_place(&at, sizeof(struct wv_lease_origin) * TEST_SESSIONS);
     head.at_sessions = test_place(&at, sizeof(struct wv_session) * TEST_SESSIONS);
     head.total_bytes = (at + TEST_PAGE - 1) / TEST_PAGE * TEST_PAGE;
     struct test_segment made = {aligned_alloc(TEST_PAGE, head.total_bytes), head.total_bytes};

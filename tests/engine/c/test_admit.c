@@ -1,0 +1,118 @@
+/* Unit tests of admit.c that Python cannot write: a full table, held locks, no byte outside. */
+#define _GNU_SOURCE
+#include "admit.h"
+#include "segment_support.h"
+
+#include <unistd.h>
+
+static struct wv_tables t;
+
+static void open_table(struct test_segment *segment) {
+    *segment = test_segment_new();
+    CHECK(wv_open(&t, segment->base, segment->bytes, 1, (uint32_t)getpid()) == WV_OPEN_OK);
+    struct wv_control *control = t.control;
+    control->log_level = 20;
+    control->ip_per_s = control->identity_per_s = 10;
+    control->ip_burst = control->identity_burst = 3;
+}
+
+static struct wv_lease lease_of(unsigned number, unsigned role) {
+    struct wv_lease lease = {.jti = 1000 + 2 * number + role,
+                             .sub = 5000 + 2 * number + role,
+                             .mark = 2,
+                             .expires_ms = TEST_EXPIRES_MS,
+                             .cnf = 77,
+                             .kid = 5,
+                             .issued_s = 9,
+                             .role = (uint8_t)role};
+    test_id(number, (uint8_t *)lease.id);
+    return lease;
+}
+
+static enum wv_answer seat(const struct wv_lease *lease, unsigned port) {
+    const struct wv_address from = test_v4(1, port);
+    return wv_seat(&t, lease, &from, TEST_NOW.mono_ns);
+}
+
+static void fills_the_table_and_no_more(void) {
+    struct test_segment s;
+    open_table(&s);
+    t.control->identity_burst = 1000;
+    for (unsigned number = 0; number < TEST_SESSIONS; number++) {
+        for (unsigned role = 0; role < 2; role++) {
+            const struct wv_lease lease = lease_of(number, role);
+            CHECK(seat(&lease, 2000 + 2 * number + role) == WV_ANSWER_YES);
+        }
+        CHECK(t.sessions[number].state == WV_SESSION_ACTIVE);
+    }
+    CHECK(t.row[WV_COUNT_SESSION_ACTIVATED] == TEST_SESSIONS);
+    const struct wv_lease another = lease_of(TEST_SESSIONS, 0);
+    CHECK(seat(&another, 9) == WV_ANSWER_NO);
+    CHECK(t.row[WV_COUNT_SESSION_CREATED] == TEST_SESSIONS);
+    free(s.base);
+}
+
+static void leaves_what_is_not_ordinary(void) {
+    struct test_segment s;
+    open_table(&s);
+    struct wv_lease lease = lease_of(3, 0);
+    t.control->log_level = 10;
+    CHECK(seat(&lease, 7) == WV_ANSWER_NO);
+    t.control->log_level = 20;
+    t.control->drain = 1;
+    CHECK(seat(&lease, 7) == WV_ANSWER_NO);
+    t.control->drain = 0;
+    t.shared->used_leases = t.used_slots;
+    CHECK(seat(&lease, 7) == WV_ANSWER_NO);
+    t.shared->used_leases = 0;
+    CHECK(t.row[WV_COUNT_TRANSITION_ISSUED_PRESENTED] == 0);
+    CHECK(seat(&lease, 7) == WV_ANSWER_YES);
+    CHECK(seat(&lease, 7) == WV_ANSWER_NO); /* the same lease again */
+    lease.jti += 50;
+    CHECK(seat(&lease, 8) == WV_ANSWER_NO); /* from elsewhere */
+    CHECK(seat(&lease, 7) == WV_ANSWER_YES);
+    CHECK(t.shared->used_leases == 1);
+    lease.jti -= 50;
+    CHECK(seat(&lease, 7) == WV_ANSWER_NO); /* the denied one */
+    free(s.base);
+}
+
+static void waits_for_nobody_who_stopped(void) {
+    struct test_segment s;
+    open_table(&s);
+    struct wv_tables other;
+    CHECK(wv_open(&other, s.base, s.bytes, 2, (uint32_t)getpid()) == WV_OPEN_OK);
+    const struct wv_lease lease = lease_of(4, 1);
+    const uint64_t bucket = t.identities.at + lease.sub % t.identities.buckets * 64;
+    CHECK(wv_lock(&other, WV_LOCK_RATE, bucket, 0) == 1);
+    CHECK(seat(&lease, 7) == WV_ANSWER_BUSY);
+    wv_unlock(&other, WV_LOCK_RATE, bucket);
+    CHECK(seat(&lease, 7) == WV_ANSWER_YES);
+    free(s.base);
+}
+
+static void limits_an_address(void) {
+    struct test_segment s;
+    open_table(&s);
+    const struct wv_address one = test_v4(1, 7), other = test_v4(2, 7);
+    for (int i = 0; i < 3; i++)
+        CHECK(wv_allow_source(&t, &one, 1, TEST_NOW.mono_ns) == WV_ANSWER_YES);
+    CHECK(wv_allow_source(&t, &one, 1, TEST_NOW.mono_ns) == WV_ANSWER_NO);
+    CHECK(wv_allow_source(&t, &other, 1, TEST_NOW.mono_ns) == WV_ANSWER_YES);
+    CHECK(wv_allow_source(&t, &one, 1, TEST_NOW.mono_ns + 100000000u) == WV_ANSWER_YES);
+    CHECK(t.row[WV_COUNT_LIMITED_HOST] == 1 && t.row[WV_COUNT_LIMITED_NETWORK] == 0);
+    t.control->ip_per_s = t.control->ip_burst = 0; /* no setting allows it: no division by it */
+    wv_allow_source(&t, &other, 1, TEST_NOW.mono_ns);
+    t.control->network_per_s = 1, t.control->network_burst = UINT32_MAX;
+    wv_allow_source(&t, &other, 1, TEST_NOW.mono_ns);
+    free(s.base);
+}
+
+int main(void) {
+    fills_the_table_and_no_more();
+    leaves_what_is_not_ordinary();
+    waits_for_nobody_who_stopped();
+    limits_an_address();
+    puts("admit: ok");
+    return 0;
+}

@@ -1,0 +1,268 @@
+/* See admit.h. */
+#include "admit.h"
+#include "tables.h"
+
+#include <string.h>
+
+#define NETWORK_FACTOR 20u /* source_limits.py */
+#define OVERFLOW_FACTOR 4u /* shm/rate_limit.py */
+#define DENIED UINT64_MAX
+#define KEEP_MS UINT64_C(60000) /* shm/used_leases.py */
+#define LOG_DEBUG 10u
+
+static const uint8_t V4_NETWORK[8] = {0, 0, 0, 0, 0xff, 0xff, 0xff, 0};
+static const uint8_t V6_NETWORK[8] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0};
+
+/* -- Rates (wavry_relay/shm/rate_limit.py) ------------------------------------------------------ */
+
+struct limit {
+    uint64_t cost_ns;
+    uint64_t burst_ns;
+};
+
+static struct limit limit_of(uint64_t per_s, uint64_t burst) {
+    const uint64_t cost = NS_PER_S / (per_s != 0 ? per_s : 1);
+    const wide ahead = (wide)(burst != 0 ? burst - 1 : 0) * cost;
+    return (struct limit){cost, ahead < INT64_MAX ? (uint64_t)ahead : (uint64_t)INT64_MAX};
+}
+
+static struct wv_rate_bucket *bucket_of(const struct wv_tables *t, const struct wv_rates *rates,
+                                        uint64_t key) {
+    return (struct wv_rate_bucket *)(t->base + rates->at) + key % rates->buckets;
+}
+
+/* A word of a slower limit comes as near as this one would have let it. */
+static void bound(uint64_t *tat, uint64_t now_ns, struct limit limit) {
+    const uint64_t full_ns = now_ns + limit.burst_ns;
+    if (load64(tat) > full_ns + limit.cost_ns) store64(tat, full_ns);
+}
+
+static int take_unit(struct wv_rate_bucket *bucket, uint64_t key, uint64_t now_ns,
+                     struct limit limit) {
+    uint64_t *place = NULL;
+    uint64_t cost_ns = limit.cost_ns;
+    for (unsigned way = 0; way < WV_RATE_WAYS && place == NULL; way++)
+        if (load64(&bucket->tags[way]) == key) place = &bucket->tats[way];
+    for (unsigned way = 0; way < WV_RATE_WAYS && place == NULL; way++) {
+        bound(&bucket->tats[way], now_ns, limit);
+        if (load64(&bucket->tats[way]) > now_ns) continue;
+        /* The word is reset first: a crash in between leaves a free place, never a debt. */
+        store64(&bucket->tats[way], 0);
+        publish64(&bucket->tags[way], key);
+        place = &bucket->tats[way];
+    }
+    if (place == NULL) {
+        place = &bucket->overflow_tat;
+        cost_ns /= OVERFLOW_FACTOR;
+    }
+    bound(place, now_ns, limit);
+    const uint64_t tat_ns = conforms(load64(place), now_ns, limit.burst_ns, cost_ns);
+    if (tat_ns != 0) store64(place, tat_ns);
+    return tat_ns != 0;
+}
+
+static enum wv_answer allow(struct wv_tables *t, const struct wv_rates *rates, uint64_t key,
+                            uint64_t now_ns, struct limit limit) {
+    struct wv_rate_bucket *bucket = bucket_of(t, rates, key);
+    const uint64_t which = (uint64_t)((uint8_t *)bucket - t->base);
+    if (wv_lock(t, WV_LOCK_RATE, which, WV_LOCK_WAIT_NS) != 1) return WV_ANSWER_BUSY;
+    const int taken = take_unit(bucket, key, now_ns, limit);
+    wv_unlock(t, WV_LOCK_RATE, which);
+    return taken ? WV_ANSWER_YES : WV_ANSWER_NO;
+}
+
+/* Whether `allow` would say no. */
+static int is_limited(const struct wv_rate_bucket *bucket, uint64_t key, uint64_t now_ns,
+                      struct limit limit) {
+    const uint64_t full_ns = now_ns + limit.burst_ns;
+    int taken = 1;
+    for (unsigned way = 0; way < WV_RATE_WAYS; way++) {
+        const uint64_t tat_ns = load64(&bucket->tats[way]);
+        if (load64(&bucket->tags[way]) == key)
+            return full_ns < tat_ns && tat_ns <= full_ns + limit.cost_ns;
+        taken = taken && tat_ns > now_ns;
+    }
+    return taken && load64(&bucket->overflow_tat) > full_ns;
+}
+
+/* -- Limits of a source (wavry_relay/source_limits.py) ------------------------------------------ */
+
+static uint64_t network_of(const struct wv_address *from, uint64_t *family) {
+    uint64_t mask;
+    *family = from->endpoint >> 16 & 0xff;
+    memcpy(&mask, *family == 4 ? V4_NETWORK : V6_NETWORK, sizeof mask);
+    return (*family == 4 ? from->low : from->high) & mask;
+}
+
+enum wv_answer wv_allow_source(struct wv_tables *t, const struct wv_address *from, uint64_t purpose,
+                               uint64_t now_ns) {
+    const uint64_t per_s = load32(&t->control->ip_per_s), burst = load32(&t->control->ip_burst);
+    const uint64_t wide_per_s = load32(&t->control->network_per_s);
+    const uint64_t wide_burst = load32(&t->control->network_burst);
+    const struct limit network = limit_of(wide_per_s != 0 ? wide_per_s : per_s * NETWORK_FACTOR,
+                                          wide_burst != 0 ? wide_burst : burst * NETWORK_FACTOR);
+    uint64_t family;
+    const uint64_t prefix = network_of(from, &family);
+    const uint64_t network_key = hash_pair(t, prefix, family << 8 | (purpose & 0xff));
+    if (!is_limited(bucket_of(t, &t->networks, network_key), network_key, now_ns, network)) {
+        const uint64_t host_key = hash_pair(t, hash_pair(t, from->high, from->low), purpose);
+        enum wv_answer answer = allow(t, &t->hosts, host_key, now_ns, limit_of(per_s, burst));
+        if (answer == WV_ANSWER_NO) wv_count(t, WV_COUNT_LIMITED_HOST, 1);
+        if (answer != WV_ANSWER_YES) return answer;
+        answer = allow(t, &t->networks, network_key, now_ns, network);
+        if (answer != WV_ANSWER_NO) return answer;
+    }
+    wv_count(t, WV_COUNT_LIMITED_NETWORK, 1);
+    return WV_ANSWER_NO;
+}
+
+/* -- Used leases (wavry_relay/shm/used_leases.py) ------------------------------------------------ */
+
+/* The tag's entry, or the empty place where it belongs; NULL: the table is full. */
+static struct wv_used_lease *probe_used(const struct wv_tables *t, uint64_t tag) {
+    for (uint64_t step = 0; step < t->used_slots; step++) {
+        struct wv_used_lease *entry = &t->used[(tag + step) % t->used_slots];
+        if (entry->tag == 0 || entry->tag == tag) return entry;
+    }
+    return NULL;
+}
+
+static int used_has_room(const struct wv_tables *t) {
+    const uint64_t kept_back = 2u * (uint64_t)t->max_sessions;
+    return t->shared->used_leases + kept_back < (uint64_t)t->used_slots * 3 / 4;
+}
+
+static void deny(struct wv_tables *t, struct wv_used_lease *entry, uint64_t jti, uint64_t expires_ms) {
+    const uint64_t until_ms = expires_ms + KEEP_MS;
+    if (entry->tag != 0) {
+        entry->counter = DENIED;
+        if (entry->expires_ms < until_ms) store64(&entry->expires_ms, until_ms);
+        return;
+    }
+    entry->counter = DENIED;
+    store64(&entry->expires_ms, until_ms);
+    publish64(&entry->tag, jti); /* last: after a crash the place is empty or complete */
+    store64(&t->shared->used_leases, t->shared->used_leases + 1);
+}
+
+/* -- Slots (wavry_relay/lease_slots.py, shm/sessions.py) ----------------------------------------- */
+
+/* A free record's number; max_sessions: all are taken. */
+static uint64_t free_record(const struct wv_tables *t) {
+    const uint64_t words = ((uint64_t)t->max_sessions + 63) / 64;
+    const uint64_t hint = t->shared->allocation_hint % words;
+    for (uint64_t step = 0; step < words; step++) {
+        const uint64_t at = (hint + step) % words;
+        const uint64_t taken = t->bitmap[at];
+        if (taken == UINT64_MAX) continue;
+        const uint64_t number = at * 64 + (uint64_t)__builtin_ctzll(~taken);
+        if (number < t->max_sessions) return number;
+    }
+    return t->max_sessions;
+}
+
+static void set_state(struct wv_session *session, uint8_t state) {
+    atomic_store_explicit((_Atomic uint8_t *)&session->state, state, memory_order_release);
+}
+
+/* In the order bitmap, contents, state, index, which a sweep can repair. */
+static struct wv_session *claim(struct wv_tables *t, const uint64_t id[2], uint64_t number,
+                                uint64_t now_ns) {
+    struct wv_session *session = &t->sessions[number];
+    store64(&t->bitmap[number / 64], t->bitmap[number / 64] | UINT64_C(1) << number % 64);
+    store64(&t->shared->allocation_hint, number / 64);
+    memset(session->client, 0, sizeof session->client);
+    memset(session->server, 0, sizeof session->server);
+    store64(&session->id[0], id[0]);
+    store64(&session->id[1], id[1]);
+    session->tat = 0;
+    session->created_ms = stamp_ms(t, now_ns);
+    set_state(session, WV_SESSION_WAITING);
+    const uint64_t digest = hash_pair(t, id[0], id[1]);
+    for (uint64_t step = 0; step <= t->index_mask; step++) {
+        uint64_t *word = &t->index[(digest + step) & t->index_mask];
+        if (*word != WV_INDEX_EMPTY && *word != WV_INDEX_DELETED) continue;
+        publish64(word, (digest >> 32) << 32 | (number + 1));
+        break;
+    }
+    wv_count(t, WV_COUNT_SESSION_CREATED, 1);
+    return session;
+}
+
+static struct wv_slot *slot_of(struct wv_session *session, unsigned role) {
+    return (struct wv_slot *)(role != 0 ? session->server : session->client);
+}
+
+/* Presented → Accepted, or Active → Renewed, under the record's lock; `jti` goes last. */
+static void accept_lease(struct wv_tables *t, struct wv_session *session, const struct wv_lease *lease,
+                         const struct wv_address *from, uint64_t now_ns) {
+    struct wv_slot *slot = slot_of(session, lease->role);
+    struct wv_lease_origin *origin = &t->origins[session - t->sessions];
+    const int taken = slot->jti != 0;
+    const int active = session->state == WV_SESSION_ACTIVE;
+    if (lease->cnf != 0 && !lease->renews) {
+        store64(&slot->window_head, 0);
+        memset(slot->window, 0, sizeof slot->window);
+    }
+    slot->address[0] = from->high;
+    slot->address[1] = from->low;
+    slot->endpoint = from->endpoint;
+    store64(&slot->expires_ms, lease->expires_ms);
+    slot->soft_kbps = lease->soft_kbps;
+    slot->hard_kbps = lease->hard_kbps;
+    store64(&slot->sub, lease->sub);
+    slot->cnf = lease->cnf;
+    store64(&slot->mark, lease->mark);
+    slot->received_ms = slot->accepted_ms = stamp_ms(t, now_ns);
+    origin->kid[lease->role] = lease->kid;
+    origin->issued_s[lease->role] = lease->issued_s;
+    wv_count(t, taken && lease->renews ? WV_COUNT_LEASE_RENEWED : WV_COUNT_LEASE_ACCEPTED, 1);
+    publish64(&slot->jti, lease->jti);
+    if (taken) {
+        wv_count(t, active ? WV_COUNT_TRANSITION_ACTIVE_RENEWED : WV_COUNT_TRANSITION_ACCEPTED_RENEWED, 1);
+        wv_count(t, active ? WV_COUNT_TRANSITION_RENEWED_ACTIVE : WV_COUNT_TRANSITION_RENEWED_ACCEPTED, 1);
+    } else {
+        wv_count(t, WV_COUNT_TRANSITION_PRESENTED_ACCEPTED, 1);
+    }
+    if (!active && slot_of(session, 1u - lease->role)->jti != 0) {
+        set_state(session, WV_SESSION_ACTIVE);
+        wv_count(t, WV_COUNT_SESSION_ACTIVATED, 1);
+        wv_count(t, WV_COUNT_TRANSITION_ACCEPTED_ACTIVE, 2);
+    }
+}
+
+/* Whether a taken slot may take this lease without a question: its own peer renews from where it is. */
+static int is_renewal(const struct wv_slot *slot, const struct wv_lease *lease,
+                      const struct wv_address *from) {
+    return slot->jti != lease->jti && slot->sub == lease->sub && slot->cnf == lease->cnf &&
+           is_at(slot, from);
+}
+
+enum wv_answer wv_seat(struct wv_tables *t, const struct wv_lease *lease, const struct wv_address *from,
+                       uint64_t now_ns) {
+    const struct wv_control *control = t->control;
+    if (load32(&control->log_level) <= LOG_DEBUG) return WV_ANSWER_NO; /* each step is told there */
+    struct wv_session *session = wv_find_session(t, lease->id[0], lease->id[1]);
+    const struct wv_slot *held = session != NULL ? slot_of(session, lease->role) : NULL;
+    if (held != NULL && held->jti != 0 && !is_renewal(held, lease, from)) return WV_ANSWER_NO;
+    if (session == NULL && (load32(&control->drain) != 0 || load32(&control->shedding) != 0))
+        return WV_ANSWER_NO;
+    const struct wv_used_lease *used = probe_used(t, lease->jti);
+    if (used == NULL || used->tag != 0 || !used_has_room(t)) return WV_ANSWER_NO;
+    const uint64_t number = session != NULL ? (uint64_t)(session - t->sessions) : free_record(t);
+    if (number >= t->max_sessions) return WV_ANSWER_NO;
+    const struct limit limit =
+        limit_of(load32(&control->identity_per_s), load32(&control->identity_burst));
+    const enum wv_answer allowed = allow(t, &t->identities, lease->sub, now_ns, limit);
+    if (allowed != WV_ANSWER_YES) return allowed; /* who asks again is refused again */
+    wv_count(t, WV_COUNT_TRANSITION_ISSUED_PRESENTED, 1);
+    if (session == NULL) session = claim(t, lease->id, number, now_ns);
+    if (wv_lock(t, WV_LOCK_SESSION, number, WV_LOCK_WAIT_NS) != 1) return WV_ANSWER_BUSY;
+    if (held != NULL && held->jti != 0) {
+        struct wv_used_lease *entry = probe_used(t, held->jti);
+        if (entry != NULL) deny(t, entry, held->jti, held->expires_ms);
+    }
+    accept_lease(t, session, lease, from, now_ns);
+    wv_unlock(t, WV_LOCK_SESSION, number);
+    return WV_ANSWER_YES;
+}

@@ -1,0 +1,40 @@
+/* The ordinary cases of the admission, without Python: limits of a source, and a lease that takes
+ * an empty slot or renews its own.
+ *
+ * Which cases are ordinary is for this file to say and for Python to trust: what is not is left
+ * untouched, and the rules in Python (wavry_relay/lease_slots.py, source_limits.py) decide it.  In
+ * the ordinary ones both leave the same bytes in every table.
+ */
+#ifndef WAVRY_ADMIT_H
+#define WAVRY_ADMIT_H
+
+#include "decide.h"
+
+/* A verified lease in the words of a slot; see wavry_relay/verified_lease.py. */
+struct wv_lease {
+    uint64_t id[2]; /* of the session */
+    uint64_t jti, sub;
+    uint64_t mark; /* proof counter + 1, or the datagram's tag */
+    uint64_t expires_ms;
+    uint32_t cnf; /* 0: a bearer lease */
+    uint32_t kid, issued_s;
+    uint32_t soft_kbps, hard_kbps;
+    uint8_t role;   /* 0 client, 1 server */
+    uint8_t renews; /* came as LEASE_RENEW */
+};
+
+enum wv_answer {
+    WV_ANSWER_NO = 0,
+    WV_ANSWER_YES = 1,
+    WV_ANSWER_BUSY = 2, /* a lock is held by a stopped process */
+};
+
+/* Take one packet from the allowances of an address and of its network; counts a refusal. */
+enum wv_answer wv_allow_source(struct wv_tables *tables, const struct wv_address *from,
+                               uint64_t purpose, uint64_t now_ns);
+
+/* Put a lease into its slot; needs the table lock.  NO: not an ordinary case, nothing changed. */
+enum wv_answer wv_seat(struct wv_tables *tables, const struct wv_lease *lease,
+                       const struct wv_address *from, uint64_t now_ns);
+
+#endif
