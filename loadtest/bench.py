@@ -121,7 +121,7 @@ QUICK: Final = Scope(
     duration_ms=100,
     kill_duration_ms=1800,
     upgrade_duration_ms=6000,
-    admissions=30,
+    admissions=150,
     parts=("forward", "latency", "admission", "memory", "kill", "upgrade"),
 )
 

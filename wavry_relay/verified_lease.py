@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol.lease import LeaseClaims
+from wavry_peer.protocol.lease import LeaseClaims, unix_ms
 from wavry_peer.protocol.packets import Header, LeasePresent
 
 from .shm.tags import Tags
@@ -58,7 +58,7 @@ def in_words(
         counter,
         mark,
         c.NO_COOKIE if proof is None else proof.cookie,
-        claims.expires_ms,
+        unix_ms(claims.exp),
         claims.slimit,
         claims.hlimit,
         renews,

@@ -41,6 +41,7 @@ __all__ = [
     "proof_check",
     "require_proof",
     "sign_lease",
+    "unix_ms",
 ]
 
 KeyId = NewType("KeyId", str)

@@ -21,7 +21,7 @@ enum {
     WV_GROUP_SEGMENTS = 64,  /* UDP_MAX_SEGMENTS of every kernel that has UDP_SEGMENT */
     WV_GROUP_BYTES = 65000,  /* below 65 535 less the headers of either family */
     WV_GROUP_PLACES = 2048,  /* hash places, twice the groups */
-    WV_CONTROL_PACKETS = 16, /* 0.2 ms each in Python: for 3 ms at most, media waits for leases */
+    WV_CONTROL_PACKETS = 20, /* 0.15 ms each in Python: for 3 ms at most, media waits for leases */
     WV_CONTROL_BYTES = 1504,
     WV_PLAIN_DESTINATIONS = 256,
     WV_MAX_REFUSALS = 16,
