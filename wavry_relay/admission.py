@@ -16,14 +16,13 @@ Checks, in this order, cheapest first (protocol.md section 3); the first "no" na
     → accepted
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import stun
-from wavry_peer.protocol.ed25519 import SignatureCheck
 from wavry_peer.protocol.errors import LeaseError, PacketError
 from wavry_peer.protocol.lease import proof_check, require_proof
 from wavry_peer.protocol.packets import (
@@ -52,6 +51,7 @@ from .shm.locks import LockBusyError, Locks
 from .shm.segment import Segment
 from .shm.sessions import SessionTable, session_words
 from .shm.tags import Tags
+from .signature_rounds import Steps, run_all, run_one
 from .source_limits import PURPOSE_CONTROL, PURPOSE_PATH, SourceLimits
 from .strikes import VIOLATIONS, Strikes
 from .verified_lease import in_words
@@ -70,9 +70,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
     datagram: bytes
     to: Address
-
-
-_Steps = Generator[SignatureCheck, bool | None, bytes | None]
 
 
 def _to_send(packet: ControlPacket, datagram: bytes | None) -> Answer | None:
@@ -138,12 +135,7 @@ class Admission:
         Returns:
             What to send, or None where the packet is dropped (and counted).
         """
-        steps, verdict = self._steps(packet, now), None
-        while True:
-            try:
-                verdict = steps.send(verdict).holds()
-            except StopIteration as end:
-                return _to_send(packet, end.value)
+        return _to_send(packet, run_one(self._steps(packet, now)))
 
     def handle_all(
         self,
@@ -153,9 +145,7 @@ class Admission:
     ) -> list[Answer | None]:
         """Answer the control packets of a batch, as `handle` would answer each.
 
-        All of them go on to the signature that they need next, then all those are checked: code
-        that has just run is in the processor's caches, and a signature check pushes all other code
-        out.  It makes an admission half as dear beside its signatures.
+        Their signatures are checked in rounds; see `run_all`.
 
         Args:
             packets: from the engine.
@@ -165,24 +155,10 @@ class Admission:
         Returns:
             For each packet what to send, or None.
         """
-        answers: list[Answer | None] = [None] * len(packets)
-        waiting = [(at, self._steps(packet, now)) for at, packet in enumerate(packets)]
-        verdicts: list[bool] | list[None] = [None] * len(packets)
-        while waiting:
-            still_waiting, checks = [], []
-            for (at, steps), verdict in zip(waiting, verdicts, strict=True):
-                try:
-                    checks.append(steps.send(verdict))
-                except StopIteration as end:
-                    answers[at] = _to_send(packets[at], end.value)
-                except Exception as error:  # noqa: BLE001 - one packet must not end all sessions
-                    on_defect(error)
-                else:
-                    still_waiting.append((at, steps))
-            waiting, verdicts = still_waiting, [check.holds() for check in checks]
-        return answers
+        ends = run_all([self._steps(packet, now) for packet in packets], on_defect)
+        return [_to_send(*each) for each in zip(packets, ends, strict=True)]
 
-    def _steps(self, packet: ControlPacket, now: Instant) -> _Steps:
+    def _steps(self, packet: ControlPacket, now: Instant) -> Steps:
         """The way of one packet; it stops where a signature has to be checked."""
         try:
             if packet.kind is ControlKind.LEASE:
@@ -237,7 +213,7 @@ class Admission:
 
     # -- Leases ----------------------------------------------------------------------------------
 
-    def _lease(self, packet: ControlPacket, now: Instant) -> _Steps:
+    def _lease(self, packet: ControlPacket, now: Instant) -> Steps:
         header = parse_header(packet.datagram)
         present = parse_present(packet.datagram, header)
         allowed = self._limits.allows(packet.source, PURPOSE_CONTROL, now)

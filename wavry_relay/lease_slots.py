@@ -42,10 +42,6 @@ class PathChallengeError(Exception):
     """The peer must first prove that it receives at its new address."""
 
 
-def _refuse(reason: c.RejectReason, why: str) -> LeaseError:
-    return LeaseError(reason, why)
-
-
 class LeaseSlots:
     """Places the leases that one worker verified.
 
@@ -128,14 +124,14 @@ class LeaseSlots:
             )
         if not self._identity_allows(lease.sub, now):
             self._counters.add("limited_identity")
-            raise _refuse(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
+            raise LeaseError(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
         self._check_room(new_session=record is None, new_lease=not same_lease)
         if slot is not None:
             self._check_slot(header, lease, slot, source, now)
         if record is None:
             record = self._sessions.claim(*words, self._segment.milliseconds(now.mono_ns))
             if record is None:
-                raise _refuse(c.RejectReason.SESSION_FULL, "session table is full")
+                raise LeaseError(c.RejectReason.SESSION_FULL, "session table is full")
             self._counters.add("session_created")
         with self._locks.session(record.number):
             self._accept(record, record.slot(lease.role), lease, source, now)
@@ -159,32 +155,34 @@ class LeaseSlots:
         """Refuse what a relay that drains or is nearly full does not take."""
         if new_session:
             if self._control.drain:
-                raise _refuse(c.RejectReason.DRAINING, "relay takes no new sessions")
+                raise LeaseError(c.RejectReason.DRAINING, "relay takes no new sessions")
             if self._control.shedding:
                 self._counters.add("sessions_shed")
-                raise _refuse(c.RejectReason.SESSION_FULL, "relay sheds load")
+                raise LeaseError(c.RejectReason.SESSION_FULL, "relay sheds load")
         if new_lease and not self._used.has_room():
-            raise _refuse(c.RejectReason.SESSION_FULL, "used-lease table is full")
+            raise LeaseError(c.RejectReason.SESSION_FULL, "used-lease table is full")
 
     def _check_replay(
         self, lease: VerifiedLease, slot: SlotRecord | None, source: Address, now: Instant
     ) -> bool:
         """Refuse a used lease without a fresh proof; True for a bearer datagram to ACK again."""
         if lease.counter == _LAST_COUNTER:
-            raise _refuse(c.RejectReason.PROOF_REQUIRED, "proof counter is the reserved last one")
+            raise LeaseError(
+                c.RejectReason.PROOF_REQUIRED, "proof counter is the reserved last one"
+            )
         if slot is not None and slot.jti == lease.jti:
             if lease.counter is not None:
                 if lease.counter < slot.mark:
-                    raise _refuse(c.RejectReason.REPLAYED, "proof counter did not grow")
+                    raise LeaseError(c.RejectReason.REPLAYED, "proof counter did not grow")
                 return False
             stamp = self._segment.milliseconds(now.mono_ns)
             age_ms = self._segment.elapsed_ms(stamp, slot.accepted_ms)
             if slot.mark == lease.datagram and slot.is_at(source) and age_ms < _BEARER_REPEAT_MS:
                 return True
-            raise _refuse(c.RejectReason.REPLAYED, "bearer lease was already used")
+            raise LeaseError(c.RejectReason.REPLAYED, "bearer lease was already used")
         high_water = self._used.find(lease.jti)
         if high_water is not None and (lease.counter is None or lease.counter < high_water):
-            raise _refuse(c.RejectReason.REPLAYED, "lease was already used")
+            raise LeaseError(c.RejectReason.REPLAYED, "lease was already used")
         return False
 
     def _check_slot(
@@ -197,11 +195,11 @@ class LeaseSlots:
     ) -> None:
         """Identity lock and path of a slot that is taken."""
         if slot.sub != lease.sub or slot.cnf != lease.cnf:
-            raise _refuse(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
+            raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
         if slot.is_at(source):
             return
         if lease.counter is None:
-            raise _refuse(c.RejectReason.PROOF_REQUIRED, "a bearer lease cannot move")
+            raise LeaseError(c.RejectReason.PROOF_REQUIRED, "a bearer lease cannot move")
         if not self._cookies.is_good(lease.cookie, header.session_id, source, now.mono_ns):
             raise PathChallengeError
 
@@ -255,7 +253,7 @@ class LeaseSlots:
         Its lease is denied from now on; a session that both peers left is over.
         """
         if slot.sub != lease.sub or slot.cnf != lease.cnf or lease.counter is None:
-            raise _refuse(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
+            raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
         words, before = (record.id_high, record.id_low), state_of(record)
         take = self._transitions.take
         with self._locks.session(record.number):
