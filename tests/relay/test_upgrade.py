@@ -150,11 +150,19 @@ def traffic(relay: RelayProcess, stack: ExitStack, sessions: int = 4) -> list[Nu
     ]
 
 
+OF_A_PROCESS = {"process_cpu_seconds_total", "wavry_relay_worker_cpu_seconds_total"}
+"""Counters of a process begin again with it, as Prometheus expects."""
+
+
 def counters(relay: RelayProcess) -> dict[str, float]:
-    """Every counter with its labels."""
+    """Every counter of the relay with its labels."""
     lines = relay.get("/metrics")[1].decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, value in pairs if name.partition("{")[0][-6:] == "_total"}
+    return {
+        series: float(value)
+        for series, value in pairs
+        if (name := series.partition("{")[0]).endswith("_total") and name not in OF_A_PROCESS
+    }
 
 
 IN_HAND = 64
