@@ -82,8 +82,10 @@ class EngineConformance:
         self, world: World, datagram: bytes, reason: str
     ) -> None:
         before = world.count(f"drop_{reason}")
+        bytes_before = world.count(f"dropped_bytes_{reason}")
         assert world.decide(datagram, v4(9)) == Drop(reason)
         assert world.count(f"drop_{reason}") == before + 1
+        assert world.count(f"dropped_bytes_{reason}") == bytes_before + len(datagram)
 
     @pytest.mark.parametrize("kind", [0x01, 0x04])
     def test_lease_packets_go_to_the_admission(self, world: World, kind: int) -> None:
@@ -286,6 +288,7 @@ class EngineConformance:
             sent += 1
         over = world.count("soft_limit_packets")
         assert 90 < over < sent  # 250 ms of 100 kbit/s are three such packets
+        assert world.count("soft_limit_bytes") == over * 1028
         world.advance(5)
         client.forward(sent, bytes(100))
         assert world.count("soft_limit_packets") == over

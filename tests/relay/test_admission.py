@@ -460,7 +460,10 @@ def test_challenges_are_limited_per_address_and_apart_from_leases() -> None:
         new = v4(50)
         answers = [world.answer(client.frame(number), new) for number in range(10)]
         assert sum(answer is not None for answer in answers) == 3
-        assert world.count("drop_ip_rate") == 7
+        assert world.count("drop_ip_rate") == world.count("limited_host") == 7
+        size = len(client.frame(0))
+        assert world.count("dropped_bytes_ip_rate") == world.count("limited_bytes_host") == 7 * size
+        assert world.count("limited_bytes_network") == 0
         client.address = new
         cookie = packets.parse_packet(world_answer(answers[0])).body
         assert isinstance(cookie, packets.PathChallenge)

@@ -4,7 +4,7 @@ import uuid
 
 import msgspec
 import pytest
-from gateway_support import accepted_call, public_key
+from gateway_support import accepted_call, connected, eventually, public_key
 
 from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.sessions import Keys, SessionKey, new_session
@@ -392,3 +392,71 @@ async def test_pending_session_expires_and_both_hear_it(tmp_path, master):
             await b.send(wire.Answer(target_username="ann", session_id=offer.session_id))
             await b.error("session_closed")
     assert master.requests == []
+
+
+async def test_users_report_the_path_of_their_session(gateway, master):
+    ann, bob, eve = [await gateway.user(name) for name in ("ann", "bob", "eve")]
+
+    async def value(metric):
+        text = (await gateway.call("GET", "/metrics"))[1].decode()
+        return next(
+            float(line.split()[-1]) for line in text.splitlines() if line.startswith(metric)
+        )
+
+    async with ann.online() as a, bob.online() as b:
+        session_id = await accepted_call(ann, a, bob, b)
+        path = f"/v1/sessions/{session_id}/path"
+        assert await value('wavry_gateway_sessions_by_path{path="unreported"}') == 1
+        for user, way in ((ann, "relay"), (bob, "relay"), (ann, "direct")):
+            assert (await user.call("POST", path, {"path": way}))[0] == 204
+        assert await value('wavry_gateway_session_paths_total{path="relay"}') == 1
+        assert await value('wavry_gateway_session_paths_total{path="direct"}') == 1
+        assert await value('wavry_gateway_sessions_by_path{path="direct"}') == 1
+        assert await value('wavry_gateway_sessions_by_path{path="unreported"}') == 0
+        assert (await ann.call("POST", path, {"path": "pigeon"}))[0] == 400
+        status, body = await eve.call("POST", path, {"path": "relay"})
+        assert (status, body["error"]) == (404, "unknown_session")
+        assert (await ann.call("DELETE", f"/v1/sessions/{session_id}"))[0] == 204
+        status, body = await ann.call("POST", path, {"path": "relay"})
+        assert (status, body["error"]) == (409, "session_closed")
+        assert await value('wavry_gateway_sessions_by_path{path="direct"}') == 0
+
+
+async def test_no_path_is_reported_of_a_call_that_nobody_answered(gateway, master):
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with ann.online() as a, bob.online() as b:
+        await a.send(wire.Offer(target_username="bob"))
+        offer = await b.next(wire.Offer)
+        path = f"/v1/sessions/{offer.session_id}/path"
+        status, body = await ann.call("POST", path, {"path": "direct"})
+        assert (status, body["error"]) == (409, "not_accepted")
+
+
+async def test_tokens_and_binds_are_counted_by_what_came_of_them(gateway, master):
+    ann = await gateway.user("ann")
+    for token in (None, "short", "A" * 43):
+        assert (await gateway.call("GET", "/v1/sessions", token=token))[0] == 401
+    assert (await gateway.call("GET", "/v1/sessions", token=ann.token))[0] == 200
+    async with ann.online():
+        pass
+    async with connected(gateway.http, gateway.url) as socket:
+        await socket.send(wire.Ping())
+        await socket.error("bind_required")
+        await socket.close_code()
+    async with connected(gateway.http, gateway.url) as socket:
+        await socket.send(wire.Bind(token="A" * 43))
+        await socket.error("invalid_token")
+        await socket.close_code()
+
+    def lines():
+        return gateway.gateway.metrics.text().decode().splitlines()
+
+    await eventually(lambda: 'wavry_gateway_binds_total{result="invalid_token"} 1.0' in lines())
+    for via, result in (
+        ("http", "ok"), ("http", "missing"), ("http", "malformed"), ("http", "unknown"),
+        ("websocket", "ok"), ("websocket", "unknown"),
+    ):  # fmt: skip
+        series = f'wavry_gateway_token_checks_total{{result="{result}",via="{via}"}}'
+        assert f"{series} 1.0" in lines(), series
+    for result in ("ok", "bind_required", "invalid_token"):
+        assert f'wavry_gateway_binds_total{{result="{result}"}} 1.0' in lines(), result

@@ -335,6 +335,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t bytes) {
     const uint64_t unsent = row[WV_COUNT_DROP_SEND_BLOCKED] + row[WV_COUNT_DROP_SEND_FAILED];
     CHECK(sent_datagrams + unsent == forwards && (failing || unsent == 0));
     CHECK(memcmp(engine->tables.sessions, twin.sessions, sizeof pristine) == 0);
-    for (unsigned i = WV_COUNT_DROP_TOO_SHORT; i < WV_COUNT_DROP_SEND_BLOCKED; i++) CHECK(row[i] == twin.row[i]);
+    for (unsigned i = WV_COUNT_DROP_TOO_SHORT; i < WV_COUNT_DROP_SEND_BLOCKED; i++) {
+        CHECK(row[i] == twin.row[i]);
+        CHECK(row[i + WV_DROP_BYTES_AHEAD] == twin.row[i + WV_DROP_BYTES_AHEAD]);
+    }
     return 0;
 }

@@ -69,6 +69,7 @@ static void forwards_and_counts(void) {
     CHECK(decide(&t, data, bytes, alice) == WV_KIND_DROP);
     CHECK(decision.drop == WV_COUNT_DROP_DUPLICATE);
     CHECK(t.row[WV_COUNT_DROP_DUPLICATE] == 1);
+    CHECK(t.row[WV_COUNT_DROPPED_BYTES_DUPLICATE] == bytes);
     CHECK(((uint64_t *)(s.base + ((struct wv_head *)s.base)->at_counters))[WV_COUNT_DROP_DUPLICATE] == 0);
     CHECK(((struct wv_slot *)session->client)->received_ms == 5000);
     CHECK(((struct wv_slot *)session->client)->window_head == 8);
