@@ -4,9 +4,9 @@ import re
 
 import pytest
 from gateway_support import make_config
+from system_support import REPOSITORY
 
 from wavry_cp.gateway.app import make_app
-from wavry_cp.gateway.connection import Connection
 from wavry_cp.gateway.gateway import Gateway
 from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.gateway.refused import STATUS
@@ -90,7 +90,41 @@ def test_errors_of_the_gateway_are_declared() -> None:
     }  # fmt: skip
     declared = _values(GATEWAY, "wavry_gateway_message_errors_total", "code")
     assert set(STATUS) - http_only <= declared
-    assert Connection.__doc__ is not None
+
+
+def _codes(pattern: str, *modules: str) -> set[str]:
+    texts = [(REPOSITORY / "wavry_cp" / module).read_text() for module in modules]
+    found = {code for text in texts for code in re.findall(pattern, text)}
+    assert found, "the pattern fits nothing: mend this test"
+    return found
+
+
+REFUSED = r'RefusedError\(\s*"([a-z_]+)"'
+
+
+def test_refusals_of_the_master_are_declared() -> None:
+    leases = _codes(REFUSED, "master/lease_desk.py", "master/leases.py")
+    assert leases <= _values(MASTER, "wavry_master_leases_rejected_total", "reason")
+    directory = _codes(REFUSED, "master/registry.py", "master/directory.py")
+    results = ("registrations", "heartbeats")
+    declared = {
+        value
+        for name in results
+        for value in _values(MASTER, f"wavry_master_{name}_total", "result")
+    }
+    assert directory <= declared
+    registration = _codes(REFUSED, "master/challenges.py", "master/endpoints.py")
+    assert registration <= _values(MASTER, "wavry_master_registrations_total", "result")
+    ends = _codes(r'self\.end\(\s*"([a-z_]+)"', "master/event_stream.py")
+    assert ends <= _values(MASTER, "wavry_master_event_stream_ends_total", "cause")
+
+
+def test_ends_of_connections_are_declared() -> None:
+    causes = _codes(r'\.cut\("([a-z_]+)"\)', "gateway/connection.py")
+    causes |= _codes(r'CLOSE_[A-Z_]+,\s*"([a-z_]+)"', "gateway/hub.py", "gateway/connection.py")
+    causes |= _codes(r'CLOSE_[A-Z_]+,\s*"([a-z_]+)"', "gateway/signaling.py")
+    assert causes <= _values(GATEWAY, "wavry_gateway_websockets_closed_total", "cause")
+    assert "client_left" in causes
 
 
 @pytest.mark.parametrize("made", [GatewayMetrics, MasterMetrics])
