@@ -199,7 +199,13 @@ def test_pitfall_strangers_mint_no_series(system: Scraped) -> None:
         assert misfits(service, system.text(service)) == []
     again = _round(system)
     for service in SERVICES:
-        assert again[service] - first[service] == set(), "other words made other series"
+        # What the relay itself asks now and then is no stranger's: he gets no 200 of these routes.
+        new = {
+            (name, labels)
+            for name, labels in again[service] - first[service]
+            if not (("status", "200") in labels and service == "master")
+        }
+        assert new == set(), "other words made other series"
     assert system.value("gateway", "wavry_gateway_binds_total", result="invalid_token") == 2
     unfit = [
         (name, labels)
