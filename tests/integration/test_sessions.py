@@ -56,6 +56,10 @@ async def test_kill_9_of_every_worker_under_traffic_keeps_the_session(
 def test_health_commands_know_each_running_service(
     system: RunningSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    relay_ready = ["health", "--ready", "--url", system.relay["ops_url"]]
+    wait_until(  # Its workers may just have been killed by a test before.
+        lambda: CliRunner().invoke(relay_app, relay_ready).exit_code == 0, what="the relay is ready"
+    )
     for app, url in (
         (gateway_app, system.gateway_url),
         (master_app, system.master_url),
