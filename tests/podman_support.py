@@ -27,7 +27,11 @@ def missing() -> str | None:
     """Why no container can run here, or None."""
     if os.geteuid() != 0:
         return "needs root"
-    absent = [name for name in ("buildah", "podman", "runc", "ip") if shutil.which(name) is None]
+    absent = [
+        name
+        for name in ("buildah", "podman", "runc", "ip", "prometheus")
+        if shutil.which(name) is None
+    ]
     if absent:
         return f"needs {', '.join(absent)}: run `.ci/system-packages images` as root"
     if not (REPOSITORY / "build/images.json").exists():
@@ -41,10 +45,12 @@ class Podman:
     Args:
         namespace: network in which the containers live.
         prefix: of their names.
+        address: of gateway, master and relay for each other.
     """
 
-    def __init__(self, namespace: Namespace, prefix: str) -> None:
+    def __init__(self, namespace: Namespace, prefix: str, address: str) -> None:
         self.prefix = prefix
+        self._address = address
         self._network = f"ns:/proc/{os.getpid()}/fd/{namespace.fd}"
         self._options = [*PODMAN, "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
         # No systemd is there to call the health checks: the test does.
@@ -70,7 +76,9 @@ class Podman:
         """``run`` with what every container of the test has."""
         return [
             "run", "--name", self.name(service), "--network", self._network,
-            "--add-host", "master:127.0.0.1", "--add-host", "gateway:127.0.0.1", *options,
+            *(word for name in ("gateway", "master", "relay")
+              for word in ("--add-host", f"{name}:{self._address}")),
+            *options,
         ]  # fmt: skip
 
     def start(self, service: str, image: str, *options: str, words: tuple[str, ...] = ()) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -18,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from containers_support import ROLES, USER, compose, limit_options, podman_options, role_of, stages
+from containers_support import (
+    ROLES,
+    USER,
+    compose,
+    limit_options,
+    podman_options,
+    role_of,
+    stages,
+    volumes_of,
+)
 from namespaces_support import Namespace
 from podman_support import Podman, missing, store_in_use
 from system_support import REPOSITORY, wait_until
@@ -135,7 +145,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
     with store_in_use(), Namespace() as namespace, contextlib.ExitStack() as cleanup:
         for address in (OPS_ADDRESS, FRONT_ADDRESS, RELAY_ADDRESS):
             namespace.ip(f"address add {address}/32 dev lo")
-        podman = Podman(namespace, f"wavry-test-{os.getpid()}")
+        podman = Podman(namespace, f"wavry-test-{os.getpid()}", OPS_ADDRESS)
         cleanup.callback(podman.close)
         containers = Containers(podman, namespace, directory)
         containers.make_keys()
@@ -222,6 +232,39 @@ def test_metrics_answer_the_inner_network_and_nobody_else(system: Containers) ->
             status, body = system.get(f"{address}:{port}", "/metrics")
             assert status in (401, 403)
             assert b"wavry_" not in body
+
+
+def test_prometheus_scrapes_every_service(system: Containers) -> None:
+    """Debian's own server in a container confined as compose.yml says, for want of its image."""
+    service = system.service("prometheus")
+    configuration, data = [target for _, target, _ in volumes_of(service)]
+    store = system.directory / "prometheus"
+    store.mkdir()
+    uid, gid = map(int, service["user"].split(":"))
+    os.chown(store, uid, gid)
+    system.podman.start(
+        "prometheus", system.images["peer"],
+        *podman_options({**service, "volumes": []}),
+        "--volume", f"{REPOSITORY / 'docker/prometheus'}:{configuration}:ro",
+        "--volume", f"{store}:{data}",
+        "--volume", f"{shutil.which('prometheus')}:/usr/bin/prometheus:ro",
+        "--entrypoint", "prometheus",
+        words=tuple(service["command"]),
+    )  # fmt: skip
+
+    def states() -> dict[str, str]:
+        try:
+            status, raw = system.get("127.0.0.1:9090", "/api/v1/targets")
+        except OSError:
+            return {}
+        targets = json.loads(raw)["data"]["activeTargets"] if status == 200 else []
+        return {target["discoveredLabels"]["__address__"]: target["health"] for target in targets}
+
+    everything_up = {"gateway:8090": "up", "master:8091": "up", "relay:4501": "up"}
+    system.wait("prometheus", lambda: states() == everything_up, f"sees {everything_up}")
+    _, raw = system.get("127.0.0.1:9090", "/api/v1/rules")
+    assert json.loads(raw)["data"]["groups"], "it loaded the alerts"
+    system.podman("stop", "--time", "20", system.podman.name("prometheus"))
 
 
 def test_a_killed_worker_is_replaced_and_leaves_no_zombie(system: Containers) -> None:

@@ -362,6 +362,8 @@ def test_prometheus_scrapes_services_that_compose_has() -> None:
         "master": parse_address(settings_of("master").listen)[1],
         "relay": parse_address(settings_of("relay").ops_listen)[1],
     }
+    for pattern in yaml.safe_load(file.read_text()).get("rule_files", []):
+        assert list(file.parent.glob(pattern)), pattern
     seen = set()
     for job in yaml.safe_load(file.read_text())["scrape_configs"]:
         for group in job.get("static_configs", []):
