@@ -99,13 +99,15 @@ class RunningSystem:
 
 @contextlib.contextmanager
 def running_system(
-    directory: Path, *, relays: int = 1, workers: int = 2
+    directory: Path, *, relays: int = 1, workers: int = 2, settings_file: Path | None = None
 ) -> Iterator[RunningSystem]:
     """``wavryctl dev up`` for the length of a block."""
+    settings = [] if settings_file is None else ["--settings-file", str(settings_file)]
     process = subprocess.Popen(
         [
             sys.executable, "-m", "wavry_cp.admin", "dev", "up", "--json",
             "--relays", str(relays), "--workers", str(workers), "--data", str(directory),
+            *settings,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

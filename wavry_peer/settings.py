@@ -12,8 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,6 +28,7 @@ __all__ = [
     "load_layers",
     "load_one",
     "parse_address",
+    "read_settings_file",
     "setting",
     "variable_of",
 ]
@@ -241,7 +241,8 @@ def load_layers(
     if path is None:
         return load(kind, environ, **overrides)
     variables = {item.metadata[_META].variable: hints[name] for name, item in fields.items()}
-    below = _read_file(path, variables.keys() - {own})
+    known = variables.keys() - {own}
+    below = read_settings_file(path, known.__contains__)
     wins = {name: text for name, text in environ.items() if name not in variables}
     wins |= {name: environ[name] for name in variables if _is_set(environ, name, variables[name])}
     return load(kind, {**below, **wins}, **overrides)
@@ -270,7 +271,7 @@ def load_one(
         own = variable_of(kind, file_field)
         if _is_set(environ, own, hints[file_field]):
             known = {row.variable for row in describe(kind)} - {own}
-            layers.append(_read_file(_path(environ[own]), known))
+            layers.append(read_settings_file(_path(environ[own]), known.__contains__))
     for layer in layers:
         if _is_set(layer, declared.variable, hint):
             try:
@@ -282,7 +283,16 @@ def load_one(
     return item.default
 
 
-def _read_file(path: Path, known: AbstractSet[str]) -> dict[str, str]:
+def read_settings_file(path: Path, is_known: Callable[[str], bool]) -> dict[str, str]:
+    """Read ``NAME=value`` lines, in the form that `load_layers` describes.
+
+    Args:
+        path: of a regular file.
+        is_known: whether a setting of this name may be in it.
+
+    Raises:
+        SettingsError: the file cannot be read, or a line of it does not fit.
+    """
     try:
         if not path.is_file():  # A pipe would never end, and the role would wait for it.
             raise SettingsError(f"settings file {path} is not there, or is no regular file")
@@ -302,7 +312,7 @@ def _read_file(path: Path, known: AbstractSet[str]) -> dict[str, str]:
         if not content or content[0] in "#;":
             continue
         try:
-            name, value = _parse_line(content, known)
+            name, value = _parse_line(content, is_known)
         except ValueError as error:
             faults.append(f"settings file {path}, line {number}: {error}")
         else:
@@ -312,13 +322,13 @@ def _read_file(path: Path, known: AbstractSet[str]) -> dict[str, str]:
     return values
 
 
-def _parse_line(line: str, known: AbstractSet[str]) -> tuple[str, str]:
+def _parse_line(line: str, is_known: Callable[[str], bool]) -> tuple[str, str]:
     name, equals, value = line.partition("=")
     name, value = name.strip(), value.strip()
     if not equals or not _VARIABLE.fullmatch(name):
         # What stands there may be half a secret: it is not quoted.
         raise ValueError("must be NAME=value or a comment")
-    if name not in known:
+    if not is_known(name):
         raise ValueError(f"{name} is not a setting that this file may have")
     if value.endswith("\\") and not value.endswith("\\\\"):
         raise ValueError(f"{name} must stand on one line")

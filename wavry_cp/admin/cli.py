@@ -116,6 +116,10 @@ def dev_up(
     data: Annotated[
         Path, typer.Option(help="Directory for databases, keys, tokens, logs and dev.json.")
     ] = DEFAULT_DEV_DIR,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option(help="NAME=value lines with settings of gateway, master and relays."),
+    ] = None,
     *,
     json: Json = False,
 ) -> None:
@@ -125,8 +129,15 @@ def dev_up(
       wavryctl dev up
 
       wavryctl dev up --relays 2 --workers 1 --data /tmp/wavry --json
+
+      wavryctl dev up --settings-file loadtest/raised-limits.env
     """
-    run(lambda: run_dev_system(data, relays=relays, workers=workers, as_json=json), as_json=json)
+    run(
+        lambda: run_dev_system(
+            data, relays=relays, workers=workers, as_json=json, settings_file=settings_file
+        ),
+        as_json=json,
+    )
 
 
 @app.command()

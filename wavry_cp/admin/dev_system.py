@@ -21,11 +21,14 @@ from typing import Any, Final, Self
 import msgspec
 from rich.console import Console
 
+from wavry_cp.gateway.config import GatewayConfig
+from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys import DOCUMENT_FILE, init_keys, load_keys
 from wavry_peer.protocol.api import RelayList
+from wavry_peer.settings import SettingsError, describe, read_settings_file
 
 from .client import ask_json
-from .output import CommandError, print_json
+from .output import EXIT_USAGE, CommandError, print_json
 from .places import DEV_FILE, DevRelay, DevSystemFile
 
 __all__ = ["DevSystem", "run_dev_system"]
@@ -310,17 +313,42 @@ async def _stop_process(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def run_dev_system(directory: Path, *, relays: int, workers: int, as_json: bool) -> None:
+_KNOWN_SETTINGS: Final = frozenset(
+    row.variable for kind in (MasterConfig, GatewayConfig) for row in describe(kind)
+)
+_RELAY_PREFIX: Final = "WAVRY_RELAY_"
+"""The relay knows its own settings; nothing here does."""
+
+
+async def run_dev_system(
+    directory: Path,
+    *,
+    relays: int,
+    workers: int,
+    as_json: bool,
+    settings_file: Path | None = None,
+) -> None:
     """``wavryctl dev up``: run until Ctrl-C or SIGTERM.
 
     Raises:
-        CommandError: a service did not start, or ended by itself.
+        CommandError: a service did not start, or ended by itself, or the file does not fit.
     """
+    settings: dict[str, str] = {}
+    if settings_file is not None:
+        try:
+            settings = read_settings_file(
+                settings_file,
+                lambda name: name in _KNOWN_SETTINGS or name.startswith(_RELAY_PREFIX),
+            )
+        except SettingsError as error:
+            raise CommandError(str(error), code="bad_settings", exit_code=EXIT_USAGE) from error
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with DevSystem.running(directory, relays=relays, workers=workers) as system:
+    async with DevSystem.running(
+        directory, relays=relays, workers=workers, settings=settings
+    ) as system:
         _announce(system, as_json=as_json)
         stopping = asyncio.create_task(stop.wait())
         dying = asyncio.create_task(system.wait_for_exit())
