@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 # A change of the compiled core builds it again; WAVRY_BUILD_NATIVE=require|skip decides how much it matters.
 NATIVE_SOURCES := $(wildcard wavry_relay/engine/*.c wavry_relay/engine/*.h wavry_relay/engine/*.pyx)
 PYTEST_ARGS ?=
+LOAD_USERS ?= 5
+LOAD_TIME ?= 1m
 FUZZ_DATAGRAMS ?= 10000000
 FUZZ_SANITIZED_DATAGRAMS ?= 1000000
 FUZZ_SECONDS ?= 600
@@ -13,7 +15,7 @@ FUZZ_SEED ?= 1
 IMAGE_BASE ?= debootstrap
 LOCK_ARGS ?=
 
-.PHONY: help demo test lint format release-check bench fuzz docs lock images images-smoke clean system
+.PHONY: help demo test lint format release-check bench load fuzz docs lock images images-smoke clean system
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +48,9 @@ release-check: $(STAMP)  ## what docs/checklist.md says, before a release (ONLY,
 
 bench: $(STAMP)  ## performance table; writes build/bench.json
 	$(BIN)/python -m loadtest.bench --output build/bench.json
+
+load: $(STAMP)  ## a system of its own and 5 pairs of peers for LOAD_TIME; writes build/load.json and build/load.html
+	BIN=$(BIN) LOAD_USERS=$(LOAD_USERS) LOAD_TIME=$(LOAD_TIME) loadtest/run-load
 
 fuzz: $(STAMP)  ## long fuzz: the packet path in C (FUZZ_SECONDS), then the UDP port (FUZZ_DATAGRAMS, FUZZ_SANITIZED_DATAGRAMS)
 	WAVRY_FUZZ_SEED=$(FUZZ_SEED) WAVRY_FUZZ_SECONDS=$(FUZZ_SECONDS) WAVRY_FUZZ_FINDS=$(CURDIR)/build/fuzz \

@@ -11,7 +11,14 @@ from .media import MAX_PACKET_BYTES, MIN_PACKET_BYTES, MediaShape
 from .shapes import CONSTANT, SHAPES
 from .target import TargetOptions
 
-__all__ = ["DEFAULT_OBJECTIVES", "LoadOptions", "OptionsError", "add_options", "read_options"]
+__all__ = [
+    "DEFAULT_OBJECTIVES",
+    "LoadOptions",
+    "OptionsError",
+    "add_options",
+    "main",
+    "read_options",
+]
 
 DEFAULT_OBJECTIVES: Final = Path(__file__).parent.parent / "slo.toml"
 DEFAULT_RUN_TIME_S: Final = 60
@@ -246,3 +253,19 @@ def read_options(parsed: argparse.Namespace) -> LoadOptions:
         results=_path(parsed.results),
         is_headless=bool(parsed.headless),
     )
+
+
+def main() -> None:
+    """Print our options: locust prints its help before it reads a locustfile."""
+    parser = argparse.ArgumentParser(
+        prog="locust -f loadtest/locustfile.py",
+        usage="%(prog)s USER ... --headless [options]",
+        description="The options that the load tests add to those of `locust --help`.",
+        add_help=False,
+    )
+    add_options(parser)
+    parser.print_help()
+
+
+if __name__ == "__main__":
+    main()

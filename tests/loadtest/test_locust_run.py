@@ -267,6 +267,59 @@ def test_no_secret_is_left_in_results_or_output(
             assert "v4.public." not in text
 
 
+# -- What the documents promise ------------------------------------------------------------
+
+
+def test_every_locust_command_of_the_documents_is_understood() -> None:
+    documents = [REPOSITORY / "README.md", REPOSITORY / "docs" / "load-testing.md"]
+    lines = [
+        line
+        for document in documents
+        for line in document.read_text().splitlines()
+        if line.startswith("locust ")
+    ]
+    assert len(lines) >= 12
+    shown = "".join(
+        subprocess.check_output([sys.executable, "-m", *command], cwd=REPOSITORY, text=True)
+        for command in (["locust", "--help"], ["loadtest.users.options"])
+    )
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", shown))
+    for line in lines:
+        words = line.split()
+        options = {word for word in words if word.startswith("-")}
+        assert options <= known, line
+        assert set(words) & {*USERS}, line
+    for document in documents:
+        named = set(re.findall(r"`(--[a-z][a-z-]*)", document.read_text()))
+        assert named <= known | {"--settings-file"}, document
+
+
+def test_the_script_of_make_load_runs_a_system_and_ends_it(tmp_path: Path) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert "loadtest/run-load" in makefile
+    output = tmp_path / "out" / "load"
+    done = subprocess.run(
+        [REPOSITORY / "loadtest" / "run-load"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=clean_environment(
+            BIN=str(Path(sys.executable).parent),
+            LOAD_USERS="1",
+            LOAD_TIME="3s",
+            LOAD_OUTPUT=str(output),
+            TMPDIR=str(tmp_path),
+        ),
+    )
+    document = json.loads(output.with_suffix(".json").read_text())
+    # With the objectives that are shipped, which a crowded machine may break.
+    assert done.returncode == (0 if document["ok"] else 1), done.stdout + done.stderr
+    assert document["load"]["users"] == ["SessionUser"]
+    assert document["requests"]["POST /auth/register"]["count"] == 2
+    assert output.with_suffix(".html").stat().st_size > 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "its directory is gone"
+
+
 # -- Shapes, several processes, objectives -------------------------------------------------
 
 
