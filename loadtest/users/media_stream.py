@@ -19,9 +19,7 @@ __all__ = ["MediaStream"]
 
 ONE_WAY: Final = "UDP frame one-way"
 ROUND_TRIP: Final = "UDP frame round trip"
-STRAGGLERS_S: Final = 0.5
-"""How long the end of a stream waits for datagrams that are on their way."""
-FRAME_LOST: Final = "frame not whole within 1 s"
+FRAME_LATE: Final = "frame not whole in time"
 FRAME_CUT: Final = "frame not whole at the end of its stream"
 
 _SECOND_NS: Final = 1_000_000_000
@@ -40,7 +38,8 @@ class MediaStream:
         self._run = run
         self._source = source
         self._sink = sink
-        self._meter = StreamMeter(run.totals.media)
+        self._deadline_ns = int(run.options.frame_deadline_s * _SECOND_NS)
+        self._meter = StreamMeter(run.totals.media, self._deadline_ns)
         source.on_payload = self._on_echo
         sink.on_payload = self._on_media
 
@@ -66,14 +65,14 @@ class MediaStream:
                 failure = peer.failure()
                 if failure is not None:
                     raise LoadFailure(failure)
-            self._fail_frames(self._meter.overdue(now_ns()), FRAME_LOST)
+            self._fail_frames(self._meter.overdue(now_ns()), FRAME_LATE)
             if source.channel.wants_leave or sink.channel.wants_leave:
                 return
 
     def finish(self) -> None:
-        """Wait for what is on its way, and close the accounts."""
-        deadline_ns = now_ns() + int(STRAGGLERS_S * _SECOND_NS)
-        while not self._meter.is_complete and now_ns() < deadline_ns:
+        """Wait for what is on its way, as long as for any frame, and close the accounts."""
+        give_up_ns = now_ns() + self._deadline_ns
+        while not self._meter.is_complete and now_ns() < give_up_ns:
             gevent.sleep(0.01)
         self._fail_frames(self._meter.close(), FRAME_CUT)
 
@@ -94,4 +93,4 @@ class MediaStream:
 
     def _fail_frames(self, count: int, reason: str) -> None:
         for _ in range(count):
-            self._run.measured(ONE_WAY, _SECOND_NS, reason)
+            self._run.measured(ONE_WAY, self._deadline_ns, reason)

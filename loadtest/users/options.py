@@ -40,6 +40,7 @@ class LoadOptions:
         relay_id: the only relay to use, or None for those that the master chooses.
         region: to ask the master for, or None.
         media: what streams look like.
+        frame_deadline_s: a frame that is not whole so long after it was due has failed.
         session_s: length of a session; then a user starts another one.
         pause_s: between two tasks of a user.
         lease_ttl_s: to ask the master for, or None for its own.
@@ -57,6 +58,7 @@ class LoadOptions:
     relay_id: str | None
     region: str | None
     media: MediaShape
+    frame_deadline_s: float
     session_s: float
     pause_s: float
     lease_ttl_s: int | None
@@ -165,6 +167,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"Bytes of a datagram of media ({media.packet_bytes}).",
     )
 
+    how.add_argument(
+        "--frame-deadline",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="A frame that is not whole so long after it was due is a failure (1).",
+    )
+
     verdict = parser.add_argument_group("Wavry: the verdict")
     verdict.add_argument(
         "--slo",
@@ -203,6 +213,7 @@ def read_options(parsed: argparse.Namespace) -> LoadOptions:
     )
     _require(fits=parsed.steps >= 1, text="--steps must be at least 1")
     _require(fits=parsed.session_time > 0, text="--session-time must be above 0")
+    _require(fits=parsed.frame_deadline > 0, text="--frame-deadline must be above 0")
     _require(fits=parsed.pause >= 0, text="--pause must not be negative")
     ttl_s = parsed.lease_ttl
     _require(
@@ -241,6 +252,7 @@ def read_options(parsed: argparse.Namespace) -> LoadOptions:
             keyframe_every=parsed.keyframe_every,
             packet_bytes=parsed.packet_bytes,
         ),
+        frame_deadline_s=parsed.frame_deadline,
         session_s=parsed.session_time,
         pause_s=parsed.pause,
         lease_ttl_s=ttl_s,

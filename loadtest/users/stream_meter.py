@@ -5,17 +5,12 @@ lower than that of one which came before it.  A gap that is filled later is reor
 that is still open when the stream has ended, and the time for stragglers is over, is loss.
 """
 
-from typing import Final
-
 import msgspec
 
 from .histogram import Histogram
 from .media import Packet
 
-__all__ = ["FRAME_DEADLINE_NS", "MediaTotals", "StreamMeter"]
-
-FRAME_DEADLINE_NS: Final = 1_000_000_000
-"""A frame that is not whole a second after it was due counts as failed: no player waits so long."""
+__all__ = ["MediaTotals", "StreamMeter"]
 
 
 class MediaTotals(msgspec.Struct):
@@ -78,10 +73,12 @@ class StreamMeter:
 
     Args:
         totals: where to count.
+        deadline_ns: from when a frame was due; one that is not whole by then has failed.
     """
 
-    def __init__(self, totals: MediaTotals) -> None:
+    def __init__(self, totals: MediaTotals, deadline_ns: int) -> None:
         self._totals = totals
+        self._deadline_ns = deadline_ns
         self._next_number = 0
         self._expected = 0
         self._gaps: set[int] = set()
@@ -134,7 +131,7 @@ class StreamMeter:
         """Give up frames past their deadline; returns how many."""
         count = 0
         for frame, (_, due_ns) in list(self._open_frames.items()):
-            if now_ns - due_ns < FRAME_DEADLINE_NS:
+            if now_ns - due_ns < self._deadline_ns:
                 break  # frames are in the order in which they were due
             del self._open_frames[frame]
             count += 1

@@ -20,11 +20,12 @@ from loadtest.users.options import OptionsError, add_options, read_options
 from loadtest.users.results import describe_requests
 from loadtest.users.shapes import make_plan
 from loadtest.users.slo import ObjectivesError, judge, read_objectives
-from loadtest.users.stream_meter import FRAME_DEADLINE_NS, MediaTotals, StreamMeter
+from loadtest.users.stream_meter import MediaTotals, StreamMeter
 from loadtest.users.target import TargetError, TargetOptions, find_target
 from loadtest.users.totals import MAX_REASONS, Totals
 
 MS_NS = 1_000_000
+DEADLINE_NS = 1000 * MS_NS
 DEFAULT_SLO = REPOSITORY / "loadtest" / "slo.toml"
 
 
@@ -120,7 +121,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.totals = MediaTotals()
-        self.meter = StreamMeter(self.totals)
+        self.meter = StreamMeter(self.totals, DEADLINE_NS)
         self.shape = MediaShape(frame_packets=2, keyframe_packets=4, keyframe_every=10)
         self.sent: list[bytes] = []
 
@@ -179,10 +180,10 @@ def test_a_frame_past_its_deadline_fails_once_though_its_datagrams_still_count()
     stream.send(1, due_ns=0)
     stream.send(2, due_ns=500 * MS_NS)
     stream.receive(0, 1)
-    assert stream.meter.overdue(FRAME_DEADLINE_NS - 1) == 0
-    assert stream.meter.overdue(FRAME_DEADLINE_NS) == 1
-    assert stream.meter.overdue(FRAME_DEADLINE_NS) == 0
-    assert stream.receive(1, FRAME_DEADLINE_NS + 1) is False
+    assert stream.meter.overdue(DEADLINE_NS - 1) == 0
+    assert stream.meter.overdue(DEADLINE_NS) == 1
+    assert stream.meter.overdue(DEADLINE_NS) == 0
+    assert stream.receive(1, DEADLINE_NS + 1) is False
     assert stream.totals.received == 2
     assert stream.meter.close() == 1
 
@@ -357,6 +358,7 @@ def test_a_run_is_bounded_unless_told_otherwise() -> None:
         ["--keyframe-every", "0"],
         ["--session-time", "0"],
         ["--pause", "-1"],
+        ["--frame-deadline", "0"],
         ["--lease-ttl", "59"],
         ["--renew-every", "0"],
         ["--steps", "0"],
@@ -473,6 +475,7 @@ class Peer:
 
 class Options:
     media = MediaShape(fps=60, frame_packets=2, keyframe_packets=4, keyframe_every=30)
+    frame_deadline_s = 5.0
 
 class Load:
     options, totals = Options(), Totals()
