@@ -270,7 +270,7 @@ def test_a_simulated_relay_is_never_given_to_anybody_and_goes_at_the_end(
 ) -> None:
     """An ACTIVE one would draw users of the system to an address where nothing is."""
     assert user_runs["MasterUser"].status == 0
-    assert SIMULATED_STATES == {"NEW"}
+    assert {"NEW"} == SIMULATED_STATES
     assert states_of_other_relays(system) == set()
 
 
