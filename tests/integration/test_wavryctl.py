@@ -239,3 +239,32 @@ def test_the_same_data_comes_up_again_with_its_users_and_keys(tmp_path: Path) ->
             row["username"] for row in system.ctl_json("users", "list")["users"]
         }
         assert get_json(system.gateway_url + "/ready")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("WAVRY_GATEWAY_REGISTER_BRUST=5", "is not a setting that this file may have"),
+        ("PATH=/tmp", "is not a setting that this file may have"),
+        ("something else", "must be NAME=value"),
+    ],
+)
+def test_dev_up_refuses_a_settings_file_that_does_not_fit(
+    tmp_path: Path, line: str, text: str
+) -> None:
+    path = tmp_path / "settings.env"
+    path.write_text(f"# ours\nWAVRY_GATEWAY_REGISTER_BURST=5\n{line}\n")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "wavry_cp.admin", "dev", "up", "--data", str(tmp_path / "dev"),
+            "--settings-file", str(path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environment(),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "line 3" in done.stderr
+    assert text in done.stderr
+    assert not (tmp_path / "dev").exists()
