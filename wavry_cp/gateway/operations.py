@@ -22,6 +22,8 @@ __all__ = ["GatewayStatus", "Health", "Operations", "Ready"]
 
 MAX_USERS: Final = 1000
 _NAME: Final = re.compile(r"[a-z0-9._-]{0,32}")
+READY_CACHE_S: Final = 1.0
+"""/ready is open to everyone: it may not become a way to keep the disk busy."""
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -75,6 +77,8 @@ class Operations:
         self._gateway = gateway
         self._proxies = gateway.config.trusted_proxy_networks
         self._metrics_networks = gateway.config.open_metrics_networks
+        self._store_checked_s = float("-inf")
+        self._store_answer = ""
 
     async def health(self, _request: web.Request) -> web.Response:
         """``GET /health``."""
@@ -93,7 +97,7 @@ class Operations:
         """``GET /ready``."""
         store, master = await self._store_state(), await self._gateway.broker.probe()
         ready = self._is_ready(store)
-        reason = "" if store == "ok" else "the store cannot be used"
+        reason = self._store_answer
         if self._gateway.stopping:
             reason = "stopping"
         elif not reason and master != "ok":
@@ -193,8 +197,13 @@ class Operations:
         return int(self._gateway.clock.monotonic_s() - self._gateway.started_s)
 
     async def _store_state(self) -> str:
-        try:
-            await self._gateway.store.ping()
-        except StoreUnavailableError:
-            return "unavailable"
-        return "ok"
+        now_s = self._gateway.clock.monotonic_s()
+        if now_s - self._store_checked_s >= READY_CACHE_S:
+            self._store_checked_s = now_s
+            try:
+                await self._gateway.store.ping()
+            except StoreUnavailableError as error:
+                self._store_answer = str(error)
+            else:
+                self._store_answer = ""
+        return "unavailable" if self._store_answer else "ok"

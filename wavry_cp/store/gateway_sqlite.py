@@ -166,7 +166,7 @@ class SqliteGatewayStore(AdminSqlite):
 
     async def ping(self) -> None:
         """Do the smallest possible write transaction."""
-        await self._database.run(lambda db: db.execute("SELECT 1").fetchone())
+        await self._database.check_write()
 
     # -- accounts ---------------------------------------------------------------------------
 

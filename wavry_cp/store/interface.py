@@ -96,7 +96,7 @@ class MasterStore(AdminStore, TokenStore, Protocol):
         ...
 
     async def check(self) -> None:
-        """Answer, or raise `StoreUnavailableError`."""
+        """Do the smallest possible write transaction, or raise `StoreUnavailableError`."""
         ...
 
     async def close(self) -> None:

@@ -160,7 +160,7 @@ class MasterSqlite(TokenSqlite):
 
     async def check(self) -> None:
         """See `MasterStore`."""
-        await self._database.run(lambda db: db.execute("SELECT 1 FROM relays LIMIT 1").fetchone())
+        await self._database.check_write()
 
     async def relays(self) -> Sequence[RelayRecord]:
         """See `MasterStore`."""

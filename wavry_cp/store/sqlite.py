@@ -116,6 +116,15 @@ class Database:
         db = self._db
         return await self._call(lambda: _transaction(db, work))
 
+    async def check_write(self) -> None:
+        """Write a page and commit it: a full or read-only disk answers every read.
+
+        Raises:
+            StoreUnavailableError: as for `run`.
+        """
+        # Nobody reads this number of the file's head, and setting it always writes its page.
+        await self.run(lambda db: db.execute("PRAGMA user_version = 0"))
+
     async def close(self) -> None:
         """Wait for the calls under way and close the file; calling it again does nothing."""
         db, self._db = self._db, None

@@ -72,6 +72,7 @@ async def test_a_store_that_fails_is_503_everywhere(gateway, monkeypatch):
             assert "Retry-After" in headers
         status, body, _ = await gateway.call("GET", "/ready")
         assert (status, body["ready"], body["store"]) == (503, False, "unavailable")
+        assert body["reason"] == "disk full"
         assert (await gateway.call("GET", "/health"))[0] == 200
         await socket.ws.send_str('{"type":"CANDIDATE","target_username":"bob","candidate":""}')
         await socket.error("store_unavailable")

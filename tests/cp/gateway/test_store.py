@@ -1,4 +1,5 @@
 import dataclasses
+import resource
 
 import pytest
 
@@ -6,7 +7,7 @@ from wavry_cp.gateway import sessions
 from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.sessions import CallLimits, Keys, SessionKey, new_session
 from wavry_cp.gateway.tokens import TokenHash
-from wavry_cp.store.errors import StoreVersionError
+from wavry_cp.store.errors import StoreUnavailableError, StoreVersionError
 from wavry_cp.store.gateway_interface import GatewayStore
 from wavry_cp.store.gateway_sqlite import MIGRATIONS, SqliteGatewayStore
 from wavry_cp.store.sqlite import Database, Migration
@@ -32,6 +33,19 @@ def session(number, caller="ann", callee="bob", now_s=NOW):
 async def test_it_is_the_interface(store):
     checked: GatewayStore = store
     await checked.ping()
+
+
+async def test_ping_tells_a_store_that_still_reads_but_does_not_write(store, tmp_path):
+    written = (tmp_path / "gateway.db-wal").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written, before[1]))  # as a full disk would
+    try:
+        assert await store.user("ann") is not None
+        with pytest.raises(StoreUnavailableError):
+            await store.ping()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    await store.ping()
 
 
 async def test_users(store):
