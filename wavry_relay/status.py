@@ -322,7 +322,10 @@ class RelayStatus:
         return reasons
 
     def measure_load(self) -> Load:
-        """Load since the last call; `Orders.measure_load`."""
+        """Load since the last call; `Orders.measure_load`.
+
+        A relay that sheds says 100 %: the master gives it only what no other relay takes.
+        """
         now_ns = self.clock.now().mono_ns
         counts = totals(self.segment)
         last_ns, before = self._last
@@ -338,7 +341,7 @@ class RelayStatus:
         if self.max_bitrate_kbps:
             shares.append(out_kbps / self.max_bitrate_kbps)
         return Load(
-            load_pct=round(min(100.0, 100 * max(shares)), 2),
+            load_pct=100.0 if self._control.shedding else round(min(100.0, 100 * max(shares)), 2),
             active_sessions=sessions,
             bandwidth_in_kbps=in_kbps,
             bandwidth_out_kbps=out_kbps,

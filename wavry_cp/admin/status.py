@@ -45,7 +45,8 @@ async def gather_status(places: Places) -> list[ServiceRow]:
         checks.append(_service("master", places.master_url))
     own = {relay.relay_id: relay for relay in places.relays}
     rows = list(await asyncio.gather(*checks))
-    listed = await _listed_relays(places)
+    answers = not any(row.service == "master" and row.state == "unreachable" for row in rows)
+    listed = await _listed_relays(places) if answers else ()
     rows += await asyncio.gather(
         *(_relay(info, own.get(info.relay_id)) for info in listed),
         *(
@@ -59,6 +60,8 @@ async def gather_status(places: Places) -> list[ServiceRow]:
 
 async def _service(service: str, url: str) -> ServiceRow:
     state, detail = await _readiness(service, url)
+    if state == "unreachable":  # Asking a hanging one again takes as long again.
+        return ServiceRow(service, service, state, ok=False, detail=detail, url=url)
     detail = "; ".join(filter(None, (detail, await _switches(service, url))))
     return ServiceRow(service, service, state, state == "ready", detail, url)
 
