@@ -315,9 +315,9 @@ class Internet:
         self.home.join("uplink", self.nat, "inside")
         self.beside.join("uplink", self.core, "beside")
         self.stranger.join("uplink", self.core, "stranger")
-        _address_pair(self.home, self.nat, "inside", "192.168.7", "fd00:7:")
-        _address_pair(self.beside, self.core, "beside", "198.51.100", "2001:db8:2:")
-        _address_pair(self.stranger, self.core, "stranger", "192.0.2", "2001:db8:3:")
+        address_pair(self.home, self.nat, "inside", "192.168.7", "fd00:7:")
+        address_pair(self.beside, self.core, "beside", "198.51.100", "2001:db8:2:")
+        address_pair(self.stranger, self.core, "stranger", "192.0.2", "2001:db8:3:")
         outer = [OUTER[family].format(number) for number in OUTER_NUMBERS for family in (4, 6)]
         self.nat.ip(
             *(
@@ -339,7 +339,7 @@ class Internet:
         self.core.set_kernel(ipv4__conf__all__rp_filter="0")
 
 
-def _address_pair(end: Namespace, router: Namespace, name: str, v4: str, v6: str) -> None:
+def address_pair(end: Namespace, router: Namespace, name: str, v4: str, v6: str) -> None:
     end.ip(
         f"addr add {v4}.2/24 dev uplink",
         f"addr add {v6}:2/64 dev uplink nodad",

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import click
@@ -12,6 +13,7 @@ from system_support import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text()
+DOCUMENTS = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def load_generator() -> ModuleType:
@@ -63,19 +65,20 @@ def test_each_wavryctl_and_peer_command_has_json(path: str, command: click.Comma
 
 
 @pytest.mark.parametrize(
-    "document", [README, *(path.read_text() for path in sorted(DOCS.glob("*.md")))]
+    "path", [pytest.param(path, id=str(path.relative_to(REPOSITORY))) for path in DOCUMENTS]
 )
-def test_commands_and_links_in_documents_exist(document: str) -> None:
+def test_commands_and_links_in_documents_exist(path: Path) -> None:
+    document = path.read_text()
     known = {path for path, _ in ((p.values[0], p) for p in COMMANDS)}
     for block in re.findall(r"```(?:sh|console)\n(.*?)```", document, re.DOTALL):
         for line in block.splitlines():
             words = line.removeprefix("$ ").split()
             if not words or words[0] not in GENERATE.COMMANDS:
                 continue
-            path = " ".join(word for word in words if re.fullmatch(r"[a-z-]+", word))
-            assert any(path.startswith(name) for name in known) or "--version" in line, line
+            typed = " ".join(word for word in words if re.fullmatch(r"[a-z-]+", word))
+            assert any(typed.startswith(name) for name in known) or "--version" in line, line
     for target in re.findall(r"\]\(([^)#:]+)\)", document):
-        assert (REPOSITORY / target).exists() or (DOCS / target).exists(), target
+        assert (path.parent / target).exists(), target
 
 
 def test_readme_names_both_commands_and_every_make_target_it_uses() -> None:
@@ -92,6 +95,6 @@ def test_every_setting_variable_that_documents_name_exists() -> None:
               "WAVRY_ADMIN_TOKEN_FILE", "WAVRY_PASSWORD", "WAVRY_PEER_HOME",
               "WAVRY_BUILD_SANITIZE", "WAVRY_VERSION",
               "WAVRY_SERVICE_TOKEN_FILE"}  # fmt: skip
-    for document in (README, *(path.read_text() for path in DOCS.glob("*.md"))):
+    for document in (path.read_text() for path in DOCUMENTS):
         for variable in set(re.findall(r"\bWAVRY_[A-Z0-9_]*[A-Z0-9]\b", document)):
             assert variable in reference or variable in others, variable

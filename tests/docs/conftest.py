@@ -1,0 +1,40 @@
+"""One data centre for each module of runbooks, with users; every test gives it back well."""
+
+from collections.abc import Iterator
+
+import pytest
+from live_sessions_support import Live, Users
+from runbook_world_support import GATEWAY_URL, World, missing
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    reason = missing()
+    assert reason is None, reason
+    with World(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def users(world: World) -> Iterator[Users]:
+    made = Users(GATEWAY_URL, world.net.home, world.desk.namespace, world.directory)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lives(world: World, users: Users) -> Iterator[list[Live]]:
+    """Live sessions, at least one on each of the two relays."""
+    wanted = {f"relay {world.relay_id(name)}" for name in ("relay-1", "relay-2")}
+    made: list[Live] = []
+    try:
+        while not {live.path for live in made} >= wanted:
+            assert len(made) < 15, "relays are chosen at random"
+            made.append(users.call())
+        for live in made:
+            live.goes_on()
+        yield made
+    finally:
+        for live in made:
+            users.hang_up(live)
+        world.heal()
