@@ -25,7 +25,7 @@ from namespaces_support import Namespace
 from system_support import START_TIMEOUT_S, clean_environment, wait_until
 
 STOP_TIMEOUT_S = 15.0
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 150.0
 JOURNAL_LINES = 1000
 
 _STAND_IN = """#!{python} -IS

@@ -324,7 +324,8 @@ class RelayStatus:
     def measure_load(self) -> Load:
         """Load since the last call; `Orders.measure_load`.
 
-        A relay that sheds says 100 %: the master gives it only what no other relay takes.
+        A relay that sheds or lacks workers says 100 %: the master gives it only what no other
+        relay takes.
         """
         now_ns = self.clock.now().mono_ns
         counts = totals(self.segment)
@@ -340,8 +341,10 @@ class RelayStatus:
         shares = [sessions / self.segment.geometry.max_sessions]
         if self.max_bitrate_kbps:
             shares.append(out_kbps / self.max_bitrate_kbps)
+        if self._control.shedding or self.pool.running() < self.pool.count:
+            shares.append(1.0)
         return Load(
-            load_pct=100.0 if self._control.shedding else round(min(100.0, 100 * max(shares)), 2),
+            load_pct=round(min(100.0, 100 * max(shares)), 2),
             active_sessions=sessions,
             bandwidth_in_kbps=in_kbps,
             bandwidth_out_kbps=out_kbps,
