@@ -551,6 +551,7 @@ SAMPLES: dict[type[Any], Any] = {
             version="1",
         ),
         api.RegisterResponse(challenge_id=UUID, challenge=KEY_TEXT),
+        api.PathReport(path="relay"),
         api.VerifyRequest(challenge_id=UUID, signature="A" * 86),
         api.VerifyResponse(
             relay_token="t",
