@@ -163,7 +163,7 @@ def test_nat_churn_over_the_limit_of_an_address(
         reload_settings(machine, "WAVRY_RELAY_IP_PER_S=1\nWAVRY_RELAY_IP_BURST=1")
         stack.enter_context(churning(world, 2.0))
         wait_until(
-            lambda: any(live.stands_still(for_s=3) for live in here), timeout_s=30, what="silence"
+            lambda: any(live.stands_still(for_s=2) for live in here), timeout_s=30, what="silence"
         )
         results = world.follow(page, "The proofs are held back")
         confirmed, verified = (
