@@ -30,7 +30,7 @@ demo: $(STAMP)  ## two peers, one relay, a real file and 10 s of media; writes b
 	$(BIN)/wavryctl demo --output build/demo.json
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## formatting, lint rules, types, import directions
 	$(BIN)/ruff format --check .

@@ -20,7 +20,13 @@ STEPS = ["auth", "signaling", "lease", "relay", "drain"]
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
-    with running_system(tmp_path_factory.mktemp("smoke") / "data", relays=2, workers=1) as running:
+    directory = tmp_path_factory.mktemp("smoke")
+    settings = directory / "settings.env"  # All runs of this module come from one address.
+    settings.write_text(
+        "WAVRY_GATEWAY_REGISTER_PER_MINUTE=6000\nWAVRY_GATEWAY_REGISTER_BURST=1000\n"
+        "WAVRY_GATEWAY_LOGIN_PER_MINUTE=6000\nWAVRY_GATEWAY_LOGIN_BURST=1000\n"
+    )
+    with running_system(directory / "data", relays=2, workers=1, settings_file=settings) as running:
         yield running
 
 

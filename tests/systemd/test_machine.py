@@ -60,6 +60,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     with Machine(tmp_path_factory.mktemp("machine")) as made:
         install(made)
         yield made
+        # A machine that is switched off takes no leave: the relay's shared memory would stay.
+        made.run("systemctl", "stop", "wavry-relay.socket", RELAY)
 
 
 def install(machine: Machine) -> None:
@@ -111,10 +113,20 @@ def alice(machine: Machine, *words: str) -> str:
     return machine.run(*alice_words(*words), **ALICE)
 
 
+def answers(machine: Machine, name: str) -> bool:
+    """Whether a user answers one ping of alice's."""
+    words = alice_words("ping", name, "--as", "alice", "--count", "1", "--json")
+    process = machine.start(*words, **ALICE)
+    process.communicate(timeout=60)
+    return process.returncode == 0
+
+
 class Ping:
     """Alice pings bob, a hundred times a second, until she is told to stop."""
 
     def __init__(self, machine: Machine) -> None:
+        # An earlier test may have restarted what bob is connected to; he comes back by himself.
+        wait_until(lambda: answers(machine, "bob"), what="bob online")
         words = alice_words("ping", "bob", "--as", "alice", "--count", "100000", "--json")
         self.process = machine.start(*words, "--interval", "0.01", **ALICE)
         self.replies = 0

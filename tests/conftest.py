@@ -1,0 +1,31 @@
+"""Order of the suite: files that take minutes begin first, so that no worker waits for them alone.
+
+The distribution by file otherwise hands out the files with the most tests first, which are the
+quickest; `make test` turns that off.
+"""
+
+from pathlib import Path
+
+import pytest
+
+LONG_FIRST = (
+    "docs/test_runbooks",
+    "integration/",
+    "systemd/",
+    "faults/",
+    "loadtest/",
+    "fuzz/",
+    "release/",
+    "engine/",
+    "relay/",
+)
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(TESTS).as_posix()
+        places = (at for at, prefix in enumerate(LONG_FIRST) if name.startswith(prefix))
+        return next(places, len(LONG_FIRST))
+
+    items.sort(key=place)
