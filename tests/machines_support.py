@@ -230,7 +230,7 @@ class Machine:
         answers = [self._order(verb, self._named(name, 5), options) for name in names]
         return max((code for code, _, _ in answers), default=0), *(
             "".join(answer[at] for answer in answers) for at in (1, 2)
-        )  # type: ignore[return-value]
+        )  # type: ignore[return-value]  # two texts: stdout, stderr
 
     def _order(self, verb: str, name: str, options: list[str]) -> tuple[int, str, str]:
         unit = self.units[name]

@@ -11,6 +11,7 @@ __all__ = ["PATCHING_MODULES"]
 
 PATCHING_MODULES: Final = frozenset(
     {
+        "calling_user",
         "gateway_user",
         "hooks",
         "lease_keeper",

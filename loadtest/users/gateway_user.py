@@ -1,17 +1,16 @@
 """GatewayUser: two accounts that call each other, without ever needing a relay."""
 
 import contextlib
-from typing import Any
 
 from locust import task
 
 from wavry_peer.protocol import api
 from wavry_peer.protocol import signaling as s
 
-from .load_run import LoadFailure, together
-from .online_user import OnlineUser
+from .calling_user import CallingUser
+from .load_run import LoadFailure
 from .service_calls import answer
-from .wavry_user import WavryUser, ready
+from .wavry_user import ready
 
 __all__ = ["GatewayUser"]
 
@@ -19,29 +18,8 @@ CANDIDATE = "candidate:1 1 udp 2122260223 192.0.2.1 9 typ host"
 """An address for documentation (RFC 5737): the gateway only passes it on."""
 
 
-class GatewayUser(WavryUser):
+class GatewayUser(CallingUser):
     """Registers and logs in two accounts, binds them, and has one call the other."""
-
-    service = "gateway"
-
-    def __init__(self, environment: Any) -> None:
-        super().__init__(environment)
-        self._caller = OnlineUser(self.load, self.calls, f"{self.number}-a")
-        self._callee = OnlineUser(self.load, self.calls, f"{self.number}-b")
-
-    def set_up(self) -> None:
-        """Both accounts come online.
-
-        Raises:
-            LoadFailure: the gateway does not let them.
-        """
-        together(self._caller.come_online, self._callee.come_online)
-
-    def take_down(self) -> None:
-        """Both go offline."""
-        super().take_down()
-        for account in (self._caller, self._callee):
-            account.go_offline()
 
     @task(6)
     @ready

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import uuid
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from locust import task
 
@@ -15,11 +15,12 @@ from wavry_peer.protocol import api
 from wavry_peer.protocol import signaling as s
 from wavry_peer.protocol.constants import Role
 
+from .calling_user import CallingUser
 from .load_run import LoadFailure, now_ns, together, uninterrupted
 from .online_user import OnlineUser
 from .peers import SecurePeer
 from .service_calls import answer, nothing
-from .wavry_user import WavryUser, own_lease, ready
+from .wavry_user import own_lease, ready
 
 __all__ = ["SessionUser"]
 
@@ -27,33 +28,13 @@ SETUP: Final = "E2E session setup"
 HANDSHAKE: Final = "E2E handshake"
 
 
-class SessionUser(WavryUser):
+class SessionUser(CallingUser):
     """Two accounts; one calls, the other accepts; leases, relay, Noise handshake, media, end.
 
     The called user sends the media, as the host of a game or a screen does.
     """
 
-    service = "gateway"
     streams_media = True
-
-    def __init__(self, environment: Any) -> None:
-        super().__init__(environment)
-        self._caller = OnlineUser(self.load, self.calls, f"{self.number}-a")
-        self._callee = OnlineUser(self.load, self.calls, f"{self.number}-b")
-
-    def set_up(self) -> None:
-        """Both accounts come online.
-
-        Raises:
-            LoadFailure: the gateway does not let them.
-        """
-        together(self._caller.come_online, self._callee.come_online)
-
-    def take_down(self) -> None:
-        """Both go offline."""
-        super().take_down()
-        for account in (self._caller, self._callee):
-            account.go_offline()
 
     @task
     @ready

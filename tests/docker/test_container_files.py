@@ -78,7 +78,7 @@ def test_each_role_has_an_image_for_an_unprivileged_user_with_a_health_check() -
         assert stage.volumes == ("/var/lib/wavry",)
         assert stage.entrypoint == (f"wavry-{role}",)
         assert stage.health == (f"wavry-{role}", "health")
-        commands = typer.main.get_command(APPS[role]).commands  # type: ignore[attr-defined]
+        commands = typer.main.get_command(APPS[role]).commands  # type: ignore[attr-defined]  # a group
         assert "health" in commands
         assert stage.command == ("--help",) or stage.command[0] in commands
 
@@ -220,7 +220,7 @@ def test_a_relay_without_its_two_variables_says_so(missing: str) -> None:
 def test_variables_of_the_image_of_the_peer_are_known() -> None:
     options = {
         variable
-        for command in typer.main.get_command(peer_app).commands.values()  # type: ignore[attr-defined]
+        for command in typer.main.get_command(peer_app).commands.values()  # type: ignore[attr-defined]  # a group
         for option in command.params
         for variable in [getattr(option, "envvar", None)]
     }

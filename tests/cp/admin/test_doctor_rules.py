@@ -272,7 +272,7 @@ def test_a_pool_without_a_free_relay_says_what_is_in_the_way(
 def test_one_free_relay_is_enough_and_an_empty_pool_is_not() -> None:
     two = facts(relay(row()))
     other = RelayFacts("rly-2", row(relay_id="rly-2", state="DRAINING"))
-    both = msgspec.structs.replace(two.listed, relays=(row(), other.row))  # type: ignore[type-var]
+    both = msgspec.structs.replace(two.listed, relays=(row(), other.row))  # type: ignore[type-var]  # listed is there
     (found,) = check_pool(Facts(**{**_fields(two), "relays": (*two.relays, other), "listed": both}))
     assert (found.verdict, "1 of 2" in found.evidence) == ("ok", True)
     (none,) = check_pool(facts(RelayFacts(RELAY), listed=RelayList(relays=())))
@@ -331,7 +331,7 @@ async def tcp_server(reply: bytes | None) -> AsyncIterator[str]:
     serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.add(asyncio.current_task())  # type: ignore[arg-type]
+        serving.add(asyncio.current_task())  # type: ignore[arg-type]  # in a task
         with contextlib.suppress(ConnectionError):
             await reader.read(1)
             if reply is None:

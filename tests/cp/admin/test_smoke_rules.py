@@ -168,7 +168,7 @@ async def echoed(monkeypatch: pytest.MonkeyPatch, fault: str) -> EchoFigures:
     monkeypatch.setattr("wavry_cp.admin.smoke.echo.STRAGGLERS_S", 0.05)
     first, second = LoopedSession(fault=fault), LoopedSession()
     first.other, second.other = second, first
-    async with Echo((first, second), interval_s=0, count=50) as echo:  # type: ignore[arg-type]
+    async with Echo((first, second), interval_s=0, count=50) as echo:  # type: ignore[arg-type]  # two stand-ins
         return await echo.finished()
 
 

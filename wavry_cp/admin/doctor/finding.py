@@ -4,7 +4,18 @@ from typing import Final, Literal
 
 import msgspec
 
-__all__ = ["GATEWAY", "HERE", "LAYERS", "MASTER", "NETWORK", "RELAY", "Finding", "Layer", "Verdict"]
+__all__ = [
+    "GATEWAY",
+    "HERE",
+    "LAYERS",
+    "MASTER",
+    "NETWORK",
+    "RELAY",
+    "Finding",
+    "Layer",
+    "Verdict",
+    "finding",
+]
 
 Layer = Literal["gateway", "master", "relay", "network", "here"]
 Verdict = Literal["ok", "warn", "fail", "unknown"]
@@ -40,3 +51,24 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     next_step: str = ""
     unreachable: bool = False
     consequence_of: str = ""
+
+
+def finding(
+    layer: Layer,
+    check: str,
+    subject: str,
+    verdict: Verdict,
+    evidence: str,
+    next_step: str = "",
+    consequence_of: str = "",
+) -> Finding:
+    """A `Finding`, without the names."""
+    return Finding(
+        layer=layer,
+        check=check,
+        subject=subject,
+        verdict=verdict,
+        evidence=evidence,
+        next_step=next_step,
+        consequence_of=consequence_of,
+    )

@@ -6,7 +6,7 @@ from wavry_cp.admin.output import moment
 from wavry_peer.protocol.admin_api import AuditRow, SwitchInfo
 
 from .facts import Facts, MasterHealth, RelayFacts, ServiceHealth
-from .finding import GATEWAY, MASTER, RELAY, Finding, Layer, Verdict
+from .finding import GATEWAY, MASTER, RELAY, Finding, Layer, finding
 from .relay_checks import link_fault, relay_down
 from .service_checks import MASTER_DOWN
 
@@ -27,25 +27,25 @@ def check_switches(facts: Facts) -> list[Finding]:
         if health is not None and health.lockdown:
             who = _by(facts.switch(name, "lockdown"))
             findings.append(
-                _finding(
+                finding(
                     layer, "lockdown", name, "fail",
                     f"LOCKDOWN{who}: it turns everybody away but operators",
                     "when its cause is gone: `wavryctl lockdown off`",
                 )
             )  # fmt: skip
         elif health is not None:
-            findings.append(_finding(layer, "lockdown", name, "ok", "open"))
+            findings.append(finding(layer, "lockdown", name, "ok", "open"))
     if master is not None and master.relay_mode == "off":
         who = _by(facts.switch("master", "relay-mode"))
         findings.append(
-            _finding(
+            finding(
                 MASTER, "relay mode", "master", "fail",
                 f"relay mode is off{who}: no new session gets a relay",
                 "when its cause is gone: `wavryctl relay-mode on`",
             )
         )  # fmt: skip
     elif master is not None:
-        findings.append(_finding(MASTER, "relay mode", "master", "ok", "on"))
+        findings.append(finding(MASTER, "relay mode", "master", "ok", "on"))
     return findings
 
 
@@ -63,7 +63,7 @@ def check_pool(facts: Facts) -> list[Finding]:
         return _pool_by_counts(facts)
     if not facts.listed.relays:
         return [
-            _finding(
+            finding(
                 RELAY, "pool", "relays", "fail", "no relay is registered with the master",
                 "start one with WAVRY_RELAY_MASTER_URL; its log says `registered`",
             )
@@ -74,11 +74,11 @@ def check_pool(facts: Facts) -> list[Finding]:
     taken = "; ".join(f"{name} {what}" for name, (what, _, _) in obstacles.items() if what)
     counted = f"{len(free)} of {len(listed)} relays take new sessions"
     if free:
-        return [_finding(RELAY, "pool", "relays", "ok", "; ".join(filter(None, (counted, taken))))]
+        return [finding(RELAY, "pool", "relays", "ok", "; ".join(filter(None, (counted, taken))))]
     causes = {cause for _, cause, _ in obstacles.values()}
     steps = dict.fromkeys(step for _, _, step in obstacles.values())
     return [
-        _finding(
+        finding(
             RELAY,
             "pool",
             "relays",
@@ -137,38 +137,18 @@ def _pool_by_counts(facts: Facts) -> list[Finding]:
         if facts.master.url is None:
             return []
         return [
-            _finding(
+            finding(
                 RELAY, "pool", "relays", "unknown", "the master could not be asked",
                 "repair the master first", MASTER_DOWN,
             )
         ]  # fmt: skip
     counts = ", ".join(f"{count} {state}" for state, count in sorted(health.relays.items()))
     if health.relays.get("ACTIVE"):
-        return [_finding(RELAY, "pool", "relays", "ok", counts)]
+        return [finding(RELAY, "pool", "relays", "ok", counts)]
     return [
-        _finding(
+        finding(
             RELAY, "pool", "relays", "fail",
             f"no relay is ACTIVE: {counts or 'none is registered'}",
             "give an admin token: then the doctor says which, by whom and why",
         )
     ]  # fmt: skip
-
-
-def _finding(
-    layer: Layer,
-    check: str,
-    subject: str,
-    verdict: Verdict,
-    evidence: str,
-    next_step: str = "",
-    consequence_of: str = "",
-) -> Finding:
-    return Finding(
-        layer=layer,
-        check=check,
-        subject=subject,
-        verdict=verdict,
-        evidence=evidence,
-        next_step=next_step,
-        consequence_of=consequence_of,
-    )

@@ -1,7 +1,7 @@
 """Early signs: load, the way of revocations, disks, errors of our own."""
 
 from .facts import Counters, Facts, RelayFacts
-from .finding import GATEWAY, MASTER, NETWORK, RELAY, Finding, Layer, Verdict
+from .finding import GATEWAY, MASTER, NETWORK, RELAY, Finding, Layer, Verdict, finding
 from .relay_checks import link_fault
 
 __all__ = ["check_capacity", "check_errors", "check_revocations"]
@@ -12,7 +12,7 @@ NEARLY_FULL_PCT = 90.0
 def check_capacity(facts: Facts) -> list[Finding]:
     """No relay is nearly full, sheds load or is flooded."""
     return [
-        _finding(RELAY, "capacity", relay.name, *verdict)
+        finding(RELAY, "capacity", relay.name, *verdict)
         for relay in facts.relays
         if (verdict := _load(relay)) is not None
     ]
@@ -56,7 +56,7 @@ def check_revocations(facts: Facts) -> list[Finding]:
         health = relay.health
         if health is not None and not health.revocations.saved:
             findings.append(
-                _finding(
+                finding(
                     RELAY, "disk", relay.name, "warn",
                     "its disk does not take revocations: they hold until it restarts",
                     "free the disk of its state directory",
@@ -73,9 +73,9 @@ def check_revocations(facts: Facts) -> list[Finding]:
         open_stream = health.master.events if health is not None else connected[relay.name]
         broken = health is not None and health.master.state in ("registering", "failing")
         findings.append(
-            _finding(RELAY, "revocations", relay.name, "ok", "its event stream is open")
+            finding(RELAY, "revocations", relay.name, "ok", "its event stream is open")
             if open_stream
-            else _finding(
+            else finding(
                 NETWORK, "revocations", relay.name, "warn",
                 "its event stream is closed: revocations take up to 30 s",
                 "look for event_stream_failed in its log; does a proxy cut WebSockets?",
@@ -100,7 +100,7 @@ def check_errors(facts: Facts) -> list[Finding]:
         what = "requests ended in an error" if layer != RELAY else "packets ended in an error"
         verdict: Verdict = "fail" if risen > 0 else "warn" if count else "ok"
         findings.append(
-            _finding(
+            finding(
                 layer, "errors", name, verdict,
                 f"{count:.0f} {what} of its own since its start, {risen:.0f} while we watched"
                 if count
@@ -111,30 +111,10 @@ def check_errors(facts: Facts) -> list[Finding]:
         restarts = after.get("restarts", 0) - before.get("restarts", 0)
         if restarts > 0:
             findings.append(
-                _finding(
+                finding(
                     layer, "workers", name, "fail",
                     f"{restarts:.0f} workers were replaced while we watched",
                     "its log names why they died",
                 )
             )  # fmt: skip
     return findings
-
-
-def _finding(
-    layer: Layer,
-    check: str,
-    subject: str,
-    verdict: Verdict,
-    evidence: str,
-    next_step: str = "",
-    consequence_of: str = "",
-) -> Finding:
-    return Finding(
-        layer=layer,
-        check=check,
-        subject=subject,
-        verdict=verdict,
-        evidence=evidence,
-        next_step=next_step,
-        consequence_of=consequence_of,
-    )
