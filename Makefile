@@ -54,7 +54,7 @@ load: $(STAMP)  ## a system of its own and 5 pairs of peers for LOAD_TIME; write
 
 fuzz: $(STAMP)  ## long fuzz: the packet path in C (FUZZ_SECONDS), then the UDP port (FUZZ_DATAGRAMS, FUZZ_SANITIZED_DATAGRAMS)
 	WAVRY_FUZZ_SEED=$(FUZZ_SEED) WAVRY_FUZZ_SECONDS=$(FUZZ_SECONDS) WAVRY_FUZZ_FINDS=$(CURDIR)/build/fuzz \
-		$(BIN)/python -m pytest -q -s tests/engine/test_native_c.py -k fuzz_target
+		$(BIN)/python -m pytest -q -s tests/unit/engine/test_native_c.py -k fuzz_target
 	WAVRY_FUZZ_SEED=$(FUZZ_SEED) WAVRY_FUZZ_DATAGRAMS=$(FUZZ_DATAGRAMS) WAVRY_FUZZ_SANITIZED_DATAGRAMS=$(FUZZ_SANITIZED_DATAGRAMS) \
 		$(BIN)/python -m pytest -q -s tests/fuzz
 
@@ -66,10 +66,10 @@ lock: $(STAMP)  ## pin the newest packages of the images, with hashes; LOCK_ARGS
 
 images: $(STAMP)  ## build the four images and look into their layers (as root; IMAGE_BASE=pinned takes the base from its registry)
 	$(BIN)/python docker/build.py --base $(IMAGE_BASE)
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/docker/images_built.py
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/system/docker/images_built.py
 
 images-smoke: $(STAMP)  ## run the images, confined as in docker/compose.yml (as root, after `make images`)
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/docker/images_smoke.py
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/system/docker/images_smoke.py
 
 system:  ## install the system packages that a new machine lacks (Debian, as root)
 	.ci/system-packages

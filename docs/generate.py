@@ -12,14 +12,14 @@ import click
 import typer
 import yaml
 
-from wavry_cp.admin.cli import app as wavryctl
+from wavry_cp.admin.commands.app import app as wavryctl
 from wavry_cp.gateway.cli import app as wavry_gateway
 from wavry_cp.gateway.config import GatewayConfig
 from wavry_cp.master.cli import app as wavry_master
 from wavry_cp.master.config import MasterConfig
-from wavry_peer.cli import app as wavry_peer
-from wavry_peer.metrics import CATALOGUE, Label
-from wavry_peer.settings import describe
+from wavry_peer.cli.app import app as wavry_peer
+from wavry_peer.service.metrics import CATALOGUE, Label
+from wavry_peer.service.settings import describe
 from wavry_relay.cli import app as wavry_relay
 from wavry_relay.config import RelayConfig
 

@@ -18,19 +18,20 @@ from typing import Final
 
 from rich.console import Console
 
+from loadtest.measures.admission import run_admission
+from loadtest.measures.comparison import compare_forward
+from loadtest.measures.forward import BENCH as FORWARD
+from loadtest.measures.forward import ForwardCase, MeasurementError, capacity, run_forward
+from loadtest.measures.latency import run_latency
+from loadtest.measures.memory import PLANNED_SESSIONS, run_memory
+from loadtest.measures.scaling import run_scaling
+from loadtest.measures.upgrade import run_upgrade
+from loadtest.measures.worker_kill import run_worker_kill
+
 from . import table
 from .bench_master import BenchMaster
 from .generator import GeneratorError
 from .machine import describe_machine, worker_cores
-from .measures.admission import run_admission
-from .measures.comparison import compare_forward
-from .measures.forward import BENCH as FORWARD
-from .measures.forward import ForwardCase, MeasurementError, capacity, run_forward
-from .measures.latency import run_latency
-from .measures.memory import PLANNED_SESSIONS, run_memory
-from .measures.scaling import run_scaling
-from .measures.upgrade import run_upgrade
-from .measures.worker_kill import run_worker_kill
 from .native_build import CompileError, compile_program
 from .processes import ProcessGoneError
 from .relay_client import AdmissionError

@@ -14,9 +14,10 @@ from typing import Final, NamedTuple, Self
 import msgspec
 from aiohttp import web
 
-from wavry_peer.protocol import api, base64url, ed25519, lease, registration
+from wavry_peer.protocol import base64url, ed25519, lease, registration
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import keyset as ks
+from wavry_peer.protocol.http import api
 from wavry_peer.protocol.packets import SessionId
 
 __all__ = ["BenchMaster", "MintedLease"]

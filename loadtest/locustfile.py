@@ -6,8 +6,8 @@ the rest.
 
 from locust import events
 
+from loadtest.run.hooks import register
 from loadtest.users.gateway_user import GatewayUser
-from loadtest.users.hooks import register
 from loadtest.users.master_user import MasterUser
 from loadtest.users.relay_user import RelayUser
 from loadtest.users.session_user import SessionUser

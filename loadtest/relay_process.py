@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import msgspec
 
-from wavry_peer.settings import parse_address
+from wavry_peer.service.settings import parse_address
 
 from .bench_master import BenchMaster
 from .processes import descendants, is_alive, launch, stop, stop_orphan

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from wavry_peer.protocol import packets
-from wavry_peer.settings import parse_address
+from wavry_peer.service.settings import parse_address
 
 from . import turn
 from .bench_master import BenchMaster

@@ -10,14 +10,13 @@ import pytest
 
 LONG_FIRST = (
     "docs/test_runbooks",
-    "integration/",
-    "systemd/",
-    "faults/",
-    "loadtest/",
+    "system/integration/",
+    "system/",
+    "unit/loadtest/",
     "fuzz/",
     "release/",
-    "engine/",
-    "relay/",
+    "unit/engine/",
+    "unit/relay/",
 )
 TESTS = Path(__file__).parent
 

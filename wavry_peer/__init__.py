@@ -19,7 +19,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calls import AcceptPolicy, IncomingCall
+    from wavry_peer.files.transfer import receive_file, send_file
+    from wavry_peer.gateway.calls import AcceptPolicy, IncomingCall
+    from wavry_peer.home.identity import Identity
+    from wavry_peer.home.known_peers import KnownPeers
+    from wavry_peer.protocol.errors import LocalError, WavryError
+
     from .errors import (
         GatewayAuthError,
         GatewayError,
@@ -33,15 +38,11 @@ if TYPE_CHECKING:
         SessionFailedError,
         TransferError,
     )
-    from .identity import Identity
-    from .known_peers import KnownPeers
     from .listener import Listener
     from .opening import connect, listen
     from .peer import Peer
-    from .protocol.errors import LocalError, WavryError
     from .session import Session
-    from .session_statistics import SessionStatistics
-    from .transfer import receive_file, send_file
+    from .statistics import SessionStatistics
 
 __all__ = [
     "AcceptPolicy",

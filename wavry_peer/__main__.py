@@ -1,6 +1,6 @@
 """``python -m wavry_peer``."""
 
-from .cli import main
+from wavry_peer.cli.app import main
 
 if __name__ == "__main__":
     main()

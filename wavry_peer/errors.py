@@ -19,7 +19,7 @@
 Every message says what to do next and carries no secret and no full peer address.
 """
 
-from .protocol.errors import LocalError, WavryError
+from wavry_peer.protocol.errors import LocalError, WavryError
 
 __all__ = [
     "GatewayAuthError",

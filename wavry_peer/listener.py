@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Self
 
-from .calls import AcceptPolicy, IncomingCall, is_accepted
+from wavry_peer.gateway.calls import AcceptPolicy, IncomingCall, is_accepted
+from wavry_peer.protocol.errors import LocalError
+
 from .errors import GatewayError
-from .protocol.errors import LocalError
 from .session import Session
 
 __all__ = ["Listener"]

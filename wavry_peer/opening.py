@@ -4,9 +4,10 @@ from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from .calls import AcceptPolicy
-from .identity import Identity
-from .known_peers import KnownPeers
+from wavry_peer.gateway.calls import AcceptPolicy
+from wavry_peer.home.identity import Identity
+from wavry_peer.home.known_peers import KnownPeers
+
 from .listener import Listener
 from .peer import SETUP_TIMEOUT_S, Peer
 from .session import Session

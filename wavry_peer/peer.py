@@ -15,7 +15,18 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Self
 
-from .calls import AcceptPolicy, IncomingCall, PendingCalls, read_noise_key
+from wavry_peer.gateway.calls import AcceptPolicy, IncomingCall, PendingCalls, read_noise_key
+from wavry_peer.gateway.client import GatewayClient, normalize_gateway_url
+from wavry_peer.gateway.signaling import LinkTimes, SignalingLink
+from wavry_peer.home.identity import Identity, default_home, load_identity
+from wavry_peer.home.known_peers import KnownPeers
+from wavry_peer.home.logins import LoginStore
+from wavry_peer.paths.lease_broker import boottime_ns
+from wavry_peer.protocol.constants import Role
+from wavry_peer.protocol.errors import LocalError
+from wavry_peer.protocol.http import signaling as s
+from wavry_peer.protocol.http.api import Credentials
+
 from .errors import (
     GatewayAuthError,
     GatewayError,
@@ -26,18 +37,8 @@ from .errors import (
     SessionFailedError,
 )
 from .event_log import EventLog
-from .gateway import GatewayClient, normalize_gateway_url
-from .identity import Identity, default_home, load_identity
-from .known_peers import KnownPeers
-from .lease_broker import boottime_ns
 from .listener import Listener
-from .logins import LoginStore
-from .protocol import signaling as s
-from .protocol.api import Credentials
-from .protocol.constants import Role
-from .protocol.errors import LocalError
 from .session import Session
-from .signaling_link import LinkTimes, SignalingLink
 
 __all__ = ["Peer"]
 
@@ -66,7 +67,7 @@ class Peer:
         token: of a login.
         credentials: user name and password, to log in with.  Without both, the login
             kept by ``wavry-peer login`` is used.
-        home: directory of the peer's files; default: see `wavry_peer.identity.default_home`.
+        home: directory of the peer's files; default: see `wavry_peer.home.identity.default_home`.
         identity: default: the one in `home`, made on first use.
         known_peers: pinned keys; default: those in `home`.
         allow_http: let ``http://`` pass for other machines than this one.

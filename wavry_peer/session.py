@@ -15,20 +15,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
-from .errors import (
-    GatewayError,
-    GatewayUnreachableError,
-    PeerError,
-    SessionClosedError,
-    SessionFailedError,
-)
-from .event_log import EventLog
-from .identity import Identity
-from .lease_broker import LeaseBroker, boottime_ns
-from .paths.relay_events import PathLimits
-from .protocol.api import Credentials
-from .protocol.channel import MAX_DATAGRAM_BYTES, Channel
-from .protocol.channel_events import (
+from wavry_peer.home.identity import Identity
+from wavry_peer.paths.lease_broker import LeaseBroker, boottime_ns
+from wavry_peer.paths.relay_events import PathLimits
+from wavry_peer.paths.relay_paths import RelayPaths
+from wavry_peer.paths.stream_silence import StreamSilence
+from wavry_peer.protocol.channel.channel import MAX_DATAGRAM_BYTES, Channel
+from wavry_peer.protocol.channel.events import (
     ChannelClosed,
     ChannelFailed,
     ChannelLimits,
@@ -37,11 +30,19 @@ from .protocol.channel_events import (
     HandshakeCompleted,
     ProbeReceived,
 )
-from .protocol.channel_wire import ProbeStage
-from .protocol.constants import Role
-from .relay_paths import RelayPaths
-from .session_statistics import LossEstimate, SessionStatistics
-from .stream_silence import StreamSilence
+from wavry_peer.protocol.channel.wire import ProbeStage
+from wavry_peer.protocol.constants import Role
+from wavry_peer.protocol.http.api import Credentials
+
+from .errors import (
+    GatewayError,
+    GatewayUnreachableError,
+    PeerError,
+    SessionClosedError,
+    SessionFailedError,
+)
+from .event_log import EventLog
+from .statistics import LossEstimate, SessionStatistics
 
 __all__ = ["Session"]
 

@@ -11,18 +11,18 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from wavry_peer import logs
-from wavry_peer.health_command import health_command
 from wavry_peer.protocol import base64url
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
-from wavry_peer.settings import SettingsError, load_layers, load_one
+from wavry_peer.service import logs
+from wavry_peer.service.health_command import health_command
+from wavry_peer.service.settings import SettingsError, load_layers, load_one
+from wavry_relay.ops.server import CONTROL_SOCKET_NAME
+from wavry_relay.supervisor.host import Host
+from wavry_relay.supervisor.supervisor import Supervisor, relay_version
 
 from .config import RelayConfig
-from .host import Host
 from .identity import StateDirectory
-from .ops import CONTROL_SOCKET_NAME
-from .supervisor import Supervisor, relay_version
 
 __all__ = ["app", "main"]
 

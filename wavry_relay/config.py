@@ -9,10 +9,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from wavry_peer.protocol import base64url
-from wavry_peer.settings import SettingsError, parse_address, setting
-
-from .shm.control import Limits
-from .shm.layout import MAX_SESSIONS, MAX_WORKERS
+from wavry_peer.service.settings import SettingsError, parse_address, setting
+from wavry_relay.shm.control import Limits
+from wavry_relay.shm.layout import MAX_SESSIONS, MAX_WORKERS
 
 __all__ = ["MAX_LISTEN_ADDRESSES", "ListenAddress", "RelayConfig"]
 

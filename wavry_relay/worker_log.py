@@ -13,7 +13,7 @@ def worker_log(level: int = 0) -> Any:
     """
     import structlog
 
-    from wavry_peer import logs
+    from wavry_peer.service import logs
 
     if not structlog.is_configured():
         logs.configure("relay-worker")

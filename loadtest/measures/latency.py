@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Final
 
 from loadtest.generator import GeneratorResult, Load, run_generator
-from loadtest.measures.forward import ForwardCase, capacity, case_name
 from loadtest.native_build import compile_program
 from loadtest.processes import core_wait_ns
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, summarise
 from loadtest.subjects import Subject
+
+from .forward import ForwardCase, capacity, case_name
 
 __all__ = ["BENCH", "SHARES_PCT", "run_latency"]
 

@@ -8,10 +8,11 @@ the number of cores.
 import statistics
 from collections.abc import Callable, Mapping
 
-from loadtest.measures.forward import ForwardCase, forward_once
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, summarise
 from loadtest.subjects import Subject
+
+from .forward import ForwardCase, forward_once
 
 __all__ = ["BENCH", "run_scaling"]
 

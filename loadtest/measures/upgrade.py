@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Final
 
 from loadtest.generator import GeneratorResult, Load, run_generator
-from loadtest.measures.forward import MeasurementError
 from loadtest.native_build import compile_program
 from loadtest.relay_process import RelayProcess
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, judge, summarise
 from loadtest.subjects import Subject, touch_all
+
+from .forward import MeasurementError
 
 __all__ = ["BENCH", "TARGET", "run_upgrade"]
 

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Final
 
 from loadtest.generator import Load, run_generator
-from loadtest.measures.forward import MeasurementError
 from loadtest.native_build import compile_program
 from loadtest.processes import cpu_ns
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, judge, summarise
 from loadtest.subjects import Subject, touch_all
+
+from .forward import MeasurementError
 
 __all__ = ["BENCH", "busiest_worker", "run_worker_kill"]
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from .load_run import together
+from loadtest.run.load_run import together
+
 from .online_user import OnlineUser
 from .wavry_user import WavryUser
 

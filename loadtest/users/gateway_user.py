@@ -4,11 +4,11 @@ import contextlib
 
 from locust import task
 
-from wavry_peer.protocol import api
-from wavry_peer.protocol import signaling as s
+from loadtest.run.load_run import LoadFailure
+from wavry_peer.protocol.http import api
+from wavry_peer.protocol.http import signaling as s
 
 from .calling_user import CallingUser
-from .load_run import LoadFailure
 from .service_calls import answer
 from .wavry_user import ready
 

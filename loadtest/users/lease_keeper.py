@@ -6,10 +6,10 @@ from typing import Final
 
 import gevent
 
+from loadtest.run.load_run import LoadFailure, LoadRun, now_ns
 from wavry_peer.paths.own_lease import OwnLease
-from wavry_peer.renewal import Renewal
+from wavry_peer.paths.renewal import Renewal
 
-from .load_run import LoadFailure, LoadRun, now_ns
 from .relay_channel import RelayChannel
 
 __all__ = ["keep_renewed"]

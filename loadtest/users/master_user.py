@@ -8,15 +8,16 @@ from typing import Final
 
 from locust import task
 
-from wavry_peer.identity import Identity
+from loadtest.run.load_run import LoadFailure
+from wavry_peer.home.identity import Identity
 from wavry_peer.paths.own_lease import OwnLease
-from wavry_peer.protocol import api, base64url, keyset
+from wavry_peer.protocol import base64url, keyset
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.ed25519 import SigningKey
 from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http import api
 from wavry_peer.protocol.registration import sign_challenge
 
-from .load_run import LoadFailure
 from .service_calls import answer, nothing
 from .wavry_user import WavryUser, own_lease, ready
 

@@ -4,11 +4,11 @@ import contextlib
 import secrets
 from typing import Final
 
-from wavry_peer.identity import Identity
-from wavry_peer.protocol import api
-from wavry_peer.protocol import signaling as s
+from loadtest.run.load_run import LoadFailure, LoadRun
+from wavry_peer.home.identity import Identity
+from wavry_peer.protocol.http import api
+from wavry_peer.protocol.http import signaling as s
 
-from .load_run import LoadFailure, LoadRun
 from .service_calls import ServiceCalls, answer, nothing
 from .signaling_socket import SignalingSocket
 

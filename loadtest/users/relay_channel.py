@@ -13,6 +13,7 @@ import gevent
 import gevent.socket
 from gevent.event import Event
 
+from loadtest.run.load_run import LoadFailure, now_ns
 from wavry_peer.paths.own_lease import OwnLease
 from wavry_peer.paths.relay import RelayPath
 from wavry_peer.paths.relay_events import (
@@ -23,16 +24,9 @@ from wavry_peer.paths.relay_events import (
     PathReady,
     RenewalFailed,
 )
-from wavry_peer.protocol.constants import (
-    RECEIVE_BUFFER_BYTES,
-    NoticeCode,
-    RejectReason,
-    Role,
-)
+from wavry_peer.protocol.constants import RECEIVE_BUFFER_BYTES, NoticeCode, RejectReason, Role
 from wavry_peer.protocol.ed25519 import SigningKey
-from wavry_peer.settings import parse_address
-
-from .load_run import LoadFailure, now_ns
+from wavry_peer.service.settings import parse_address
 
 __all__ = ["RelayChannel"]
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 from locust import task
 
-from wavry_peer.identity import Identity
+from loadtest.media.peers import PlainPeer
+from wavry_peer.home.identity import Identity
 from wavry_peer.paths.own_lease import OwnLease
-from wavry_peer.protocol import api
 from wavry_peer.protocol.constants import ROLE_NAMES, Role
+from wavry_peer.protocol.http import api
 
-from .peers import PlainPeer
 from .service_calls import answer
 from .wavry_user import WavryUser, own_lease, ready
 

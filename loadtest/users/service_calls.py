@@ -8,10 +8,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 from locust.contrib.fasthttp import FastHttpSession
 
-from wavry_peer.protocol import api
+from loadtest.run.load_run import LoadFailure
 from wavry_peer.protocol.errors import MessageError
-
-from .load_run import LoadFailure
+from wavry_peer.protocol.http import api
 
 __all__ = ["ServiceCalls", "answer", "nothing", "tls_context"]
 

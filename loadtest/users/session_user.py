@@ -8,17 +8,17 @@ from typing import Final
 
 from locust import task
 
-from wavry_peer.calls import read_noise_key
+from loadtest.media.peers import SecurePeer
+from loadtest.run.load_run import LoadFailure, now_ns, together, uninterrupted
 from wavry_peer.errors import PeerUnavailableError
+from wavry_peer.gateway.calls import read_noise_key
 from wavry_peer.paths.own_lease import OwnLease
-from wavry_peer.protocol import api
-from wavry_peer.protocol import signaling as s
 from wavry_peer.protocol.constants import Role
+from wavry_peer.protocol.http import api
+from wavry_peer.protocol.http import signaling as s
 
 from .calling_user import CallingUser
-from .load_run import LoadFailure, now_ns, together, uninterrupted
 from .online_user import OnlineUser
-from .peers import SecurePeer
 from .service_calls import answer, nothing
 from .wavry_user import own_lease, ready
 

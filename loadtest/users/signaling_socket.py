@@ -8,10 +8,10 @@ import gevent
 import websocket
 from gevent.queue import Empty, Queue
 
-from wavry_peer.protocol import signaling as s
+from loadtest.run.load_run import LoadFailure, now_ns
 from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http import signaling as s
 
-from .load_run import LoadFailure, now_ns
 from .service_calls import tls_context
 
 __all__ = ["SignalingSocket"]

@@ -7,15 +7,15 @@ from typing import Any, ClassVar, Final, TypeVar
 import gevent
 from locust import FastHttpUser
 
+from loadtest.media.peers import MediaPeer
+from loadtest.media.stream import MediaStream
+from loadtest.run.load_run import LoadFailure, LoadRun, current_run, now_ns, together, uninterrupted
 from wavry_peer.errors import LeaseMismatchError
-from wavry_peer.identity import Identity
+from wavry_peer.home.identity import Identity
 from wavry_peer.paths.own_lease import OwnLease, read_own_lease
 from wavry_peer.protocol.constants import Role
 
 from .lease_keeper import keep_renewed
-from .load_run import LoadFailure, LoadRun, current_run, now_ns, together, uninterrupted
-from .media_stream import MediaStream
-from .peers import MediaPeer
 from .service_calls import ServiceCalls, tls_context
 
 __all__ = ["WavryUser", "own_lease", "ready"]

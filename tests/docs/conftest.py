@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from live_sessions_support import Live, Users
-from runbook_world_support import GATEWAY_URL, World, missing
+from support.machines.runbook_world import GATEWAY_URL, World, missing
+from support.system.live_sessions import Live, Users
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from types import ModuleType
 import click
 import pytest
 import typer
-from system_support import REPOSITORY
+from support.paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text()

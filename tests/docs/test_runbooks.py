@@ -1,8 +1,8 @@
 """Runbooks bring back what is broken: each fault is made, and then the page is typed.
 Here the pages themselves, gateway, master and keys; relays: test_runbooks_relays.py.
 
-A test makes its fault in a small data centre (runbook_world_support.py), looks that it hurts, types
-the blocks of the page as they stand there, compares what they print, and then makes a new call and
+A test makes its fault in a small data centre (runbook_world.py), looks that it hurts, types the
+blocks of the page as they stand there, compares what they print, and then makes a new call and
 looks at the old ones.
 """
 
@@ -13,12 +13,19 @@ import signal
 import time
 
 import pytest
-from live_sessions_support import Live, Users
-from runbook_faults_support import Holder
-from runbook_support import RUNBOOKS, SECTIONS, Runbook, missing_lines, parse_runbook, read_runbook
-from runbook_world_support import GATEWAY, GATEWAY_URL, MASTER, World, missing
-from small_disk_support import fill_disk
-from system_support import REPOSITORY
+from support.machines.runbook import (
+    RUNBOOKS,
+    SECTIONS,
+    Runbook,
+    missing_lines,
+    parse_runbook,
+    read_runbook,
+)
+from support.machines.runbook_faults import Holder
+from support.machines.runbook_world import GATEWAY, GATEWAY_URL, MASTER, World, missing
+from support.paths import REPOSITORY
+from support.system.live_sessions import Live, Users
+from support.system.small_disk import fill_disk
 
 RULES = REPOSITORY / "docker" / "prometheus" / "rules" / "wavry.yml"
 PAGES = sorted(path.name for path in RUNBOOKS.glob("*.md") if path.name != "README.md")

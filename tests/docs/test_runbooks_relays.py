@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from live_sessions_support import Live, Users
-from runbook_faults_support import (
+from support.machines.runbook import read_runbook
+from support.machines.runbook_faults import (
     Holder,
     churning,
     firewall,
@@ -19,9 +19,9 @@ from runbook_faults_support import (
     spoof,
     violate,
 )
-from runbook_support import read_runbook
-from runbook_world_support import RELAY, UDP_PORT, World, missing
-from system_support import wait_until
+from support.machines.runbook_world import RELAY, UDP_PORT, World, missing
+from support.system.live_sessions import Live, Users
+from support.system.system import wait_until
 
 from wavry_peer.protocol import constants as c
 

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_support import (
+from support.engine.native import need_native
+from support.relay.hostile import (
     Flow,
     Footprint,
     GoodSessions,
@@ -26,9 +27,8 @@ from hostile_support import (
     tables_of,
     write_templates,
 )
-from native_support import need_native
-from relay_support import Mint, RelayProcess, UdpPeer, wait_until
-from sanitized_support import (
+from support.relay.relay import Mint, RelayProcess, UdpPeer, wait_until
+from support.relay.sanitized import (
     SanitizedRelay,
     build_sanitized,
     check_reports,

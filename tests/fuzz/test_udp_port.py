@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers_support import echo_one, new_user, two_peers
-from services_support import Services
-from system_support import get_json, get_text
+from support.system.peers import echo_one, new_user, two_peers
+from support.system.services import Services
+from support.system.system import get_json, get_text
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
-from wavry_peer.settings import parse_address
+from wavry_peer.service.settings import parse_address
 
 DATAGRAMS = 20_000
 ROUND = 200

@@ -22,8 +22,8 @@ from typing import Any, Final
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
+from wavry_cp.admin.endpoints import find_places
 from wavry_cp.admin.output import CommandError
-from wavry_cp.admin.places import find_places
 
 from .metric_rules import Reading, Sample, faults
 

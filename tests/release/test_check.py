@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system_support import REPOSITORY, clean_environment, get_text, is_alive, wait_until
+from support.paths import REPOSITORY
+from support.system.system import clean_environment, get_text, is_alive, wait_until
 
 from tests.release.canary import CanaryError, local_canary, log_faults, remote_canary
 from tests.release.check import Check

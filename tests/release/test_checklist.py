@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from system_support import REPOSITORY
+from support.paths import REPOSITORY
 
 from tests.release.canary import app as canary_app
 from tests.release.checklist import ChecklistError, Line, choose, read_checklist
-from wavry_cp.admin.cli import app as wavryctl
+from wavry_cp.admin.commands.app import app as wavryctl
 
 CHECKLIST = REPOSITORY / "docs" / "checklist.md"
 LINES = read_checklist(CHECKLIST)

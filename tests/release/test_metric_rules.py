@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from tests.release.metric_rules import GAUGES, RISES, Sample, faults
-from wavry_peer.metrics import CATALOGUE
 from wavry_peer.protocol import constants as c
+from wavry_peer.service.metrics import CATALOGUE
 
 UP = ("wavry_relay_start_time_seconds", ())
 UP_TOO = ("process_start_time_seconds", ())

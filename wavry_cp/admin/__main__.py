@@ -1,5 +1,5 @@
 """``python -m wavry_cp.admin`` is ``wavryctl``."""
 
-from .cli import main
+from wavry_cp.admin.commands.app import main
 
 main()

@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from .client import ask_json
+from .endpoints import Places
 from .output import CommandError, print_json, print_note
-from .places import Places
 
 __all__ = ["Outcome", "order_both", "report"]
 

@@ -17,12 +17,12 @@ from typing import Any, Final
 
 import msgspec
 
-from wavry_cp.master.keys import read_seed, write_seed
+from wavry_cp.master.keys.files import read_seed, write_seed
+from wavry_cp.master.keys.rules import KeyStep, next_keys
 from wavry_cp.master.refusal import RefusedError
-from wavry_cp.master.rotation import KeyStep, next_keys
 from wavry_peer.protocol import base64url, ed25519
 from wavry_peer.protocol.errors import KeySetError
-from wavry_peer.protocol.keys_api import (
+from wavry_peer.protocol.http.keys import (
     KeyPlan,
     KeysStatus,
     KeyStatusRow,
@@ -41,8 +41,8 @@ from wavry_peer.protocol.keyset import (
 )
 
 from .client import ask_json
+from .endpoints import Places
 from .output import EXIT_USAGE, CommandError, print_note
-from .places import Places
 
 __all__ = ["KeyOffice", "RotationResult", "revoke", "roll_back", "rotate", "rotate_root"]
 

@@ -1,6 +1,6 @@
 """Orders to a relay on this machine, over the control socket in its state directory.
 
-One JSON object a line in, lines of JSON out; the relay's side is wavry_relay/ops.py.
+One JSON object a line in, lines of JSON out; the relay's side is wavry_relay/ops/server.py.
 """
 
 import asyncio

@@ -12,13 +12,13 @@ from typing import Final
 
 from aiohttp import web
 
-from wavry_cp.control.admin_tokens import ShownToken
-from wavry_cp.control.auth_failures import LIMIT_KEYS, AuthFailures
-from wavry_cp.control.roles import Caller, Role
-from wavry_cp.http import bearer_token
-from wavry_cp.rate_limit import RateLimiter
-from wavry_cp.tokens import TokenFile
-from wavry_peer.protocol.admin_api import TokenCheck, TokenCheckRequest
+from wavry_cp.app.http import bearer_token
+from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.token_files import TokenFile
+from wavry_cp.operators.admin_tokens import ShownToken
+from wavry_cp.operators.auth_failures import LIMIT_KEYS, AuthFailures
+from wavry_cp.operators.roles import Caller, Role
+from wavry_peer.protocol.http.admin import TokenCheck, TokenCheckRequest
 
 from .refused import RefusedError
 

@@ -7,12 +7,8 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from wavry_cp.client_address import client_address
-from wavry_cp.control.ban_routes import BanRoutes
-from wavry_cp.control.lockdown import lockdown_middleware
-from wavry_cp.control.switch_routes import SwitchRoutes
-from wavry_cp.control.switches import Switch
-from wavry_cp.http import (
+from wavry_cp.app.client_address import client_address
+from wavry_cp.app.http import (
     ApiError,
     bearer_token,
     json_response,
@@ -20,9 +16,13 @@ from wavry_cp.http import (
     read_body,
     route_template,
 )
-from wavry_cp.rate_limit import address_key
-from wavry_peer.metrics import OTHER
-from wavry_peer.protocol.api import (
+from wavry_cp.app.rate_limit import address_key
+from wavry_cp.gateway.sessions.rules import Session, SessionKey, checked_keys, describe
+from wavry_cp.operators.ban_routes import BanRoutes
+from wavry_cp.operators.lockdown import lockdown_middleware
+from wavry_cp.operators.switch_routes import SwitchRoutes
+from wavry_cp.operators.switches import Switch
+from wavry_peer.protocol.http.api import (
     AcceptSessionRequest,
     CreateSessionRequest,
     LoginResponse,
@@ -33,13 +33,13 @@ from wavry_peer.protocol.api import (
     SessionList,
     UserCredentials,
 )
-from wavry_peer.protocol.signaling import Offer
+from wavry_peer.protocol.http.signaling import Offer
+from wavry_peer.service.metrics import OTHER
 
 from .cors import origin_marker, preflight_middleware, require_known_origin
 from .gateway import Gateway
 from .operations import Operations
 from .refused import RefusedError
-from .sessions import Session, SessionKey, checked_keys, describe
 
 __all__ = ["make_app"]
 

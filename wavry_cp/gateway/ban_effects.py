@@ -1,11 +1,11 @@
 """What a ban does at the gateway: the user's connection and sessions end."""
 
-from wavry_cp.control.audit import AuditEntry
-from wavry_cp.control.bans import Ban, BanKind
-from wavry_cp.store.gateway_interface import GatewayStore
+from wavry_cp.gateway.sessions.service import Calls
+from wavry_cp.gateway.signaling.hub import Hub
+from wavry_cp.operators.audit import AuditEntry
+from wavry_cp.operators.bans import Ban, BanKind
 
-from .calls import Calls
-from .hub import Hub
+from .store import GatewayStore
 
 __all__ = ["GatewayBanEffects"]
 

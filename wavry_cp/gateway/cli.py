@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from wavry_cp.http import serve
-from wavry_cp.version import software_version
-from wavry_peer import logs
-from wavry_peer.health_command import health_command
+from wavry_cp.app.http import serve
 from wavry_peer.protocol.errors import WavryError
-from wavry_peer.settings import SettingsError, load, load_one, parse_address
+from wavry_peer.service import logs
+from wavry_peer.service.health_command import health_command
+from wavry_peer.service.settings import SettingsError, load, load_one, parse_address
+from wavry_peer.service.version import software_version
 
 from .app import make_app
 from .config import GatewayConfig

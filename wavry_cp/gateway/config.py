@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from wavry_cp.http import IpNetwork, parse_networks
+from wavry_cp.app.http import IpNetwork, parse_networks
+from wavry_cp.gateway.accounts.passwords import PasswordCost
+from wavry_cp.gateway.sessions.rules import CallLimits
 from wavry_peer.protocol import constants as c
-from wavry_peer.settings import SettingsError, parse_address, setting
-
-from .passwords import PasswordCost
-from .sessions import CallLimits
+from wavry_peer.service.settings import SettingsError, parse_address, setting
 
 __all__ = ["GatewayConfig"]
 

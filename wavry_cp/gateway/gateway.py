@@ -8,33 +8,33 @@ from typing import Final, Self
 
 import structlog
 
-from wavry_cp.control.auth_failures import AuthFailures
-from wavry_cp.control.ban_desk import BanDesk
-from wavry_cp.control.bans import BanBook, BanKind
-from wavry_cp.control.switch_desk import SwitchDesk
-from wavry_cp.control.switches import Switch, SwitchBook, SwitchState
-from wavry_cp.rate_limit import RateLimiter
-from wavry_cp.store.errors import StoreUnavailableError
-from wavry_cp.store.gateway_interface import GatewayStore
-from wavry_cp.store.gateway_sqlite import SqliteGatewayStore
-from wavry_cp.tokens import TokenFile, require_different
+from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.app.token_files import TokenFile, require_different
+from wavry_cp.gateway.accounts.access import Admission
+from wavry_cp.gateway.accounts.login_delays import LoginDelays
+from wavry_cp.gateway.accounts.passwords import PasswordHasher
+from wavry_cp.gateway.accounts.service import Accounts
+from wavry_cp.gateway.sessions.broker import Broker
+from wavry_cp.gateway.sessions.leases import Relaying
+from wavry_cp.gateway.sessions.rules import SessionKey
+from wavry_cp.gateway.sessions.service import Calls
+from wavry_cp.gateway.signaling.hub import Hub
+from wavry_cp.gateway.signaling.limits import ConnectionSlots
+from wavry_cp.gateway.signaling.service import Signaling
+from wavry_cp.operators.auth_failures import AuthFailures
+from wavry_cp.operators.ban_service import BanDesk
+from wavry_cp.operators.bans import BanBook, BanKind
+from wavry_cp.operators.switch_service import SwitchDesk
+from wavry_cp.operators.switches import Switch, SwitchBook, SwitchState
+from wavry_cp.store.sqlite.gateway import SqliteGatewayStore
 
 from .admin_access import AdminAccess
-from .admission import Admission
-from .auth import Accounts
 from .ban_effects import GatewayBanEffects
-from .broker import Broker
-from .calls import Calls
 from .clock import Clock
 from .config import GatewayConfig
-from .hub import Hub
-from .limits import ConnectionSlots
-from .lockout import LoginDelays
 from .metrics import GatewayMetrics
-from .passwords import PasswordHasher
-from .relaying import Relaying
-from .sessions import SessionKey
-from .signaling import Signaling
+from .store import GatewayStore
 
 __all__ = ["Gateway"]
 

@@ -1,4 +1,4 @@
-"""Metrics of the gateway, made from the catalogue (`wavry_peer.metrics.gateway`).
+"""Metrics of the gateway, made from the catalogue (`wavry_peer.service.metrics.gateway`).
 
 Each application has its own registry, so that two fit in one process.
 """
@@ -6,11 +6,11 @@ Each application has its own registry, so that two fit in one process.
 import math
 from collections.abc import Callable, Mapping
 
-from wavry_cp.control.bans import BanBook
-from wavry_cp.control.switches import SwitchBook
-from wavry_cp.metric_families import Families
-from wavry_cp.version import software_version
-from wavry_peer.metrics import GATEWAY
+from wavry_cp.app.metric_families import Families
+from wavry_cp.operators.bans import BanBook
+from wavry_cp.operators.switches import SwitchBook
+from wavry_peer.service.metrics import GATEWAY
+from wavry_peer.service.version import software_version
 
 __all__ = ["GatewayMetrics"]
 

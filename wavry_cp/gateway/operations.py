@@ -8,12 +8,12 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from wavry_cp.client_address import client_address, is_within
-from wavry_cp.control.audit_route import audit_response
-from wavry_cp.http import ApiError, json_response
-from wavry_cp.store.errors import StoreUnavailableError
-from wavry_cp.version import software_version
-from wavry_peer.protocol.api import UserInfo, UserList
+from wavry_cp.app.client_address import client_address, is_within
+from wavry_cp.app.http import ApiError, json_response
+from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.operators.audit_routes import audit_response
+from wavry_peer.protocol.http.api import UserInfo, UserList
+from wavry_peer.service.version import software_version
 
 from .gateway import Gateway
 from .refused import RefusedError

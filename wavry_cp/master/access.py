@@ -5,10 +5,10 @@ from typing import Final
 
 from aiohttp import web
 
-from wavry_cp.control.admin_tokens import ShownToken, TokenBook
-from wavry_cp.control.auth_failures import AuthFailures
-from wavry_cp.control.roles import SERVICE, Caller, Role
-from wavry_cp.http import ApiError, TokenFile, bearer_token, unauthorized
+from wavry_cp.app.http import ApiError, TokenFile, bearer_token, unauthorized
+from wavry_cp.operators.admin_tokens import ShownToken, TokenBook
+from wavry_cp.operators.auth_failures import AuthFailures
+from wavry_cp.operators.roles import SERVICE, Caller, Role
 
 __all__ = ["Access"]
 

@@ -10,16 +10,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from wavry_cp.control.admin_tokens import TokenBook
-from wavry_cp.control.auth_failures import AuthFailures
-from wavry_cp.control.ban_desk import BanDesk
-from wavry_cp.control.ban_routes import BanRoutes
-from wavry_cp.control.bans import BanBook, BanKind
-from wavry_cp.control.lockdown import lockdown_middleware
-from wavry_cp.control.switch_desk import SwitchDesk
-from wavry_cp.control.switch_routes import SwitchRoutes
-from wavry_cp.control.switches import Switch, SwitchBook
-from wavry_cp.http import (
+from wavry_cp.app.http import (
     ApiError,
     Handler,
     TokenFile,
@@ -27,36 +18,45 @@ from wavry_cp.http import (
     parse_networks,
     route_template,
 )
-from wavry_cp.rate_limit import RateLimiter
-from wavry_cp.store.errors import StoreUnavailableError
-from wavry_cp.store.master_sqlite import MasterSqlite
-from wavry_cp.tokens import require_different
+from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.app.token_files import require_different
+from wavry_cp.master.blocks.routes import BlockRoutes
+from wavry_cp.master.blocks.service import BlockDesk
+from wavry_cp.master.keys.files import KeyFileError
+from wavry_cp.master.keys.live import LiveKeys
+from wavry_cp.master.keys.routes import KeyRoutes
+from wavry_cp.master.keys.service import KeyDesk
+from wavry_cp.master.leases.routes import LeaseRoutes
+from wavry_cp.master.leases.service import LeaseDesk
+from wavry_cp.master.relays.challenges import Challenges
+from wavry_cp.master.relays.event_routes import EventRoutes
+from wavry_cp.master.relays.event_stream import EventStreams
+from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.master.relays.routes import RelayRoutes
+from wavry_cp.master.relays.rules import RelayState
+from wavry_cp.master.revocations.routes import RevocationRoutes
+from wavry_cp.master.revocations.service import RevocationBook, Revocations
+from wavry_cp.operators.admin_tokens import TokenBook
+from wavry_cp.operators.auth_failures import AuthFailures
+from wavry_cp.operators.ban_routes import BanRoutes
+from wavry_cp.operators.ban_service import BanDesk
+from wavry_cp.operators.bans import BanBook, BanKind
+from wavry_cp.operators.lockdown import lockdown_middleware
+from wavry_cp.operators.switch_routes import SwitchRoutes
+from wavry_cp.operators.switch_service import SwitchDesk
+from wavry_cp.operators.switches import Switch, SwitchBook
+from wavry_cp.operators.token_service import TokenDesk
+from wavry_cp.store.sqlite.master import MasterSqlite
 
 from .access import Access
 from .ban_effects import MasterBanEffects
-from .block_desk import BlockDesk
-from .block_routes import BlockRoutes
-from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
 from .context import MasterContext
-from .directory import RelayDirectory
-from .event_routes import EventRoutes
-from .event_stream import EventStreams
-from .key_desk import KeyDesk
-from .key_routes import KeyRoutes
-from .keys import KeyFileError
-from .lease_desk import LeaseDesk
-from .lease_routes import LeaseRoutes
-from .live_keys import LiveKeys
 from .metrics import MasterMetrics
 from .ops_routes import OpsRoutes
 from .refusal import RefusedError
-from .registry import RelayState
-from .relay_routes import RelayRoutes
-from .revocation_routes import RevocationRoutes
-from .revocations import RevocationBook, Revocations
-from .token_desk import TokenDesk
 from .token_routes import TokenRoutes
 
 __all__ = ["DATABASE_FILE", "REFUSAL_STATUS", "build_app", "open_master"]

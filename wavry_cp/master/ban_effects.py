@@ -9,12 +9,12 @@ from typing import Final, Literal, Protocol
 
 import structlog
 
-from wavry_cp.control.audit import AuditEntry
-from wavry_cp.control.bans import Ban, BanKind
-from wavry_cp.store.admin_interface import AdminStore
-from wavry_cp.store.errors import StoreUnavailableError
+from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.operators.audit import AuditEntry
+from wavry_cp.operators.bans import Ban, BanKind
+from wavry_cp.operators.store import AdminStore
 
-from .directory import RelayDirectory
 from .refusal import RefusedError
 
 __all__ = ["MasterBanEffects", "Revoker"]

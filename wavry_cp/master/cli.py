@@ -9,18 +9,18 @@ from typing import Annotated, Final
 import structlog
 import typer
 
-from wavry_cp.http import TokenFileError, serve
-from wavry_cp.store.errors import StoreUnavailableError
-from wavry_cp.version import software_version
-from wavry_peer import logs, settings
-from wavry_peer.health_command import health_command
+from wavry_cp.app.http import TokenFileError, serve
+from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.master.keys.files import KeyFileError
 from wavry_peer.protocol.errors import LocalError
-from wavry_peer.settings import SettingsError, parse_address
+from wavry_peer.service import logs, settings
+from wavry_peer.service.health_command import health_command
+from wavry_peer.service.settings import SettingsError, parse_address
+from wavry_peer.service.version import software_version
 
 from . import config as configuration
 from .app import open_master
 from .config import MasterConfig
-from .keys import KeyFileError
 
 __all__ = ["app", "main"]
 

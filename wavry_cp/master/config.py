@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from wavry_cp.http import parse_networks
+from wavry_cp.app.http import parse_networks
 from wavry_peer.protocol import constants as c
-from wavry_peer.settings import SettingsError, parse_address, setting
+from wavry_peer.service.settings import SettingsError, parse_address, setting
 
 __all__ = ["MasterConfig", "check"]
 

@@ -2,28 +2,28 @@
 
 from dataclasses import dataclass
 
-from wavry_cp.control.admin_tokens import TokenBook
-from wavry_cp.control.ban_desk import BanDesk
-from wavry_cp.control.bans import BanBook
-from wavry_cp.control.switch_desk import SwitchDesk
-from wavry_cp.control.switches import SwitchBook
-from wavry_cp.http import IpNetwork
-from wavry_cp.rate_limit import RateLimiter
-from wavry_cp.store.interface import MasterStore
+from wavry_cp.app.http import IpNetwork
+from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.master.blocks.service import BlockDesk
+from wavry_cp.master.keys.live import LiveKeys
+from wavry_cp.master.keys.service import KeyDesk
+from wavry_cp.master.leases.service import LeaseDesk
+from wavry_cp.master.relays.challenges import Challenges
+from wavry_cp.master.relays.event_stream import EventStreams
+from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.master.revocations.service import Revocations
+from wavry_cp.operators.admin_tokens import TokenBook
+from wavry_cp.operators.ban_service import BanDesk
+from wavry_cp.operators.bans import BanBook
+from wavry_cp.operators.switch_service import SwitchDesk
+from wavry_cp.operators.switches import SwitchBook
+from wavry_cp.operators.token_service import TokenDesk
 
 from .access import Access
-from .block_desk import BlockDesk
-from .challenges import Challenges
 from .clock import Clock
 from .config import MasterConfig
-from .directory import RelayDirectory
-from .event_stream import EventStreams
-from .key_desk import KeyDesk
-from .lease_desk import LeaseDesk
-from .live_keys import LiveKeys
 from .metrics import MasterMetrics
-from .revocations import Revocations
-from .token_desk import TokenDesk
+from .store import MasterStore
 
 __all__ = ["MasterContext"]
 

@@ -1,4 +1,4 @@
-"""Metrics of the master, made from the catalogue (`wavry_peer.metrics.master`)."""
+"""Metrics of the master, made from the catalogue (`wavry_peer.service.metrics.master`)."""
 
 import math
 from collections import Counter as TallyOf
@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from wavry_cp.control.bans import BanBook, BanKind
-from wavry_cp.control.switches import SwitchBook
-from wavry_cp.metric_families import Families
-from wavry_cp.version import software_version
-from wavry_peer.metrics import MASTER, OTHER
-
-from .live_keys import LiveKeys
-from .registry import RelayState
+from wavry_cp.app.metric_families import Families
+from wavry_cp.master.keys.live import LiveKeys
+from wavry_cp.master.relays.rules import RelayState
+from wavry_cp.operators.bans import BanBook, BanKind
+from wavry_cp.operators.switches import SwitchBook
+from wavry_peer.service.metrics import MASTER, OTHER
+from wavry_peer.service.version import software_version
 
 __all__ = ["MasterMetrics", "PoolFacts"]
 

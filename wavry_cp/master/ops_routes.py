@@ -8,16 +8,11 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from wavry_cp.control.audit_route import audit_response
-from wavry_cp.http import (
-    client_address,
-    is_within,
-    json_response,
-    rate_limited,
-)
-from wavry_cp.rate_limit import address_key
-from wavry_cp.store.errors import StoreUnavailableError
-from wavry_cp.version import software_version
+from wavry_cp.app.http import client_address, is_within, json_response, rate_limited
+from wavry_cp.app.rate_limit import address_key
+from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.operators.audit_routes import audit_response
+from wavry_peer.service.version import software_version
 
 from .context import MasterContext
 from .metrics import PoolFacts

@@ -2,9 +2,9 @@
 
 from typing import Self
 
-from wavry_cp.http import ApiError
-from wavry_cp.metric_families import LabelledCounter
-from wavry_cp.store.errors import StoreUnavailableError
+from wavry_cp.app.http import ApiError
+from wavry_cp.app.metric_families import LabelledCounter
+from wavry_cp.app.store_errors import StoreUnavailableError
 
 from .refusal import RefusedError
 

@@ -3,9 +3,10 @@
 import structlog
 from aiohttp import web
 
-from wavry_cp.control.admin_tokens import ShownToken, TokenBook
-from wavry_cp.http import json_response, read_body, read_optional_body
-from wavry_peer.protocol.admin_api import (
+from wavry_cp.app.http import json_response, read_body, read_optional_body
+from wavry_cp.operators.admin_tokens import ShownToken, TokenBook
+from wavry_cp.operators.token_service import TokenDesk
+from wavry_peer.protocol.http.admin import (
     NewTokenRequest,
     RevokeTokenRequest,
     RotateTokenRequest,
@@ -15,7 +16,6 @@ from wavry_peer.protocol.admin_api import (
 
 from .access import Access
 from .clock import Clock
-from .token_desk import TokenDesk
 
 __all__ = ["TokenRoutes"]
 

@@ -24,7 +24,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from wavry_peer.protocol.channel_wire import ProbeStage
+from wavry_peer.protocol.channel.wire import ProbeStage
 
 __all__ = ["CandidateFailed", "PathRetired", "PathSwitch", "PathSwitched", "SwitchEvent"]
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from wavry_peer.errors import SessionFailedError
 from wavry_peer.protocol.constants import RECEIVE_BUFFER_BYTES
-from wavry_peer.settings import parse_address
+from wavry_peer.service.settings import parse_address
 
 __all__ = ["SOCKET_BUFFER_BYTES", "UdpSocket", "UdpStatistics", "connect_udp", "usable_addresses"]
 

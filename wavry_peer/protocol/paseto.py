@@ -1,7 +1,7 @@
 """PASETO v4.public: sign and verify (Ed25519 over PAE).
 
 Only the one purpose that leases need, over pynacl.  Proved with the published v4 vectors and
-against the pyseto package (tests/protocol/test_paseto.py).
+against the pyseto package (tests/unit/protocol/test_paseto.py).
 """
 
 import struct

@@ -5,12 +5,12 @@ from typing import Final
 
 from wavry_peer.protocol.packets import Buffer
 from wavry_peer.protocol.paseto import UnverifiedToken
-from wavry_relay.address import Address
-from wavry_relay.clock import Clock, Instant
+from wavry_peer.service.clock import Clock, Instant
 from wavry_relay.engine.base import ControlPacket, Decision
+from wavry_relay.engine.verified_lease import VerifiedLease
+from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.segment import Segment
-from wavry_relay.verified_lease import VerifiedLease
 
 LAYOUT_DIGEST: Final[str]
 SOURCES_DIGEST: Final[str]

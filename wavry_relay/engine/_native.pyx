@@ -15,8 +15,8 @@ import os
 
 from wavry_peer.protocol.constants import MAX_TOKEN_BYTES as _MAX_TOKEN_BYTES
 from wavry_peer.protocol.paseto import PasetoError, UnverifiedToken
-from wavry_relay.address import Address
-from wavry_relay.clock import SystemClock
+from wavry_relay.shm.address import Address
+from wavry_peer.service.clock import SystemClock
 from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.worker_log import worker_log

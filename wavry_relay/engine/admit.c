@@ -85,7 +85,7 @@ static int is_limited(const struct wv_rate_bucket *bucket, uint64_t key, uint64_
     return taken && load64(&bucket->overflow_tat) > full_ns;
 }
 
-/* -- Limits of a source (wavry_relay/source_limits.py) ------------------------------------------ */
+/* -- Limits of a source (wavry_relay/admission/source_limits.py) ------------------------------------------ */
 
 static uint64_t network_of(const struct wv_address *from, uint64_t *family) {
     uint64_t mask;
@@ -145,7 +145,7 @@ static void deny(struct wv_tables *t, struct wv_used_lease *entry, uint64_t jti,
     store64(&t->shared->used_leases, t->shared->used_leases + 1);
 }
 
-/* -- Slots (wavry_relay/lease_slots.py, shm/sessions.py) ----------------------------------------- */
+/* -- Slots (wavry_relay/admission/slots.py, shm/sessions.py) ----------------------------------------- */
 
 /* A free record's number; max_sessions: all are taken. */
 static uint64_t free_record(const struct wv_tables *t) {

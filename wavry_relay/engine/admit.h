@@ -2,7 +2,7 @@
  * an empty slot or renews its own.
  *
  * Which cases are ordinary is for this file to say and for Python to trust: what is not is left
- * untouched, and the rules in Python (wavry_relay/lease_slots.py, source_limits.py) decide it.  In
+ * untouched, and the rules in Python (wavry_relay/admission/slots.py, source_limits.py) decide it.  In
  * the ordinary ones both leave the same bytes in every table.
  */
 #ifndef WAVRY_ADMIT_H
@@ -10,7 +10,7 @@
 
 #include "decide.h"
 
-/* A verified lease in the words of a slot; see wavry_relay/verified_lease.py. */
+/* A verified lease in the words of a slot; see wavry_relay/engine/verified_lease.py. */
 struct wv_lease {
     uint64_t id[2]; /* of the session */
     uint64_t jti, sub;

@@ -10,10 +10,11 @@ from typing import Final, NamedTuple, Protocol
 
 from wavry_peer.protocol.packets import Buffer
 from wavry_peer.protocol.paseto import UnverifiedToken
-from wavry_relay.address import Address
-from wavry_relay.clock import Instant
+from wavry_peer.service.clock import Instant
+from wavry_relay.shm.address import Address
 from wavry_relay.shm.locks import Locks
-from wavry_relay.verified_lease import VerifiedLease
+
+from .verified_lease import VerifiedLease
 
 __all__ = [
     "BATCH_DATAGRAMS",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final, cast
 
 from wavry_peer.protocol.errors import LocalError
-from wavry_relay.clock import Clock
-from wavry_relay.shm.c_header import header_digest
+from wavry_peer.service.clock import Clock
 from wavry_relay.shm.control import EngineKind
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.segment import Segment
 
 from .base import Engine
+from .c_header import header_digest
 from .reference import ReferenceEngine
 
 __all__ = ["EngineUnavailableError", "choose_engine", "load_engine", "open_engine"]

@@ -17,7 +17,7 @@ enum wv_kind {
     WV_KIND_FORWARD = 4,
 };
 
-/* The three words of wavry_relay/address.py. */
+/* The three words of wavry_relay/shm/address.py. */
 struct wv_address {
     uint64_t high;
     uint64_t low;

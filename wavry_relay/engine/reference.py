@@ -16,9 +16,9 @@ from wavry_peer.protocol import stun
 from wavry_peer.protocol.errors import PacketError
 from wavry_peer.protocol.packets import Buffer, forward_sequence, parse_header
 from wavry_peer.protocol.replay import Verdict
-from wavry_relay.address import Address
-from wavry_relay.clock import Clock, Instant
+from wavry_peer.service.clock import Clock, Instant
 from wavry_relay.shm import gcra
+from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SHARED

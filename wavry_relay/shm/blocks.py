@@ -11,8 +11,7 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from wavry_relay.address import Address, network_text
-
+from .address import Address, network_text
 from .layout import BLOCK, BLOCK_SLOTS, SHARED
 from .segment import Segment
 from .tags import Tags

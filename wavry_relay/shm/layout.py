@@ -19,7 +19,7 @@ from typing import Final
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.keyset import MAX_KEYS
 from wavry_peer.protocol.replay import WINDOW_WORDS
-from wavry_relay.lease_states import TRANSITIONS, counter_name
+from wavry_relay.admission.states import TRANSITIONS, counter_name
 
 __all__ = [
     "BLOCK",
@@ -265,7 +265,7 @@ SLOT: Final = _record(
 )
 """One peer of a session.  `jti` 0 = empty slot, `cnf` 0 = bearer lease.  `mark` is the highest
 proof counter + 1 (saturated) of a key-bound lease, the tag of the accepted datagram of a bearer
-lease.  `address` and `endpoint` are the words of `wavry_relay.address`."""
+lease.  `address` and `endpoint` are the words of `wavry_relay.shm.address`."""
 
 SESSION: Final = _record(
     "session",

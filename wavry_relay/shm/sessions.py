@@ -14,9 +14,9 @@ from typing import Final
 
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.replay import WINDOW_WORDS, Verdict, window_check, window_commit
-from wavry_relay.address import Address
 
 from . import layout
+from .address import Address
 from .layout import INDEX_DELETED, INDEX_EMPTY, SESSION, SESSION_FREE, SHARED, SLOT
 from .segment import Segment
 from .tags import Tags

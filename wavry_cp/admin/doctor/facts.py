@@ -6,10 +6,10 @@ from typing import Final
 
 import msgspec
 
-from wavry_peer.protocol.admin_api import AuditPage, AuditRow, BanList, SwitchInfo, SwitchList
-from wavry_peer.protocol.api import RelayInfo, RelayList
-from wavry_peer.protocol.events import RevocationList
-from wavry_peer.protocol.keys_api import KeysStatus
+from wavry_peer.protocol.http.admin import AuditPage, AuditRow, BanList, SwitchInfo, SwitchList
+from wavry_peer.protocol.http.api import RelayInfo, RelayList
+from wavry_peer.protocol.http.keys import KeysStatus
+from wavry_peer.protocol.http.relay_events import RevocationList
 from wavry_peer.protocol.keyset import KeySet
 
 from .reach import Answer

@@ -8,12 +8,12 @@ from typing import Final, TypeVar
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
+from wavry_cp.admin.endpoints import Places
 from wavry_cp.admin.output import CommandError
-from wavry_cp.admin.places import Places
-from wavry_peer.protocol.admin_api import AuditPage, BanList, SwitchList
-from wavry_peer.protocol.api import ErrorBody, RelayInfo, RelayList
-from wavry_peer.protocol.events import RevocationList
-from wavry_peer.protocol.keys_api import KeysStatus
+from wavry_peer.protocol.http.admin import AuditPage, BanList, SwitchList
+from wavry_peer.protocol.http.api import ErrorBody, RelayInfo, RelayList
+from wavry_peer.protocol.http.keys import KeysStatus
+from wavry_peer.protocol.http.relay_events import RevocationList
 from wavry_peer.protocol.keyset import KeySet
 
 from .facts import (

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from wavry_peer.protocol.keys_api import KeysStatus
+from wavry_peer.protocol.http.keys import KeysStatus
 
 from .facts import Facts, RelayFacts
 from .finding import RELAY, Finding, Verdict

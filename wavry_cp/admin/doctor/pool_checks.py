@@ -3,7 +3,7 @@
 from typing import Final
 
 from wavry_cp.admin.output import moment
-from wavry_peer.protocol.admin_api import AuditRow, SwitchInfo
+from wavry_peer.protocol.http.admin import AuditRow, SwitchInfo
 
 from .facts import Facts, MasterHealth, RelayFacts, ServiceHealth
 from .finding import GATEWAY, MASTER, RELAY, Finding, Layer, finding

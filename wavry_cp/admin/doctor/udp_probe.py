@@ -9,7 +9,7 @@ from typing import Final
 
 from wavry_peer.protocol.errors import PacketError
 from wavry_peer.protocol.stun import build_binding_request, parse_mapped_address
-from wavry_peer.settings import parse_address
+from wavry_peer.service.settings import parse_address
 
 __all__ = ["UdpAnswer", "probe_udp"]
 

@@ -12,7 +12,7 @@ from typing import Self
 import msgspec
 
 from wavry_cp.admin.output import EXIT_USAGE, CommandError
-from wavry_peer.private_files import create_private, read_private
+from wavry_peer.home.private_files import create_private, read_private
 
 __all__ = ["Account", "load_or_make"]
 

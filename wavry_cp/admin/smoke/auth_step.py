@@ -4,7 +4,7 @@ import secrets
 import uuid
 
 from wavry_peer.errors import GatewayAuthError, GatewayError
-from wavry_peer.gateway import GatewayClient
+from wavry_peer.gateway.client import GatewayClient
 
 from .report import Passed, StepFailedError
 from .stage import Stage

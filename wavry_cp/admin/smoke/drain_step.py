@@ -12,11 +12,11 @@ from typing import Final
 
 import wavry_peer
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.drain import order_relay
+from wavry_cp.admin.commands.drain import order_relay
+from wavry_cp.admin.endpoints import Places
 from wavry_cp.admin.output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
-from wavry_cp.admin.places import Places
 from wavry_peer.errors import GatewayError
-from wavry_peer.protocol.api import RelayInfo, RelayList
+from wavry_peer.protocol.http.api import RelayInfo, RelayList
 
 from .echo import Echo
 from .relay_step import require_whole

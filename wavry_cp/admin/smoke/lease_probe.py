@@ -16,7 +16,7 @@ from wavry_peer.protocol.packets import (
     build_present,
     parse_packet,
 )
-from wavry_peer.settings import parse_address
+from wavry_peer.service.settings import parse_address
 
 from .report import StepFailedError
 

@@ -8,8 +8,8 @@ import msgspec
 
 from wavry_peer.protocol import base64url, paseto
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol.api import Credentials
 from wavry_peer.protocol.errors import KeySetError, LeaseError
+from wavry_peer.protocol.http.api import Credentials
 from wavry_peer.protocol.keyset import KeySet, decode_keyset, trusted_keys
 from wavry_peer.protocol.lease import KeyId, LeaseClaims, TrustedKey, open_lease
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from wavry_cp.admin.client import ask
-from wavry_peer.identity import Identity
+from wavry_peer.home.identity import Identity
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol import signaling as wire
-from wavry_peer.protocol.api import Credentials
+from wavry_peer.protocol.http import signaling as wire
+from wavry_peer.protocol.http.api import Credentials
 from wavry_peer.protocol.lease import KeyId, TrustedKey
 from wavry_peer.protocol.packets import LeaseAck
 

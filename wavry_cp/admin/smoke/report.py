@@ -5,12 +5,7 @@ from typing import Final
 
 import msgspec
 
-from wavry_cp.admin.output import (
-    EXIT_FAILED,
-    EXIT_FORBIDDEN,
-    EXIT_UNREACHABLE,
-    CommandError,
-)
+from wavry_cp.admin.output import EXIT_FAILED, EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 from wavry_peer.errors import GatewayError, GatewayUnreachableError
 from wavry_peer.protocol.errors import WavryError
 

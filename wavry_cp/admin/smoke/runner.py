@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from wavry_cp.admin.endpoints import Places
 from wavry_cp.admin.output import CommandError, print_note
-from wavry_cp.admin.places import Places
-from wavry_peer.gateway import normalize_gateway_url
+from wavry_peer.gateway.client import normalize_gateway_url
 from wavry_peer.protocol.errors import WavryError
 
 from .accounts import load_or_make

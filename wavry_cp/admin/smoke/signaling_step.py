@@ -3,9 +3,9 @@
 import time
 
 from wavry_peer.errors import GatewayAuthError
-from wavry_peer.gateway import GatewayClient
-from wavry_peer.protocol import signaling as wire
-from wavry_peer.signaling_link import SignalingLink
+from wavry_peer.gateway.client import GatewayClient
+from wavry_peer.gateway.signaling import SignalingLink
+from wavry_peer.protocol.http import signaling as wire
 
 from .report import Passed, StepFailedError
 from .stage import Line, Stage

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import wavry_peer
-from wavry_cp.admin.places import Places
+from wavry_cp.admin.endpoints import Places
 from wavry_peer.errors import GatewayAuthError, GatewayError
-from wavry_peer.gateway import GatewayClient
-from wavry_peer.identity import Identity
-from wavry_peer.protocol import signaling as wire
-from wavry_peer.signaling_link import SignalingLink
+from wavry_peer.gateway.client import GatewayClient
+from wavry_peer.gateway.signaling import SignalingLink
+from wavry_peer.home.identity import Identity
+from wavry_peer.protocol.http import signaling as wire
 
 from .accounts import Account
 from .report import StepFailedError

@@ -1,0 +1,1 @@
+"""Media-shaped streams and how they are measured."""

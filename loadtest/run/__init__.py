@@ -1,0 +1,1 @@
+"""One run of the load tests: options, target, shapes, totals, verdict."""

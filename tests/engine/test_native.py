@@ -1,9 +1,0 @@
-"""The native engine against the conformance suite of the reference."""
-
-from engine_conformance_support import EngineConformance
-
-from wavry_relay.shm.control import EngineKind
-
-
-class TestNativeEngine(EngineConformance):
-    kind = EngineKind.NATIVE

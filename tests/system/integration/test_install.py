@@ -1,0 +1,109 @@
+"""The distribution, installed into empty environments."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import REPOSITORY
+from support.system.system import clean_environment
+
+SOURCES = (
+    "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE",
+    "wavry_peer", "wavry_relay", "wavry_cp",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, so that building leaves nothing in the tree."""
+    target = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        path = REPOSITORY / name
+        if path.is_dir():
+            shutil.copytree(
+                path, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+            )
+        else:
+            shutil.copy(path, target / name)
+    return target
+
+
+def install(source: Path, directory: Path, extra: str, **environment: str) -> Path:
+    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    done = subprocess.run(
+        [str(directory / "bin/python"), "-m", "pip", "install", "--quiet", f"{source}{extra}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=clean_environment(**environment),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory / "bin"
+
+
+@pytest.fixture(scope="module")
+def base_install(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pip install .` into an empty environment on a machine without a compiler."""
+    directory = tmp_path_factory.mktemp("base")
+    no_compiler = directory / "no-compiler"
+    no_compiler.mkdir()
+    for name in ("cc", "gcc", "c++", "g++", "x86_64-linux-gnu-gcc"):
+        stand_in = no_compiler / name
+        stand_in.write_text("#!/bin/sh\necho 'no compiler here' >&2\nexit 1\n")
+        stand_in.chmod(0o755)
+    path = f"{no_compiler}:{os.environ['PATH']}"
+    return install(source, directory / "venv", "", PATH=path, CC=str(no_compiler / "cc"))
+
+
+def test_base_install_is_a_peer_without_a_compiler_and_without_server_parts(
+    base_install: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [str(base_install / "wavry-peer"), "--help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "connect" in done.stdout
+    check = (
+        "import sys, wavry_peer, wavry_peer.cli, wavry_peer.peer\n"
+        "bad = {'aiohttp.web', 'wavry_cp', 'wavry_relay', 'posix_ipc', 'sqlite_utils',"
+        " 'prometheus_client'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([str(base_install / "python"), "-c", check], check=True, cwd=tmp_path)
+
+
+def test_extras_give_the_services(source: Path, tmp_path: Path) -> None:
+    binaries = install(source, tmp_path / "venv", "[relay,cp]")
+    for command in ("wavry-relay", "wavry-master", "wavry-gateway", "wavryctl"):
+        done = subprocess.run(
+            [str(binaries / command), "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        version = subprocess.run(
+            [str(binaries / command), "--version"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert version.returncode == 0
+        assert "0.1.0" in version.stdout, f"{command}: {version.stdout}{version.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("wavry-relay", "wavry[relay]"),
+        ("wavry-master", "wavry[cp]"),
+        ("wavry-gateway", "wavry[cp]"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(base_install: Path, command: str, extra: str) -> None:
+    done = subprocess.run(
+        [str(base_install / command), "run"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr
+    assert extra in done.stderr

@@ -1,0 +1,96 @@
+"""Plain C tests and the fuzz target of the packet path, under ASan and UBSan."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from support.engine import fuzz as native_fuzz_support
+from support.engine import native as native_support
+from support.engine.corpus import CORPUS, seeds
+from support.engine.fuzz import build, has_libfuzzer
+from support.engine.native import C_TESTS_DIR, ENGINE_DIR, SANITIZERS, compile_c, run_sanitized
+
+from wavry_relay.engine import c_header
+
+FUZZ_SECONDS = float(os.environ.get("WAVRY_FUZZ_SECONDS", "10"))
+FUZZ_SEED = int(os.environ.get("WAVRY_FUZZ_SEED", "1"))
+
+
+def test_header_is_the_one_of_the_layout() -> None:
+    """`python -m wavry_relay.engine.c_header` after a change of the layout, then commit."""
+    assert c_header.HEADER_PATH.read_text() == c_header.render()
+
+
+def test_packet_path_knows_nothing_of_python() -> None:
+    sources = [*ENGINE_DIR.glob("*.c"), *ENGINE_DIR.glob("*.h")]
+    assert {"decide.c", "admit.c", "token.c", "fastpath.c"} <= {path.name for path in sources}
+    for path in sources:
+        assert "Python.h" not in path.read_text()
+
+
+def test_packet_path_allocates_only_when_it_is_made() -> None:
+    text = (ENGINE_DIR / "fastpath.c").read_text()
+    made = text[text.index("take_memory(struct") : text.index("void wv_engine_free")]
+    outside = text.replace(made, "")
+    assert re.findall(r"\b(?:m|c|re)alloc\(", outside) == ["calloc("]  # the engine itself
+    for name in ("decide.c", "admit.c", "token.c"):
+        assert not re.search(r"\b(?:m|c|re)alloc\(", (ENGINE_DIR / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["decide", "admit", "token", "fastpath"])
+def test_c_tests_pass_under_sanitizers(name: str, tmp_path: Path) -> None:
+    program = compile_c(tmp_path / name, f"test_{name}.c", flags=SANITIZERS)
+    assert run_sanitized(program) == f"{name}: ok\n"
+
+
+def test_packet_path_compiles_without_a_warning_at_o3(tmp_path: Path) -> None:
+    """More optimisation sees more; the build itself uses -O2."""
+    compile_c(tmp_path / "decide", "test_decide.c", flags=["-O3", "-Wshadow", "-Wvla"])
+
+
+def test_corpus_is_the_one_of_its_generator() -> None:
+    """`python tests/support/engine/corpus.py` writes it; support/engine/fuzz.py adds finds."""
+    for target, content_of in seeds().items():
+        for name, content in content_of.items():
+            assert (CORPUS / target / name).read_bytes() == content
+
+
+def test_corpora_stay_small() -> None:
+    for target in seeds():
+        sizes = [path.stat().st_size for path in (CORPUS / target).iterdir()]
+        assert len(sizes) <= 400
+        assert sum(sizes) <= 150_000
+
+
+@pytest.mark.parametrize(("target", "share"), [("segments", 1.0), ("batches", 0.5), ("head", 0.2)])
+def test_fuzz_target_finds_nothing(target: str, share: float, tmp_path: Path) -> None:
+    """WAVRY_FUZZ_SECONDS for the segment parser, less for the others; `make fuzz` runs long."""
+    finds = Path(os.environ.get("WAVRY_FUZZ_FINDS", tmp_path)) / target
+    seconds = FUZZ_SECONDS * share
+    said = build(target, tmp_path).run(seconds, FUZZ_SEED, tmp_path, finds)
+    runs = int(re.findall(r"(?:runs|number_of_executed_units): +(\d+)", said)[0])
+    print(f"{target}: {runs} inputs in {seconds:.0f} s")
+    assert runs > 1000
+
+
+@pytest.mark.parametrize("clang", [False, True], ids=["gcc", "clang"])
+def test_fuzz_target_that_finds_something_fails_with_the_input(
+    clang: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if clang and not has_libfuzzer(tmp_path):
+        pytest.skip("clang has no libFuzzer here")
+    broken = (C_TESTS_DIR / "fuzz_head.c").read_text()
+    broken = broken.replace(
+        "    struct wv_tables tables;\n    /*",
+        "    CHECK(bytes != 1);\n    struct wv_tables tables;\n    /*",
+    )
+    (tmp_path / "fuzz_head.c").write_text(broken)
+    shutil.copy(C_TESTS_DIR / "fuzz_main.c", tmp_path)
+    shutil.copy(C_TESTS_DIR / "segment_support.h", tmp_path)
+    for module in (native_fuzz_support, native_support):
+        monkeypatch.setattr(module, "C_TESTS_DIR", tmp_path)
+    monkeypatch.setattr(native_fuzz_support, "has_libfuzzer", lambda _directory: clang)
+    with pytest.raises(AssertionError, match=r"bytes != 1(?s:.*)input: \{'crash-"):
+        build("head", tmp_path).run(5, 1, tmp_path, tmp_path / "finds")

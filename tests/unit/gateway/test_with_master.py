@@ -1,0 +1,60 @@
+"""The gateway against the real master over real HTTP."""
+
+import time
+
+import msgspec
+from support.control.gateway import accepted_call, make_config, running_gateway
+from support.control.master import FakeRelay, MasterFiles
+from support.control.master import running_master as running_real_master
+
+from wavry_peer.protocol import base64url, keyset, lease
+from wavry_peer.protocol.http import signaling as wire
+from wavry_peer.protocol.http.api import Credentials
+
+
+async def test_issue_renew_and_move(tmp_path):
+    files = MasterFiles.make(tmp_path / "master")
+    async with running_real_master(tmp_path / "master", files=files) as master:
+        config = make_config(
+            tmp_path / "gateway", master.url, service_token_file=files.service_token_file
+        )
+        async with running_gateway(config) as running:
+            ann, bob = await running.user("ann"), await running.user("bob")
+            async with ann.online() as a, bob.online() as b:
+                session_id = await accepted_call(ann, a, bob, b)
+                await a.send(wire.RequestRelay(target_username="bob"))
+                await a.error("no_relay_available")
+
+                relays = [await FakeRelay(master).join() for _ in range(2)]
+                raw = msgspec.json.encode((await master.get("/.well-known/wavry-keys.json")).body)
+                root = base64url.decode(files.root_public_key)
+                keys = keyset.trusted_keys(keyset.decode_keyset(raw, root_public_key=root))
+
+                await a.send(wire.RequestRelay(target_username="bob"))
+                own, other = await a.next(), await b.next()
+                claims = [lease.open_lease(m.token.encode(), keys) for m in (own, other)]
+                assert [c.sub for c in claims] == ["ann", "bob"]
+                assert [c.role for c in claims] == ["client", "server"]
+                assert [c.cnf for c in claims] == [ann.identity_key, bob.identity_key]
+                assert {c.sid for c in claims} == {session_id}
+                assert own.expires_at > time.time()
+
+                for user, old in zip((ann, bob), claims, strict=True):
+                    renewed = await user.renew(session_id, old.jti)
+                    new = lease.open_lease(renewed.token.encode(), keys)
+                    assert new.jti != old.jti
+                    assert (new.sid, new.sub, new.role) == (old.sid, old.sub, old.role)
+                    assert (new.rid, new.cnf) == (old.rid, old.cnf)
+                path = f"/v1/sessions/{session_id}"
+                unknown = {"jti": "00000000-0000-4000-8000-000000000000"}
+                status, body = await ann.call("POST", f"{path}/renew", unknown)
+                assert (status, body["error"]) == (409, "stale_jti")
+
+                await b.send(
+                    wire.RequestRelay(target_username="ann", exclude_relays=(own.relay_id,))
+                )
+                moved = await a.next(wire.RelayCredentials)
+                assert moved.relay_id == (await b.next()).relay_id != own.relay_id
+                assert {relay.relay_id for relay in relays} == {own.relay_id, moved.relay_id}
+                status, body = await ann.call("POST", f"{path}/relay", {})
+                assert msgspec.convert(body, Credentials).session_id == session_id

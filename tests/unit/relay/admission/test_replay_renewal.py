@@ -1,0 +1,210 @@
+"""Replay and renewal as protocol.md section 2 wants them, on both engines."""
+
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.revocation import ENGINES
+from support.relay.world import Peer, World, open_world, reject_reason, v4
+from typer.testing import CliRunner
+
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol import ed25519, packets
+from wavry_peer.protocol.constants import RejectReason as R
+from wavry_relay.admission.admission import Admission
+from wavry_relay.cli import app
+from wavry_relay.engine.base import Drop, Forward
+from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.used_leases import KEEP_MS
+
+OTHER_KEY = ed25519.SigningKey.from_seed(b"o" * 32)
+
+
+@pytest.fixture(params=ENGINES, ids=lambda kind: kind.name.lower())
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with open_world(kind=request.param, workers=2, max_sessions=64) as world:
+        yield world
+
+
+@pytest.fixture(params=[kind.name.lower() for kind in ENGINES])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# -- Replay ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bearer", [False, True], ids=["proof", "bearer"])
+def test_replay_across_workers(world: World, *, bearer: bool) -> None:
+    """The same bytes at the other worker: REPLAYED, or the repeated ACK of a bearer lease."""
+    other = Admission(
+        world.segment, world.engine.locks, CounterRow(world.segment, 1), world.gate,
+        world.transitions, world.engine.lane,
+    )  # fmt: skip
+    peer = world.peer(bearer=bearer)
+    datagram = peer.datagram()
+    assert world.answer(datagram, peer.address) is not None
+    decided: Any = world.decide(datagram, peer.address)
+    answer = other.handle(decided, world.now)
+    assert answer is not None
+    body = packets.parse_packet(answer.datagram).body
+    if not bearer:
+        assert body == packets.LeaseReject(R.REPLAYED)
+        return
+    assert isinstance(body, packets.LeaseAck)
+    world.advance(c.BEARER_REACK_S)
+    late = other.handle(decided, world.now)
+    assert late is not None
+    assert packets.parse_packet(late.datagram).body == packets.LeaseReject(R.REPLAYED)
+
+
+def answers(peer: UdpPeer, datagram: bytes) -> object:
+    return peer.ask(datagram).body
+
+
+def test_replay_across_workers_kill_9_and_upgrade(tmp_path: Path, engine: str) -> None:
+    """Real processes: two workers killed one after the other, then a successor of them all."""
+    mint = Mint()
+    refused = packets.LeaseReject(R.REPLAYED)
+    with (
+        RelayProcess(tmp_path, mint, workers=2, WAVRY_RELAY_ENGINE=engine) as relay,
+        active_session(relay, mint) as (client, server),
+    ):
+        held = client.present_datagram()
+        assert isinstance(answers(client, held), packets.LeaseAck)
+        old_token, renewed = client.token, client.new_token()
+        client.token = renewed
+        client.present(renew=True)
+        client.token = old_token
+        denied = client.present_datagram(renew=True)
+        client.token = renewed
+
+        def still_refused() -> None:
+            assert answers(client, held) == refused
+            assert answers(client, denied) == refused, "replaced by the renewal, fresh proof or not"
+            sent = client.forward()
+            assert server.receive()[0] == sent
+
+        still_refused()
+        for number in range(2):
+            before = relay.worker_pids()
+            os.kill(before[number], signal.SIGKILL)
+            wait_until(
+                lambda was=before: (
+                    relay.health()["workers"]["running"] == 2 and relay.worker_pids() != was
+                ),
+                deadline_s=30,
+                what="replacement",
+            )
+            still_refused()
+        done = CliRunner().invoke(app, ["upgrade", "--state-dir", str(relay.state_dir)])
+        assert done.exit_code == 0, done.output
+        relay.follow()
+        still_refused()
+        assert relay.metric("wavry_relay_lease_rejects_total", reason="replayed") == 8
+
+
+def test_replay_memory_cannot_be_flushed_and_is_bounded_by_expiry(world: World) -> None:
+    """A flood of good leases fills the table: new leases are refused, none is forgotten."""
+    victim = world.peer(address=v4(9))
+    victim.accept()
+    first = victim.token
+    victim.accept(token=victim.new_token(), renew=True)
+    flooder = world.peer(address=v4(10))
+    flooder.accept()
+    for _ in range(world.used.limit + 1):
+        packet = flooder.present(token=flooder.new_token(), renew=True)
+        if isinstance(packet.body, packets.LeaseReject):
+            break
+        world.advance(0.001)
+    assert reject_reason(packet) == R.SESSION_FULL
+    assert world.used.count == world.used.limit
+    assert reject_reason(victim.present(token=first, renew=True)) == R.REPLAYED
+    assert victim.slot.jti, "who was accepted before stays"
+    size = world.used.count
+    world.advance(300 + KEEP_MS / 1000 + 10)
+    world.sweep(4.2)
+    assert world.used.count < size / 100, "bounded by expiry"
+    world.peer(address=v4(11)).accept()
+
+
+# -- Renewal -----------------------------------------------------------------------------------
+
+
+def test_renewal_takes_a_fresh_jti_and_denies_the_old(world: World) -> None:
+    client, server = world.session(ttl_s=60)
+    old = client.token
+    world.advance(48)
+    client.token = client.new_token()
+    assert client.accept(renew=True).expires_ms == world.now.wall_ms + 60_000
+    for renew in (False, True):
+        assert reject_reason(client.present(token=old, renew=renew)) == R.REPLAYED
+    world.advance(59)
+    assert client.forward(1) == Forward(server.address)
+
+
+def test_renewal_bare_never_extends(world: World) -> None:
+    client, _ = world.session(bearer=True, ttl_s=60)
+    expires_ms = client.slot.expires_ms
+    for _ in range(11):
+        answer = world.answer(b"W\x01\x04\0" + client.sid.bytes, client.address)
+        assert answer is not None
+        assert isinstance(answer.body, packets.LeaseAck)
+        assert answer.body.expires_ms == expires_ms
+        world.advance(5)
+    world.advance(5)
+    assert world.answer(b"W\x01\x04\0" + client.sid.bytes, client.address) is None
+    assert client.forward(1) == Drop("lease_expired")
+
+
+@pytest.mark.parametrize(
+    ("claims", "reason"),
+    [
+        ({"sub": "mallory"}, R.INVALID_SIGNATURE),
+        ({"role": c.Role.SERVER}, R.INVALID_SIGNATURE),
+        ({"rid": "rly-other"}, R.WRONG_RELAY),
+        ({"key": OTHER_KEY}, R.PROOF_REQUIRED),
+        ({"sid": uuid.UUID(int=7)}, R.INVALID_SIGNATURE),
+    ],
+    ids=["sub", "role", "relay", "key", "session"],
+)
+def test_renewal_for_another_is_refused_and_the_session_goes_on(
+    world: World, claims: dict[str, Any], reason: R
+) -> None:
+    client, server = world.session(ttl_s=60)
+    expires_ms = client.slot.expires_ms
+    assert reject_reason(client.present(token=client.new_token(**claims), renew=True)) == reason
+    assert client.slot.expires_ms == expires_ms
+    assert client.forward(1) == Forward(server.address)
+
+
+def test_renewal_signed_by_another_key_takes_no_slot(world: World) -> None:
+    client, server = world.session()
+    thief = Peer(
+        world, client.sid, c.Role.CLIENT, client.address, OTHER_KEY, {"sub": "user-client"}
+    )
+    assert reject_reason(thief.present(renew=True)) == R.INVALID_SIGNATURE
+    assert client.forward(1) == Forward(server.address)
+
+
+def test_renewal_that_fails_forwards_until_the_signed_expiry_and_stops_at_that_packet(
+    world: World,
+) -> None:
+    client, server = world.session(ttl_s=60)
+    server.accept(token=server.new_token(ttl_s=300), renew=True)
+    world.advance(48)
+    assert reject_reason(client.present(token=b"x", renew=True)) == R.INVALID_SIGNATURE
+    world.advance(11.998)
+    assert client.forward(1) == Forward(server.address)
+    world.advance(0.001)
+    assert client.forward(2) == Forward(server.address)
+    world.advance(0.001)
+    assert client.forward(3) == Drop("lease_expired")
+    assert server.forward(1) == Forward(client.address), "it is the sender's lease that counts"
+    client.accept(token=client.new_token(), renew=True)
+    assert client.forward(3) == Forward(server.address)

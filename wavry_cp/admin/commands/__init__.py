@@ -1,0 +1,1 @@
+"""The commands of ``wavryctl``, one module for each group."""

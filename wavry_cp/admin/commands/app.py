@@ -1,0 +1,398 @@
+"""The commands of wavryctl."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wavry_cp.admin.client import ask_json
+from wavry_cp.admin.dev.demo import run_demo
+from wavry_cp.admin.dev.system import run_dev_system
+from wavry_cp.admin.endpoints import DEFAULT_DEV_DIR, places_of
+from wavry_cp.admin.output import (
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    JsonOption,
+    moment,
+    print_json,
+    print_rows,
+    run,
+)
+from wavry_cp.admin.relay_control import DEFAULT_STATE_DIR, upgrade_relay
+from wavry_peer.protocol.http.api import RelayInfo, RelayList, UserList
+from wavry_peer.service.settings import SettingsError
+from wavry_peer.service.version import software_version
+
+from .audit import audit
+from .bans import bans_app
+from .blocks import blocks_app
+from .doctor import doctor
+from .drain import drain_relay, order_relay, progress_for
+from .keys import keys_app
+from .leases import leases_app
+from .smoke import smoke
+from .status import gather_status
+from .switches import lockdown, relay_mode
+from .tokens import tokens_app
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="wavryctl",
+    help="Runs and inspects a Wavry system: gateway, master and relays.\n\n"
+    "The services are found by options, by environment variables, or in the dev.json of "
+    "`wavryctl dev up`. Exit codes: 0 done, 1 refused or unhealthy, 2 wrong usage, 3 a service "
+    "cannot be reached, 4 not allowed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+dev_app = typer.Typer(help="A whole system on this machine, to play with.", no_args_is_help=True)
+relay_app = typer.Typer(help="The relay on this machine.", no_args_is_help=True)
+relays_app = typer.Typer(help="The relays that the master knows.", no_args_is_help=True)
+users_app = typer.Typer(help="Accounts of the gateway.", no_args_is_help=True)
+app.add_typer(dev_app, name="dev")
+app.add_typer(relay_app, name="relay")
+app.add_typer(relays_app, name="relays")
+app.add_typer(leases_app, name="leases")
+app.add_typer(keys_app, name="keys")
+app.add_typer(users_app, name="users")
+app.add_typer(tokens_app, name="tokens")
+app.add_typer(bans_app, name="bans")
+app.add_typer(blocks_app, name="blocks")
+app.command("audit")(audit)
+app.command("relay-mode")(relay_mode)
+app.command("lockdown")(lockdown)
+app.command()(doctor)
+app.command()(smoke)
+
+Json = Annotated[bool, JsonOption]
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  # typer calls it with the option's value
+    if value:
+        typer.echo(f"wavryctl {software_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    dev: Annotated[
+        Path | None, typer.Option(help="Directory of a `wavryctl dev up` system.")
+    ] = None,
+    gateway_url: Annotated[str | None, typer.Option(help="URL of the gateway.")] = None,
+    master_url: Annotated[str | None, typer.Option(help="URL of the master.")] = None,
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(help="File (mode 0600) with the admin token; `-` reads it from stdin."),
+    ] = None,
+    *,
+    ask_token: Annotated[
+        bool, typer.Option("--ask-token", help="Ask for the admin token, without showing it.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+    context.obj = {
+        "dev_dir": dev,
+        "gateway_url": gateway_url,
+        "master_url": master_url,
+        "admin_token_file": admin_token_file,
+        "ask_token": ask_token,
+    }
+
+
+# -- dev and demo ----------------------------------------------------------------------
+
+
+@dev_app.command("up")
+def dev_up(
+    relays: Annotated[int, typer.Option(min=1, max=16, help="How many relays.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers of each relay.")] = 2,
+    data: Annotated[
+        Path, typer.Option(help="Directory for databases, keys, tokens, logs and dev.json.")
+    ] = DEFAULT_DEV_DIR,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option(help="NAME=value lines with settings of gateway, master and relays."),
+    ] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Start gateway, master and relays on loopback, in the foreground; Ctrl-C ends all of it.
+
+    Examples:
+      wavryctl dev up
+
+      wavryctl dev up --relays 2 --workers 1 --data /tmp/wavry --json
+
+      wavryctl dev up --settings-file loadtest/raised-limits.env
+    """
+    run(
+        lambda: run_dev_system(
+            data, relays=relays, workers=workers, as_json=json, settings_file=settings_file
+        ),
+        as_json=json,
+    )
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the summary goes as JSON.")] = Path(
+        "build/demo.json"
+    ),
+    megabytes: Annotated[int, typer.Option(min=1, max=1000, help="Size of the file to send.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Length of the media.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers of the relay.")] = 2,
+    *,
+    json: Json = False,
+) -> None:
+    """Start a whole system, send a file and 60 fps media through its relay, kill workers meanwhile.
+
+    Exits 0 only if what arrived is what was sent and no session was lost.
+
+    Examples:
+      wavryctl demo
+
+      wavryctl demo --megabytes 50 --seconds 20 --json
+    """
+    run(
+        lambda: run_demo(
+            output, megabytes=megabytes, seconds=seconds, workers=workers, as_json=json
+        ),
+        as_json=json,
+    )
+
+
+# -- status ----------------------------------------------------------------------------
+
+
+@app.command()
+def status(context: typer.Context, *, json: Json = False) -> None:
+    """Show every service in one table; exits 1 if one is not ready, 3 if one is unreachable.
+
+    Examples:
+      wavryctl status
+
+      wavryctl --dev /tmp/wavry status --json
+    """
+
+    async def work() -> int:
+        places = places_of(context)
+        places.need_gateway()
+        places.need_master()
+        rows = await gather_status(places)
+        if json:
+            print_json({"services": rows, "ok": all(row.ok for row in rows)})
+        else:
+            print_rows(
+                "Wavry",
+                ("service", "name", "state", "detail", "url"),
+                [(row.service, row.name, row.state, row.detail, row.url) for row in rows],
+            )
+        if any(row.state == "unreachable" for row in rows):
+            return EXIT_UNREACHABLE
+        return 0 if all(row.ok for row in rows) else EXIT_FAILED
+
+    raise typer.Exit(run(work, as_json=json))
+
+
+# -- relays ----------------------------------------------------------------------------
+
+
+def _relay_row(relay: RelayInfo) -> tuple[str, ...]:
+    return (
+        relay.relay_id,
+        relay.state,
+        relay.region or "-",
+        f"{relay.active_sessions}/{relay.max_sessions}",
+        f"{relay.load_pct:.0f} %",
+        ", ".join(relay.endpoints),
+        moment(relay.last_heartbeat_at),
+        f"{relay.keyset_serial}: {', '.join(relay.held_kids) or 'none'}",
+        relay.version,
+    )
+
+
+_RELAY_COLUMNS = (
+    "relay", "state", "region", "sessions", "load", "endpoints", "last heartbeat", "keys held",
+    "version",
+)  # fmt: skip
+
+
+@relays_app.command("list")
+def relays_list(context: typer.Context, *, json: Json = False) -> None:
+    """List the relays with state, load and last heartbeat.
+
+    Examples:
+      wavryctl relays list
+
+      wavryctl relays list --json
+    """
+
+    async def work() -> RelayList:
+        places = places_of(context)
+        return await ask_json(
+            "master", places.need_master(), "/v1/relays", RelayList, token=places.admin_token()
+        )
+
+    answer = run(work, as_json=json)
+    if json:
+        print_json(answer)
+    else:
+        print_rows("Relays", _RELAY_COLUMNS, [_relay_row(relay) for relay in answer.relays])
+
+
+RelayIdArgument = Annotated[str, typer.Argument(help="Id from `wavryctl relays list`.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
+
+
+@relays_app.command("drain")
+def relays_drain(
+    context: typer.Context,
+    relay_id: RelayIdArgument,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Longest wait in seconds; the drain goes on after it.")
+    ] = 600.0,
+    reason: ReasonOption = "",
+    *,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show the sessions leave, until none is left.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Give a relay no new sessions; live ones move to other relays, or stay where there is none.
+
+    With --wait it exits 0 when no session is left, and 1 after the timeout, when somebody ends
+    the drain, or when the relay goes offline.
+
+    Examples:
+      wavryctl relays drain rly-0123456789abcdef01234567
+
+      wavryctl relays drain rly-0123456789abcdef01234567 --wait --timeout 120 --json
+    """
+    result = run(
+        lambda: drain_relay(
+            places_of(context),
+            relay_id,
+            reason=reason,
+            wait=wait,
+            timeout_s=timeout,
+            progress=progress_for(as_json=json),
+        ),
+        as_json=json,
+    )
+    if json:
+        print_json(result if wait else result.relay)
+    else:
+        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(result.relay)])
+        if wait:
+            typer.echo(
+                f"{result.outcome}: {result.sessions_left} of {result.sessions_at_start} sessions "
+                f"left after {result.seconds:.1f} s"
+            )
+    raise typer.Exit(result.exit_code)
+
+
+@relays_app.command("undrain")
+def relays_undrain(
+    context: typer.Context,
+    relay_id: RelayIdArgument,
+    reason: ReasonOption = "",
+    *,
+    json: Json = False,
+) -> None:
+    """Let a drained relay take new sessions again; those that moved stay where they are.
+
+    Examples:
+      wavryctl relays undrain rly-0123456789abcdef01234567
+    """
+    relay = run(
+        lambda: order_relay(places_of(context), relay_id, "undrain", reason=reason), as_json=json
+    )
+    if json:
+        print_json(relay)
+    else:
+        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(relay)])
+
+
+# -- relay on this machine -------------------------------------------------------------
+
+
+@relay_app.command("upgrade")
+def relay_upgrade(
+    state_dir: Annotated[
+        Path,
+        typer.Option(envvar="WAVRY_RELAY_STATE_DIR", help="State directory of the relay."),
+    ] = DEFAULT_STATE_DIR,
+    *,
+    json: Json = False,
+) -> None:
+    """Replace the relay on this machine by the version that is installed now; no session notices.
+
+    Where that fails the old version goes on: exit code 1, 3 if no relay answers.
+
+    Examples:
+      wavryctl relay upgrade
+
+      wavryctl relay upgrade --state-dir /var/lib/wavry-relay --json
+    """
+
+    def progress(text: str) -> None:
+        if not json:
+            typer.echo(text, err=True)
+
+    outcome = run(lambda: upgrade_relay(state_dir.expanduser(), progress), as_json=json)
+    if json:
+        print_json(outcome)
+    else:
+        typer.echo(
+            f"upgraded from {outcome.from_version} to {outcome.to_version}: "
+            f"{outcome.workers} workers moved, the relay is now process {outcome.pid}"
+        )
+
+
+# -- users -----------------------------------------------------------------------------
+
+
+@users_app.command("list")
+def users_list(context: typer.Context, *, json: Json = False) -> None:
+    """List the accounts of the gateway.
+
+    Examples:
+      wavryctl users list
+    """
+
+    async def work() -> UserList:
+        places = places_of(context)
+        return await ask_json(
+            "gateway", places.need_gateway(), "/v1/admin/users", UserList,
+            token=places.admin_token(),
+        )  # fmt: skip
+
+    answer = run(work, as_json=json)
+    if json:
+        print_json(answer)
+        return
+    print_rows(
+        "Users",
+        ("username", "online", "created", "last login"),
+        [
+            (user.username, "yes" if user.online else "no", moment(user.created_at),
+             moment(user.last_login_at))
+            for user in answer.users
+        ],
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Entry point of ``wavryctl``."""
+    try:
+        app()
+    except SettingsError as error:
+        typer.echo(str(error), err=True)
+        raise SystemExit(EXIT_USAGE) from None

@@ -1,0 +1,208 @@
+"""``wavryctl relays drain``: give the order, and show how the sessions leave.
+
+What is shown comes from the relay's heartbeats (every second while it drains), as the master tells.
+"""
+
+import asyncio
+import time
+from typing import Final, Protocol, Self
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from wavry_cp.admin.client import ask_json
+from wavry_cp.admin.endpoints import Places
+from wavry_cp.admin.output import EXIT_FAILED
+from wavry_peer.protocol.http.admin import Order
+from wavry_peer.protocol.http.api import RelayInfo
+
+__all__ = ["DrainResult", "drain_relay", "order_relay", "progress_for"]
+
+POLL_S: Final = 0.5
+PLAIN_EVERY_S: Final = 5.0
+
+
+class DrainResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a drain.
+
+    ``outcome`` is ``ordered`` (nobody waited), ``drained``, ``timeout``, ``offline`` (the relay is
+    gone, and with it every session that did not move) or ``undrained`` (somebody ended the drain).
+    """
+
+    relay: RelayInfo
+    outcome: str
+    sessions_at_start: int
+    sessions_left: int
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0 where the order was carried out."""
+        return 0 if self.outcome in ("ordered", "drained") else EXIT_FAILED
+
+
+class DrainProgress(Protocol):
+    """Shows how many sessions are left."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def show(self, relay: RelayInfo, seconds: float) -> None:
+        """Called about twice a second."""
+
+
+class NoProgress:
+    """For ``--json``: only the result is printed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return
+
+    def show(self, relay: RelayInfo, seconds: float) -> None:
+        """Shows nothing."""
+
+
+class PlainProgress(NoProgress):
+    """A line on stderr when the number changed, or now and then; for pipes and logs."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._shown: tuple[int, str] | None = None
+        self._shown_at_s = 0.0
+
+    def show(self, relay: RelayInfo, seconds: float) -> None:
+        """Prints the line."""
+        now = (relay.active_sessions, _word(relay))
+        if now != self._shown or seconds - self._shown_at_s >= PLAIN_EVERY_S:
+            self._shown, self._shown_at_s = now, seconds
+            self._console.print(f"{relay.relay_id}: {now[0]} sessions left, {now[1]}")
+
+
+class BarProgress(NoProgress):
+    """A bar on a terminal."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]} sessions left, {task.fields[word]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._most = 1
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def show(self, relay: RelayInfo, seconds: float) -> None:  # noqa: ARG002  # the bar has a clock
+        """Moves the bar."""
+        left = relay.active_sessions
+        self._most = max(self._most, left)
+        word = _word(relay)
+        if self._task is None:
+            self._task = self._bar.add_task(relay.relay_id, total=self._most, left=left, word=word)
+        done = self._most - left
+        self._bar.update(self._task, total=self._most, completed=done, left=left, word=word)
+
+
+def _word(relay: RelayInfo) -> str:
+    if relay.state == "DRAINING" and relay.reported != "draining":
+        return "the relay has not confirmed yet"
+    return relay.state
+
+
+def progress_for(*, as_json: bool) -> DrainProgress:
+    """The bar on a terminal, plain lines elsewhere, nothing with ``--json``."""
+    if as_json:
+        return NoProgress()
+    return BarProgress() if Console(stderr=True).is_terminal else PlainProgress()
+
+
+async def order_relay(places: Places, relay_id: str, order: str, *, reason: str) -> RelayInfo:
+    """Give the master an order about a relay: ``drain`` or ``undrain``; `reason` is for the audit.
+
+    Raises:
+        CommandError: the master is unreachable, or refuses.
+    """
+    return await ask_json(
+        "master",
+        places.need_master(),
+        f"/v1/admin/relays/{relay_id}/{order}",
+        RelayInfo,
+        method="POST",
+        body=Order(reason=reason),
+        token=places.admin_token(),
+    )
+
+
+async def drain_relay(
+    places: Places,
+    relay_id: str,
+    *,
+    reason: str,
+    wait: bool,
+    timeout_s: float,
+    progress: DrainProgress,
+) -> DrainResult:
+    """Order the drain and, where asked to, wait until no session is left.
+
+    Args:
+        places: where the master is.
+        relay_id: of the relay.
+        reason: for the audit log, may be empty.
+        wait: until the relay itself says that it drains and has no session.
+        timeout_s: longest wait; the drain goes on after it.
+        progress: where to show it.
+
+    Raises:
+        CommandError: the master is unreachable, or refuses.
+    """
+    began_s = time.monotonic()
+    relay = await order_relay(places, relay_id, "drain", reason=reason)
+    at_start = relay.active_sessions
+    outcome = "ordered"
+    if wait:
+        with progress:
+            while True:
+                seconds = time.monotonic() - began_s
+                progress.show(relay, seconds)
+                at_start = max(at_start, relay.active_sessions)
+                ended = _ended(relay) or ("timeout" if seconds >= timeout_s else None)
+                if ended is not None:
+                    outcome = ended
+                    break
+                await asyncio.sleep(min(POLL_S, max(0.0, timeout_s - seconds)))
+                relay = await ask_json(
+                    "master",
+                    places.need_master(),
+                    f"/v1/relays/{relay_id}",
+                    RelayInfo,
+                    token=places.admin_token(),
+                )
+    return DrainResult(
+        relay=relay,
+        outcome=outcome,
+        sessions_at_start=at_start,
+        sessions_left=relay.active_sessions,
+        seconds=round(time.monotonic() - began_s, 3),
+    )
+
+
+def _ended(relay: RelayInfo) -> str | None:
+    if relay.state == "OFFLINE":
+        return "offline"
+    if relay.state != "DRAINING":
+        return "undrained"
+    if relay.reported == "draining" and relay.active_sessions == 0:
+        return "drained"
+    return None

@@ -1,0 +1,1 @@
+"""A whole system on loopback, for development and for the demo."""

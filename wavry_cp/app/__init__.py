@@ -1,0 +1,1 @@
+"""What both services of the control plane are built on."""

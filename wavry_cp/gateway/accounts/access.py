@@ -1,0 +1,37 @@
+"""Who may use the gateway at all: nobody in a lockdown, a banned user never."""
+
+from prometheus_client import Counter
+
+from wavry_cp.gateway.clock import Clock
+from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.operators.bans import BanBook, BanKind
+from wavry_cp.operators.switches import SwitchBook
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Asked wherever a user shows himself; what it reads changes with the operator's order."""
+
+    def __init__(self, switches: SwitchBook, bans: BanBook, clock: Clock, refused: Counter) -> None:
+        """Make it; `refused` counts calls of banned users."""
+        self._switches = switches
+        self._bans = bans
+        self._clock = clock
+        self._refused = refused
+
+    def require(self, *usernames: str) -> None:
+        """Refuse where one of the users may not come in.
+
+        Raises:
+            RefusedError: ``lockdown`` or ``banned``.
+        """
+        if self._switches.lockdown:
+            raise RefusedError(
+                "lockdown", "the operator has closed the service for now", retry_after_s=10
+            )
+        now_s = self._clock.now_s()
+        for username in usernames:
+            if self._bans.is_banned(BanKind.USER, username, now_s):
+                self._refused.inc()
+                raise RefusedError("banned", "this user is banned; ask the operator")

@@ -1,0 +1,193 @@
+"""Accounts: register, log in, log out, and who a token belongs to."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from wavry_cp.app.metric_families import LabelledCounter
+from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.gateway.clock import Clock
+from wavry_cp.gateway.metrics import GatewayMetrics
+from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.gateway.signaling.hub import Hub
+from wavry_cp.gateway.store import GatewayStore, TokenOwner
+
+from .access import Admission
+from .login_delays import LoginDelays
+from .passwords import PasswordHasher
+from .tokens import make_token, token_hash
+
+__all__ = ["Accounts", "Login", "Via"]
+
+Via = Literal["http", "websocket"]
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A new token; `expires_at` in unix seconds."""
+
+    token: str
+    expires_at: int
+
+
+class Accounts:
+    """What /auth and BIND ask for."""
+
+    def __init__(
+        self,
+        *,
+        store: GatewayStore,
+        hub: Hub,
+        hasher: PasswordHasher,
+        delays: LoginDelays,
+        register_limit: RateLimiter,
+        login_limit: RateLimiter,
+        token_ttl_s: int,
+        tokens_per_user: int,
+        random_bytes: Callable[[int], bytes],
+        admission: Admission,
+        clock: Clock,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._hasher = hasher
+        self._delays = delays
+        self._register_limit = register_limit
+        self._login_limit = login_limit
+        self._token_ttl_s = token_ttl_s
+        self._tokens_per_user = tokens_per_user
+        self._random_bytes = random_bytes
+        self._admission = admission
+        self._clock = clock
+        self._metrics = metrics
+
+    async def register(self, username: str, password: str, address: str) -> None:
+        """Make an account; `address` is the limiter's key of the client.
+
+        Raises:
+            RefusedError: ``rate_limited``, ``username_taken`` or ``busy``.
+        """
+        self._check(self._register_limit, "register", address, self._metrics.registrations)
+        # Hashed before the name is looked at: the answer's time does not tell who exists.
+        try:
+            hashed = await self._hasher.hash(password)
+        except RefusedError:
+            self._metrics.registrations.labels("busy").inc()
+            raise
+        if not await self._store.add_user(username, hashed, now_s=self._clock.now_s()):
+            self._metrics.registrations.labels("taken").inc()
+            raise RefusedError("username_taken", "this name is taken; choose another")
+        self._metrics.registrations.labels("ok").inc()
+
+    async def login(self, username: str, password: str, address: str) -> Login:
+        """Check a password and make a token.
+
+        Raises:
+            RefusedError: ``rate_limited``, ``too_many_attempts``, ``busy``, ``banned``, or for a
+                wrong password and an unknown user alike ``invalid_credentials``.
+        """
+        self._check(self._login_limit, "login", address, self._metrics.logins)
+        wait_s = self._delays.begin(username, address, self._clock.monotonic_s())
+        if wait_s:
+            self._metrics.logins.labels("delayed").inc()
+            raise RefusedError(
+                "too_many_attempts",
+                "too many wrong passwords from here; wait before the next try",
+                retry_after_s=wait_s,
+            )
+        pause_s = self._delays.pause_s(username, self._clock.monotonic_s())
+        if pause_s:
+            await asyncio.sleep(pause_s)
+        user = await self._store.user(username)
+        stored = None if user is None else user.password_hash
+        try:
+            fits = await self._hasher.verify(password, stored)
+        except RefusedError:
+            self._delays.take_back(username, address)
+            self._metrics.logins.labels("busy").inc()
+            raise
+        if not fits or stored is None:
+            self._metrics.logins.labels("wrong").inc()
+            raise RefusedError("invalid_credentials", "user name or password is wrong")
+        self._delays.succeeded(username, address)
+        # Only now: a ban is told to who holds the account, not to who guesses names.
+        try:
+            self._admission.require(username)
+        except RefusedError as error:
+            self._metrics.logins.labels(error.code).inc()
+            raise
+        if self._hasher.outdated(stored):
+            await self._store.set_password_hash(username, await self._hasher.hash(password))
+        login = await self._new_token(username)
+        self._metrics.logins.labels("ok").inc()
+        return login
+
+    async def logout(self, token: str) -> None:
+        """End a token and every WebSocket that was opened with it.
+
+        Raises:
+            RefusedError: ``invalid_token``.
+        """
+        hashed = token_hash(token)
+        if hashed is None or not await self._store.remove_token(hashed):
+            raise _invalid_token()
+        self._hub.end_tokens((hashed,))
+
+    async def owner(self, token: str | None, *, via: Via) -> TokenOwner:
+        """Who a bearer token belongs to; `via` is for the counter.
+
+        Raises:
+            RefusedError: ``invalid_token``: missing, unknown, expired or logged out; ``banned``.
+        """
+        hashed = None if token is None else token_hash(token)
+        if hashed is None:
+            self._metrics.token_checks.labels(
+                via, "missing" if token is None else "malformed"
+            ).inc()
+            raise _invalid_token()
+        owner = await self._store.token_owner(hashed, now_s=self._clock.now_s())
+        if owner is None:
+            self._metrics.token_checks.labels(via, "unknown").inc()
+            raise _invalid_token()
+        try:
+            self._admission.require(owner.username)
+        except RefusedError as error:
+            self._metrics.token_checks.labels(via, error.code).inc()
+            raise
+        self._metrics.token_checks.labels(via, "ok").inc()
+        return owner
+
+    async def _new_token(self, username: str) -> Login:
+        token = make_token(self._random_bytes)
+        hashed = token_hash(token)
+        assert hashed is not None  # noqa: S101  # both functions are ours and fit together
+        now_s = self._clock.now_s()
+        expires_at = now_s + self._token_ttl_s
+        ended = await self._store.add_token(
+            hashed,
+            username,
+            now_s=now_s,
+            expires_at=expires_at,
+            max_tokens=self._tokens_per_user,
+        )
+        self._hub.end_tokens(ended)
+        return Login(token, expires_at)
+
+    def _check(
+        self, limiter: RateLimiter, name: str, address: str, results: LabelledCounter
+    ) -> None:
+        wait_s = limiter.check(address, self._clock.monotonic_s())
+        if wait_s:
+            self._metrics.limited.labels(name).inc()
+            results.labels("limited").inc()
+            raise RefusedError(
+                "rate_limited", "too many tries from this address; wait", retry_after_s=wait_s
+            )
+
+
+def _invalid_token() -> RefusedError:
+    return RefusedError(
+        "invalid_token", "the token is missing or not valid (any more); log in again"
+    )

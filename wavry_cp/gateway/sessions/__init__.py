@@ -1,0 +1,1 @@
+"""Sessions between two users and the relay leases of each."""

@@ -1,0 +1,228 @@
+"""The gateway's side of the master: leases for the two users of a session, or a fast clear error.
+
+Every call has one total time-out below 2 s.  What the master refuses keeps its code where a user
+can act on it; everything else is ``relay_unavailable``, and the log says why.
+"""
+
+import time
+from typing import Final, TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+
+from wavry_cp.gateway.metrics import GatewayMetrics
+from wavry_cp.gateway.refused import RefusedError
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http.admin import TokenCheck, TokenCheckRequest
+from wavry_peer.protocol.http.api import (
+    MAX_BODY_BYTES,
+    ErrorBody,
+    LeaseParty,
+    LeaseRequest,
+    LeaseResponse,
+    RelaySessionRequest,
+    RenewRequest,
+    RenewResponse,
+    decode_body,
+)
+
+from .breaker import Breaker
+from .rules import Session
+
+__all__ = ["Broker", "unavailable"]
+
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+PASSED_ON: Final = {
+    "no_relay_available": "no relay is free now; try again shortly",
+    "relay_mode_off": "the operator has switched relays off for now; try again later",
+    "banned": "one of the two users is banned; ask the operator",
+    "lockdown": "the operator has closed the service for now; try again later",
+    "revoked": "the operator revoked this session; make a new call, or ask the operator",
+    "stale_jti": "this is not the newest lease of the session; use the newest",
+    "rate_limited": "the master is limited now; try again shortly",
+}
+"""Codes of the master that a user can act on."""
+PROBE_FRESH_S: Final = 5.0
+PROBE_TIMEOUT_S: Final = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class _Unanswered(Exception):  # noqa: N818  # private, and not an error of the caller's
+    """The master gave no answer that can be used; the text is the cause for the log."""
+
+
+class Broker:
+    """Client of the master, made inside a running event loop."""
+
+    def __init__(
+        self, base_url: str, service_token: str, *, timeout_s: float, metrics: GatewayMetrics
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._metrics = metrics
+        self._breaker = Breaker()
+        self._probed_at_s = -PROBE_FRESH_S
+        self._probe_result = "unknown"
+        self._probe_error = ""
+        self._call_error = ""
+        self._http = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {service_token}"},
+            timeout=self._timeout,
+            # The token is for one server: never follow it elsewhere, never through a proxy of
+            # the environment.
+            trust_env=False,
+        )
+
+    @property
+    def error(self) -> str:
+        """Why the last probe or call got no usable answer; empty where it got one."""
+        return self._probe_error or self._call_error
+
+    async def close(self) -> None:
+        """Close the connections to the master."""
+        await self._http.close()
+
+    async def issue(self, session: Session, wanted: RelaySessionRequest) -> LeaseResponse:
+        """Ask for a pair of leases: the caller is the client, the called user the server.
+
+        Raises:
+            RefusedError: ``relay_unavailable`` (no usable answer in time), or a code of
+                `PASSED_ON`.
+        """
+        body = LeaseRequest(
+            client=LeaseParty(sub=session.caller, cnf=session.caller_keys.identity),
+            server=LeaseParty(sub=session.callee, cnf=session.callee_keys.identity),
+            session_id=session.session_id,
+            region=wanted.region,
+            exclude_relays=wanted.exclude_relays,
+        )
+        answer = await self._call("issue", "/v1/leases", body, LeaseResponse)
+        if answer.session_id != session.session_id or not answer.relay.endpoints:
+            _log.error("master_answer_unfit", call="issue", next="check the master's version")
+            raise unavailable()
+        return answer
+
+    async def renew(self, session: Session, role: c.Role, jti: str) -> RenewResponse:
+        """Renew the lease `jti` of one role.
+
+        Raises:
+            RefusedError: ``relay_gone`` (ask for another relay), or as in `issue`.
+        """
+        body = RenewRequest(
+            session_id=session.session_id,
+            role="client" if role is c.Role.CLIENT else "server",
+            jti=jti,
+        )
+        return await self._call("renew", "/v1/leases/renew", body, RenewResponse)
+
+    async def check_admin_token(self, body: TokenCheckRequest) -> TokenCheck:
+        """Ask who shows a named admin token.
+
+        Raises:
+            RefusedError: the master gives no usable answer.
+        """
+        return await self._call("check_token", "/v1/admin/tokens/check", body, TokenCheck)
+
+    async def probe(self) -> str:
+        """State of the master for /ready, asked every few seconds: ``"ok"``, ``"unreachable"``."""
+        now_s = time.monotonic()
+        if now_s - self._probed_at_s >= PROBE_FRESH_S:
+            self._probed_at_s = now_s
+            try:
+                async with self._http.get(
+                    f"{self._base_url}/health",
+                    timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S),
+                    allow_redirects=False,
+                ) as response:
+                    well = response.status == 200
+                    self._probe_error = "" if well else f"/health: status {response.status}"
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self._probe_error = f"/health: {type(error).__name__}"
+            self._probe_result = "unreachable" if self._probe_error else "ok"
+        return self._probe_result
+
+    async def _call(self, name: str, path: str, body: msgspec.Struct, kind: type[Answer]) -> Answer:
+        if not self._breaker.allows(time.monotonic()):
+            self._metrics.master_calls.labels(name, "skipped").inc()
+            raise unavailable()
+        started_s = time.monotonic()
+        try:
+            status, raw = await self._post(path, msgspec.json.encode(body))
+            answer = self._read(name, status, raw, kind)
+        except RefusedError:
+            self._succeeded()
+            raise
+        except (_Unanswered, aiohttp.ClientError, TimeoutError) as error:
+            self._breaker.failed(time.monotonic())
+            self._metrics.master_calls.labels(name, "failed").inc()
+            cause = str(error) if isinstance(error, _Unanswered) else type(error).__name__
+            self._call_error = f"{path}: {cause}"
+            _log.warning("master_call_failed", call=name, cause=cause, next="check the master")
+            raise unavailable() from error
+        else:
+            self._succeeded()
+            return answer
+        finally:
+            self._metrics.master_seconds.labels(name).observe(time.monotonic() - started_s)
+
+    def _succeeded(self) -> None:
+        self._breaker.succeeded()
+        self._call_error = ""
+
+    async def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        async with self._http.post(
+            f"{self._base_url}{path}",
+            data=body,
+            headers={"Content-Type": "application/json"},
+            allow_redirects=False,
+        ) as response:
+            # One byte more than allowed shows an oversized answer without reading all of it.
+            raw = bytearray()
+            async for chunk in response.content.iter_chunked(16 * 1024):
+                raw += chunk
+                if len(raw) > MAX_BODY_BYTES:
+                    raise _Unanswered("answer is over 64 KiB")
+            return response.status, bytes(raw)
+
+    def _read(self, name: str, status: int, raw: bytes, kind: type[Answer]) -> Answer:
+        if status in {200, 201}:
+            try:
+                answer = decode_body(kind, raw)
+            except MessageError as error:
+                raise _Unanswered(f"answer does not fit: {error}") from error
+            self._metrics.master_calls.labels(name, "ok").inc()
+            return answer
+        try:
+            code = msgspec.json.decode(raw, type=ErrorBody).error
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise _Unanswered(f"status {status} without an error body") from None
+        if code in PASSED_ON:
+            self._metrics.master_calls.labels(name, "refused").inc()
+            raise RefusedError(
+                code, PASSED_ON[code], retry_after_s=1 if status in {429, 503} else 0
+            )
+        if code == "busy_session":
+            self._metrics.master_calls.labels(name, "refused").inc()
+            raise RefusedError("busy", "this session is being changed; again", retry_after_s=1)
+        if status in {404, 409}:
+            self._metrics.master_calls.labels(name, "refused").inc()
+            raise RefusedError("relay_gone", "this relay or lease is gone; ask for a relay again")
+        if status < 500 and status not in {401, 403}:
+            # The master is well, this one request is not: no reason to stop asking for others.
+            self._metrics.master_calls.labels(name, "refused").inc()
+            _log.error("master_refused", call=name, status=status, code=code[:64])
+            raise unavailable()
+        raise _Unanswered(f"status {status}, code {code[:64]}")
+
+
+def unavailable() -> RefusedError:
+    """The one answer for a master that does not answer."""
+    return RefusedError(
+        "relay_unavailable",
+        "relays cannot be asked for now; the direct path still works, try again shortly",
+        retry_after_s=1,
+    )

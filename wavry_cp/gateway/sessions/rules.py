@@ -1,0 +1,318 @@
+"""Rules of a session: who may do what in which state.  No clock, no store, no network.
+
+    pending ──accept (called user)──▶ accepted ──relay──▶ active ──relay, renew──▶ active
+       └──────────────┬──────────────────┴──────────────────┘
+                close, or expiry ──▶ closed
+
+`accept` is the called user's consent: before it no lease is asked for.  A pending session expires
+when nobody answers; an accepted or active one when neither user asked for a lease for a long time
+(two users may talk on a direct path for hours and need a relay only then).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, NewType
+
+from wavry_cp.gateway.refused import RefusedError
+from wavry_peer.protocol import base64url
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.http.api import SessionInfo
+
+__all__ = [
+    "CallLimits",
+    "Change",
+    "Keys",
+    "Path",
+    "Session",
+    "SessionKey",
+    "SessionState",
+    "accept",
+    "checked_keys",
+    "close",
+    "describe",
+    "expire",
+    "grant",
+    "new_session",
+    "other_user",
+    "renew",
+    "report_path",
+    "require_grantable",
+    "require_open",
+    "require_renewable",
+    "require_same_keys",
+    "role_of",
+]
+
+SessionKey = NewType("SessionKey", str)
+"""The session id as UUID text, made by the gateway."""
+SessionState = Literal["pending", "accepted", "active", "closed"]
+Event = Literal["accept", "relay", "renew", "close"]
+Path = Literal["direct", "relay"]
+
+TRANSITIONS: Final[dict[tuple[SessionState, Event], SessionState]] = {
+    ("pending", "accept"): "accepted",
+    ("accepted", "relay"): "active",
+    ("active", "relay"): "active",
+    ("active", "renew"): "active",
+    ("pending", "close"): "closed",
+    ("accepted", "close"): "closed",
+    ("active", "close"): "closed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Public keys that a user brought to a session, base64url.
+
+    Attributes:
+        identity: Ed25519; becomes the `cnf` of the user's lease.
+        noise: X25519; static key of the end-to-end channel.
+    """
+
+    identity: str | None = None
+    noise: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One call of `caller` to `callee`.  Times are unix seconds.
+
+    Attributes:
+        expires_at: when the session is closed unless something happens before.
+        lease_expires_at: `exp` of the leases issued last.
+        relay_addrs: endpoints of `relay_id`.
+        closed_at: when it was closed, else None.
+        path: how its users talk, as one of them reported last.
+    """
+
+    session_id: SessionKey
+    caller: str
+    callee: str
+    state: SessionState
+    created_at: int
+    expires_at: int
+    caller_keys: Keys = field(default_factory=Keys)
+    callee_keys: Keys = field(default_factory=Keys)
+    relay_id: str | None = None
+    relay_addrs: tuple[str, ...] = ()
+    lease_expires_at: int | None = None
+    closed_at: int | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Bounds of what one caller may keep open.
+
+    Attributes:
+        pending_per_caller: calls that wait for an answer.
+        pending_per_pair: the same, to one called user.
+        open_per_caller: all that are not closed.
+    """
+
+    pending_per_caller: int
+    pending_per_pair: int
+    open_per_caller: int
+
+
+def checked_keys(identity: str | None, noise: str | None) -> Keys:
+    """Keys as a client sent them.
+
+    Raises:
+        RefusedError: ``invalid_message``: not the canonical base64url of 32 bytes.
+    """
+    for name, text in (("identity_key", identity), ("noise_key", noise)):
+        try:
+            if text is not None:
+                base64url.decode(text, size=32)
+        except ValueError as error:
+            raise RefusedError("invalid_message", f"{name} is {error}") from error
+    return Keys(identity, noise)
+
+
+Change = Callable[[Session], Session]
+"""A rule with its arguments bound; a store applies it inside one transaction."""
+
+
+def new_session(
+    session_id: SessionKey, caller: str, callee: str, keys: Keys, *, now_s: int, pending_s: int
+) -> Session:
+    """A pending session that nobody has answered yet; it lasts `pending_s` seconds.
+
+    Raises:
+        RefusedError: ``invalid_target``: a user cannot call himself.
+    """
+    if caller == callee:
+        raise RefusedError("invalid_target", "you cannot call yourself")
+    return Session(
+        session_id, caller, callee, "pending", now_s, now_s + pending_s, caller_keys=keys
+    )
+
+
+def _unknown() -> RefusedError:
+    return RefusedError("unknown_session", "you have no such session; make a new call")
+
+
+def role_of(session: Session, username: str) -> c.Role:
+    """Role of a user: the caller is the client.
+
+    Raises:
+        RefusedError: ``unknown_session`` for everybody else, as if it did not exist.
+    """
+    if username == session.caller:
+        return c.Role.CLIENT
+    if username == session.callee:
+        return c.Role.SERVER
+    raise _unknown()
+
+
+def other_user(session: Session, username: str) -> str:
+    """The other of the two users; errors as in `role_of`."""
+    return session.callee if role_of(session, username) is c.Role.CLIENT else session.caller
+
+
+def require_open(session: Session, *, now_s: int) -> None:
+    """Refuse a session that is closed, or expired and not swept yet.
+
+    Raises:
+        RefusedError: ``session_closed``.
+    """
+    if session.state == "closed" or session.expires_at <= now_s:
+        raise RefusedError("session_closed", "the session has ended; make a new call")
+
+
+def _move(session: Session, event: Event) -> SessionState:
+    return TRANSITIONS[session.state, event]
+
+
+def accept(session: Session, username: str, keys: Keys, *, now_s: int, lifetime_s: int) -> Session:
+    """The called user consents; saying it again with the same keys changes nothing.
+
+    Raises:
+        RefusedError: ``unknown_session``, ``not_called_user``, ``session_closed`` or
+            ``key_mismatch`` (accepted before with other keys).
+    """
+    if role_of(session, username) is not c.Role.SERVER:
+        raise RefusedError("not_called_user", "only the called user can accept")
+    require_open(session, now_s=now_s)
+    if session.state != "pending":
+        require_same_keys(session, username, keys)
+        return session
+    return replace(
+        session,
+        state=_move(session, "accept"),
+        callee_keys=keys,
+        expires_at=now_s + lifetime_s,
+    )
+
+
+def require_same_keys(session: Session, username: str, keys: Keys) -> None:
+    """Refuse other keys than the session was made with; None stands for "the same".
+
+    Raises:
+        RefusedError: ``key_mismatch``.
+    """
+    known = session.caller_keys if username == session.caller else session.callee_keys
+    if keys.identity not in (None, known.identity) or keys.noise not in (None, known.noise):
+        raise RefusedError("key_mismatch", "keys of a session cannot change; make a new call")
+
+
+def require_grantable(session: Session, *, now_s: int) -> None:
+    """Refuse to ask for leases before the called user has accepted.
+
+    Raises:
+        RefusedError: ``session_closed`` or ``not_accepted``.
+    """
+    require_open(session, now_s=now_s)
+    if (session.state, "relay") not in TRANSITIONS:
+        raise RefusedError("not_accepted", "the called user has not accepted yet; wait for ANSWER")
+
+
+def grant(
+    session: Session,
+    *,
+    relay_id: str,
+    relay_addrs: tuple[str, ...],
+    lease_expires_at: int,
+    now_s: int,
+    lifetime_s: int,
+) -> Session:
+    """Leases were issued, the first time or for a move to another relay.
+
+    Raises:
+        RefusedError: ``session_closed`` or ``not_accepted``.
+    """
+    require_grantable(session, now_s=now_s)
+    return replace(
+        session,
+        state=_move(session, "relay"),
+        relay_id=relay_id,
+        relay_addrs=relay_addrs,
+        lease_expires_at=lease_expires_at,
+        expires_at=max(now_s + lifetime_s, lease_expires_at),
+    )
+
+
+def require_renewable(session: Session, *, now_s: int) -> None:
+    """Refuse a renewal where no lease was issued.
+
+    Raises:
+        RefusedError: ``session_closed`` or ``not_on_relay``.
+    """
+    require_open(session, now_s=now_s)
+    if (session.state, "renew") not in TRANSITIONS:
+        raise RefusedError("not_on_relay", "the session has no lease yet; ask for a relay first")
+
+
+def renew(session: Session, *, lease_expires_at: int, now_s: int, lifetime_s: int) -> Session:
+    """A lease of one of the two was renewed.
+
+    Raises:
+        RefusedError: ``session_closed`` or ``not_on_relay``.
+    """
+    require_renewable(session, now_s=now_s)
+    return replace(
+        session,
+        state=_move(session, "renew"),
+        lease_expires_at=max(session.lease_expires_at or 0, lease_expires_at),
+        expires_at=max(now_s + lifetime_s, lease_expires_at),
+    )
+
+
+def report_path(session: Session, path: Path, *, now_s: int) -> Session:
+    """One of the users says how they talk: for the statistics, no rule depends on it.
+
+    Raises:
+        RefusedError: ``session_closed`` or ``not_accepted``.
+    """
+    require_grantable(session, now_s=now_s)
+    return replace(session, path=path)
+
+
+def close(session: Session, *, now_s: int) -> Session:
+    """End a session; a closed one stays as it is."""
+    if session.state == "closed":
+        return session
+    return replace(session, state=_move(session, "close"), closed_at=now_s)
+
+
+def expire(session: Session, *, now_s: int) -> Session:
+    """Close a session whose time is over, leave every other one as it is."""
+    return close(session, now_s=now_s) if session.expires_at <= now_s else session
+
+
+def describe(session: Session, username: str) -> SessionInfo:
+    """What one of the two users may see of a session; errors as in `role_of`."""
+    is_caller = role_of(session, username) is c.Role.CLIENT
+    peer_keys = session.callee_keys if is_caller else session.caller_keys
+    on_relay = session.state == "active" and session.lease_expires_at is not None
+    return SessionInfo(
+        session_id=session.session_id,
+        caller=session.caller,
+        callee=session.callee,
+        state=session.state,
+        relay_id=session.relay_id,
+        peer_noise_key=peer_keys.noise,
+        created_at=session.created_at,
+        expires_at=session.lease_expires_at if on_relay else session.expires_at,
+    )

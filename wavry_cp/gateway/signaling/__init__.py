@@ -1,0 +1,1 @@
+"""The signaling WebSocket of each client."""

@@ -1,0 +1,120 @@
+"""Who is online: at most one connection per user, the newest.
+
+A connection is registered under its token *before* the token is looked up, so that a logout between
+look-up and BIND still finds it.  Removal compares the connection itself: the end of a displaced one
+never removes the newer.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from wavry_cp.gateway.accounts.tokens import TokenHash
+from wavry_peer.protocol.http.signaling import Error, Message
+
+from .connection import CLOSE_AUTH, CLOSE_DISPLACED, CLOSE_GOING_AWAY, Connection
+
+__all__ = ["Hub"]
+
+
+class Hub:
+    """All WebSockets of this gateway."""
+
+    def __init__(self) -> None:
+        self._all: set[Connection] = set()
+        self._bound: dict[str, Connection] = {}
+        self._by_token: defaultdict[TokenHash, set[Connection]] = defaultdict(set)
+
+    def add(self, connection: Connection) -> None:
+        """A new connection, not bound yet."""
+        self._all.add(connection)
+
+    def claim(self, connection: Connection, token: TokenHash) -> None:
+        """The connection says that it holds `token`; nothing is believed yet."""
+        connection.token = token
+        self._by_token[token].add(connection)
+
+    def bind(self, connection: Connection, username: str) -> None:
+        """The token was good: this is now the connection of `username`; an older one ends."""
+        if connection.cause is not None:
+            return
+        connection.username = username
+        older = self._bound.get(username)
+        self._bound[username] = connection
+        if older is not None and older is not connection:
+            older.end(
+                CLOSE_DISPLACED,
+                "displaced",
+                Error(code="displaced", message="a newer connection of this user took over"),
+            )
+
+    def remove(self, connection: Connection) -> None:
+        """The connection is over."""
+        self._all.discard(connection)
+        if connection.token is not None:
+            holders = self._by_token[connection.token]
+            holders.discard(connection)
+            if not holders:
+                del self._by_token[connection.token]
+        if connection.username is not None and self._bound.get(connection.username) is connection:
+            del self._bound[connection.username]
+
+    def end_tokens(self, tokens: Iterable[TokenHash]) -> None:
+        """Close every connection that was opened with one of these tokens."""
+        for token in tokens:
+            for connection in tuple(self._by_token.get(token, ())):
+                end_for_token(connection)
+
+    def end_all(self) -> None:
+        """The gateway stops: clients come back to the next one."""
+        for connection in tuple(self._all):
+            connection.end(
+                CLOSE_GOING_AWAY,
+                "shutdown",
+                Error(code="shutting_down", message="the gateway stops; connect again"),
+            )
+
+    def end_user(self, username: str) -> None:
+        """Close the connection of a user who has just been banned."""
+        connection = self._bound.get(username)
+        if connection is not None:
+            end_for_ban(connection)
+
+    def end_for_lockdown(self) -> None:
+        """The operator closes the service: nobody stays connected."""
+        for connection in tuple(self._all):
+            connection.end(
+                CLOSE_GOING_AWAY,
+                "lockdown",
+                Error(code="lockdown", message="the operator has closed the service for now"),
+            )
+
+    def deliver(self, username: str, message: Message) -> bool:
+        """Queue a message for a user; False where he is offline."""
+        connection = self._bound.get(username)
+        return connection is not None and connection.send(message)
+
+    def is_online(self, username: str) -> bool:
+        """Whether a user is bound."""
+        connection = self._bound.get(username)
+        return connection is not None and connection.cause is None
+
+    @property
+    def online(self) -> int:
+        """Number of bound users."""
+        return len(self._bound)
+
+
+def end_for_ban(connection: Connection) -> None:
+    """Close the connection of a banned user."""
+    connection.end(
+        CLOSE_AUTH, "banned", Error(code="banned", message="this user is banned; ask the operator")
+    )
+
+
+def end_for_token(connection: Connection) -> None:
+    """Close a connection whose token is not good (any more)."""
+    connection.end(
+        CLOSE_AUTH,
+        "invalid_token",
+        Error(code="invalid_token", message="the token is not valid (any more); log in again"),
+    )

@@ -1,0 +1,362 @@
+"""The WebSocket of one client, from the upgrade to its end.
+
+BIND comes first and within the deadline, which is a timer and not a check at the next message.
+Then each message is one call of `Calls` or `Relaying`; what they refuse goes back as ERROR and the
+connection stays.  Frames that do not fit and messages over the rate are forgiven a few times, then
+the connection ends with a code that says why.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import structlog
+from aiohttp import WSMsgType, web
+
+from wavry_cp.app.http import ApiError
+from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.gateway.accounts.service import Accounts
+from wavry_cp.gateway.accounts.tokens import token_hash
+from wavry_cp.gateway.clock import Clock
+from wavry_cp.gateway.config import GatewayConfig
+from wavry_cp.gateway.metrics import GatewayMetrics
+from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.gateway.sessions.leases import Relaying, credentials_message
+from wavry_cp.gateway.sessions.rules import Keys, SessionKey, checked_keys
+from wavry_cp.gateway.sessions.service import Calls
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http import signaling as wire
+from wavry_peer.protocol.http.api import RelaySessionRequest
+
+from .connection import (
+    CLOSE_ABUSE,
+    CLOSE_AUTH,
+    CLOSE_BIND_TIMEOUT,
+    CLOSE_FLOOD,
+    CLOSE_INTERNAL,
+    CLOSE_TOO_BIG,
+    Connection,
+)
+from .hub import Hub, end_for_token
+from .limits import Strikes
+
+__all__ = ["Signaling"]
+
+BAD_FRAMES_ALLOWED: Final = 5
+FLOOD_ALLOWED: Final = 20
+RELAY_REQUESTS_AT_ONCE: Final = 4
+"""A relay request may wait for the master; candidates behind it must not."""
+RECEIVE_BYTES: Final = 2 * c.MAX_SIGNALING_FRAME_BYTES
+"""A frame between the limit and this gets an ERROR first; a larger one is not even read."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _Ended(Exception):  # noqa: N818  # control flow: this connection has been told to end
+    """Stop reading."""
+
+
+class Signaling:
+    """Serves WebSockets; one object for all of them."""
+
+    def __init__(
+        self,
+        *,
+        config: GatewayConfig,
+        accounts: Accounts,
+        hub: Hub,
+        calls: Calls,
+        relaying: Relaying,
+        message_limit: RateLimiter,
+        clock: Clock,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._config = config
+        self._accounts = accounts
+        self._hub = hub
+        self._calls = calls
+        self._relaying = relaying
+        self._message_limit = message_limit
+        self._clock = clock
+        self._metrics = metrics
+        self._actions: Mapping[type, Callable[[Connection, str, Any], Awaitable[None]]] = {
+            wire.Offer: self._offer,
+            wire.OfferRift: self._offer_rift,
+            wire.Answer: self._answer,
+            wire.AnswerRift: self._answer,
+            wire.Candidate: self._candidate,
+            wire.Bye: self._bye,
+            wire.Ping: self._ping,
+            wire.Pong: _ignore,
+            wire.Bind: _bound_twice,
+        }
+
+    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+        """Upgrade a request and serve it to the end.
+
+        Raises:
+            ApiError: 400 ``websocket_required``: the request is no WebSocket upgrade.
+        """
+        ws = web.WebSocketResponse(
+            timeout=1.0,
+            heartbeat=self._config.heartbeat_s,
+            max_msg_size=RECEIVE_BYTES,
+            # Deflate costs memory per connection and lets a small frame unpack into a large one.
+            compress=False,
+        )
+        try:
+            await ws.prepare(request)
+        except web.HTTPBadRequest as error:
+            raise ApiError(
+                400,
+                "websocket_required",
+                "this path speaks WebSocket only: send GET with Upgrade: websocket",
+            ) from error
+        transport = request.transport
+        if transport is None:
+            return ws
+        connection = Connection(
+            ws,
+            transport,
+            queue_messages=self._config.queue_messages,
+            queue_bytes=self._config.queue_bytes,
+            send_timeout_s=self._config.send_timeout_s,
+        )
+        self._metrics.connections.inc()
+        self._hub.add(connection)
+        writer = asyncio.create_task(connection.write())
+        try:
+            await self._converse(connection)
+        finally:
+            self._hub.remove(connection)
+            await connection.finish(writer)
+            self._metrics.connections.dec()
+            if connection.username is None:
+                self._metrics.binds.labels(connection.cause).inc()
+            self._metrics.connections_closed.labels(connection.cause).inc()
+        return ws
+
+    async def _converse(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._config.bind_timeout_s, self._bind_timeout, connection)
+        waiting: set[asyncio.Task[None]] = set()
+        try:
+            username, expires_at = await self._bind(connection)
+            timer.cancel()
+            timer = self._expiry_timer(connection, expires_at)
+            await self._read(connection, username, waiting)
+        except _Ended:
+            pass
+        except StoreUnavailableError as error:
+            _log.error("store_unavailable", at="bind", cause=str(error))
+            self._fail(connection, CLOSE_INTERNAL, "store_unavailable", "try again shortly")
+        except Exception as error:  # noqa: BLE001  # last resort: the client gets an id, not a traceback
+            error_id = secrets.token_hex(4)
+            _log.error("unhandled_error", at="websocket", error_id=error_id, exc_info=error)
+            self._fail(
+                connection, CLOSE_INTERNAL, "internal_error", f"our fault; quote id {error_id}"
+            )
+        finally:
+            timer.cancel()
+            if waiting:
+                # They end within the master's time-out; the other user waits for his lease.
+                await asyncio.wait(waiting)
+
+    # -- binding ----------------------------------------------------------------------------
+
+    async def _bind(self, connection: Connection) -> tuple[str, int]:
+        message = self._decode(await _next_frame(connection))
+        if isinstance(message, MessageError):
+            self._fail_frame(connection, message)
+            raise _Ended
+        if not isinstance(message, wire.Bind):
+            self._fail(connection, CLOSE_AUTH, "bind_required", "the first message must be BIND")
+            raise _Ended
+        hashed = token_hash(message.token)
+        if hashed is not None:
+            self._hub.claim(connection, hashed)
+        try:
+            owner = await self._accounts.owner(message.token, via="websocket")
+        except RefusedError as error:
+            if error.code == "invalid_token":
+                end_for_token(connection)
+            else:
+                self._fail(connection, CLOSE_AUTH, error.code, str(error))
+            raise _Ended from error
+        if connection.cause is not None:
+            raise _Ended
+        self._hub.bind(connection, owner.username)
+        self._metrics.binds.labels("ok").inc()
+        connection.send(wire.Bound(username=owner.username))
+        return owner.username, owner.expires_at
+
+    def _bind_timeout(self, connection: Connection) -> None:
+        self._fail(connection, CLOSE_BIND_TIMEOUT, "bind_timeout", "no BIND came in time")
+
+    def _expiry_timer(self, connection: Connection, expires_at: int) -> asyncio.TimerHandle:
+        left_s = max(0.0, expires_at - self._clock.wall_s())
+        return asyncio.get_running_loop().call_later(left_s, end_for_token, connection)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    async def _read(
+        self,
+        connection: Connection,
+        username: str,
+        waiting: set[asyncio.Task[None]],
+    ) -> None:
+        bad, flood = Strikes(BAD_FRAMES_ALLOWED), Strikes(FLOOD_ALLOWED)
+        while True:
+            frame = await _next_frame(connection)
+            now_s = self._clock.monotonic_s()
+            if self._message_limit.check(username, now_s):
+                self._metrics.limited.labels("message").inc()
+                if flood.add(now_s):
+                    self._fail(connection, CLOSE_FLOOD, "rate_limited", "too many messages")
+                    raise _Ended
+                self._say(connection, "rate_limited", "too many messages; this one was dropped")
+                continue
+            message = self._decode(frame)
+            if isinstance(message, MessageError):
+                if message.code == "frame_too_large" or bad.add(now_s):
+                    self._fail_frame(connection, message)
+                    raise _Ended
+                self._say(connection, message.code, str(message))
+                continue
+            self._metrics.messages.labels(type(message).__struct_config__.tag).inc()
+            if isinstance(message, wire.RequestRelay):
+                self._start_relay_request(connection, username, message, waiting)
+            else:
+                await self._answering(
+                    connection, self._actions[type(message)](connection, username, message)
+                )
+
+    async def _answering(self, connection: Connection, action: Awaitable[None]) -> None:
+        try:
+            await action
+        except RefusedError as error:
+            self._say(connection, error.code, str(error))
+        except StoreUnavailableError as error:
+            _log.error("store_unavailable", at="websocket", cause=str(error))
+            self._say(connection, "store_unavailable", "the store cannot answer now; try again")
+
+    def _start_relay_request(
+        self,
+        connection: Connection,
+        username: str,
+        message: wire.RequestRelay,
+        waiting: set[asyncio.Task[None]],
+    ) -> None:
+        if len(waiting) >= RELAY_REQUESTS_AT_ONCE:
+            self._metrics.limited.labels("relay").inc()
+            self._say(connection, "rate_limited", "relay requests are under way; wait for them")
+            return
+        task = asyncio.create_task(self._request_relay_guarded(connection, username, message))
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+
+    async def _request_relay_guarded(
+        self, connection: Connection, username: str, message: wire.RequestRelay
+    ) -> None:
+        try:
+            await self._answering(connection, self._request_relay(connection, username, message))
+        except Exception as error:  # noqa: BLE001  # as in _converse, for the task of its own
+            error_id = secrets.token_hex(4)
+            _log.error("unhandled_error", at="request_relay", error_id=error_id, exc_info=error)
+            self._say(connection, "internal_error", f"our fault; quote id {error_id}")
+
+    # -- actions ----------------------------------------------------------------------------
+
+    async def _offer(self, _connection: Connection, username: str, message: wire.Offer) -> None:
+        if message.session_id is not None:
+            await self._calls.offer_again(username, message)
+            return
+        keys = checked_keys(message.identity_key, message.noise_key)
+        await self._calls.call(username, _target(message), keys, message)
+
+    async def _offer_rift(
+        self, _connection: Connection, username: str, message: wire.OfferRift
+    ) -> None:
+        await self._calls.call(username, _target(message), Keys(), message)
+
+    async def _answer(
+        self, _connection: Connection, username: str, message: wire.Answer | wire.AnswerRift
+    ) -> None:
+        await self._calls.answer(username, message)
+
+    async def _candidate(
+        self, _connection: Connection, username: str, message: wire.Candidate
+    ) -> None:
+        await self._calls.candidate(username, message)
+
+    async def _bye(self, _connection: Connection, username: str, message: wire.Bye) -> None:
+        await self._calls.bye(username, message)
+
+    async def _ping(self, connection: Connection, _username: str, _message: wire.Ping) -> None:
+        connection.send(wire.Pong())
+
+    async def _request_relay(
+        self, connection: Connection, username: str, message: wire.RequestRelay
+    ) -> None:
+        target = message.target_username
+        session = await self._calls.granted_with(username, target, message.session_id)
+        wanted = RelaySessionRequest(region=message.region, exclude_relays=message.exclude_relays)
+        own = await self._relaying.request(username, SessionKey(session.session_id), wanted)
+        connection.send(credentials_message(own, with_username=target))
+
+    # -- saying no --------------------------------------------------------------------------
+
+    def _decode(self, frame: str | MessageError) -> wire.ClientMessage | MessageError:
+        if isinstance(frame, MessageError):
+            return frame
+        try:
+            return wire.decode_client_message(frame)
+        except MessageError as error:
+            return error
+
+    def _say(self, connection: Connection, code: str, text: str) -> None:
+        self._metrics.message_errors.labels(code).inc()
+        connection.send(wire.Error(code=code, message=text))
+
+    def _fail(self, connection: Connection, close_code: int, code: str, text: str) -> None:
+        if connection.cause is None:
+            self._metrics.message_errors.labels(code).inc()
+            connection.end(close_code, code, wire.Error(code=code, message=text))
+
+    def _fail_frame(self, connection: Connection, error: MessageError) -> None:
+        too_big = error.code == "frame_too_large"
+        self._fail(connection, CLOSE_TOO_BIG if too_big else CLOSE_ABUSE, error.code, str(error))
+
+
+async def _next_frame(connection: Connection) -> str | MessageError:
+    while (message := await connection.receive()) is not None:
+        if message.type is WSMsgType.TEXT:
+            text: str = message.data
+            return text
+        if message.type is WSMsgType.BINARY:
+            return MessageError("invalid_message", "frames must be text")
+        if message.type in {
+            WSMsgType.CLOSE,
+            WSMsgType.CLOSING,
+            WSMsgType.CLOSED,
+            WSMsgType.ERROR,
+        }:
+            break
+    raise _Ended
+
+
+async def _ignore(_connection: Connection, _username: str, _message: wire.Pong) -> None:
+    """PONG needs no answer."""
+
+
+async def _bound_twice(_connection: Connection, _username: str, _message: wire.Bind) -> None:
+    raise RefusedError("invalid_message", "this connection is bound already; open another one")
+
+
+def _target(message: wire.Offer | wire.OfferRift) -> str:
+    if message.target_username is None:
+        raise RefusedError("invalid_message", "target_username is missing")
+    return message.target_username

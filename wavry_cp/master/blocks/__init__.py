@@ -1,0 +1,1 @@
+"""Networks that relays have blocked, and lifting them."""

@@ -1,0 +1,1 @@
+"""Signing keys: files, rotation, the key-set document."""

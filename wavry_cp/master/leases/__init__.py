@@ -1,0 +1,1 @@
+"""Leases: issue, renew, and the choice of a relay."""

@@ -1,0 +1,236 @@
+"""Issues and renews leases: the rules of `leases` and `selection` over store and directory."""
+
+import random
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from wavry_cp.master.clock import Clock
+from wavry_cp.master.config import MasterConfig
+from wavry_cp.master.keys.live import LiveKeys
+from wavry_cp.master.keys.rules import may_sign_for
+from wavry_cp.master.refusal import RefusedError
+from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.master.relays.rules import RelayState
+from wavry_cp.master.revocations.service import RevocationBook
+from wavry_cp.master.store import MasterStore
+from wavry_cp.operators.bans import BanBook, BanKind
+from wavry_cp.operators.switches import SwitchBook
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.errors import LeaseError
+from wavry_peer.protocol.http.api import (
+    LeasePair,
+    LeaseRelay,
+    LeaseRequest,
+    LeaseResponse,
+    RenewRequest,
+    RenewResponse,
+)
+from wavry_peer.protocol.lease import MAX_KBPS, sign_lease
+
+from . import rules as leases
+from . import selection
+from .rules import LeaseTerms, Renewal, SessionRecord
+
+__all__ = ["LeaseDesk"]
+
+_RANDOM: Final = random.SystemRandom()  # nobody may foretell the next relay
+_ATTEMPTS: Final = 4
+"""Each failed attempt means that another call of the same session succeeded meanwhile."""
+
+
+class LeaseDesk:
+    """Answers ``/v1/leases`` and ``/v1/leases/renew``."""
+
+    def __init__(
+        self,
+        config: MasterConfig,
+        store: MasterStore,
+        directory: RelayDirectory,
+        keys: LiveKeys,
+        clock: Clock,
+        switches: SwitchBook,
+        bans: BanBook,
+        revocations: RevocationBook,
+        *,
+        pick: Callable[[], float] = _RANDOM.random,
+        new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._directory = directory
+        self._keys = keys
+        self._clock = clock
+        self._switches = switches
+        self._bans = bans
+        self._revocations = revocations
+        self._pick = pick
+        self._new_uuid = new_uuid
+
+    async def issue(self, request: LeaseRequest) -> LeaseResponse:
+        """A pair of leases for a new session, or for a live one (which may move).
+
+        A live session stays at its relay while that is well and not excluded.
+
+        Raises:
+            RefusedError: ``invalid_session``, ``same_party``, ``invalid_cnf``,
+                ``session_conflict``, ``no_relay_available``, ``lease_too_large``,
+                ``revoked`` or ``busy_session``; ``relay_mode_off`` while the kill switch says
+                so; ``banned`` where one of the two users is.
+        """
+        leases.check_parties(request)
+        session_id = request.session_id or self._new_uuid()
+        for _ in range(_ATTEMPTS):
+            known = await self._store.session(session_id)
+            # After the wait: nothing is signed once the operator has been told that it is off.
+            if not self._switches.relay_mode:
+                raise RefusedError(
+                    "relay_mode_off", "the operator has switched relays off; try again later"
+                )
+            self._check_bans(request.client.sub, request.server.sub)
+            now_s = self._clock.now_s()
+            if self._revocations.hits_session_id(session_id):
+                raise _revoked()
+            if known is not None and leases.is_live(known, now_s):
+                self._require_good(known)
+                relay_id, standby_id = self._relay_for(request, stay_at=known.relay_id)
+            else:
+                relay_id, standby_id = self._relay_for(request, stay_at=None)
+            session = leases.issue(
+                request,
+                known,
+                self._terms(relay_id, request.ttl_s),
+                session_id=session_id,
+                now_s=now_s,
+                new_jti=self._new_uuid,
+            )
+            pair = LeasePair(
+                client=self._sign(session, c.Role.CLIENT), server=self._sign(session, c.Role.SERVER)
+            )
+            answer = LeaseResponse(
+                session_id=session_id,
+                relay=self._relay(relay_id),
+                standby=self._relay(standby_id) if standby_id else None,
+                leases=pair,
+                expires_at=session.expires_at_s,
+            )
+            if await self._store.swap_session(None if known is None else known.revision, session):
+                self._require_good(session)
+                self._directory.note_pick(relay_id)
+                return answer
+        raise _busy()
+
+    async def renew(self, request: RenewRequest) -> tuple[RenewResponse, Renewal]:
+        """A new lease in place of one that runs.
+
+        Raises:
+            RefusedError: ``unknown_session``, ``relay_unavailable``, ``relay_lacks_key``,
+                ``lease_expired``, ``stale_jti``, ``busy_session``, ``revoked`` or ``banned``.
+        """
+        role = leases.ROLES[request.role]
+        for _ in range(_ATTEMPTS):
+            session = await self._store.session(request.session_id)
+            if session is None:
+                raise RefusedError("unknown_session", "no session with this id; ask for new leases")
+            self._check_bans(session.slot(role).sub)
+            self._require_good(session)
+            renewal = leases.renew(
+                session,
+                role,
+                request.jti,
+                now_s=self._clock.now_s(),
+                kid=self._keys.active_kid,
+                new_jti=self._new_uuid(),
+            )
+            if not self._directory.serves_sessions(session.relay_id, self._clock.monotonic_s()):
+                raise RefusedError(
+                    "relay_unavailable", "the session's relay is gone; ask for another relay"
+                )
+            if not self._relay_holds_key(session.relay_id):
+                raise RefusedError(
+                    "relay_lacks_key",
+                    "the session's relay has not fetched the signing key yet; try again",
+                )
+            token = self._sign(renewal.session, role)
+            if renewal.repeated or await self._store.swap_session(
+                session.revision, renewal.session
+            ):
+                self._require_good(renewal.session)
+                expires_at_s = renewal.session.slot(role).expires_at_s
+                return RenewResponse(lease=token, expires_at=expires_at_s), renewal
+        raise _busy()
+
+    def _check_bans(self, *subs: str) -> None:
+        now_s = self._clock.now_s()
+        if any(self._bans.is_banned(BanKind.USER, sub, now_s) for sub in subs):
+            raise RefusedError("banned", "this user is banned; ask the operator")
+
+    def _require_good(self, session: SessionRecord) -> None:
+        """Refuse a session of which a lease is revoked.
+
+        Asked before a lease is made and once more after it is stored: whatever was revoked in
+        between names this lease too, for it was issued before.
+        """
+        if self._revocations.hits(session):
+            raise _revoked()
+
+    def _relay_for(self, request: LeaseRequest, *, stay_at: str | None) -> tuple[str, str | None]:
+        monotonic_s = self._clock.monotonic_s()
+        stays = (
+            stay_at is not None
+            and stay_at not in request.exclude_relays
+            and self._directory.serves_sessions(stay_at, monotonic_s)
+            and self._relay_holds_key(stay_at)
+        )
+        exclude = set(request.exclude_relays)
+        if stay_at is not None:
+            exclude.add(stay_at)  # staying takes no new place there, and moving means elsewhere
+        choice = selection.choose(
+            self._directory.candidates(monotonic_s, active_kid=self._keys.active_kid),
+            region=request.region,
+            exclude=exclude,
+            random=self._pick,
+        )
+        if stays and stay_at is not None:
+            draining = self._directory.state(stay_at, monotonic_s) is RelayState.DRAINING
+            if choice is None or not draining:
+                return stay_at, None if choice is None else choice.relay_id
+        if choice is None:
+            raise RefusedError(
+                "no_relay_available", "no healthy relay has room now; try again in a few seconds"
+            )
+        return choice.relay_id, choice.standby_id
+
+    def _relay_holds_key(self, relay_id: str) -> bool:
+        held = self._directory.held_kids(relay_id)
+        return may_sign_for(held, self._keys.active_kid, forced=self._keys.is_forced)
+
+    def _terms(self, relay_id: str, ttl_s: int | None) -> LeaseTerms:
+        record = self._directory.record(relay_id)
+        cap_kbps = (record.max_bitrate_kbps if record else 0) or MAX_KBPS
+        return LeaseTerms(
+            relay_id=relay_id,
+            kid=self._keys.active_kid,
+            ttl_s=ttl_s or self._config.lease_ttl_s,
+            soft_kbps=min(self._config.soft_limit_kbps, cap_kbps),
+            hard_kbps=min(self._config.hard_limit_kbps, cap_kbps),
+        )
+
+    def _relay(self, relay_id: str) -> LeaseRelay:
+        record = self._directory.record(relay_id)
+        return LeaseRelay(relay_id=relay_id, endpoints=record.endpoints if record else ())
+
+    def _sign(self, session: SessionRecord, role: c.Role) -> str:
+        claims = leases.claims_of(session, role)
+        try:
+            return sign_lease(claims, self._keys.signing_keys[claims.kid])
+        except LeaseError as error:
+            raise RefusedError("lease_too_large", "sub is too long for a lease") from error
+
+
+def _revoked() -> RefusedError:
+    return RefusedError("revoked", "this session was revoked by the operator; it gets no lease")
+
+
+def _busy() -> RefusedError:
+    return RefusedError("busy_session", "the session is being changed by other calls; try again")

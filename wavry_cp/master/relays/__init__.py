@@ -1,0 +1,1 @@
+"""The relay registry: registration, heartbeats, event streams."""

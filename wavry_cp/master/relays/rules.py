@@ -1,0 +1,302 @@
+"""Rules of the relay registry: who may register, which states a relay has, what it is told.
+
+Two kinds of facts make the state that others see.  The *standing* (NEW, ACTIVE, DRAINING,
+BANNED) is durable and moves only along `TRANSITIONS`.  Being OFFLINE is no event but a fact about
+time: it is worked out from the last sign of life whenever somebody asks, so that no time-out
+depends on a message that never comes.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from wavry_cp.master.refusal import RefusedError
+from wavry_peer.protocol import base64url, keyset
+from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
+
+from .endpoints import check_endpoint
+
+__all__ = [
+    "TRANSITIONS",
+    "RelayEvent",
+    "RelayRecord",
+    "RelayState",
+    "RelayStatus",
+    "check_registration",
+    "commands_for",
+    "offline_after_s",
+    "register",
+    "relay_info",
+    "state_now",
+    "token_digest",
+    "token_matches",
+    "transition",
+]
+
+MISSED_HEARTBEATS: Final = 3
+HEARTBEAT_MARGIN_S: Final = 1.0
+"""For scheduling and one slow round trip; a lost packet is what the three intervals are for."""
+
+
+class RelayState(StrEnum):
+    """State of a relay.  OFFLINE is never stored."""
+
+    NEW = "NEW"
+    ACTIVE = "ACTIVE"
+    DRAINING = "DRAINING"
+    OFFLINE = "OFFLINE"
+    BANNED = "BANNED"
+
+
+class RelayEvent(StrEnum):
+    """What moves the standing of a relay."""
+
+    REGISTERED = "registered"
+    HEARTBEAT = "heartbeat"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    BAN = "ban"
+    UNBAN = "unban"
+
+
+TRANSITIONS: Final[dict[tuple[RelayState, RelayEvent], RelayState]] = {
+    (RelayState.NEW, RelayEvent.REGISTERED): RelayState.NEW,
+    (RelayState.NEW, RelayEvent.HEARTBEAT): RelayState.ACTIVE,
+    (RelayState.NEW, RelayEvent.DRAIN): RelayState.DRAINING,
+    (RelayState.NEW, RelayEvent.UNDRAIN): RelayState.NEW,
+    (RelayState.NEW, RelayEvent.BAN): RelayState.BANNED,
+    (RelayState.ACTIVE, RelayEvent.REGISTERED): RelayState.ACTIVE,
+    (RelayState.ACTIVE, RelayEvent.HEARTBEAT): RelayState.ACTIVE,
+    (RelayState.ACTIVE, RelayEvent.DRAIN): RelayState.DRAINING,
+    (RelayState.ACTIVE, RelayEvent.UNDRAIN): RelayState.ACTIVE,
+    (RelayState.ACTIVE, RelayEvent.BAN): RelayState.BANNED,
+    # Registering again never ends a drain: only the operator does.
+    (RelayState.DRAINING, RelayEvent.REGISTERED): RelayState.DRAINING,
+    (RelayState.DRAINING, RelayEvent.HEARTBEAT): RelayState.DRAINING,
+    (RelayState.DRAINING, RelayEvent.DRAIN): RelayState.DRAINING,
+    (RelayState.DRAINING, RelayEvent.UNDRAIN): RelayState.ACTIVE,
+    (RelayState.DRAINING, RelayEvent.BAN): RelayState.BANNED,
+    # A banned relay can neither register nor report; the missing rows are refusals.
+    (RelayState.BANNED, RelayEvent.BAN): RelayState.BANNED,
+    (RelayState.BANNED, RelayEvent.UNBAN): RelayState.NEW,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RelayRecord:
+    """What the master keeps of a relay, durably.
+
+    Attributes:
+        relay_id: derived from `public_key`.
+        public_key: base64url, Ed25519.
+        endpoints: canonical, as `check_endpoint` writes them.
+        region: as the relay says, or None.
+        asn: autonomous system number, as the relay says, or None.
+        max_sessions: capacity.
+        max_bitrate_kbps: most kbit/s that one session may use; 0 is no limit of the relay's.
+        features: names, for the operator.
+        version: of the relay's software.
+        state: the standing; never OFFLINE.
+        undrain_pending: the operator ended a drain and the relay has not said "ready" since.
+        token_hash: hex SHA-256 of the relay token; None once deregistered.
+        registered_at_s: unix seconds of the last registration.
+        last_heartbeat_at_s: unix seconds, written now and then; 0 before the first.
+    """
+
+    relay_id: str
+    public_key: str
+    endpoints: tuple[str, ...]
+    region: str | None
+    asn: int | None
+    max_sessions: int
+    max_bitrate_kbps: int
+    features: tuple[str, ...]
+    version: str
+    state: RelayState
+    undrain_pending: bool
+    token_hash: str | None
+    registered_at_s: int
+    last_heartbeat_at_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """What a relay said in its last heartbeat; `at_s` in unix seconds, the rest as in the body."""
+
+    at_s: int
+    load_pct: float
+    active_sessions: int
+    packet_loss_pct: float
+    held_kids: tuple[str, ...]
+    keyset_serial: int
+    reported: str
+
+    @classmethod
+    def from_heartbeat(cls, body: HeartbeatRequest, now_s: int) -> "RelayStatus":
+        """The status that a heartbeat reports."""
+        return cls(
+            at_s=now_s,
+            load_pct=body.load_pct,
+            active_sessions=body.active_sessions,
+            packet_loss_pct=body.packet_loss_pct,
+            held_kids=body.held_kids,
+            keyset_serial=body.keyset_serial,
+            reported=body.state,
+        )
+
+
+def transition(state: RelayState, event: RelayEvent) -> RelayState:
+    """The standing after an event.
+
+    Raises:
+        RefusedError: ``banned``, or ``wrong_state`` where the event means nothing now.
+    """
+    following = TRANSITIONS.get((state, event))
+    if following is None:
+        if state is RelayState.BANNED:
+            raise RefusedError("banned", "this relay is banned; ask the operator")
+        raise RefusedError("wrong_state", f"a relay that is {state} cannot {event}")
+    return following
+
+
+def check_registration(body: RegisterRequest, allowed_relays: Collection[str] = ()) -> None:
+    """Check what a relay says of itself before it is worth a challenge.
+
+    Args:
+        body: of the registration.
+        allowed_relays: ids that may register; empty is everyone with a key of his own.
+
+    Raises:
+        RefusedError: ``invalid_public_key``, ``invalid_relay_id``, ``relay_not_allowed`` or
+            ``invalid_endpoint``.
+    """
+    try:
+        public_key = base64url.decode(body.public_key, size=32)
+    except ValueError as error:
+        raise RefusedError("invalid_public_key", f"public_key is {error}") from error
+    if keyset.relay_id(public_key) != body.relay_id:
+        raise RefusedError("invalid_relay_id", "relay_id is not the one derived from public_key")
+    if allowed_relays and body.relay_id not in allowed_relays:
+        raise RefusedError("relay_not_allowed", "this relay is not on the operator's list")
+    for endpoint in body.endpoints:
+        check_endpoint(endpoint)
+
+
+def register(
+    body: RegisterRequest, known: RelayRecord | None, *, token_hash: str, now_s: int
+) -> RelayRecord:
+    """The record after a registration whose key was proved (or that the service token vouches for).
+
+    Args:
+        body: passed `check_registration`.
+        known: the record so far; its standing stays, so that neither ban nor drain is shaken off.
+        token_hash: of the new relay token; the old token is worth nothing from now on.
+        now_s: unix seconds.
+
+    Raises:
+        RefusedError: ``banned``, or ``key_mismatch`` where the id belongs to another key.
+    """
+    if known is not None and known.public_key != body.public_key:
+        raise RefusedError("key_mismatch", "relay_id is registered with another key")
+    state = RelayState.NEW if known is None else known.state
+    return RelayRecord(
+        relay_id=body.relay_id,
+        public_key=body.public_key,
+        endpoints=tuple(check_endpoint(endpoint) for endpoint in body.endpoints),
+        region=body.region,
+        asn=body.asn,
+        max_sessions=body.max_sessions,
+        max_bitrate_kbps=body.max_bitrate_kbps,
+        features=body.features,
+        version=body.version,
+        state=transition(state, RelayEvent.REGISTERED),
+        undrain_pending=False,
+        token_hash=token_hash,
+        registered_at_s=now_s,
+        last_heartbeat_at_s=0 if known is None else known.last_heartbeat_at_s,
+    )
+
+
+def after_event(record: RelayRecord, event: RelayEvent) -> RelayRecord:
+    """The record after an operator's order or a heartbeat.
+
+    Raises:
+        RefusedError: see `transition`.
+    """
+    state = transition(record.state, event)
+    pending = record.undrain_pending
+    if event in (RelayEvent.DRAIN, RelayEvent.UNDRAIN):
+        pending = event is RelayEvent.UNDRAIN and record.state is RelayState.DRAINING
+    return replace(record, state=state, undrain_pending=pending)
+
+
+def offline_after_s(heartbeat_interval_s: float) -> float:
+    """Seconds without a sign of life after which a relay counts as OFFLINE."""
+    return MISSED_HEARTBEATS * heartbeat_interval_s + HEARTBEAT_MARGIN_S
+
+
+def state_now(record: RelayRecord, status: RelayStatus | None, *, alive: bool) -> RelayState:
+    """The state that others see.
+
+    Args:
+        record: standing.
+        status: last heartbeat since the relay registered, if any.
+        alive: a sign of life came within `offline_after_s`.
+    """
+    if record.state is RelayState.BANNED:
+        return RelayState.BANNED
+    if record.token_hash is None or not alive:
+        return RelayState.OFFLINE
+    if record.state is RelayState.DRAINING:
+        return RelayState.DRAINING
+    if status is None or status.reported == "starting":
+        return RelayState.NEW
+    return RelayState.DRAINING if status.reported == "draining" else RelayState.ACTIVE
+
+
+def commands_for(
+    record: RelayRecord, status: RelayStatus, *, keyset_serial: int, active_kid: str
+) -> tuple[str, ...]:
+    """What the answer to a heartbeat orders; repeated until the relay reports that it is done."""
+    commands = []
+    if record.state is RelayState.DRAINING and status.reported == "ready":
+        commands.append("drain")
+    if record.undrain_pending and status.reported == "draining":
+        commands.append("undrain")
+    if status.keyset_serial < keyset_serial or active_kid not in status.held_kids:
+        commands.append("refresh_keys")
+    return tuple(commands)
+
+
+def relay_info(record: RelayRecord, status: RelayStatus | None, state: RelayState) -> RelayInfo:
+    """The row of ``GET /v1/relays``."""
+    return RelayInfo(
+        relay_id=record.relay_id,
+        endpoints=record.endpoints,
+        region=record.region,
+        state=state.value,
+        load_pct=status.load_pct if status else 0.0,
+        active_sessions=status.active_sessions if status else 0,
+        max_sessions=record.max_sessions,
+        version=record.version,
+        held_kids=status.held_kids if status else (),
+        keyset_serial=status.keyset_serial if status else 0,
+        registered_at=record.registered_at_s,
+        last_heartbeat_at=status.at_s if status else record.last_heartbeat_at_s,
+        reported=status.reported if status else "",
+    )
+
+
+def token_digest(token: str) -> str:
+    """What is stored of a relay token; it has 256 random bits, so no salt or slow hash is due."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def token_matches(record: RelayRecord, token: str | None) -> bool:
+    """True where `token` is the relay's, compared in constant time."""
+    if token is None or record.token_hash is None:
+        return False
+    return hmac.compare_digest(record.token_hash, token_digest(token))

@@ -1,0 +1,1 @@
+"""Revocations: the log, who writes it, what it says."""

@@ -1,0 +1,218 @@
+"""Revocations of the master: the log in memory, and the one way to add to it.
+
+The rows in force are few (10 000 at most) and are asked at every lease, so they are kept in memory
+beside the store.  A row is in the store before anybody hears of it.  The log itself is the
+queue of every relay's event stream: a stream only remembers how far it has come.
+"""
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from wavry_cp.master.leases.rules import LeaseSlot, SessionRecord
+from wavry_cp.master.refusal import RefusedError
+from wavry_cp.master.store import AuditEntry
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.http.relay_events import (
+    FOREVER_S,
+    MAX_REVOCATIONS,
+    Revocation,
+    RevocationKind,
+)
+
+from .store import NewRevocation, RevocationLog, RevocationRow, RevocationStore
+
+__all__ = ["RevocationBook", "Revocations", "Revoked"]
+
+HORIZON_S: Final = c.LEASE_HORIZON_S
+"""No relay takes a lease that ends later than this, so no row is needed longer."""
+
+KEEP_S: Final = 60
+"""A row is kept this much longer, in case the wall clock is set back."""
+
+_ONCE: Final = frozenset({"jti", "session"})
+"""Values that are never given out again: the row hits whatever carries them."""
+
+
+class RevocationBook:
+    """The log in memory; changed by `Revocations` alone."""
+
+    def __init__(self, log: RevocationLog) -> None:
+        self.log_id = log.log_id
+        self.head = log.head
+        self._rows: list[RevocationRow] = []
+        self._until_s: dict[tuple[str, str], int] = {}
+        for row in log.rows:
+            self.add(row)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: RevocationRow) -> None:
+        """Take a row that is in the store."""
+        self.head = max(self.head, row.number)
+        if row.kind == "unban":
+            self._rows = [_lifted(old, row) for old in self._rows]
+            key = ("sub", row.value)
+            if key in self._until_s:
+                self._until_s[key] = min(self._until_s[key], row.issued_until_s)
+        else:
+            key = (row.kind, row.value)
+            self._until_s[key] = max(self._until_s.get(key, -1), row.issued_until_s)
+        self._rows.append(row)
+
+    def prune(self, expired_before_s: int) -> None:
+        """Forget rows that no lease needs any more."""
+        if any(row.expires_at_s < expired_before_s for row in self._rows):
+            left = tuple(row for row in self._rows if row.expires_at_s >= expired_before_s)
+            self._rows, self._until_s = [], {}
+            for row in left:
+                self.add(row)
+
+    @property
+    def rows(self) -> Sequence[RevocationRow]:
+        """Rows in force, by number."""
+        return self._rows
+
+    def after(self, number: int, limit: int) -> Sequence[Revocation]:
+        """At most `limit` rows behind a number, as relays read them."""
+        first = bisect.bisect_right(self._rows, number, key=lambda row: row.number)
+        return [_frame(row) for row in self._rows[first : first + limit]]
+
+    def hits(self, session: SessionRecord) -> bool:
+        """Whether a lease of a session is revoked."""
+        if not self._until_s:
+            return False
+        if ("session", session.session_id) in self._until_s:
+            return True
+        return any(self._hits_slot(slot) for slot in (session.client, session.server))
+
+    def hits_session_id(self, session_id: str) -> bool:
+        """Whether a session was revoked by its id."""
+        return ("session", session_id) in self._until_s
+
+    def _hits_slot(self, slot: LeaseSlot) -> bool:
+        keys = (("jti", slot.jti), ("jti", slot.previous_jti or ""), ("sub", slot.sub),
+                ("kid", slot.kid))  # fmt: skip
+        return any(slot.issued_at_s <= self._until_s.get(key, -1) for key in keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Outcome of a revocation: its row, and how many live sessions it hit."""
+
+    row: RevocationRow
+    live_sessions: int
+
+
+class Revocations:
+    """Revokes and lifts; what it returns is durable and on its way to the relays.
+
+    Args:
+        store: of the master.
+        book: of the same store.
+        announce: called after each change of the book.
+    """
+
+    def __init__(
+        self, store: RevocationStore, book: RevocationBook, announce: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self.book = book
+        self._announce = announce
+
+    async def revoke(
+        self,
+        kind: RevocationKind,
+        value: str,
+        *,
+        now_s: int,
+        who: str,
+        reason: str,
+        until_s: int | None = None,
+    ) -> Revoked:
+        """Revoke every lease of a value that was issued up to now.
+
+        Args:
+            kind: ``jti``, ``session``, ``sub`` or ``kid``.
+            value: what it says.
+            now_s: unix seconds.
+            who: name of the token that was shown.
+            reason: of the operator.
+            until_s: also hit leases issued up to this instant (a ban); for ``sub`` and ``kid``.
+
+        Raises:
+            RefusedError: ``too_many_revocations``.
+        """
+        if len(self.book) >= MAX_REVOCATIONS:
+            raise RefusedError(
+                "too_many_revocations",
+                f"{MAX_REVOCATIONS} revocations are in force; revoke users or a key instead",
+            )
+        issued_until_s = FOREVER_S if kind in _ONCE else max(now_s, until_s or 0)
+        last_issue_s = now_s if kind in _ONCE else issued_until_s
+        new = NewRevocation(
+            kind=kind,
+            value=value,
+            issued_until_s=issued_until_s,
+            expires_at_s=min(last_issue_s + HORIZON_S, FOREVER_S),
+            at_s=now_s,
+            who=who,
+            reason=reason,
+        )
+        audit = AuditEntry(now_s, who, f"revoke_{kind}", value, reason)
+        rows, live_sessions = await self._store.add_revocation(new, audit)
+        for row in rows:
+            self.book.add(row)
+        self._announce()
+        return Revoked(rows[0], live_sessions)
+
+    async def knows(self, kind: RevocationKind, value: str) -> bool:
+        """Whether there is or was a session, or a key that signed, with this value."""
+        return await self._store.knows(kind, value)
+
+    async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> RevocationRow:
+        """End what a `revoke` of a user with `until_s` said about the future.
+
+        Meanwhile no lease was issued; one of this very second is already a new one.
+        """
+        new = NewRevocation(
+            kind="unban",
+            value=sub,
+            issued_until_s=now_s - 1,
+            expires_at_s=now_s + HORIZON_S,
+            at_s=now_s,
+            who=who,
+            reason=reason,
+        )
+        row = await self._store.add_unban(new, AuditEntry(now_s, who, "unban", sub, reason))
+        self.book.add(row)
+        self._announce()
+        return row
+
+    async def prune(self, now_s: int) -> None:
+        """Forget, in store and memory, what no lease needs any more."""
+        before_s = now_s - KEEP_S
+        await self._store.prune_revocations(before_s)
+        self.book.prune(before_s)
+
+
+def _lifted(row: RevocationRow, unban: RevocationRow) -> RevocationRow:
+    if (row.kind, row.value) != ("sub", unban.value):
+        return row
+    return replace(
+        row,
+        issued_until_s=min(row.issued_until_s, unban.issued_until_s),
+        expires_at_s=min(row.expires_at_s, unban.expires_at_s),
+    )
+
+
+def _frame(row: RevocationRow) -> Revocation:
+    return Revocation(
+        number=row.number,
+        kind=row.kind,
+        value=row.value,
+        issued_until=row.issued_until_s,
+        expires_at=row.expires_at_s,
+    )

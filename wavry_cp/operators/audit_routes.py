@@ -1,0 +1,56 @@
+"""``GET /v1/admin/audit``, the same in both services."""
+
+import re
+from typing import Final
+
+from aiohttp import web
+
+from wavry_cp.app.http import ApiError, json_response
+from wavry_peer.protocol.http.admin import AuditPage, AuditRow
+
+from .audit import AuditLog, AuditRecord
+
+__all__ = ["MAX_AUDIT_ROWS", "audit_response"]
+
+MAX_AUDIT_ROWS: Final = 1000
+DEFAULT_AUDIT_ROWS: Final = 200
+_NUMBER: Final = re.compile(r"[0-9]{1,15}")
+
+
+async def audit_response(request: web.Request, log: AuditLog) -> web.Response:
+    """Acts in the order of writing: those after `after`, or the last ones.
+
+    Raises:
+        ApiError: 400 ``invalid_query``.
+    """
+    limit = _number(request, "limit")
+    if limit is not None and not 1 <= limit <= MAX_AUDIT_ROWS:
+        raise ApiError(400, "invalid_query", f"limit must be 1 to {MAX_AUDIT_ROWS}")
+    records = await log.audit_page(
+        after=_number(request, "after"),
+        since_s=_number(request, "since"),
+        limit=limit or DEFAULT_AUDIT_ROWS,
+    )
+    return json_response(AuditPage(entries=tuple(_row(record) for record in records)))
+
+
+def _number(request: web.Request, name: str) -> int | None:
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if _NUMBER.fullmatch(text) is None:
+        raise ApiError(400, "invalid_query", f"{name} must be a whole number")
+    return int(text)
+
+
+def _row(record: AuditRecord) -> AuditRow:
+    entry = record.entry
+    return AuditRow(
+        id=record.number,
+        at=entry.at_s,
+        who=entry.who,
+        action=entry.action,
+        target=entry.target,
+        reason=entry.reason,
+        outcome=entry.outcome,
+    )

@@ -1,0 +1,1 @@
+"""The stores in SQLite, the embedded default."""

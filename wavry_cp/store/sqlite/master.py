@@ -1,0 +1,360 @@
+"""The master's store in one SQLite file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+import sqlite_utils
+
+from wavry_cp.master.leases.rules import LeaseSlot, SessionRecord
+from wavry_cp.master.relays.rules import RelayRecord, RelayState
+from wavry_cp.master.store import KeyUse
+from wavry_cp.operators.audit import AuditEntry
+from wavry_cp.operators.bans import Ban, BanKind
+from wavry_peer.protocol import constants as c
+
+from .database import Database, Migration
+from .operators import (
+    TokenSqlite,
+    append_audit,
+    create_admin_tables,
+    create_token_table,
+    forbid_audit_changes,
+    put_ban,
+    remove_ban,
+)
+from .revocations import RevocationSqlite, create_revocations
+
+__all__ = ["MIGRATIONS", "MasterSqlite"]
+
+_SLOT_FIELDS: Final = ("sub", "cnf", "jti", "previous_jti", "kid", "issued_at_s", "ttl_s")
+
+
+def _slot_columns(role: str) -> str:
+    return f"""
+        {role}_sub TEXT NOT NULL,
+        {role}_cnf TEXT,
+        {role}_jti TEXT NOT NULL,
+        {role}_previous_jti TEXT,
+        {role}_kid TEXT NOT NULL,
+        {role}_issued_at_s INTEGER NOT NULL,
+        {role}_ttl_s INTEGER NOT NULL"""
+
+
+def _first_tables(db: sqlite_utils.Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE relays (
+            relay_id TEXT PRIMARY KEY,
+            public_key TEXT NOT NULL,
+            endpoints TEXT NOT NULL,
+            region TEXT,
+            asn INTEGER,
+            max_sessions INTEGER NOT NULL,
+            max_bitrate_kbps INTEGER NOT NULL,
+            features TEXT NOT NULL,
+            version TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('NEW', 'ACTIVE', 'DRAINING', 'BANNED')),
+            undrain_pending INTEGER NOT NULL,
+            token_hash TEXT,
+            registered_at_s INTEGER NOT NULL,
+            last_heartbeat_at_s INTEGER NOT NULL
+        ) STRICT
+        """
+    )
+    db.execute(
+        f"""
+        CREATE TABLE sessions (
+            session_id TEXT PRIMARY KEY,
+            relay_id TEXT NOT NULL,
+            soft_kbps INTEGER NOT NULL,
+            hard_kbps INTEGER NOT NULL,
+            created_at_s INTEGER NOT NULL,
+            expires_at_s INTEGER NOT NULL,
+            revision INTEGER NOT NULL,
+            {_slot_columns("client")},
+            {_slot_columns("server")}
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX sessions_by_expiry ON sessions (expires_at_s)")
+    db.execute(
+        """
+        CREATE TABLE audit (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            at_s INTEGER NOT NULL,
+            who TEXT NOT NULL,
+            action TEXT NOT NULL,
+            target TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    for verb in ("UPDATE", "DELETE"):
+        db.execute(
+            f"""
+            CREATE TRIGGER audit_no_{verb.lower()} BEFORE {verb} ON audit
+            BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END
+            """
+        )
+
+
+def _admin_tables(db: sqlite_utils.Database) -> None:
+    db.execute("ALTER TABLE audit ADD COLUMN reason TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE audit ADD COLUMN outcome TEXT NOT NULL DEFAULT 'done'")
+    forbid_audit_changes(db)
+    create_token_table(db)
+    create_admin_tables(db)
+
+
+def _key_uses(db: sqlite_utils.Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE key_uses (
+            kid TEXT PRIMARY KEY,
+            last_expiry_s INTEGER NOT NULL,
+            forced INTEGER NOT NULL
+        ) STRICT
+        """
+    )
+    # A lease that a renewal replaced left no row: count the longest life from the last one.
+    for role in ("client", "server"):
+        db.execute(
+            f"""
+            INSERT INTO key_uses (kid, last_expiry_s, forced)
+            SELECT {role}_kid, max({role}_issued_at_s) + {c.LEASE_TTL_MAX_S}, 0
+            FROM sessions WHERE true GROUP BY {role}_kid
+            {_KEEP_LATER_EXPIRY}
+            """  # noqa: S608  # role is one of two words above
+        )
+
+
+_KEEP_LATER_EXPIRY: Final = (
+    "ON CONFLICT (kid) DO UPDATE SET last_expiry_s = max(last_expiry_s, excluded.last_expiry_s)"
+)
+
+
+MIGRATIONS: Final = (
+    Migration(1, "relays, sessions, audit", _first_tables),
+    Migration(2, "reasons in the audit log, admin tokens, switches, bans", _admin_tables),
+    Migration(3, "use of signing keys", _key_uses),
+    Migration(4, "revocations", create_revocations),
+)
+
+
+class MasterSqlite(TokenSqlite):
+    """`MasterStore` over a `Database`; `revocations` is the part that `RevocationStore` names."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.revocations = RevocationSqlite(database)
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Open or make the file; raises what `Database.open` raises."""
+        return cls(await Database.open(path, MIGRATIONS))
+
+    async def close(self) -> None:
+        """See `MasterStore`."""
+        await self._database.close()
+
+    async def check(self) -> None:
+        """See `MasterStore`."""
+        await self._database.check_write()
+
+    async def relays(self) -> Sequence[RelayRecord]:
+        """See `MasterStore`."""
+        return await self._database.run(
+            lambda db: [
+                _relay_from_row(row) for row in db.query("SELECT * FROM relays ORDER BY relay_id")
+            ]
+        )
+
+    async def save_relay(self, record: RelayRecord, audit: AuditEntry | None = None) -> None:
+        """See `MasterStore`."""
+
+        def save(db: sqlite_utils.Database) -> None:
+            _put_relay(db, record)
+            append_audit(db, audit)
+
+        await self._database.run(save)
+
+    async def remove_relay(self, relay_id: str, audit: AuditEntry | None = None) -> None:
+        """See `MasterStore`."""
+
+        def remove(db: sqlite_utils.Database) -> None:
+            db.execute("DELETE FROM relays WHERE relay_id = ?", (relay_id,))
+            append_audit(db, audit)
+
+        await self._database.run(remove)
+
+    async def ban_relay(self, record: RelayRecord | None, ban: Ban, audit: AuditEntry) -> None:
+        """See `MasterStore`."""
+
+        def save(db: sqlite_utils.Database) -> None:
+            _put_relay(db, record)
+            put_ban(db, ban)
+            append_audit(db, audit)
+
+        await self._database.run(save)
+
+    async def unban_relay(
+        self, record: RelayRecord | None, relay_id: str, audit: AuditEntry
+    ) -> None:
+        """See `MasterStore`."""
+
+        def save(db: sqlite_utils.Database) -> None:
+            _put_relay(db, record)
+            remove_ban(db, BanKind.RELAY, relay_id)
+            append_audit(db, audit)
+
+        await self._database.run(save)
+
+    async def save_heartbeats(self, at_s: Mapping[str, int]) -> None:
+        """See `MasterStore`."""
+        rows = [(instant_s, relay_id) for relay_id, instant_s in at_s.items()]
+        await self._database.run(
+            lambda db: db.conn.executemany(
+                "UPDATE relays SET last_heartbeat_at_s = ? WHERE relay_id = ?", rows
+            )
+        )
+
+    async def session(self, session_id: str) -> SessionRecord | None:
+        """See `MasterStore`."""
+
+        def read(db: sqlite_utils.Database) -> SessionRecord | None:
+            rows = db.query("SELECT * FROM sessions WHERE session_id = ?", (session_id,))
+            return next((_session_from_row(row) for row in rows), None)
+
+        return await self._database.run(read)
+
+    async def swap_session(self, expected_revision: int | None, session: SessionRecord) -> bool:
+        """See `MasterStore`."""
+
+        def swap(db: sqlite_utils.Database) -> bool:
+            stored = db.execute(
+                "SELECT revision FROM sessions WHERE session_id = ?", (session.session_id,)
+            ).fetchone()
+            if (stored and stored[0]) != expected_revision:
+                return False
+            row = _row_from_session(session)
+            db.table("sessions").insert(row, pk="session_id", replace=True)
+            for slot in (session.client, session.server):
+                db.execute(
+                    f"INSERT INTO key_uses VALUES (?, ?, 0) {_KEEP_LATER_EXPIRY}",  # noqa: S608  # a constant
+                    (slot.kid, slot.expires_at_s),
+                )
+            return True
+
+        return await self._database.run(swap)
+
+    async def live_sessions(self, now_s: int) -> int:
+        """See `MasterStore`."""
+
+        def count(db: sqlite_utils.Database) -> int:
+            sql = "SELECT count(*) FROM sessions WHERE expires_at_s > ?"
+            return int(db.execute(sql, (now_s,)).fetchone()[0])
+
+        return await self._database.run(count)
+
+    async def prune_sessions(self, expired_before_s: int, limit: int) -> int:
+        """See `MasterStore`."""
+
+        def prune(db: sqlite_utils.Database) -> int:
+            return db.execute(
+                "DELETE FROM sessions WHERE session_id IN "
+                "(SELECT session_id FROM sessions WHERE expires_at_s < ? LIMIT ?)",
+                (expired_before_s, limit),
+            ).rowcount
+
+        return await self._database.run(prune)
+
+    async def key_uses(self) -> Mapping[str, KeyUse]:
+        """See `MasterStore`."""
+        return await self._database.run(
+            lambda db: {
+                row["kid"]: KeyUse(row["last_expiry_s"], bool(row["forced"]))
+                for row in db.query("SELECT * FROM key_uses")
+            }
+        )
+
+    async def record_key_step(self, audit: AuditEntry, kid: str, *, forced: bool) -> None:
+        """See `MasterStore`."""
+
+        def record(db: sqlite_utils.Database) -> None:
+            db.execute(
+                "INSERT INTO key_uses VALUES (?, 0, ?) "
+                "ON CONFLICT (kid) DO UPDATE SET forced = excluded.forced",
+                (kid, int(forced)),
+            )
+            append_audit(db, audit)
+
+        await self._database.run(record)
+
+
+def _put_relay(db: sqlite_utils.Database, record: RelayRecord | None) -> None:
+    if record is not None:
+        db.table("relays").insert(_row_from_relay(record), pk="relay_id", replace=True)
+
+
+def _row_from_relay(record: RelayRecord) -> dict[str, Any]:
+    return {
+        "relay_id": record.relay_id,
+        "public_key": record.public_key,
+        "endpoints": msgspec.json.encode(record.endpoints).decode(),
+        "region": record.region,
+        "asn": record.asn,
+        "max_sessions": record.max_sessions,
+        "max_bitrate_kbps": record.max_bitrate_kbps,
+        "features": msgspec.json.encode(record.features).decode(),
+        "version": record.version,
+        "state": record.state.value,
+        "undrain_pending": int(record.undrain_pending),
+        "token_hash": record.token_hash,
+        "registered_at_s": record.registered_at_s,
+        "last_heartbeat_at_s": record.last_heartbeat_at_s,
+    }
+
+
+def _relay_from_row(row: dict[str, Any]) -> RelayRecord:
+    return RelayRecord(
+        **{
+            **row,
+            "endpoints": msgspec.json.decode(row["endpoints"], type=tuple[str, ...]),
+            "features": msgspec.json.decode(row["features"], type=tuple[str, ...]),
+            "state": RelayState(row["state"]),
+            "undrain_pending": bool(row["undrain_pending"]),
+        }
+    )
+
+
+def _row_from_session(session: SessionRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "session_id": session.session_id,
+        "relay_id": session.relay_id,
+        "soft_kbps": session.soft_kbps,
+        "hard_kbps": session.hard_kbps,
+        "created_at_s": session.created_at_s,
+        "expires_at_s": session.expires_at_s,
+        "revision": session.revision,
+    }
+    for role, slot in (("client", session.client), ("server", session.server)):
+        row.update({f"{role}_{name}": getattr(slot, name) for name in _SLOT_FIELDS})
+    return row
+
+
+def _session_from_row(row: dict[str, Any]) -> SessionRecord:
+    client, server = (
+        LeaseSlot(**{name: row[f"{role}_{name}"] for name in _SLOT_FIELDS})
+        for role in ("client", "server")
+    )
+    return SessionRecord(
+        session_id=row["session_id"],
+        relay_id=row["relay_id"],
+        soft_kbps=row["soft_kbps"],
+        hard_kbps=row["hard_kbps"],
+        client=client,
+        server=server,
+        created_at_s=row["created_at_s"],
+        revision=row["revision"],
+    )

@@ -1,0 +1,1 @@
+"""The client of a gateway: HTTP, signaling, calls."""

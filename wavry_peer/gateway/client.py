@@ -1,0 +1,299 @@
+"""The gateway over HTTP: accounts, calls, leases (protocol.md section 6).
+
+What a peer asks for, it asks for here, so that every answer and every error belongs to one
+question; the WebSocket (`wavry_peer.signaling`) brings the news.
+"""
+
+import ipaddress
+from typing import Final, Literal, Self, TypeVar
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachableError
+from wavry_peer.home.identity import Identity
+from wavry_peer.home.logins import Login
+from wavry_peer.protocol.errors import LocalError, MessageError
+from wavry_peer.protocol.http import api
+
+__all__ = ["GatewayClient", "normalize_gateway_url"]
+
+NO_SESSION: Final = "00000000-0000-0000-0000-000000000000"
+"""A session id that nobody has: the gateway makes random ones of version 4."""
+
+REQUEST_TIMEOUT_S: Final = 10.0
+"""The gateway answers within 2 s even when the master is down; the rest is network."""
+
+Answer = TypeVar("Answer", bound=api.Body)
+
+
+def normalize_gateway_url(text: str, *, allow_http: bool = False) -> str:
+    """The one way to write a gateway's URL, under which logins and pins are kept.
+
+    Args:
+        text: ``https://host[:port][/path]``.
+        allow_http: let ``http://`` pass for other hosts than this one.
+
+    Raises:
+        LocalError: not such a URL, or ``http://`` to another machine: password and
+            token would be readable on the way.
+    """
+    try:
+        url = URL(text)
+        host = url.host
+    except ValueError as error:
+        raise LocalError("the gateway URL has the wrong form: use https://HOST[:PORT]") from error
+    if url.scheme not in ("http", "https") or not host or url.query_string or url.user:
+        raise LocalError("the gateway URL has the wrong form: use https://HOST[:PORT]")
+    if url.scheme == "http" and not allow_http and not _is_this_machine(host):
+        raise LocalError(
+            "http:// to another machine would show your password on the way: use https://, or "
+            "set WAVRY_PEER_ALLOW_HTTP=1 inside a network that you trust"
+        )
+    return str(url).rstrip("/")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class GatewayClient:
+    """HTTP calls to one gateway.
+
+    Args:
+        url: from `normalize_gateway_url`.
+        token: bearer token of a login; calls that need one fail without.
+        timeout_s: of each call.
+    """
+
+    def __init__(
+        self, url: str, *, token: str | None = None, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> None:
+        self.url = url
+        self.token = token
+        self._http = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 5.0)),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+    async def register(self, username: str, password: str) -> None:
+        """Makes an account.
+
+        Raises:
+            GatewayError: e.g. ``username_taken``; `GatewayUnreachableError`.
+        """
+        body = _body(api.UserCredentials, username=username, password=password)
+        await self._call("POST", "/auth/register", body, api.LoginResponse)
+
+    async def login(self, username: str, password: str) -> Login:
+        """Logs in; later calls use the new token.
+
+        Raises:
+            GatewayAuthError: wrong user name or password; `GatewayError`,
+                `GatewayUnreachableError`.
+        """
+        body = _body(api.UserCredentials, username=username, password=password)
+        answer = await self._call("POST", "/auth/login", body, api.LoginResponse)
+        if answer.token is None:
+            raise GatewayUnreachableError("the gateway's answer to the login has no token")
+        self.token = answer.token
+        return Login(answer.username, answer.token, answer.expires_at)
+
+    async def logout(self) -> None:
+        """Ends the login at the gateway.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: it may still be valid there.
+        """
+        await self._call("POST", "/auth/logout", None, None)
+
+    async def call_user(self, username: str, identity: Identity) -> api.SessionInfo:
+        """Calls a user: the gateway delivers an OFFER, the answer is an ANSWER.
+
+        Raises:
+            GatewayError: e.g. ``user_offline``; `GatewayUnreachableError`.
+        """
+        body = _body(
+            api.CreateSessionRequest,
+            target_username=username,
+            identity_key=identity.identity_key,
+            noise_key=identity.noise_key,
+        )
+        return await self._call("POST", "/v1/sessions", body, api.SessionInfo)
+
+    async def session_info(self, session_id: str) -> api.SessionInfo:
+        """One session as the gateway sees it.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: see the class of errors.
+        """
+        return await self._call("GET", f"/v1/sessions/{session_id}", None, api.SessionInfo)
+
+    async def accept_call(self, session_id: str, identity: Identity) -> api.SessionInfo:
+        """Accepts a call: this is our consent to leases for the session.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: see the class of errors.
+        """
+        body = _body(
+            api.AcceptSessionRequest,
+            identity_key=identity.identity_key,
+            noise_key=identity.noise_key,
+        )
+        return await self._call("POST", f"/v1/sessions/{session_id}/accept", body, api.SessionInfo)
+
+    async def request_relay(
+        self, session_id: str, exclude: tuple[str, ...] = ()
+    ) -> api.Credentials:
+        """Asks for leases on a relay; the other side gets its own over its WebSocket.
+
+        Args:
+            session_id: of an accepted session.
+            exclude: ids of relays that did not work.
+
+        Raises:
+            GatewayError: e.g. ``relay_unavailable``; `GatewayUnreachableError`.
+        """
+        body = _body(api.RelaySessionRequest, exclude_relays=exclude)
+        return await self._call("POST", f"/v1/sessions/{session_id}/relay", body, api.Credentials)
+
+    async def renew(self, session_id: str, jti: str) -> api.Credentials:
+        """Asks for the next lease of our side.
+
+        Args:
+            session_id: of a live session.
+            jti: of the lease that is replaced.
+
+        Raises:
+            GatewayError: e.g. ``stale_jti``; `GatewayUnreachableError`.
+        """
+        body = _body(api.RenewSessionRequest, jti=jti)
+        return await self._call("POST", f"/v1/sessions/{session_id}/renew", body, api.Credentials)
+
+    async def report_path(self, session_id: str, path: Literal["direct", "relay"]) -> None:
+        """Tells how the two peers reach each other: the operator's statistics know no other way.
+
+        Raises:
+            GatewayError: e.g. ``not_found`` of a gateway that does not ask for it;
+                `GatewayUnreachableError`.
+        """
+        body = _body(api.PathReport, path=path)
+        await self._call("POST", f"/v1/sessions/{session_id}/path", body, None)
+
+    async def check(self) -> None:
+        """Makes sure that the gateway answers and, where we have a token, that it takes it.
+
+        Raises:
+            GatewayAuthError: our token is not valid any more; `GatewayError`,
+                `GatewayUnreachableError`.
+        """
+        try:
+            await self.session_info(NO_SESSION)
+        except GatewayAuthError:
+            if self.token is not None:
+                raise
+        except GatewayError as error:
+            if error.code != "unknown_session":
+                raise
+
+    async def close_session(self, session_id: str) -> None:
+        """Ends a session at the gateway, which tells the other side.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: see the class of errors.
+        """
+        await self._call("DELETE", f"/v1/sessions/{session_id}", None, None)
+
+    async def open_websocket(self) -> aiohttp.ClientWebSocketResponse:
+        """Opens the signaling WebSocket, not yet bound.
+
+        Raises:
+            GatewayUnreachableError: it cannot be opened.
+        """
+        try:
+            return await self._http.ws_connect(
+                self.url + "/ws", max_msg_size=128 * 1024, autoping=True
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(self.url, error) from error
+
+    async def _call(
+        self, method: str, path: str, body: api.Body | None, kind: type[Answer] | None
+    ) -> Answer:
+        headers = {"Content-Type": "application/json"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        try:
+            async with self._http.request(
+                method,
+                self.url + path,
+                data=None if body is None else msgspec.json.encode(body),
+                headers=headers,
+                # A redirect would carry the token to wherever it points.
+                allow_redirects=False,
+            ) as response:
+                raw = await response.content.read(api.MAX_BODY_BYTES + 1)
+                while len(raw) <= api.MAX_BODY_BYTES and not response.content.at_eof():
+                    raw += await response.content.read(api.MAX_BODY_BYTES + 1 - len(raw))
+                status, retry_after = response.status, response.headers.get("Retry-After")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(self.url, error) from error
+        if not 200 <= status < 300:
+            raise _error(status, raw, retry_after)
+        if kind is None:
+            return None  # type: ignore[return-value]  # the caller that passes None takes nothing
+        try:
+            return api.decode_body(kind, raw)
+        except MessageError as error:
+            raise GatewayUnreachableError(
+                f"what answers at {self.url} does not speak our protocol: {error}"
+            ) from error
+
+
+BodyKind = TypeVar("BodyKind", bound=api.Body)
+
+
+def _body(kind: type[BodyKind], **values: object) -> BodyKind:
+    # Checked here too, so that a wrong user name is a clear local error and no round trip.
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise LocalError(f"{error}") from error
+
+
+def _unreachable(url: str, error: BaseException) -> GatewayUnreachableError:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = "its certificate is not valid for this name"
+    elif isinstance(error, TimeoutError):
+        cause = "no answer in time"
+    elif isinstance(error, aiohttp.WSServerHandshakeError):
+        cause = f"the WebSocket was refused with status {error.status}"
+    else:
+        cause = type(error).__name__
+    return GatewayUnreachableError(
+        f"the gateway {url} cannot be reached ({cause}); check the URL and that it runs"
+    )
+
+
+def _error(status: int, raw: bytes, retry_after: str | None) -> GatewayError:
+    try:
+        body = msgspec.json.decode(raw, type=api.ErrorBody)
+    except msgspec.MsgspecError:
+        body = api.ErrorBody(f"http_{status}", f"the gateway answered with status {status}")
+    kind = GatewayAuthError if status == 401 else GatewayError
+    wait_s = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    return kind(body.error, body.message, status=status, retry_after_s=wait_s)

@@ -1,0 +1,1 @@
+"""What a person keeps: identity, known peers, logins."""

@@ -1,0 +1,1 @@
+"""What services share and an application never imports."""

@@ -1,0 +1,1 @@
+"""Control packets in, answers out: every rule that decides about a lease."""

@@ -1,0 +1,314 @@
+"""Admission: control packets in, answers out.
+
+Checks, in this order, cheapest first (protocol.md section 3); the first "no" names the reason:
+
+    size, magic                engine
+    limits of host, network    `SourceLimits`
+    [cookie under load], ban   `Gate`, `_check_cookie`
+    token shape … horizon      `LeaseVerifier`
+    revoked                    `Gate`
+    proof                      `proof_check`
+    jti / counter replay       `LeaseSlots` from here on
+    [slot given back]
+    identity limit
+    drain, shedding, capacity
+    identity lock, path
+    → accepted
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol import stun
+from wavry_peer.protocol.errors import LeaseError, PacketError
+from wavry_peer.protocol.lease import proof_check, require_proof
+from wavry_peer.protocol.packets import (
+    Header,
+    LeaseAck,
+    LeasePresent,
+    build_ack,
+    build_challenge,
+    build_reject,
+    parse_header,
+    parse_present,
+)
+from wavry_peer.protocol.paseto import parse_ascii
+from wavry_peer.service.clock import Instant
+from wavry_relay.engine.base import AdmissionLane, ControlKind, ControlPacket
+from wavry_relay.engine.verified_lease import in_words
+from wavry_relay.shm.address import Address
+from wavry_relay.shm.control import ControlBlock
+from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.locks import LockBusyError, Locks
+from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.sessions import SessionTable, session_words
+from wavry_relay.shm.tags import Tags
+
+from .cookie import PathCookies
+from .limited_bytes import LimitedBytes
+from .policy import Gate, OpenGate
+from .signature_rounds import Steps, run_all, run_one
+from .slots import LeaseSlots, PathChallengeError
+from .source_limits import PURPOSE_CONTROL, PURPOSE_PATH, SourceLimits
+from .strikes import VIOLATIONS, Strikes
+from .transitions import LeaseTransitions
+from .verifier import LeaseVerifier
+
+__all__ = ["Admission", "Answer"]
+
+_PORT_SHIFT: Final = 16
+"""Each port has its own allowance of challenges: who knows a session id can spoof the address that
+its peer is about to come from, but not the port that a NAT has yet to choose.  A challenge is no
+larger than its cause."""
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """A datagram to send."""
+
+    datagram: bytes
+    to: Address
+
+
+def _to_send(packet: ControlPacket, datagram: bytes | None) -> Answer | None:
+    return Answer(datagram, packet.source) if datagram else None
+
+
+def _refuse(reason: c.RejectReason, why: str) -> LeaseError:
+    return LeaseError(reason, why)
+
+
+class Admission:
+    """Answers control packets of one worker.
+
+    Args:
+        segment: shared memory.
+        locks: of the engine.
+        counters: row of this worker.
+        gate: bans, revocations and load.
+        transitions: counts the steps of slots.
+        lane: of the engine, for the ordinary cases.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        locks: Locks,
+        counters: CounterRow,
+        gate: Gate | None = None,
+        transitions: LeaseTransitions | None = None,
+        lane: AdmissionLane | None = None,
+    ) -> None:
+        self._segment = segment
+        self._locks = locks
+        self._counters = counters
+        self._gate: Gate = gate or OpenGate()
+        self._control = ControlBlock(segment)
+        self._tags = Tags(segment)
+        self._sessions = SessionTable(segment, self._tags)
+        self._limits = SourceLimits(segment, locks, counters, lane)
+        self._verifier = LeaseVerifier(
+            self._control, counters, parse_ascii if lane is None else lane.parse_token
+        )
+        self._cookies = PathCookies(self._control.cookie_key)
+        self._strikes = Strikes(segment, locks, counters)
+        self._limited_bytes = LimitedBytes(counters)
+        self._slots = LeaseSlots(
+            segment,
+            self._sessions,
+            locks,
+            counters,
+            self._cookies,
+            transitions or LeaseTransitions(segment, counters),
+            lane,
+        )
+
+    def handle(self, packet: ControlPacket, now: Instant) -> Answer | None:
+        """Answer one control packet.
+
+        Args:
+            packet: from the engine.
+            now: present moment.
+
+        Returns:
+            What to send, or None where the packet is dropped (and counted).
+        """
+        return _to_send(packet, run_one(self._steps(packet, now)))
+
+    def handle_all(
+        self,
+        packets: Sequence[ControlPacket],
+        now: Instant,
+        on_defect: Callable[[Exception], None],
+    ) -> list[Answer | None]:
+        """Answer the control packets of a batch, as `handle` would answer each.
+
+        Their signatures are checked in rounds; see `run_all`.
+
+        Args:
+            packets: from the engine.
+            now: present moment.
+            on_defect: told of a packet that a defect of the relay has cost.
+
+        Returns:
+            For each packet what to send, or None.
+        """
+        ends = run_all([self._steps(packet, now) for packet in packets], on_defect)
+        return [_to_send(*each) for each in zip(packets, ends, strict=True)]
+
+    def _steps(self, packet: ControlPacket, now: Instant) -> Steps:
+        """The way of one packet; it stops where a signature has to be checked."""
+        try:
+            if packet.kind is ControlKind.LEASE:
+                return (yield from self._lease(packet, now))
+            if packet.kind is ControlKind.STUN:
+                return self._stun(packet, now)
+            return self._unknown_path(packet, now)
+        except PacketError as error:
+            if error.reason == "ip_rate":
+                self._limited_bytes.note_refused(len(packet.datagram))
+            self._counters.add_drop(error.reason, len(packet.datagram))
+        except LockBusyError:
+            self._counters.add_drop("lock_busy", len(packet.datagram))
+        return None
+
+    # -- STUN and new paths --------------------------------------------------------------------
+
+    def _stun(self, packet: ControlPacket, now: Instant) -> bytes | None:
+        if not self._limits.allows(packet.source, PURPOSE_CONTROL, now):
+            raise PacketError("ip_rate")
+        self._drop_blocked(packet.source, now)
+        answer = stun.build_binding_response(
+            packet.datagram, packet.source.packed, packet.source.port
+        )
+        self._counters.add("stun_answers")
+        if answer is not None and len(answer) > len(packet.datagram):
+            # A bare 20-byte request of a standard client.  Only this answer, and the ACK of a
+            # keepalive to the address that holds the slot, are larger than their cause.
+            self._counters.add("stun_answers_larger")
+        return answer
+
+    def _unknown_path(self, packet: ControlPacket, now: Instant) -> bytes:
+        # Not its network's: whoever spoofs its neighbours must not use up its challenges.
+        purpose = PURPOSE_PATH | packet.source.port << _PORT_SHIFT
+        if not self._limits.host_allows(packet.source, purpose, now):
+            raise PacketError("ip_rate")
+        self._drop_blocked(packet.source, now)
+        self._counters.add_drop("unknown_address", len(packet.datagram))
+        return self._challenge(parse_header(packet.datagram), packet.source, now)
+
+    def _drop_blocked(self, source: Address, now: Instant) -> None:
+        """A blocked source gets no answer but BANNED to its leases."""
+        try:
+            self._gate.check_source(source, now)
+        except LeaseError as error:
+            raise PacketError("blocked") from error
+
+    def _challenge(self, header: Header, source: Address, now: Instant) -> bytes:
+        self._counters.add("sent_challenges")
+        cookie = self._cookies.make(header.session_id, source, now.mono_ns)
+        return build_challenge(header.session_id, cookie)
+
+    # -- Leases ----------------------------------------------------------------------------------
+
+    def _lease(self, packet: ControlPacket, now: Instant) -> Steps:
+        header = parse_header(packet.datagram)
+        present = parse_present(packet.datagram, header)
+        allowed = self._limits.allows(packet.source, PURPOSE_CONTROL, now)
+        if present is None:
+            if not allowed:
+                raise PacketError("ip_rate")
+            return self._keepalive(header, packet.source, now)
+        self._counters.add("lease_presented")
+        try:
+            if not allowed:
+                raise _refuse(c.RejectReason.RATE_LIMITED, "too many packets from this address")
+            if self._gate.wants_cookie(now):
+                self._check_cookie(header, present, packet.source, now)
+            self._gate.check_source(packet.source, now)
+            claims = yield from self._verifier.verify(header, present, now.wall_ms)
+            self._gate.check_claims(claims, now)
+            proof = proof_check(claims, present)
+            if proof is not None:
+                require_proof(holds=bool((yield proof)))
+            lease = in_words(self._tags, header, present, claims, packet.datagram)
+            with self._locks.table():
+                # Again, because a revocation may have come since; see `RevocationScan`.
+                self._gate.check_claims(claims, now)
+                return self._slots.place(header, lease, packet.source, now)
+        except LeaseError as error:
+            self._counters.add(f"reject_{error.reason.name.lower()}")
+            if error.reason is c.RejectReason.RATE_LIMITED:
+                self._limited_bytes.note_refused(len(packet.datagram))
+            if error.reason in VIOLATIONS:
+                self._strike(header, present, packet, error.reason, now)
+            return build_reject(header.session_id, error.reason)
+        except PathChallengeError:
+            return self._challenge(header, packet.source, now)
+
+    def _check_cookie(
+        self, header: Header, present: LeasePresent, source: Address, now: Instant
+    ) -> None:
+        """Under load: no signature is checked for a source that may be spoofed.
+
+        Whoever holds a slot of the session at this very address goes on without a cookie: a
+        stranger knows neither the session's id nor who is where, and renewals must not wait.
+        """
+        record = self._sessions.find(*session_words(header.session_id))
+        if record is not None and any(slot.is_at(source) for slot in record.slots()):
+            return
+        if self._has_cookie(header, present, source, now):
+            return
+        self._counters.add("cookie_demanded")
+        if present.proof is None:
+            raise _refuse(c.RejectReason.RATE_LIMITED, "a bearer lease can carry no cookie")
+        raise PathChallengeError
+
+    def _has_cookie(
+        self, header: Header, present: LeasePresent, source: Address, now: Instant
+    ) -> bool:
+        """Whether the packet shows that its sender receives at its address."""
+        if present.proof is None or present.proof.cookie == c.NO_COOKIE:
+            return False
+        cookie = present.proof.cookie
+        return self._cookies.is_good(cookie, header.session_id, source, now.mono_ns)
+
+    def _strike(
+        self,
+        header: Header,
+        present: LeasePresent,
+        packet: ControlPacket,
+        reason: c.RejectReason,
+        now: Instant,
+    ) -> None:
+        if self._has_cookie(header, present, packet.source, now):
+            try:
+                self._strikes.strike(packet.source, reason, now)
+            except LockBusyError:
+                self._counters.add_drop("lock_busy", len(packet.datagram))
+
+    def _keepalive(self, header: Header, source: Address, now: Instant) -> bytes:
+        """Empty LEASE_RENEW: the unchanged expiry for the slot's own address, else nothing.
+
+        The ACK is larger than the 20 bytes it answers, but goes only where an accepted lease
+        came from.
+        """
+        high, low = session_words(header.session_id)
+        record = self._sessions.find(high, low)
+        if record is None:
+            raise PacketError("keepalive_unknown")
+        with self._locks.session(record.number):
+            if not self._sessions.holds(record, high, low):
+                raise PacketError("keepalive_unknown")
+            slot = next((slot for slot in record.slots() if slot.is_at(source)), None)
+            if slot is None:
+                raise PacketError("keepalive_unknown")
+            if now.wall_ms >= slot.expires_ms:
+                raise PacketError("lease_expired")
+            slot.received_ms = self._segment.milliseconds(now.mono_ns)
+            ack = LeaseAck(slot.expires_ms, slot.soft_kbps, slot.hard_kbps)
+        self._counters.add("keepalives")
+        self._counters.add("sent_acks")
+        return build_ack(header.session_id, ack)

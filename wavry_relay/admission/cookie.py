@@ -1,0 +1,45 @@
+"""Path cookies: proof that a peer receives at the address it sends from, without any state.
+
+A cookie is a truncated keyed MAC over the session id, the address and a 30 s time slot.  The
+current and the previous slot's are good, so one lives for 30 to 60 seconds.
+"""
+
+import hashlib
+import hmac
+import struct
+from typing import Final
+
+from wavry_peer.protocol.constants import COOKIE_BYTES, COOKIE_SLOT_S
+from wavry_relay.shm.address import Address
+
+__all__ = ["PathCookies"]
+
+_INPUT: Final = struct.Struct("=16sQQQQ")
+_SLOT_NS: Final = COOKIE_SLOT_S * 1_000_000_000
+
+
+class PathCookies:
+    """Makes and checks cookies under the relay's boot key (32 bytes)."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def make(self, session_id: bytes, address: Address, now_ns: int) -> bytes:
+        """8 bytes for PATH_CHALLENGE; `now_ns` is CLOCK_MONOTONIC."""
+        return self._mac(session_id, address, now_ns // _SLOT_NS)
+
+    def is_good(self, cookie: bytes, session_id: bytes, address: Address, now_ns: int) -> bool:
+        """Whether a cookie was made for this session and address in this slot or the last."""
+        slot = now_ns // _SLOT_NS
+        fits = [
+            hmac.compare_digest(cookie, self._mac(session_id, address, number))
+            for number in (slot, slot - 1)
+            if number >= 0
+        ]
+        return any(fits)
+
+    def _mac(self, session_id: bytes, address: Address, slot: int) -> bytes:
+        data = _INPUT.pack(session_id, *address, slot)
+        return hashlib.blake2b(
+            data, digest_size=COOKIE_BYTES, key=self._key, person=b"path"
+        ).digest()

@@ -1,0 +1,300 @@
+"""Where a verified lease goes: the only writer of sessions' identities.
+
+From the replay check on, everything runs under the table lock, so two workers that see the same
+packet cannot both accept it.  A lease without `cnf` is a bearer lease: its datagram is accepted
+once, and it never moves to another address.
+
+Every step of a slot's state goes through `LeaseTransitions`.  The ordinary cases (an empty slot, a
+renewal from where the peer is) may be taken by the engine's lane instead, to the same effect.
+"""
+
+from typing import Final
+
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.errors import LeaseError
+from wavry_peer.protocol.packets import Header, LeaseAck, build_ack
+from wavry_peer.service.clock import Instant
+from wavry_relay.engine.base import AdmissionLane
+from wavry_relay.engine.verified_lease import VerifiedLease
+from wavry_relay.shm.address import Address
+from wavry_relay.shm.control import ControlBlock
+from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.layout import SESSION_ACTIVE, SESSION_WAITING
+from wavry_relay.shm.lease_origins import LeaseOrigins
+from wavry_relay.shm.locks import Locks
+from wavry_relay.shm.rate_limit import RateTable
+from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
+from wavry_relay.shm.used_leases import DENIED, UsedLeases
+
+from .cookie import PathCookies
+from .states import LeaseState
+from .transitions import LeaseTransitions, state_of
+
+__all__ = ["LeaseSlots", "PathChallengeError"]
+
+_LAST_COUNTER: Final = (1 << 64) - 1
+"""Never accepted: nothing could come after it, and the word for "denied" is the same."""
+_BEARER_REPEAT_MS: Final = c.BEARER_REACK_S * 1000
+
+
+class PathChallengeError(Exception):
+    """The peer must first prove that it receives at its new address."""
+
+
+class LeaseSlots:
+    """Places the leases that one worker verified.
+
+    Args:
+        segment: shared memory.
+        sessions: its sessions.
+        locks: of the engine.
+        counters: row of this worker.
+        cookies: prove the path of a slot that moves.
+        transitions: counts the steps of slots.
+        lane: of the engine.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        sessions: SessionTable,
+        locks: Locks,
+        counters: CounterRow,
+        cookies: PathCookies,
+        transitions: LeaseTransitions,
+        lane: AdmissionLane | None = None,
+    ) -> None:
+        self._segment = segment
+        self._sessions = sessions
+        self._locks = locks
+        self._counters = counters
+        self._cookies = cookies
+        self._transitions = transitions
+        self._lane = lane
+        self._control = control = ControlBlock(segment)
+        self._used = UsedLeases(segment)
+        self._origins = LeaseOrigins(segment)
+        self._identity_rates = RateTable(
+            segment,
+            segment.geometry.regions["identity_rates"],
+            locks,
+            per_s=control.identity_per_s,
+            burst=control.identity_burst,
+        )
+
+    def place(self, header: Header, lease: VerifiedLease, source: Address, now: Instant) -> bytes:
+        """Decide where a verified lease goes; needs the table lock.
+
+        A RENEW of a session that this relay does not have (any more) is taken as its PRESENT: it
+        brings the same lease and the same proof.
+
+        Returns:
+            The ACK, or nothing where nobody waits for an answer.
+
+        Raises:
+            LeaseError: the lease is refused.
+            PathChallengeError: the peer is at another address than its slot.
+            LockBusyError: a lock is held by a stopped process.
+        """
+        words = session_words(header.session_id)
+        is_release = lease.cookie == c.RELEASE_COOKIE
+        if (
+            self._lane is not None
+            and not is_release
+            and self._lane.seat(words, lease, source, now.mono_ns)
+        ):
+            return self._ack(header, lease, source)
+        record = self._sessions.find(*words)
+        slot = record.slot(lease.role) if record is not None else None
+        if slot is not None and not slot.jti:
+            slot = None
+        repeated = self._check_replay(lease, slot, source, now)
+        if repeated and slot is not None:
+            self._counters.add("lease_repeated")
+            return self._ack(header, lease, source)
+        if is_release:
+            if record is not None and slot is not None and slot.jti == lease.jti:
+                self._release(record, slot, lease, now)
+            return b""  # Nobody waits for an answer: the peer's socket is closed.
+        same_lease = slot is not None and slot.jti == lease.jti
+        if not same_lease:
+            self._transitions.take(
+                LeaseState.ISSUED, LeaseState.PRESENTED, words, now, role=lease.role
+            )
+        if not self._identity_allows(lease.sub, now):
+            self._counters.add("limited_identity")
+            raise LeaseError(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
+        self._check_room(new_session=record is None, new_lease=not same_lease)
+        if slot is not None:
+            self._check_slot(header, lease, slot, source, now)
+        if record is None:
+            record = self._sessions.claim(*words, self._segment.milliseconds(now.mono_ns))
+            if record is None:
+                raise LeaseError(c.RejectReason.SESSION_FULL, "session table is full")
+            self._counters.add("session_created")
+        with self._locks.session(record.number):
+            self._accept(record, record.slot(lease.role), lease, source, now)
+        return self._ack(header, lease, source)
+
+    def _ack(self, header: Header, lease: VerifiedLease, source: Address) -> bytes:
+        """The slot has what the lease brings: it is the one that it took, now or before."""
+        self._counters.add("sent_acks")
+        reflexive = None if lease.counter is None else (source.packed, source.port)
+        ack = LeaseAck(lease.expires_ms, lease.soft_kbps, lease.hard_kbps, reflexive)
+        return build_ack(header.session_id, ack)
+
+    # -- Checks --------------------------------------------------------------------------------
+
+    def _identity_allows(self, sub: int, now: Instant) -> bool:
+        control = self._control
+        self._identity_rates.set_limit(control.identity_per_s, control.identity_burst)
+        return self._identity_rates.allow(sub, now.mono_ns)
+
+    def _check_room(self, *, new_session: bool, new_lease: bool) -> None:
+        """Refuse what a relay that drains or is nearly full does not take."""
+        if new_session:
+            if self._control.drain:
+                raise LeaseError(c.RejectReason.DRAINING, "relay takes no new sessions")
+            if self._control.shedding:
+                self._counters.add("sessions_shed")
+                raise LeaseError(c.RejectReason.SESSION_FULL, "relay sheds load")
+        if new_lease and not self._used.has_room():
+            raise LeaseError(c.RejectReason.SESSION_FULL, "used-lease table is full")
+
+    def _check_replay(
+        self, lease: VerifiedLease, slot: SlotRecord | None, source: Address, now: Instant
+    ) -> bool:
+        """Refuse a used lease without a fresh proof; True for a bearer datagram to ACK again."""
+        if lease.counter == _LAST_COUNTER:
+            raise LeaseError(
+                c.RejectReason.PROOF_REQUIRED, "proof counter is the reserved last one"
+            )
+        if slot is not None and slot.jti == lease.jti:
+            if lease.counter is not None:
+                if lease.counter < slot.mark:
+                    raise LeaseError(c.RejectReason.REPLAYED, "proof counter did not grow")
+                return False
+            stamp = self._segment.milliseconds(now.mono_ns)
+            age_ms = self._segment.elapsed_ms(stamp, slot.accepted_ms)
+            if slot.mark == lease.datagram and slot.is_at(source) and age_ms < _BEARER_REPEAT_MS:
+                return True
+            raise LeaseError(c.RejectReason.REPLAYED, "bearer lease was already used")
+        high_water = self._used.find(lease.jti)
+        if high_water is not None and (lease.counter is None or lease.counter < high_water):
+            raise LeaseError(c.RejectReason.REPLAYED, "lease was already used")
+        return False
+
+    def _check_slot(
+        self,
+        header: Header,
+        lease: VerifiedLease,
+        slot: SlotRecord,
+        source: Address,
+        now: Instant,
+    ) -> None:
+        """Identity lock and path of a slot that is taken."""
+        if slot.sub != lease.sub or slot.cnf != lease.cnf:
+            raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
+        if slot.is_at(source):
+            return
+        if lease.counter is None:
+            raise LeaseError(c.RejectReason.PROOF_REQUIRED, "a bearer lease cannot move")
+        if not self._cookies.is_good(lease.cookie, header.session_id, source, now.mono_ns):
+            raise PathChallengeError
+
+    # -- Transitions (all under the table lock and the record's) -----------------------------------
+
+    def _accept(
+        self,
+        record: SessionRecord,
+        slot: SlotRecord,
+        lease: VerifiedLease,
+        source: Address,
+        now: Instant,
+    ) -> None:
+        """Presented → Accepted, or Active → Renewed: fill the slot; `jti` goes last."""
+        stamp = self._segment.milliseconds(now.mono_ns)
+        held = slot.jti
+        same = held == lease.jti
+        counter = lease.counter
+        if held:
+            if not same:
+                self._used.put(held, DENIED, slot.expires_ms)
+            if not slot.is_at(source):
+                self._counters.add("nat_rebind")
+        if counter is not None and not lease.renews:
+            slot.reset_window()
+        slot.fill(
+            source,
+            expires_ms=lease.expires_ms,
+            soft_kbps=lease.soft_kbps,
+            hard_kbps=lease.hard_kbps,
+            sub=lease.sub,
+            cnf=lease.cnf,
+            mark=lease.datagram if counter is None else counter + 1,
+            received_ms=stamp,
+        )
+        self._origins.put(record.number, lease.role, lease.kid, lease.issued_s)
+        if not same:
+            slot.accepted_ms = stamp
+        self._count_accepted(lease, taken=held != 0, same=same)
+        slot.jti = lease.jti
+        if not same:
+            self._take_steps(record, lease.role, now, renews=held != 0)
+        if record.state != SESSION_ACTIVE:
+            self._activate(record, now)
+
+    def _release(
+        self, record: SessionRecord, slot: SlotRecord, lease: VerifiedLease, now: Instant
+    ) -> None:
+        """Active → Waiting, or Waiting → Closed: the peer is done with this relay.
+
+        Its lease is denied from now on; a session that both peers left is over.
+        """
+        if slot.sub != lease.sub or slot.cnf != lease.cnf or lease.counter is None:
+            raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
+        words, before = (record.id_high, record.id_low), state_of(record)
+        take = self._transitions.take
+        with self._locks.session(record.number):
+            self._used.put(slot.jti, DENIED, slot.expires_ms)
+            slot.clear()
+            self._counters.add("lease_released")
+            take(before, LeaseState.CLOSED, words, now, role=lease.role, cause="released")
+            if any(other.jti for other in record.slots()):
+                if before is LeaseState.ACTIVE:
+                    take(before, LeaseState.ACCEPTED, words, now, role=1 - lease.role)
+                record.state = SESSION_WAITING
+                record.created_ms = self._segment.milliseconds(now.mono_ns)
+            else:
+                self._sessions.release(record)
+                self._counters.add("session_closed_released")
+
+    def _take_steps(self, record: SessionRecord, role: int, now: Instant, *, renews: bool) -> None:
+        words, take = (record.id_high, record.id_low), self._transitions.take
+        if not renews:
+            take(LeaseState.PRESENTED, LeaseState.ACCEPTED, words, now, role=role)
+            return
+        state = state_of(record)
+        take(state, LeaseState.RENEWED, words, now, role=role)
+        take(LeaseState.RENEWED, state, words, now, role=role)
+
+    def _count_accepted(self, lease: VerifiedLease, *, taken: bool, same: bool) -> None:
+        if same:
+            self._counters.add("lease_reproved")
+        elif taken and lease.renews:
+            self._counters.add("lease_renewed")
+        else:
+            self._counters.add("lease_accepted")
+
+    def _activate(self, record: SessionRecord, now: Instant) -> None:
+        """Waiting → Active, once both slots are taken."""
+        client, server = record.slots()
+        if client.jti and server.jti:
+            record.state = SESSION_ACTIVE
+            self._counters.add("session_activated")
+            words = record.id_high, record.id_low
+            for role in c.Role:
+                self._transitions.take(
+                    LeaseState.ACCEPTED, LeaseState.ACTIVE, words, now, role=role
+                )

@@ -1,0 +1,98 @@
+"""Limits of control packets by their source: an address, and the network around it."""
+
+from typing import Final
+
+from wavry_peer.service.clock import Instant
+from wavry_relay.engine.base import AdmissionLane
+from wavry_relay.shm.address import Address
+from wavry_relay.shm.control import ControlBlock
+from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.locks import Locks
+from wavry_relay.shm.rate_limit import RateTable
+from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.tags import Tags
+
+__all__ = ["PURPOSE_CONTROL", "PURPOSE_PATH", "SourceLimits"]
+
+PURPOSE_CONTROL: Final = 1
+PURPOSE_PATH: Final = 2
+"""A roaming peer's stream must not use up the allowance that its next LEASE_PRESENT needs."""
+
+_NETWORK_FACTOR: Final = 20
+"""Of one address's limit, where no limit is set for its network.  Also in engine/admit.c."""
+
+
+class SourceLimits:
+    """The limits as one worker asks for them.
+
+    Args:
+        segment: shared memory.
+        locks: of the engine.
+        counters: row of this worker.
+        lane: of the engine; it decides as the rules here do.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        locks: Locks,
+        counters: CounterRow,
+        lane: AdmissionLane | None = None,
+    ) -> None:
+        self._control = control = ControlBlock(segment)
+        self._counters = counters
+        self._lane = lane
+        self._tags = Tags(segment)
+        regions, (host, network) = segment.geometry.regions, _limits(control)
+        self._hosts = RateTable(segment, regions["ip_rates"], locks, per_s=host[0], burst=host[1])
+        self._networks = RateTable(
+            segment, regions["network_rates"], locks, per_s=network[0], burst=network[1]
+        )
+
+    def allows(self, source: Address, purpose: int, now: Instant) -> bool:
+        """Take one packet from the allowances of an address and of its network.
+
+        The network is looked at first, so that many addresses of one that is used up do not even
+        reach the table of addresses; it is charged last, so that one address which is over its own
+        limit does not use up its neighbours'.
+
+        Args:
+            source: of the packet.
+            purpose: `PURPOSE_CONTROL` or `PURPOSE_PATH`: each has allowances of its own.
+            now: present moment.
+
+        Raises:
+            LockBusyError: a lock is held by a stopped process.
+        """
+        if self._lane is not None:
+            return self._lane.allow_source(source, purpose, now.mono_ns)
+        network, family = source.network_key
+        key = self._tags.pair(network, family << 8 | purpose & 0xFF)  # without a port
+        self._networks.set_limit(*_limits(self._control)[1])
+        if not self._networks.is_limited(key, now.mono_ns):
+            if not self.host_allows(source, purpose, now):
+                return False
+            if self._networks.allow(key, now.mono_ns):
+                return True
+        self._counters.add("limited_network")
+        return False
+
+    def host_allows(self, source: Address, purpose: int, now: Instant) -> bool:
+        """The same for the address alone.
+
+        Raises:
+            LockBusyError: a lock is held by a stopped process.
+        """
+        pair = self._tags.pair
+        self._hosts.set_limit(*_limits(self._control)[0])
+        if self._hosts.allow(pair(pair(source.high, source.low), purpose), now.mono_ns):
+            return True
+        self._counters.add("limited_host")
+        return False
+
+
+def _limits(control: ControlBlock) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Packets a second and burst, of an address and of a network."""
+    per_s, burst = control.ip_per_s, control.ip_burst
+    network_per_s = control.network_per_s or per_s * _NETWORK_FACTOR
+    return (per_s, burst), (network_per_s, control.network_burst or burst * _NETWORK_FACTOR)

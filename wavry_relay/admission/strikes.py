@@ -1,0 +1,92 @@
+"""Strikes: violations that lead to a block of their network.
+
+Only a source that has shown the cookie of its path is struck: anybody can send bad packets in
+somebody else's name, and whoever holds a good lease can even put a slot at a spoofed address, so a
+live slot proves nothing.  A cookie is only known to who receives at the address.  Strikes are a
+GCRA word for each network: `block_after` at once, one more a second.  Where a bucket of the table
+is full, further networks are not struck: none is ever blocked for another's strikes.
+"""
+
+from typing import Final
+
+from wavry_peer.protocol.constants import RejectReason
+from wavry_peer.service.clock import Instant
+from wavry_relay.shm.address import Address
+from wavry_relay.shm.blocks import Blocks
+from wavry_relay.shm.control import ControlBlock
+from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.locks import Locks
+from wavry_relay.shm.rate_limit import RateTable
+from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.tags import Tags
+from wavry_relay.worker_log import worker_log
+
+__all__ = ["VIOLATIONS", "Strikes"]
+
+VIOLATIONS: Final = frozenset(
+    (
+        RejectReason.INVALID_SIGNATURE,
+        RejectReason.PROOF_REQUIRED,
+        RejectReason.REPLAYED,
+        RejectReason.RATE_LIMITED,
+    )
+)
+"""What no well-made peer does a hundred times.  An unknown key, a revoked or an expired lease is
+the system's own affair and never a strike."""
+
+_FORGIVEN_PER_S: Final = 1
+
+
+class Strikes:
+    """The strikes that one worker gives.
+
+    Args:
+        segment: shared memory.
+        locks: of the engine.
+        counters: row of this worker.
+    """
+
+    def __init__(self, segment: Segment, locks: Locks, counters: CounterRow) -> None:
+        self._control = ControlBlock(segment)
+        self._locks = locks
+        self._counters = counters
+        self._tags = Tags(segment)
+        self._blocks = Blocks(segment)
+        self._rates = RateTable(
+            segment,
+            segment.geometry.regions["strike_rates"],
+            locks,
+            per_s=_FORGIVEN_PER_S,
+            burst=max(1, self._control.block_after),
+            shares_overflow=False,
+        )
+
+    def strike(self, source: Address, reason: RejectReason, now: Instant) -> None:
+        """Note a violation of a source that has proven its path; block its network at the last.
+
+        Raises:
+            LockBusyError: a lock is held by a stopped process.
+        """
+        control = self._control
+        if not control.block_after:
+            return
+        self._counters.add("block_strikes")
+        self._rates.set_limit(_FORGIVEN_PER_S, control.block_after)
+        if self._rates.allow(self._tags.pair(*source.network_key), now.mono_ns):
+            return
+        until_ms = now.wall_ms + control.block_s * 1000
+        with self._locks.table():
+            if self._blocks.has(source, now.wall_ms):
+                return
+            entered = self._blocks.add(source, now.wall_ms, until_ms, reason)
+        if not entered:
+            self._counters.add("blocks_not_entered")
+            return
+        self._counters.add("networks_blocked")
+        worker_log(control.log_level).warning(
+            "network_blocked",
+            family=source.family,
+            cause=reason.name.lower(),
+            block_s=control.block_s,
+            next_step="wavry-relay blocks shows it; `blocks clear` lifts it",
+        )

@@ -1,0 +1,1 @@
+"""What the relay holds of the master: registration, events, revocations, key ring."""

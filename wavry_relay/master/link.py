@@ -1,0 +1,434 @@
+"""The link to the master: registration by key, heartbeats, orders, key set.
+
+States: ``off`` (no master configured) · ``registering`` · ``registered`` · ``failing`` (registered,
+but the last heartbeats failed).  A heartbeat that the master answers with 404 (it does not know
+this relay), 401 or 403 (nor its token), or six failures in a row lead back to ``registering``,
+with growing, jittered delays.  Sessions go on in every state: they need keys, not the master.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+
+from wavry_peer.protocol import base64url
+from wavry_peer.protocol.ed25519 import SigningKey
+from wavry_peer.protocol.errors import KeySetError, MessageError, ProtocolError
+from wavry_peer.protocol.http import api
+from wavry_peer.protocol.keyset import MAX_DOCUMENT_BYTES, encode_keyset, relay_id
+from wavry_peer.protocol.registration import sign_challenge
+
+from .key_ring import KeyRing
+
+__all__ = ["MASTER_STATES", "Load", "MasterCallError", "MasterLink", "RelayFacts"]
+
+MASTER_STATES: Final = ("off", "registering", "registered", "failing")
+FAILURES_BEFORE_REGISTERING: Final = 6
+JITTER: Final = 0.2
+"""A thousand relays that start together must not call together ever after."""
+BACKOFF_FIRST_S: Final = 1.0
+BACKOFF_MAX_S: Final = 60.0
+DRAINING_HEARTBEAT_S: Final = 1.0
+"""While it drains: somebody waits for the sessions to become none."""
+CALL_TIMEOUT_S: Final = 5.0
+FAREWELL_TIMEOUT_S: Final = 1.0
+_HEARTBEAT_MIN_S: Final = 0.1
+_HEARTBEAT_MAX_S: Final = 300.0
+_FORGOTTEN: Final = (401, 403, 404)
+
+_log = structlog.get_logger(__name__)
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFacts:
+    """What the relay tells of itself at registration."""
+
+    endpoints: tuple[str, ...]
+    region: str | None
+    max_sessions: int
+    max_bitrate_kbps: int
+    version: str
+    features: tuple[str, ...] = ("proof", "reflexive", "path-challenge")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a heartbeat tells, measured since the last one."""
+
+    load_pct: float
+    active_sessions: int
+    bandwidth_in_kbps: int
+    bandwidth_out_kbps: int
+    packet_loss_pct: float
+    draining: bool
+    blocks: tuple[api.BlockedNetwork, ...] = ()
+
+
+class MasterCallError(ProtocolError):
+    """The master is unreachable or answers something else than it should.
+
+    Attributes:
+        status: HTTP status, 0 without an answer.
+        code: the master's error code, empty without one.
+    """
+
+    def __init__(self, message: str, status: int = 0, code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Orders(Protocol):
+    """What the master may order."""
+
+    def clear_blocks_by_master(self, subnet: str | None) -> None:
+        """Lift the block of a subnet, or all."""
+
+    def measure_load(self) -> Load:
+        """Load since the last call."""
+
+    def drain_by_master(self, *, drain: bool) -> None:
+        """Take no new sessions, or take them again."""
+
+
+class MasterLink:
+    """Keeps the relay registered.
+
+    Attributes:
+        last_error: why the master was not reached or refused us, None while all is well.
+        keys_error: the same for the last key set that was fetched by itself.
+
+    Args:
+        base_url: of the master.
+        identity: the relay's key.
+        facts: for registration.
+        keyring: takes key sets.
+        orders: executes commands, measures load.
+        uniform: source of jitter, ``random.uniform``.
+        monotonic_s: seconds.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        identity: SigningKey,
+        facts: RelayFacts,
+        keyring: KeyRing,
+        orders: Orders,
+        *,
+        uniform: Callable[[float, float], float] = random.uniform,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.url = base_url.rstrip("/")
+        self._identity = identity
+        self.relay_id = relay_id(identity.public_key)
+        self._facts = facts
+        self._keyring = keyring
+        self._orders = orders
+        self._uniform = uniform
+        self._token = ""
+        self._facts_changed = False
+        self._interval_s = 5.0
+        self._failures = 0
+        self._draining = False
+        self._banned = False
+        self._hurry = asyncio.Event()
+        self._http: aiohttp.ClientSession | None = None
+        self.state = "registering"
+        self.last_error: str | None = None
+        self.keys_error: str | None = None
+        self._monotonic_s = monotonic_s
+        self._heard_s = monotonic_s()
+        self.registrations: Counter[str] = Counter()
+        self.heartbeats: Counter[str] = Counter()
+
+    def tell_capacity(self, max_bitrate_kbps: int) -> None:
+        """Register again, under the same id, with another limit at the next heartbeat."""
+        self._facts = replace(self._facts, max_bitrate_kbps=max_bitrate_kbps)
+        self._facts_changed = True
+
+    def unheard_s(self) -> float:
+        """Seconds since the master took a registration or heartbeat, or since the start."""
+        return self._monotonic_s() - self._heard_s
+
+    async def run(self) -> None:
+        """Register and send heartbeats until cancelled."""
+        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as self._http:
+            while True:
+                try:
+                    await self._until_registered()
+                    await self._while_registered()
+                except Exception as error:  # noqa: BLE001 - a defect here must not end the link
+                    self.last_error = "internal error, see the log"
+                    _log.error(
+                        "master_link_failed",
+                        exc_info=error,
+                        next_step="report this with the traceback; the relay registers again",
+                    )
+                    await asyncio.sleep(self._uniform(BACKOFF_FIRST_S, BACKOFF_MAX_S))
+
+    def hasten(self) -> None:
+        """The state of the relay changed: send the next heartbeat at once."""
+        self._hurry.set()
+
+    async def _until_registered(self) -> None:
+        self.state = "registering"
+        delay_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                await self._register()
+            except MasterCallError as error:
+                self._failed(self.registrations, error)
+                self._heed_ban(error)
+                wait_s = self._uniform(delay_s * 0.5, delay_s)
+                _log.warning(
+                    "registration_failed",
+                    reason=str(error),
+                    retry_in_s=round(wait_s, 1),
+                    next_step="check WAVRY_RELAY_MASTER_URL and the master's log",
+                )
+                await asyncio.sleep(wait_s)
+                delay_s = min(delay_s * 2, BACKOFF_MAX_S)
+                continue
+            self.registrations["ok"] += 1
+            self.state, self.last_error, self._failures = "registered", None, 0
+            self._banned = False
+            _log.info("registered", heartbeat_s=self._interval_s)
+            return
+
+    async def _while_registered(self) -> None:
+        wait_s = 0.0  # The first heartbeat makes the master give us sessions: at once.
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._hurry.wait()
+            self._hurry.clear()
+            wait_s = self._interval_s * self._uniform(1 - JITTER, 1 + JITTER)
+            try:
+                if self._facts_changed:
+                    await self._register()
+                    self.registrations["ok"] += 1
+                commands = await self._heartbeat()
+            except MasterCallError as error:
+                self._failed(self.heartbeats, error)
+                self._heed_ban(error)
+                self._failures += 1
+                self.state = "failing"
+                lost = error.status in _FORGOTTEN or self._failures >= FAILURES_BEFORE_REGISTERING
+                _log.warning(
+                    "heartbeat_failed",
+                    reason=str(error),
+                    failures=self._failures,
+                    next_step="registering again" if lost else "trying again",
+                )
+                if lost:
+                    return
+                continue
+            self.heartbeats["ok"] += 1
+            self._heard_s = self._monotonic_s()
+            self.state, self.last_error, self._failures = "registered", None, 0
+            held = self._keyring.serial
+            for command in commands:
+                await self._execute(command)
+                if command.type == "clear_blocks":
+                    wait_s = 0.0  # An operator waits for the report that it is done.
+            if self._draining:
+                wait_s = min(wait_s, DRAINING_HEARTBEAT_S)
+            if self._keyring.serial != held:
+                wait_s = 0.0  # A rotation waits for this report.
+
+    def _failed(self, counter: Counter[str], error: MasterCallError) -> None:
+        counter["failed"] += 1
+        self.last_error = str(error)
+
+    def _heed_ban(self, error: MasterCallError) -> None:
+        """A banned relay lets its sessions go; the event stream ends that when the ban is over."""
+        if error.code == "banned" and not self._banned:
+            self._banned = True
+            _log.warning(
+                "relay_banned",
+                cause="the operator banned this relay: it takes no new sessions, and live ones"
+                " move to another",
+                next_step="`wavryctl audit` says why; `wavryctl bans lift relay` ends it",
+            )
+            self._orders.drain_by_master(drain=True)
+
+    async def _register(self) -> None:
+        facts = self._facts
+        challenge = await self._call(
+            "POST",
+            "/v1/relays/register",
+            api.RegisterResponse,
+            api.RegisterRequest(
+                relay_id=self.relay_id,
+                public_key=base64url.encode(self._identity.public_key),
+                endpoints=facts.endpoints,
+                region=facts.region,
+                max_sessions=facts.max_sessions,
+                max_bitrate_kbps=facts.max_bitrate_kbps,
+                features=facts.features,
+                version=facts.version,
+            ),
+        )
+        try:
+            signature = sign_challenge(self._identity, base64url.decode(challenge.challenge))
+        except ValueError as error:
+            raise MasterCallError("/v1/relays/register: challenge is not base64url") from error
+        answer = await self._call(
+            "POST",
+            "/v1/relays/register/verify",
+            api.VerifyResponse,
+            api.VerifyRequest(
+                challenge_id=challenge.challenge_id, signature=base64url.encode(signature)
+            ),
+        )
+        self._token = answer.relay_token
+        self._heard_s = self._monotonic_s()
+        interval_s = answer.heartbeat_interval_ms / 1000
+        self._interval_s = min(max(interval_s, _HEARTBEAT_MIN_S), _HEARTBEAT_MAX_S)
+        self._facts_changed = self._facts is not facts
+        self._accept_keys(encode_keyset(answer.keyset))
+
+    async def _heartbeat(self) -> tuple[api.Command, ...]:
+        load = self._orders.measure_load()
+        self._draining = load.draining
+        answer = await self._call(
+            "POST",
+            "/v1/relays/heartbeat",
+            api.HeartbeatResponse,
+            api.HeartbeatRequest(
+                relay_id=self.relay_id,
+                load_pct=load.load_pct,
+                active_sessions=load.active_sessions,
+                bandwidth_in_kbps=load.bandwidth_in_kbps,
+                bandwidth_out_kbps=load.bandwidth_out_kbps,
+                packet_loss_pct=load.packet_loss_pct,
+                held_kids=self._keyring.key_ids,
+                keyset_serial=self._keyring.serial,
+                state="draining" if load.draining else "ready",
+                blocks=load.blocks,
+            ),
+        )
+        return answer.commands
+
+    async def _execute(self, command: api.Command) -> None:
+        if command.type in ("drain", "undrain"):
+            self._orders.drain_by_master(drain=command.type == "drain")
+        elif command.type == "refresh_keys":
+            await self.refresh_keys()
+        elif command.type == "clear_blocks":
+            self._orders.clear_blocks_by_master(command.subnet)
+        else:
+            _log.debug("command_unknown", next_step="update the relay to understand it")
+
+    @property
+    def token(self) -> str:
+        """Relay token, empty before the first registration."""
+        return self._token
+
+    @property
+    def keyset_serial(self) -> int:
+        """Serial of the key set in use."""
+        return self._keyring.serial
+
+    async def get(self, path: str, limit: int) -> bytes:
+        """GET with the relay token, at most `limit` bytes.
+
+        Raises:
+            MasterCallError: no answer, a status from 300 on, or a longer one.
+        """
+        return await self._fetch("GET", path, None, limit)
+
+    async def refresh_keys(self) -> None:
+        """Fetch the key set; a failure is logged, and the keys in use stay."""
+        try:
+            raw = await self._fetch("GET", "/.well-known/wavry-keys.json", None, MAX_DOCUMENT_BYTES)
+        except MasterCallError as error:
+            self.keys_error = str(error)
+            _log.warning(
+                "keyset_refresh_failed",
+                reason=str(error),
+                next_step="the keys in use stay; the master asks again",
+            )
+            return
+        self._accept_keys(raw)
+
+    def _accept_keys(self, raw: bytes) -> None:
+        self.keys_error = None
+        try:
+            self._keyring.accept(raw)
+        except KeySetError as error:
+            _log.error(
+                "keyset_refused",
+                reason=str(error),
+                next_step="the keys in use stay; compare the master's root with"
+                " WAVRY_RELAY_ROOT_KEY",
+            )
+
+    async def farewell(self) -> None:
+        """Tell the master that this relay is gone; best effort within a second."""
+        if not self._token:
+            return
+        timeout = aiohttp.ClientTimeout(total=FAREWELL_TIMEOUT_S)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout) as self._http:
+                await self._fetch("DELETE", f"/v1/relays/{self.relay_id}", None, 4096)
+        except MasterCallError as error:
+            _log.warning(
+                "deregistration_failed",
+                reason=str(error),
+                next_step="none: the master notices by the missing heartbeats",
+            )
+
+    async def _call(self, method: str, path: str, kind: type[Body], body: api.Body) -> Body:
+        raw = await self._fetch(method, path, msgspec.json.encode(body), api.MAX_BODY_BYTES)
+        try:
+            return api.decode_body(kind, raw)
+        except MessageError as error:
+            raise MasterCallError(f"{path}: the answer does not fit: {error}") from error
+
+    async def _fetch(self, method: str, path: str, data: bytes | None, limit: int) -> bytes:
+        """One HTTP call.
+
+        Raises:
+            MasterCallError: no answer, a status from 400 on, or more than `limit` bytes.
+        """
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        if self._token and path != "/v1/relays/register":
+            headers["Authorization"] = f"Bearer {self._token}"
+        if self._http is None:
+            raise MasterCallError("link is not running")
+        call: Any = self._http.request(
+            method, self.url + path, data=data, headers=headers, allow_redirects=False
+        )
+        try:
+            async with call as response:
+                raw: bytes = await response.content.read(limit + 1)
+                while len(raw) <= limit and not response.content.at_eof():
+                    raw += await response.content.read(limit + 1 - len(raw))
+                status: int = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise MasterCallError(f"{path}: {type(error).__name__}") from error
+        if status >= 300:
+            code = _error_code(raw)
+            raise MasterCallError(f"{path}: {status} {code or 'without a reason'}", status, code)
+        if len(raw) > limit:
+            raise MasterCallError(f"{path}: the answer is over {limit} bytes")
+        return raw
+
+
+def _error_code(raw: bytes) -> str:
+    try:
+        return msgspec.json.decode(raw, type=api.ErrorBody).error[:64]
+    except msgspec.MsgspecError:
+        return ""

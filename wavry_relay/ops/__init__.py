@@ -1,0 +1,1 @@
+"""What operators and monitors ask of a relay."""

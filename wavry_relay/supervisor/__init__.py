@@ -1,0 +1,1 @@
+"""The process that owns sockets, shared memory and workers."""

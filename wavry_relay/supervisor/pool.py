@@ -1,0 +1,447 @@
+"""The worker processes: spawn, reap, watch, replace.
+
+A worker that dies is replaced at once on the same sockets.  Only one that could not even start is
+started again with growing delays, because trying faster would not help.  One whose packet loop
+is silent too long gets SIGABRT (its traceback goes to stderr), then SIGKILL.
+
+In a hot upgrade two pools share the worker numbers for a while: the new one starts a worker parked
+(`park`), the old one ends its own (`release`), the new one lets its worker begin (`begin`).  Until
+then a parked worker writes nothing, so each row keeps a single writer.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from wavry_peer.protocol.errors import LocalError
+from wavry_peer.service.clock import Clock
+from wavry_relay.shm.control import WorkerRow, WorkerState
+from wavry_relay.shm.segment import Segment
+from wavry_relay.udp.sockets import ReuseportGroup
+from wavry_relay.worker.placement import Placement
+from wavry_relay.worker.process import (
+    BOOT_FAILURE,
+    GO,
+    LEAVE,
+    LEFT,
+    OPEN,
+    OPENED,
+    PARKED,
+    READY,
+    STOP,
+)
+
+__all__ = ["WorkerBootError", "WorkerPool"]
+
+BOOT_TIMEOUT_S: Final = 20.0
+"""A start takes a fraction of a second; an overloaded host may need many of them."""
+_ABORT_GRACE_NS: Final = 1_000_000_000
+"""Between SIGABRT and SIGKILL: time for a traceback, and no more."""
+LEAVE_GRACE_S: Final = 1.0
+"""A worker leaves within one round (50 ms); one that does not is killed, which loses as little."""
+_BACKOFF_FIRST_S: Final = 0.5
+_BACKOFF_MAX_S: Final = 30.0
+_ANYWHERE: Final = Placement()
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerBootError(LocalError):
+    """A worker cannot start, so neither can the relay."""
+
+
+@dataclass(slots=True)
+class _Process:
+    number: int
+    popen: subprocess.Popen[bytes]
+    control: socket.socket
+    pidfd: int
+    spawned_ns: int
+    parked: bool = False
+    ready: bool = False
+    generation: int = 0
+    aborted_ns: int = 0
+    killed: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    said: defaultdict[bytes, asyncio.Event] = field(
+        default_factory=lambda: defaultdict(asyncio.Event)
+    )
+
+    async def says(self, word: bytes, timeout_s: float) -> bool:
+        """Wait for a message of the process; False where it ends or stays silent."""
+        waits = [asyncio.ensure_future(e.wait()) for e in (self.said[word], self.gone)]
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return self.said[word].is_set()
+
+
+class WorkerPool:
+    """Keeps one process alive for each worker number.
+
+    Args:
+        segment: shared memory; its descriptor goes to every worker.
+        groups: sockets, one of each group for each worker.
+        hang_timeout_s: longest silence of a packet loop.
+        clock: time.
+        placement: CPUs and busy polling of the workers.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        groups: Sequence[ReuseportGroup],
+        hang_timeout_s: float,
+        clock: Clock,
+        placement: Placement = _ANYWHERE,
+    ) -> None:
+        self._segment = segment
+        self._groups = groups
+        self._placement = placement
+        self.set_hang_timeout(hang_timeout_s)
+        self._clock = clock
+        self._processes: dict[int, _Process] = {}
+        self._boot_failures: Counter[int] = Counter()
+        self._respawns: set[asyncio.Task[None]] = set()
+        self._released: set[int] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._all_ready = asyncio.Event()
+        self._boot_error: str | None = None
+        self._booted = False
+        self._stopping = False
+        self.restarts: Counter[str] = Counter()
+        """Replacements by cause: ``died``, ``hung``, ``boot_failed``."""
+
+    def set_hang_timeout(self, hang_timeout_s: float) -> None:
+        """Change the longest silence of a packet loop."""
+        self._hang_ns = int(hang_timeout_s * 1e9)
+
+    # -- What others ask -------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """Number of workers wanted."""
+        return self._segment.geometry.workers
+
+    def pids(self) -> list[int]:
+        """Process ids, in worker order."""
+        return [process.popen.pid for _, process in sorted(self._processes.items())]
+
+    def running(self) -> int:
+        """Number of workers that are ready."""
+        return sum(process.ready for process in self._processes.values())
+
+    def heartbeat_ages_s(self) -> list[float]:
+        """Seconds since each worker's last heartbeat."""
+        now_ns = self._clock.now().mono_ns
+        return [
+            max(0, now_ns - WorkerRow(self._segment, number).heartbeat_ns) / 1e9
+            for number in range(self.count)
+        ]
+
+    def cpu_seconds(self) -> dict[int, float]:
+        """CPU time of each worker's process, by worker number; without those that have ended."""
+        times: dict[int, float] = {}
+        for number, process in self._processes.items():
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{process.popen.pid}/stat").read_text()
+                # proc(5): utime and stime are fields 14 and 15, and the name may hold anything.
+                fields = stat.rpartition(")")[2].split()
+                times[number] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        return times
+
+    def cookie_gates(self) -> int:
+        """Number of workers that want cookies now."""
+        rows = (WorkerRow(self._segment, number) for number in range(self.count))
+        return sum(row.cookie_gate for row in rows)
+
+    # -- Life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start all workers and wait until they serve.
+
+        Raises:
+            WorkerBootError: one of them cannot start.
+        """
+        for number in range(self.count):
+            self._spawn(number)
+        try:
+            async with asyncio.timeout(BOOT_TIMEOUT_S):
+                await self._all_ready.wait()
+        except TimeoutError:
+            self._boot_error = f"not all workers were ready within {BOOT_TIMEOUT_S:g} s"
+        if self._boot_error:
+            await self.stop(grace_s=0)
+            raise WorkerBootError(self._boot_error)
+        self._booted = True
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def stop(self, *, grace_s: float, quiet: bool = False) -> None:
+        """Tell all workers to end; kill what is left after `grace_s` seconds.
+
+        Args:
+            grace_s: for all of them.
+            quiet: say nothing to the peers.
+        """
+        self._stopping = True
+        tasks = [*self._respawns, *([self._watcher] if self._watcher else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        processes = list(self._processes.values())
+        for process in processes:
+            try:
+                process.control.send(LEAVE if quiet else STOP)
+            except OSError:
+                _signal(process, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(grace_s):
+                for process in processes:
+                    await process.gone.wait()
+        except TimeoutError:
+            for process in processes:
+                _signal(process, signal.SIGKILL)
+        for process in processes:
+            await process.gone.wait()
+
+    # -- Hot upgrade -----------------------------------------------------------------------------
+
+    def inherit(self) -> None:
+        """Begin with no worker; each comes by `park` and `begin`."""
+        self._booted = True
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def park(self, number: int) -> None:
+        """Start a worker that has everything ready and waits.
+
+        Raises:
+            WorkerBootError: it cannot start.
+        """
+        self._spawn(number, parked=True)
+        process = self._processes[number]
+        with contextlib.suppress(OSError):  # It ended meanwhile; then it says nothing more.
+            if await process.says(PARKED, BOOT_TIMEOUT_S):
+                process.control.send(OPEN)
+                if await process.says(OPENED, BOOT_TIMEOUT_S):
+                    return
+        raise WorkerBootError(f"worker {number} of the new relay cannot start; see its log")
+
+    async def begin(self, number: int) -> None:
+        """Let a parked worker begin; the one before it must have ended.
+
+        Raises:
+            WorkerBootError: it does not.
+        """
+        process = self._processes[number]
+        self._reset_row(number)
+        process.parked = False
+        process.spawned_ns = self._clock.now().mono_ns
+        try:
+            process.control.send(GO)
+        except OSError as error:
+            raise WorkerBootError(f"worker {number} of the new relay has ended") from error
+        if not await process.says(READY, BOOT_TIMEOUT_S):
+            raise WorkerBootError(f"worker {number} of the new relay does not begin")
+
+    async def release(self, number: int) -> None:
+        """End a worker without a word to the peers, and do not replace it.
+
+        Returns when it will touch nothing any more.
+        """
+        self._released.add(number)
+        process = self._processes.get(number)
+        if process is None or process.gone.is_set():
+            return
+        try:
+            process.control.send(LEAVE)
+        except OSError:
+            _signal(process, signal.SIGKILL)
+        if not await process.says(LEFT, LEAVE_GRACE_S):
+            _signal(process, signal.SIGKILL)
+            await process.gone.wait()
+
+    async def reclaim(self) -> None:
+        """Start the released workers again, after everybody who took their places is gone.
+
+        A worker whose number was opened by another process meanwhile is replaced too: its lock
+        words look like a dead one's as soon as the number is opened once more.
+        """
+        for number, process in list(self._processes.items()):
+            opened = WorkerRow(self._segment, number).generation != process.generation
+            if opened and process.ready and number not in self._released:
+                await self.release(number)
+        for number in sorted(self._released):
+            process = self._processes[number]
+            if not process.gone.is_set():
+                await process.gone.wait()
+            self._released.discard(number)
+            self._spawn(number)
+
+    def _reset_row(self, number: int) -> None:
+        row = WorkerRow(self._segment, number)
+        row.state, row.heartbeat_ns = WorkerState.BOOTING, self._clock.now().mono_ns
+
+    # -- Processes -------------------------------------------------------------------------------
+
+    def _spawn(self, number: int, *, parked: bool = False) -> None:
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        mine.settimeout(0)
+        sockets = [group.socket_of(number).fileno() for group in self._groups]
+        now_ns = self._clock.now().mono_ns
+        if not parked:
+            self._reset_row(number)
+        command = [sys.executable, "-m", "wavry_relay.worker"]
+        command += ["--number", str(number), "--parent", str(os.getpid())]
+        command += ["--segment-fd", str(self._segment.fd), "--control-fd", str(theirs.fileno())]
+        command += ["--socket-fds", ",".join(map(str, sockets))]
+        command += self._placement.arguments(number)
+        if parked:
+            command += ["--parked"]
+        with theirs:
+            popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(self._segment.fd, theirs.fileno(), *sockets),
+            )
+        process = _Process(number, popen, mine, os.pidfd_open(popen.pid), now_ns, parked)
+        self._processes[number] = process
+        loop = asyncio.get_running_loop()
+        loop.add_reader(mine, self._on_message, process)
+        loop.add_reader(process.pidfd, self._on_exit, process)
+
+    def _on_message(self, process: _Process) -> None:
+        try:
+            message = process.control.recv(16)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            # The exit is reported by the pidfd; an end that is readable for ever would spin.
+            asyncio.get_running_loop().remove_reader(process.control)
+        for word in (PARKED, OPENED, READY, LEFT):
+            if word in message:
+                process.said[word].set()
+        if READY in message:
+            process.ready = True
+            process.generation = WorkerRow(self._segment, process.number).generation
+            self._boot_failures.pop(process.number, None)
+            took_ms = (self._clock.now().mono_ns - process.spawned_ns) // 1_000_000
+            _log.info(
+                "worker_ready", worker=process.number, pid=process.popen.pid, start_ms=took_ms
+            )
+            if self.running() == self.count:
+                self._all_ready.set()
+
+    def _on_exit(self, process: _Process) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(process.pidfd)
+        loop.remove_reader(process.control)
+        os.close(process.pidfd)
+        process.control.close()
+        code = process.popen.wait()
+        was_ready, process.ready = process.ready, False
+        process.gone.set()
+        if self._stopping or process.parked or process.number in self._released:
+            return
+        if not self._booted:
+            self._boot_error = f"worker {process.number} ended at its start ({_how(code)})"
+            self._all_ready.set()
+            return
+        if was_ready and code != BOOT_FAILURE:
+            self._replace_at_once(process, code)
+        else:
+            self._replace_later(process, code)
+
+    def _replace_at_once(self, process: _Process, code: int) -> None:
+        cause = "hung" if process.aborted_ns else "died"
+        self.restarts[cause] += 1
+        _log.error(
+            "worker_replaced",
+            worker=process.number,
+            pid=process.popen.pid,
+            cause=f"{cause}: {_how(code)}",
+            next_step="sessions go on in the replacement; look above for a traceback",
+        )
+        self._spawn(process.number)
+
+    def _replace_later(self, process: _Process, code: int) -> None:
+        self._boot_failures[process.number] += 1
+        self.restarts["boot_failed"] += 1
+        failures = self._boot_failures[process.number]
+        delay_s = min(_BACKOFF_FIRST_S * 2 ** (failures - 1), _BACKOFF_MAX_S)
+        delay_s *= random.uniform(0.8, 1.2)
+        _log.error(
+            "worker_boot_failed",
+            worker=process.number,
+            cause=_how(code),
+            retry_in_s=round(delay_s, 1),
+            next_step="see the message above; the other workers serve on",
+        )
+        task = asyncio.create_task(self._respawn(process, delay_s))
+        self._respawns.add(task)
+        task.add_done_callback(self._respawns.discard)
+
+    async def _respawn(self, failed: _Process, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        number = failed.number
+        if self._processes[number] is failed and number not in self._released:
+            self._spawn(number)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(0.5, self._hang_ns / 5e9))
+            now_ns = self._clock.now().mono_ns
+            for process in self._processes.values():
+                if not process.gone.is_set():
+                    self._check(process, now_ns)
+
+    def _check(self, process: _Process, now_ns: int) -> None:
+        if process.parked:
+            return  # Whoever parked it counts its time.
+        if not process.ready:
+            if now_ns - process.spawned_ns > BOOT_TIMEOUT_S * 1e9:
+                _signal(process, signal.SIGKILL)
+            return
+        if process.aborted_ns:
+            if not process.killed and now_ns - process.aborted_ns > _ABORT_GRACE_NS:
+                process.killed = True
+                _signal(process, signal.SIGKILL)
+            return
+        silent_ns = now_ns - WorkerRow(self._segment, process.number).heartbeat_ns
+        if silent_ns > self._hang_ns:
+            _log.error(
+                "worker_hung",
+                worker=process.number,
+                pid=process.popen.pid,
+                silent_ms=silent_ns // 1_000_000,
+                next_step="it is aborted and replaced; its traceback follows on stderr",
+            )
+            process.aborted_ns = now_ns
+            _signal(process, signal.SIGABRT)
+
+
+def _signal(process: _Process, number: signal.Signals) -> None:
+    if not process.gone.is_set():
+        process.popen.send_signal(number)
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"

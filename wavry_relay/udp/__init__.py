@@ -1,0 +1,1 @@
+"""UDP sockets of the relay: SO_REUSEPORT groups, steering, activation."""

@@ -1,0 +1,1 @@
+"""Hot upgrade: a running relay hands everything to its successor."""

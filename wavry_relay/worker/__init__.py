@@ -1,0 +1,1 @@
+"""A worker process: the loop around the engine and what it does between packets."""
