@@ -11,7 +11,7 @@ import msgspec
 from .processes import launch
 from .sessions import Endpoints, SessionFile
 
-__all__ = ["GeneratorError", "GeneratorResult", "Load", "run_generator"]
+__all__ = ["GeneratorError", "GeneratorLoad", "GeneratorResult", "run_generator"]
 
 _SPARE_S: Final = 20.0
 """Start, drain and a busy machine; a generator that takes longer hangs and is killed."""
@@ -52,7 +52,7 @@ class GeneratorResult(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class GeneratorLoad:
     """What the generator is asked to send.
 
     Attributes:
@@ -104,7 +104,7 @@ class Load:
 
 def run_generator(
     program: Path,
-    load: Load,
+    load: GeneratorLoad,
     endpoints: Endpoints,
     sessions: SessionFile,
     *,

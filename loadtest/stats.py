@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Better", "Report", "Row", "Skipped", "Target", "find", "judge", "summarise"]
+__all__ = ["BenchTarget", "Better", "Report", "Row", "Skipped", "find", "judge", "summarise"]
 
 Better = Literal["at_least", "at_most"]
 
@@ -32,7 +32,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     runs: int
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
+class BenchTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A number that was promised; `want` says it with its direction, `got` was measured."""
 
     name: str
@@ -52,7 +52,7 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 class _Document(msgspec.Struct, frozen=True):
     machine: dict[str, str | int | float | bool]
     rows: list[Row]
-    targets: list[Target]
+    targets: list[BenchTarget]
     skipped: list[Skipped]
 
 
@@ -62,7 +62,7 @@ class Report:
 
     machine: dict[str, str | int | float | bool]
     rows: list[Row] = field(default_factory=list)
-    targets: list[Target] = field(default_factory=list)
+    targets: list[BenchTarget] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
     def to_json(self) -> bytes:
@@ -91,11 +91,13 @@ def summarise(bench: str, case: str, metric: str, unit: str, values: Sequence[fl
     )
 
 
-def judge(name: str, direction: Better, limit: float, got: float, unit: str = "") -> Target:
+def judge(name: str, direction: Better, limit: float, got: float, unit: str = "") -> BenchTarget:
     """Compare a measurement with what was promised; a number equal to the limit is good."""
     ok = got >= limit if direction == "at_least" else got <= limit
     sign = ">=" if direction == "at_least" else "<="
-    return Target(name=name, want=f"{sign} {limit:g} {unit}".rstrip(), got=round(got, 4), ok=ok)
+    return BenchTarget(
+        name=name, want=f"{sign} {limit:g} {unit}".rstrip(), got=round(got, 4), ok=ok
+    )
 
 
 def find(rows: Sequence[Row], bench: str, case: str, metric: str) -> Row | None:

@@ -18,7 +18,7 @@ from wavry_peer.service.settings import parse_address
 
 from . import turn
 from .bench_master import BenchMaster
-from .generator import Load, run_generator
+from .generator import GeneratorLoad, run_generator
 from .native_build import compile_program
 from .processes import launch, stop
 from .relay_client import admit, prepare
@@ -88,7 +88,9 @@ def touch_all(subject: Subject, endpoints: Endpoints, *, core: int | None) -> in
 
     What was lost on the way gets two more tries.
     """
-    load = Load(subject.sessions.count, touch=True, channel_data=subject.channel_data, window=48)
+    load = GeneratorLoad(
+        subject.sessions.count, touch=True, channel_data=subject.channel_data, window=48
+    )
     heard: list[int] = [0] * subject.sessions.count
     for _ in range(3):
         run_generator(

@@ -75,10 +75,10 @@ __all__ = [
 # Loaded on first use: relays and the control plane import `wavry_peer.protocol`, and must not pay
 # for an HTTP client that they do not need.
 _HOMES = {
-    "AcceptPolicy": "calls",
-    "IncomingCall": "calls",
-    "Identity": "identity",
-    "KnownPeers": "known_peers",
+    "AcceptPolicy": "gateway.calls",
+    "IncomingCall": "gateway.calls",
+    "Identity": "home.identity",
+    "KnownPeers": "home.known_peers",
     "connect": "opening",
     "listen": "opening",
     "Listener": "listener",
@@ -86,9 +86,9 @@ _HOMES = {
     "LocalError": "protocol.errors",
     "WavryError": "protocol.errors",
     "Session": "session",
-    "SessionStatistics": "session_statistics",
-    "receive_file": "transfer",
-    "send_file": "transfer",
+    "SessionStatistics": "statistics",
+    "receive_file": "files.transfer",
+    "send_file": "files.transfer",
 }
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from loadtest.generator import GeneratorResult, Load, run_generator
+from loadtest.generator import GeneratorLoad, GeneratorResult, run_generator
 from loadtest.native_build import compile_program
 from loadtest.processes import cpu_ns
 from loadtest.sessions import Endpoints
@@ -78,7 +78,7 @@ def forward_once(
     """
     subject.need(case.sessions)
     subject.refresh()
-    load = Load(
+    load = GeneratorLoad(
         case.sessions,
         burst=case.burst,
         gso=case.gso,

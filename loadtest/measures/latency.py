@@ -12,7 +12,7 @@ finish its slice of some milliseconds, and with more than about one per cent of 
 from collections.abc import Callable
 from typing import Final
 
-from loadtest.generator import GeneratorResult, Load, run_generator
+from loadtest.generator import GeneratorLoad, GeneratorResult, run_generator
 from loadtest.native_build import compile_program
 from loadtest.processes import core_wait_ns
 from loadtest.sessions import Endpoints
@@ -57,7 +57,7 @@ def run_latency(
             progress(f"latency at {share} % of the capacity, repetition {repetition + 1}")
             for results, straight in ((relayed, False), (direct, True)):
                 subject.refresh()
-                load = Load(
+                load = GeneratorLoad(
                     case.sessions,
                     burst=case.burst,
                     gso=case.gso,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from loadtest.generator import GeneratorResult, Load, run_generator
+from loadtest.generator import GeneratorLoad, GeneratorResult, run_generator
 from loadtest.native_build import compile_program
 from loadtest.relay_process import RelayProcess
 from loadtest.sessions import Endpoints
@@ -65,7 +65,7 @@ def run_upgrade(
     def send(during: Callable[[], None] | None) -> GeneratorResult:
         return run_generator(
             compile_program("generator"),
-            Load(sessions, rate=rate, duration_ms=duration_ms, drain_ms=1000),
+            GeneratorLoad(sessions, rate=rate, duration_ms=duration_ms, drain_ms=1000),
             endpoints,
             subject.sessions,
             target=subject.target,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from loadtest.generator import Load, run_generator
+from loadtest.generator import GeneratorLoad, run_generator
 from loadtest.native_build import compile_program
 from loadtest.processes import cpu_ns
 from loadtest.sessions import Endpoints
@@ -74,7 +74,7 @@ def run_worker_kill(
             time.sleep(duration_ms / 3000)
             os.kill(pid, signal.SIGKILL)
 
-        load = Load(sessions, rate=rate, duration_ms=duration_ms, drain_ms=1000)
+        load = GeneratorLoad(sessions, rate=rate, duration_ms=duration_ms, drain_ms=1000)
         result = run_generator(
             compile_program("generator"),
             load,

@@ -8,7 +8,7 @@ that is still open when the stream has ended, and the time for stragglers is ove
 import msgspec
 
 from .histogram import Histogram
-from .shape import Packet
+from .shape import MediaPacket
 
 __all__ = ["MediaTotals", "StreamMeter"]
 
@@ -101,7 +101,7 @@ class StreamMeter:
         self._totals.sent += packets
         self._totals.send_late.add(now_ns - due_ns)
 
-    def receive(self, packet: Packet, now_ns: int) -> bool:
+    def receive(self, packet: MediaPacket, now_ns: int) -> bool:
         """Count a datagram.
 
         Returns:

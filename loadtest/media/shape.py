@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-__all__ = ["MAX_PACKET_BYTES", "MIN_PACKET_BYTES", "MediaShape", "Packet", "echo_of", "read_packet"]
+__all__ = [
+    "MAX_PACKET_BYTES",
+    "MIN_PACKET_BYTES",
+    "MediaPacket",
+    "MediaShape",
+    "echo_of",
+    "read_packet",
+]
 
 _MEDIA: Final = 1
 _ECHO: Final = 2
@@ -24,7 +31,7 @@ MAX_PACKET_BYTES: Final = 1300
 """Below what a FORWARD carries, with room for the encryption of a real session."""
 
 
-class Packet(NamedTuple):
+class MediaPacket(NamedTuple):
     """Header of a datagram.
 
     Attributes:
@@ -90,14 +97,14 @@ class MediaShape:
         return self.packets_per_s * self.packet_bytes * 8 / 1000
 
 
-def echo_of(packet: Packet) -> bytes:
+def echo_of(packet: MediaPacket) -> bytes:
     """What the receiver sends back when a frame is whole."""
     return _HEAD.pack(_ECHO, packet.frame, 0, 1, packet.number, packet.due_ns)
 
 
-def read_packet(payload: bytes) -> Packet | None:
+def read_packet(payload: bytes) -> MediaPacket | None:
     """Header of a datagram; None where it is not one of ours."""
     if len(payload) < _HEAD.size:
         return None
     kind, *rest = _HEAD.unpack_from(payload)
-    return Packet(kind == _ECHO, *rest) if kind in (_MEDIA, _ECHO) else None
+    return MediaPacket(kind == _ECHO, *rest) if kind in (_MEDIA, _ECHO) else None

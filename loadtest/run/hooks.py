@@ -265,9 +265,9 @@ def _software() -> dict[str, str]:
     return {"python": platform.python_version(), **versions}
 
 
-def _load(environment: Environment, load: LoadRun) -> r.Load:
+def _load(environment: Environment, load: LoadRun) -> r.OfferedLoad:
     options = load.options
-    return r.Load(
+    return r.OfferedLoad(
         users=sorted(user.__name__ for user in environment.user_classes),
         shape=options.shape,
         peak_users=options.peak_users,

@@ -10,7 +10,7 @@ import gevent
 from locust.env import Environment
 
 from .options import LoadOptions
-from .target import Target
+from .target import SystemUnderTest
 from .totals import Totals
 
 __all__ = [
@@ -58,7 +58,7 @@ class LoadRun:
 
     environment: Environment
     options: LoadOptions
-    target: Target
+    target: SystemUnderTest
     exclude_relays: tuple[str, ...] = ()
     totals: Totals = field(default_factory=Totals)
     started_s: float = 0.0

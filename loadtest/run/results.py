@@ -8,10 +8,17 @@ import msgspec
 from .slo import Check
 from .totals import RequestTotals, Totals
 
-__all__ = ["Load", "Moment", "Results", "describe_media", "describe_requests", "write_results"]
+__all__ = [
+    "Moment",
+    "OfferedLoad",
+    "Results",
+    "describe_media",
+    "describe_requests",
+    "write_results",
+]
 
 
-class Load(msgspec.Struct, frozen=True):
+class OfferedLoad(msgspec.Struct, frozen=True):
     """What was asked for.
 
     Attributes:
@@ -66,7 +73,7 @@ class Results(msgspec.Struct, frozen=True):
     machine: dict[str, str | int | float | bool]
     software: dict[str, str]
     target: dict[str, str | None]
-    load: Load
+    load: OfferedLoad
     requests: dict[str, dict[str, Any]]
     media: dict[str, Any]
     timeline: list[Moment]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["CONSTANT", "SHAPES", "Plan", "Stage", "make_plan"]
+__all__ = ["CONSTANT", "SHAPES", "LoadStage", "Plan", "make_plan"]
 
 CONSTANT: Final = "constant"
 """No shape: locust's own --users and --spawn-rate."""
@@ -26,7 +26,7 @@ SUDDEN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class LoadStage:
     """Until when (seconds from the start) how many users, and how fast they come or go."""
 
     until_s: float
@@ -38,9 +38,9 @@ class Stage:
 class Plan:
     """Stages in order of time; the last one ends the run."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[LoadStage, ...]
 
-    def at(self, time_s: float) -> Stage | None:
+    def at(self, time_s: float) -> LoadStage | None:
         """The stage at a time from the start; None when the run is over."""
         return next((stage for stage in self.stages if time_s < stage.until_s), None)
 
@@ -51,7 +51,7 @@ def _step(peak: int, duration_s: float, steps: int) -> Plan:
     befores = [0, *levels]
     return Plan(
         tuple(
-            Stage(duration_s * (index + 1) / count, level, (level - befores[index]) / SUDDEN_S)
+            LoadStage(duration_s * (index + 1) / count, level, (level - befores[index]) / SUDDEN_S)
             for index, level in enumerate(levels)
         )
     )
@@ -62,15 +62,15 @@ def _spike(peak: int, duration_s: float, _steps: int) -> Plan:
     change = max(1, peak - base) / SUDDEN_S
     return Plan(
         (
-            Stage(duration_s * SPIKE_FROM, base, base / SUDDEN_S),
-            Stage(duration_s * SPIKE_TO, peak, change),
-            Stage(duration_s, base, change),
+            LoadStage(duration_s * SPIKE_FROM, base, base / SUDDEN_S),
+            LoadStage(duration_s * SPIKE_TO, peak, change),
+            LoadStage(duration_s, base, change),
         )
     )
 
 
 def _soak(peak: int, duration_s: float, _steps: int) -> Plan:
-    return Plan((Stage(duration_s, peak, peak / max(1.0, duration_s * SOAK_RAMP_SHARE)),))
+    return Plan((LoadStage(duration_s, peak, peak / max(1.0, duration_s * SOAK_RAMP_SHARE)),))
 
 
 SHAPES: Final[Mapping[str, Callable[[int, float, int], Plan]]] = {

@@ -17,7 +17,7 @@ from wavry_cp.app.token_files import TokenFile, TokenFileError
 from wavry_peer.gateway.client import normalize_gateway_url
 from wavry_peer.protocol.errors import LocalError
 
-__all__ = ["Target", "TargetError", "TargetOptions", "find_target"]
+__all__ = ["SystemUnderTest", "TargetError", "TargetOptions", "find_target"]
 
 GATEWAY_VARIABLE: Final = "WAVRY_GATEWAY_URL"
 MASTER_VARIABLE: Final = "WAVRY_MASTER_URL"
@@ -41,7 +41,7 @@ class TargetOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class SystemUnderTest:
     """The system under test.
 
     Attributes:
@@ -116,7 +116,7 @@ def _checked_url(text: str | None, *, allow_http: bool) -> str | None:
         ) from error
 
 
-def find_target(environ: Mapping[str, str], options: TargetOptions) -> Target:
+def find_target(environ: Mapping[str, str], options: TargetOptions) -> SystemUnderTest:
     """Gather where the system is.
 
     Raises:
@@ -138,7 +138,7 @@ def find_target(environ: Mapping[str, str], options: TargetOptions) -> Target:
         token = TokenFile.load(Path(token_file), "service").token if token_file else None
     except TokenFileError as error:
         raise TargetError(str(error)) from error
-    return Target(
+    return SystemUnderTest(
         kind="dev" if dev is not None and not is_named else "remote",
         gateway_url=_checked_url(gateway, allow_http=options.allow_http),
         master_url=_checked_url(master, allow_http=options.allow_http),

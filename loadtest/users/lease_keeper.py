@@ -8,7 +8,7 @@ import gevent
 
 from loadtest.run.load_run import LoadFailure, LoadRun, now_ns
 from wavry_peer.paths.own_lease import OwnLease
-from wavry_peer.paths.renewal import Renewal
+from wavry_peer.paths.renewal import RenewalSchedule
 
 from .relay_channel import RelayChannel
 
@@ -30,7 +30,7 @@ def keep_renewed(
         channel: of the peer.
         next_lease: asks gateway or master for the lease after this one.
     """
-    schedule = Renewal(channel.lease, random.random)
+    schedule = RenewalSchedule(channel.lease, random.random)
     every_s = run.options.renew_every_s
     while True:
         left_s = max(0, schedule.due_ns - now_ns()) / _SECOND_NS

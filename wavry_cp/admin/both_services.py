@@ -10,16 +10,16 @@ from typing import Final, TypeVar
 import msgspec
 
 from .client import ask_json
-from .endpoints import Places
+from .endpoints import ServiceEndpoints
 from .output import CommandError, print_json, print_note
 
-__all__ = ["Outcome", "order_both", "report"]
+__all__ = ["OrderOutcome", "order_both", "report"]
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 SERVICES: Final = ("master", "gateway")
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class OrderOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """What came of an order at one service; `answer` is what it said."""
 
     service: str
@@ -31,8 +31,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 async def order_both(
-    places: Places, path: str, kind: type[Kind], body: msgspec.Struct
-) -> list[Outcome]:
+    places: ServiceEndpoints, path: str, kind: type[Kind], body: msgspec.Struct
+) -> list[OrderOutcome]:
     """Send an order to master and gateway; failures of either are in its outcome.
 
     Raises:
@@ -41,21 +41,21 @@ async def order_both(
     urls = {"master": places.need_master(), "gateway": places.need_gateway()}
     token = places.admin_token()
 
-    async def one(service: str) -> Outcome:
+    async def one(service: str) -> OrderOutcome:
         try:
             answer = await ask_json(
                 service, urls[service], path, kind, method="POST", token=token, body=body
             )
         except CommandError as error:
-            return Outcome(
+            return OrderOutcome(
                 service, ok=False, error=error.code, message=str(error), exit_code=error.exit_code
             )
-        return Outcome(service, ok=True, answer=answer)
+        return OrderOutcome(service, ok=True, answer=answer)
 
     return list(await asyncio.gather(*(one(service) for service in SERVICES)))
 
 
-def report(outcomes: list[Outcome], done: str, *, as_json: bool) -> int:
+def report(outcomes: list[OrderOutcome], done: str, *, as_json: bool) -> int:
     """Print what came of an order; gives the exit code."""
     failed = [outcome for outcome in outcomes if not outcome.ok]
     if as_json:

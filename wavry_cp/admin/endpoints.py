@@ -25,7 +25,7 @@ __all__ = [
     "DEV_FILE",
     "DevRelay",
     "DevSystemFile",
-    "Places",
+    "ServiceEndpoints",
     "find_places",
     "places_of",
 ]
@@ -55,7 +55,7 @@ class DevSystemFile(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ServiceEndpoints:
     """Where to ask.  A part that is None was not named anywhere."""
 
     gateway_url: str | None
@@ -167,7 +167,7 @@ def find_places(
     master_url: str | None = None,
     admin_token_file: Path | None = None,
     ask_token: bool = False,
-) -> Places:
+) -> ServiceEndpoints:
     """Gather where the services are; see the module for the order.
 
     Raises:
@@ -177,7 +177,7 @@ def find_places(
     # A directory that was named outright wins over variables that may be another system's.
     variables = {} if dev_dir is not None else environ
     file_text = variables.get("WAVRY_ADMIN_TOKEN_FILE") or (dev.admin_token_file if dev else None)
-    return Places(
+    return ServiceEndpoints(
         gateway_url=gateway_url
         or variables.get("WAVRY_GATEWAY_URL")
         or (dev.gateway_url if dev else None),
@@ -191,6 +191,6 @@ def find_places(
     )
 
 
-def places_of(context: typer.Context) -> Places:
+def places_of(context: typer.Context) -> ServiceEndpoints:
     """The places that a command was given, by its options and the environment."""
     return find_places(os.environ, **context.obj)

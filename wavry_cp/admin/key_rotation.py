@@ -41,10 +41,10 @@ from wavry_peer.protocol.keyset import (
 )
 
 from .client import ask_json
-from .endpoints import Places
+from .endpoints import ServiceEndpoints
 from .output import EXIT_USAGE, CommandError, print_note
 
-__all__ = ["KeyOffice", "RotationResult", "revoke", "roll_back", "rotate", "rotate_root"]
+__all__ = ["KeyProcedures", "RotationResult", "revoke", "roll_back", "rotate", "rotate_root"]
 
 POLL_S: Final = 0.3
 NOTE_EVERY_S: Final = 10.0
@@ -65,7 +65,7 @@ class RotationResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
-class KeyOffice:
+class KeyProcedures:
     """The master's key calls; signs plans with the root key where that is here.
 
     Args:
@@ -73,7 +73,7 @@ class KeyOffice:
         root_key: file of the root key, or None where the master has it.
     """
 
-    def __init__(self, places: Places, root_key: Path | None = None) -> None:
+    def __init__(self, places: ServiceEndpoints, root_key: Path | None = None) -> None:
         self._url = places.need_master()
         self._token = places.admin_token()
         self.root: ed25519.SigningKey | None = read_seed(root_key) if root_key else None
@@ -225,7 +225,7 @@ def _as_new(fresh: list[PublishedKey]) -> PublishedKey | None:
 
 
 async def rotate(
-    office: KeyOffice,
+    office: KeyProcedures,
     *,
     quorum_pct: float = 100.0,
     timeout_s: float = 300.0,
@@ -271,7 +271,7 @@ async def rotate(
 
 
 async def _wait_for_relays(
-    office: KeyOffice, kid: str, quorum_pct: float, timeout_s: float, *, force: bool
+    office: KeyProcedures, kid: str, quorum_pct: float, timeout_s: float, *, force: bool
 ) -> bool:
     """Wait until enough live relays hold a key; True where the time-out was forced."""
     deadline_s = time.monotonic() + timeout_s
@@ -302,7 +302,7 @@ async def _wait_for_relays(
         await asyncio.sleep(POLL_S)
 
 
-async def _remove_old(office: KeyOffice, *, wait: bool, reason: str) -> tuple[str, ...]:
+async def _remove_old(office: KeyProcedures, *, wait: bool, reason: str) -> tuple[str, ...]:
     """Remove what no lease needs any more; with `wait`, every retiring key."""
     removed: list[str] = []
     noted_s = float("-inf")
@@ -327,7 +327,7 @@ async def _remove_old(office: KeyOffice, *, wait: bool, reason: str) -> tuple[st
 
 
 async def roll_back(
-    office: KeyOffice, *, quorum_pct: float = 100.0, force: bool = False, reason: str = ""
+    office: KeyProcedures, *, quorum_pct: float = 100.0, force: bool = False, reason: str = ""
 ) -> RotationResult:
     """Withdraw a pending key, or let the retiring one sign again."""
     begun_s = time.monotonic()
@@ -337,7 +337,7 @@ async def roll_back(
 
 
 async def revoke(
-    office: KeyOffice, kid: str, *, reason: str, timeout_s: float = 30.0
+    office: KeyProcedures, kid: str, *, reason: str, timeout_s: float = 30.0
 ) -> RotationResult:
     """Revoke a key and wait until every live relay has the document that says so.
 
@@ -357,7 +357,7 @@ async def revoke(
 
 
 async def rotate_root(
-    office: KeyOffice,
+    office: KeyProcedures,
     new_file: Path | None,
     *,
     timeout_s: float = 120.0,
@@ -389,7 +389,7 @@ def _root_was_changed(status: KeysStatus, new_file: Path | None) -> bool:
     return bool(chain) and status.now - chain[-1].issued_at < RECENT_ROOT_S
 
 
-async def _wait_for_serial(office: KeyOffice, timeout_s: float) -> None:
+async def _wait_for_serial(office: KeyProcedures, timeout_s: float) -> None:
     """Wait until every live relay reports the present document."""
     deadline_s = time.monotonic() + timeout_s
     shown = ""
@@ -420,7 +420,11 @@ def _of_status(status: KeysStatus, name: str) -> list[KeyStatusRow]:
 
 
 async def _result(
-    office: KeyOffice, begun_s: float, *, created: str | None = None, removed: tuple[str, ...] = ()
+    office: KeyProcedures,
+    begun_s: float,
+    *,
+    created: str | None = None,
+    removed: tuple[str, ...] = (),
 ) -> RotationResult:
     status = await office.status()
     return RotationResult(

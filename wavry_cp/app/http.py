@@ -30,8 +30,8 @@ __all__ = [
     "MAX_BODY_BYTES",
     "ApiError",
     "Handler",
+    "HttpListenError",
     "IpNetwork",
-    "ListenError",
     "ReadyFileError",
     "TokenFile",
     "TokenFileError",
@@ -237,7 +237,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
 
 async def add_secure_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Put secure headers on an answer that does not set them (signal ``on_response_prepare``)."""
-    if isinstance(request.protocol, Connection):
+    if isinstance(request.protocol, HttpConnection):
         request.protocol.request_arrived()
     for name, value in _SECURE_HEADERS.items():
         if name == hdrs.SERVER:  # aiohttp has set its own by now
@@ -263,7 +263,7 @@ def new_application(*middlewares: Any, observers: Sequence[Any] = ()) -> web.App
 # -- Running as a service ------------------------------------------------------------------
 
 
-class ListenError(LocalError):
+class HttpListenError(LocalError):
     """The address cannot be listened on; no other port is ever taken in its place."""
 
 
@@ -271,7 +271,7 @@ class ReadyFileError(LocalError):
     """The file of ``--ready-file`` cannot be written."""
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """A client connection: aiohttp's, with our error form and a deadline for the first request."""
 
     def __init__(self, server: web.Server, **kwargs: Any) -> None:
@@ -371,7 +371,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
         handler.request_handler = _expectations_refused(handler.request_handler)
         try:
             server = await loop.create_server(
-                lambda: Connection(
+                lambda: HttpConnection(
                     handler,
                     loop=loop,
                     access_log=None,
@@ -384,7 +384,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
                 backlog=LISTEN_BACKLOG,
             )
         except OSError as error:
-            raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise HttpListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
         yield _url(server.sockets[0].getsockname())
     finally:
         if server is not None:

@@ -17,7 +17,7 @@ from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.token_files import TokenFile
 from wavry_cp.operators.admin_tokens import ShownToken
 from wavry_cp.operators.auth_failures import LIMIT_KEYS, AuthFailures
-from wavry_cp.operators.roles import Caller, Role
+from wavry_cp.operators.roles import AdminRole, Caller
 from wavry_peer.protocol.http.admin import TokenCheck, TokenCheckRequest
 
 from .refused import RefusedError
@@ -81,7 +81,7 @@ class AdminAccess:
             )
         given = bearer_token(request)
         if self._bootstrap.matches(given):
-            return Caller(BOOTSTRAP_NAME, Role.ADMIN)
+            return Caller(BOOTSTRAP_NAME, AdminRole.ADMIN)
         shown = ShownToken.parse(given)
         found = None if shown is None else await self._named(request, shown)
         if found is None and given is not None:
@@ -124,7 +124,7 @@ class AdminAccess:
             ) from error
         caller = None
         if answer.valid and answer.name is not None and answer.role is not None:
-            caller = Caller(answer.name, Role(answer.role))
+            caller = Caller(answer.name, AdminRole(answer.role))
         life_s = INVALID_S if caller is None else VALID_S
         self._kept.pop(shown, None)
         # From before the question: what the master says may be outdated when it arrives.

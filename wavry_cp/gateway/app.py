@@ -17,7 +17,7 @@ from wavry_cp.app.http import (
     route_template,
 )
 from wavry_cp.app.rate_limit import address_key
-from wavry_cp.gateway.sessions.rules import Session, SessionKey, checked_keys, describe
+from wavry_cp.gateway.sessions.rules import CallSession, SessionKey, checked_keys, describe
 from wavry_cp.operators.ban_routes import BanRoutes
 from wavry_cp.operators.lockdown import lockdown_middleware
 from wavry_cp.operators.switch_routes import SwitchRoutes
@@ -270,6 +270,6 @@ def _session_id(request: web.Request) -> SessionKey:
     return SessionKey(text)
 
 
-def _session_response(session: Session, username: str, status: int = 200) -> web.Response:
+def _session_response(session: CallSession, username: str, status: int = 200) -> web.Response:
     info: SessionInfo = describe(session, username)
     return json_response(info, status)

@@ -1,6 +1,6 @@
 """What a ban does at the gateway: the user's connection and sessions end."""
 
-from wavry_cp.gateway.sessions.service import Calls
+from wavry_cp.gateway.sessions.service import SessionService
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban, BanKind
@@ -13,7 +13,7 @@ __all__ = ["GatewayBanEffects"]
 class GatewayBanEffects:
     """`BanEffects` of the gateway, which bans users."""
 
-    def __init__(self, store: GatewayStore, hub: Hub, calls: Calls) -> None:
+    def __init__(self, store: GatewayStore, hub: Hub, calls: SessionService) -> None:
         self._store = store
         self._hub = hub
         self._calls = calls

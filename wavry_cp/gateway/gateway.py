@@ -11,22 +11,22 @@ import structlog
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.token_files import TokenFile, require_different
-from wavry_cp.gateway.accounts.access import Admission
+from wavry_cp.gateway.accounts.access import UserAccess
 from wavry_cp.gateway.accounts.login_delays import LoginDelays
 from wavry_cp.gateway.accounts.passwords import PasswordHasher
-from wavry_cp.gateway.accounts.service import Accounts
+from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.sessions.broker import Broker
-from wavry_cp.gateway.sessions.leases import Relaying
+from wavry_cp.gateway.sessions.leases import SessionLeases
 from wavry_cp.gateway.sessions.rules import SessionKey
-from wavry_cp.gateway.sessions.service import Calls
+from wavry_cp.gateway.sessions.service import SessionService
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.signaling.limits import ConnectionSlots
 from wavry_cp.gateway.signaling.service import Signaling
 from wavry_cp.operators.auth_failures import AuthFailures
-from wavry_cp.operators.ban_service import BanDesk
-from wavry_cp.operators.bans import BanBook, BanKind
-from wavry_cp.operators.switch_service import SwitchDesk
-from wavry_cp.operators.switches import Switch, SwitchBook, SwitchState
+from wavry_cp.operators.ban_service import BanService
+from wavry_cp.operators.bans import BanKind, BanTable
+from wavry_cp.operators.switch_service import SwitchService
+from wavry_cp.operators.switches import Switch, SwitchState, SwitchTable
 from wavry_cp.store.sqlite.gateway import SqliteGatewayStore
 
 from .admin_access import AdminAccess
@@ -62,8 +62,8 @@ class Gateway:
         *,
         service_token: str,
         admin_token: TokenFile | None,
-        switches: SwitchBook,
-        bans: BanBook,
+        switches: SwitchTable,
+        bans: BanTable,
         clock: Clock,
     ) -> None:
         self.config = config
@@ -76,9 +76,9 @@ class Gateway:
         self.metrics.watch_online(lambda: self.hub.online)
         self.switches = switches
         self.metrics.watch_switches(switches)
-        self.switch_desk = SwitchDesk(store, switches, now_s=clock.now_s, turned=self._turned)
+        self.switch_desk = SwitchService(store, switches, now_s=clock.now_s, turned=self._turned)
         self.metrics.watch_bans(bans, clock.now_s)
-        admission = Admission(switches, bans, clock, self.metrics.banned_refused)
+        admission = UserAccess(switches, bans, clock, self.metrics.banned_refused)
         self.slots = ConnectionSlots(
             per_address=config.connections_per_address, total=config.max_connections
         )
@@ -89,7 +89,7 @@ class Gateway:
             concurrency=config.argon2_concurrency,
             max_waiting=config.argon2_waiting,
         )
-        self.accounts = Accounts(
+        self.accounts = AccountService(
             store=store,
             hub=self.hub,
             hasher=self._hasher,
@@ -103,7 +103,7 @@ class Gateway:
             clock=clock,
             metrics=self.metrics,
         )
-        self.calls = Calls(
+        self.calls = SessionService(
             store=store,
             hub=self.hub,
             limits=config.call_limits,
@@ -114,7 +114,7 @@ class Gateway:
             clock=clock,
             metrics=self.metrics,
         )
-        self.ban_desk = BanDesk(
+        self.ban_desk = BanService(
             store,
             bans,
             GatewayBanEffects(store, self.hub, self.calls),
@@ -138,7 +138,7 @@ class Gateway:
             ),
             monotonic_s=clock.monotonic_s,
         )
-        self.relaying = Relaying(
+        self.relaying = SessionLeases(
             store=store,
             hub=self.hub,
             broker=self.broker,
@@ -192,8 +192,8 @@ class Gateway:
                 store,
                 service_token=service.token,
                 admin_token=admin,
-                switches=SwitchBook(await store.switches()),
-                bans=BanBook(await store.bans()),
+                switches=SwitchTable(await store.switches()),
+                bans=BanTable(await store.bans()),
                 clock=clock or Clock(),
             )
         except BaseException:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 
 from wavry_cp.app.metric_families import Families
-from wavry_cp.operators.bans import BanBook
-from wavry_cp.operators.switches import SwitchBook
+from wavry_cp.operators.bans import BanTable
+from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.service.metrics import GATEWAY
 from wavry_peer.service.version import software_version
 
@@ -49,11 +49,11 @@ class GatewayMetrics:
         self.master_seconds = made.labelled_histogram("wavry_gateway_master_call_seconds")
         made.require_all_made()
 
-    def watch_switches(self, book: SwitchBook) -> None:
+    def watch_switches(self, book: SwitchTable) -> None:
         """Read the switches from `book` at each scrape."""
         self.lockdown.set_function(lambda: float(book.lockdown))
 
-    def watch_bans(self, book: BanBook, now_s: Callable[[], int]) -> None:
+    def watch_bans(self, book: BanTable, now_s: Callable[[], int]) -> None:
         """Count the bans of `book` at each scrape."""
         self.bans.set_function(lambda: book.count(now_s()).total())
 

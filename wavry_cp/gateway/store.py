@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wavry_cp.gateway.accounts.tokens import TokenHash
-from wavry_cp.gateway.sessions.rules import CallLimits, Change, Session, SessionKey
+from wavry_cp.gateway.sessions.rules import CallLimits, CallSession, Change, SessionKey
 from wavry_cp.operators.store import AdminStore
 
 __all__ = ["GatewayStore", "TokenOwner", "User"]
@@ -75,34 +75,34 @@ class GatewayStore(AdminStore, Protocol):
 
     # -- sessions ---------------------------------------------------------------------------
 
-    async def add_session(self, session: Session, limits: CallLimits) -> bool:
+    async def add_session(self, session: CallSession, limits: CallLimits) -> bool:
         """Store a new session; False where its caller is at one of the limits."""
 
-    async def session(self, session_id: SessionKey) -> Session | None:
+    async def session(self, session_id: SessionKey) -> CallSession | None:
         """A session by id."""
 
     async def change_session(
         self, session_id: SessionKey, change: Change
-    ) -> tuple[Session, Session] | None:
+    ) -> tuple[CallSession, CallSession] | None:
         """Apply a rule atomically; returns the session before and after, None for an unknown id.
 
         What the rule raises is raised here, and nothing is changed.
         """
 
-    async def sessions_of(self, username: str, *, limit: int) -> tuple[Session, ...]:
+    async def sessions_of(self, username: str, *, limit: int) -> tuple[CallSession, ...]:
         """The newest sessions of a user, newest first."""
 
     async def open_sessions_between(
         self, one: str, other: str, *, now_s: int
-    ) -> tuple[Session, ...]:
+    ) -> tuple[CallSession, ...]:
         """Sessions of two users that have not ended, newest first."""
 
     async def close_sessions_of(
         self, username: str, *, now_s: int, limit: int
-    ) -> tuple[Session, ...]:
+    ) -> tuple[CallSession, ...]:
         """Close open sessions of a user; returns them."""
 
-    async def expire_sessions(self, *, now_s: int, limit: int) -> tuple[Session, ...]:
+    async def expire_sessions(self, *, now_s: int, limit: int) -> tuple[CallSession, ...]:
         """Close sessions whose time is over; returns them."""
 
     async def forget_sessions(self, *, closed_before_s: int, limit: int) -> int:

@@ -6,9 +6,9 @@ from typing import Final
 from aiohttp import web
 
 from wavry_cp.app.http import ApiError, TokenFile, bearer_token, unauthorized
-from wavry_cp.operators.admin_tokens import ShownToken, TokenBook
+from wavry_cp.operators.admin_tokens import ShownToken, TokenTable
 from wavry_cp.operators.auth_failures import AuthFailures
-from wavry_cp.operators.roles import SERVICE, Caller, Role
+from wavry_cp.operators.roles import SERVICE, AdminRole, Caller
 
 __all__ = ["Access"]
 
@@ -22,7 +22,7 @@ class Access:
         self,
         service: TokenFile,
         admin: TokenFile,
-        book: TokenBook,
+        book: TokenTable,
         *,
         failures: AuthFailures,
         now_s: Callable[[], int],
@@ -51,7 +51,7 @@ class Access:
         if is_service:
             return Caller(SERVICE, None)
         if is_bootstrap:
-            return Caller(BOOTSTRAP_NAME, Role.ADMIN)
+            return Caller(BOOTSTRAP_NAME, AdminRole.ADMIN)
         return None if named is None else named.caller
 
     def require(self, request: web.Request, *needed: str) -> str:

@@ -22,31 +22,31 @@ from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.token_files import require_different
 from wavry_cp.master.blocks.routes import BlockRoutes
-from wavry_cp.master.blocks.service import BlockDesk
+from wavry_cp.master.blocks.service import BlockService
 from wavry_cp.master.keys.files import KeyFileError
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.routes import KeyRoutes
-from wavry_cp.master.keys.service import KeyDesk
+from wavry_cp.master.keys.service import KeyService
 from wavry_cp.master.leases.routes import LeaseRoutes
-from wavry_cp.master.leases.service import LeaseDesk
+from wavry_cp.master.leases.service import LeaseService
 from wavry_cp.master.relays.challenges import Challenges
 from wavry_cp.master.relays.event_routes import EventRoutes
 from wavry_cp.master.relays.event_stream import EventStreams
-from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.relays.routes import RelayRoutes
 from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.master.revocations.routes import RevocationRoutes
-from wavry_cp.master.revocations.service import RevocationBook, Revocations
-from wavry_cp.operators.admin_tokens import TokenBook
+from wavry_cp.master.revocations.service import RevocationIndex, RevocationService
+from wavry_cp.operators.admin_tokens import TokenTable
 from wavry_cp.operators.auth_failures import AuthFailures
 from wavry_cp.operators.ban_routes import BanRoutes
-from wavry_cp.operators.ban_service import BanDesk
-from wavry_cp.operators.bans import BanBook, BanKind
+from wavry_cp.operators.ban_service import BanService
+from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.lockdown import lockdown_middleware
 from wavry_cp.operators.switch_routes import SwitchRoutes
-from wavry_cp.operators.switch_service import SwitchDesk
-from wavry_cp.operators.switches import Switch, SwitchBook
-from wavry_cp.operators.token_service import TokenDesk
+from wavry_cp.operators.switch_service import SwitchService
+from wavry_cp.operators.switches import Switch, SwitchTable
+from wavry_cp.operators.token_service import TokenService
 from wavry_cp.store.sqlite.master import MasterSqlite
 
 from .access import Access
@@ -176,10 +176,10 @@ async def open_master(
     try:
         metrics = MasterMetrics()
         proxies = parse_networks(config.trusted_proxies)
-        tokens = TokenBook(await store.admin_tokens())
-        switches = SwitchBook(await store.switches())
+        tokens = TokenTable(await store.admin_tokens())
+        switches = SwitchTable(await store.switches())
         metrics.watch_switches(switches)
-        bans = BanBook(await store.bans())
+        bans = BanTable(await store.bans())
         metrics.watch_bans(bans, clock.now_s)
         access = Access(
             service,
@@ -193,12 +193,12 @@ async def open_master(
             ),
             now_s=clock.now_s,
         )
-        directory = RelayDirectory(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
+        directory = RelayRegistry(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
         await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
-        book = RevocationBook(await store.revocations.revocation_log())
+        book = RevocationIndex(await store.revocations.revocation_log())
         events = EventStreams()
-        revocations = Revocations(store.revocations, book, events.wake_all)
-        key_desk = KeyDesk(keys, store, directory, clock, metrics)
+        revocations = RevocationService(store.revocations, book, events.wake_all)
+        key_desk = KeyService(keys, store, directory, clock, metrics)
         await key_desk.load()
         key_desk.on_change.append(lambda _keyset: events.wake_all())
         context = MasterContext(
@@ -207,21 +207,21 @@ async def open_master(
             directory=directory,
             keys=keys,
             key_desk=key_desk,
-            desk=LeaseDesk(config, store, directory, keys, clock, switches, bans, book),
+            desk=LeaseService(config, store, directory, keys, clock, switches, bans, book),
             access=access,
             tokens=tokens,
-            token_desk=TokenDesk(store, tokens, clock),
+            token_desk=TokenService(store, tokens, clock),
             switches=switches,
-            switch_desk=SwitchDesk(store, switches, now_s=clock.now_s),
+            switch_desk=SwitchService(store, switches, now_s=clock.now_s),
             bans=bans,
-            ban_desk=BanDesk(
+            ban_desk=BanService(
                 store,
                 bans,
                 MasterBanEffects(store, directory, revocations, events.wake),
                 kinds=frozenset(BanKind),
                 now_s=clock.now_s,
             ),
-            block_desk=BlockDesk(),
+            block_desk=BlockService(),
             challenges=Challenges(),
             metrics=metrics,
             clock=clock,

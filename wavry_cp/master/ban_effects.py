@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol
 import structlog
 
 from wavry_cp.app.store_errors import StoreUnavailableError
-from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban, BanKind
 from wavry_cp.operators.store import AdminStore
@@ -56,7 +56,7 @@ class MasterBanEffects:
     def __init__(
         self,
         store: AdminStore,
-        directory: RelayDirectory,
+        directory: RelayRegistry,
         revoker: Revoker,
         wake_relay: Callable[[str], None] = lambda _relay_id: None,
     ) -> None:

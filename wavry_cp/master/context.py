@@ -4,20 +4,20 @@ from dataclasses import dataclass
 
 from wavry_cp.app.http import IpNetwork
 from wavry_cp.app.rate_limit import RateLimiter
-from wavry_cp.master.blocks.service import BlockDesk
+from wavry_cp.master.blocks.service import BlockService
 from wavry_cp.master.keys.live import LiveKeys
-from wavry_cp.master.keys.service import KeyDesk
-from wavry_cp.master.leases.service import LeaseDesk
+from wavry_cp.master.keys.service import KeyService
+from wavry_cp.master.leases.service import LeaseService
 from wavry_cp.master.relays.challenges import Challenges
 from wavry_cp.master.relays.event_stream import EventStreams
-from wavry_cp.master.relays.registry import RelayDirectory
-from wavry_cp.master.revocations.service import Revocations
-from wavry_cp.operators.admin_tokens import TokenBook
-from wavry_cp.operators.ban_service import BanDesk
-from wavry_cp.operators.bans import BanBook
-from wavry_cp.operators.switch_service import SwitchDesk
-from wavry_cp.operators.switches import SwitchBook
-from wavry_cp.operators.token_service import TokenDesk
+from wavry_cp.master.relays.registry import RelayRegistry
+from wavry_cp.master.revocations.service import RevocationService
+from wavry_cp.operators.admin_tokens import TokenTable
+from wavry_cp.operators.ban_service import BanService
+from wavry_cp.operators.bans import BanTable
+from wavry_cp.operators.switch_service import SwitchService
+from wavry_cp.operators.switches import SwitchTable
+from wavry_cp.operators.token_service import TokenService
 
 from .access import Access
 from .clock import Clock
@@ -34,22 +34,22 @@ class MasterContext:
 
     config: MasterConfig
     store: MasterStore
-    directory: RelayDirectory
+    directory: RelayRegistry
     keys: LiveKeys
-    key_desk: KeyDesk
-    desk: LeaseDesk
+    key_desk: KeyService
+    desk: LeaseService
     access: Access
-    tokens: TokenBook
-    token_desk: TokenDesk
-    switches: SwitchBook
-    switch_desk: SwitchDesk
-    bans: BanBook
-    ban_desk: BanDesk
-    block_desk: BlockDesk
+    tokens: TokenTable
+    token_desk: TokenService
+    switches: SwitchTable
+    switch_desk: SwitchService
+    bans: BanTable
+    ban_desk: BanService
+    block_desk: BlockService
     challenges: Challenges
     metrics: MasterMetrics
     clock: Clock
-    revocations: Revocations
+    revocations: RevocationService
     events: EventStreams
     register_limit: RateLimiter
     open_limit: RateLimiter

@@ -9,8 +9,8 @@ from functools import partial
 from wavry_cp.app.metric_families import Families
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.relays.rules import RelayState
-from wavry_cp.operators.bans import BanBook, BanKind
-from wavry_cp.operators.switches import SwitchBook
+from wavry_cp.operators.bans import BanKind, BanTable
+from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.service.metrics import MASTER, OTHER
 from wavry_peer.service.version import software_version
 
@@ -79,12 +79,12 @@ class MasterMetrics:
         self._bans = made.labelled_gauge("wavry_master_bans")
         made.require_all_made()
 
-    def watch_switches(self, book: SwitchBook) -> None:
+    def watch_switches(self, book: SwitchTable) -> None:
         """Read the switches from `book` at each scrape."""
         self._relay_mode.set_function(lambda: float(book.relay_mode))
         self._lockdown.set_function(lambda: float(book.lockdown))
 
-    def watch_bans(self, book: BanBook, now_s: Callable[[], int]) -> None:
+    def watch_bans(self, book: BanTable, now_s: Callable[[], int]) -> None:
         """Count the bans of `book` at each scrape."""
 
         def held(kind: BanKind) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from wavry_cp.master.leases.rules import SessionRecord
+from wavry_cp.master.leases.rules import LeasedSession
 from wavry_cp.master.relays.rules import RelayRecord
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban
@@ -62,11 +62,11 @@ class MasterStore(AdminStore, TokenStore, Protocol):
         """Write when relays (by id) were last heard, in unix seconds."""
         ...
 
-    async def session(self, session_id: str) -> SessionRecord | None:
+    async def session(self, session_id: str) -> LeasedSession | None:
         """The session with this id."""
         ...
 
-    async def swap_session(self, expected_revision: int | None, session: SessionRecord) -> bool:
+    async def swap_session(self, expected_revision: int | None, session: LeasedSession) -> bool:
         """Write a session if it is still as the caller read it, and how long its keys are needed.
 
         Args:

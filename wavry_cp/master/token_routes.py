@@ -4,8 +4,8 @@ import structlog
 from aiohttp import web
 
 from wavry_cp.app.http import json_response, read_body, read_optional_body
-from wavry_cp.operators.admin_tokens import ShownToken, TokenBook
-from wavry_cp.operators.token_service import TokenDesk
+from wavry_cp.operators.admin_tokens import ShownToken, TokenTable
+from wavry_cp.operators.token_service import TokenService
 from wavry_peer.protocol.http.admin import (
     NewTokenRequest,
     RevokeTokenRequest,
@@ -23,9 +23,9 @@ _log = structlog.get_logger(__name__)
 
 
 class TokenRoutes:
-    """Handlers; the rules are in `TokenDesk` and `control.admin_tokens`."""
+    """Handlers; the rules are in `TokenService` and `control.admin_tokens`."""
 
-    def __init__(self, access: Access, desk: TokenDesk, book: TokenBook, clock: Clock) -> None:
+    def __init__(self, access: Access, desk: TokenService, book: TokenTable, clock: Clock) -> None:
         self._access = access
         self._desk = desk
         self._book = book

@@ -17,13 +17,13 @@ from typing import Final, Self
 from wavry_peer.protocol import base64url
 
 from .audit import SYSTEM
-from .roles import SERVICE, Caller, Role
+from .roles import SERVICE, AdminRole, Caller
 
 __all__ = [
     "RESERVED_NAMES",
     "AdminToken",
     "ShownToken",
-    "TokenBook",
+    "TokenTable",
     "new_token",
     "rotation",
 ]
@@ -52,7 +52,7 @@ class AdminToken:
 
     token_id: str
     name: str
-    role: Role
+    role: AdminRole
     secret_hash: str
     created_at_s: int
     expires_at_s: int | None
@@ -85,7 +85,7 @@ class ShownToken:
 
 def new_token(
     name: str,
-    role: Role,
+    role: AdminRole,
     *,
     now_s: int,
     life_s: int | None,
@@ -130,7 +130,7 @@ def _age(token: AdminToken) -> tuple[int, float]:
     return token.created_at_s, end_s
 
 
-class TokenBook:
+class TokenTable:
     """All named tokens of the master, in memory; the store has the same."""
 
     def __init__(self, tokens: Iterable[AdminToken] = ()) -> None:

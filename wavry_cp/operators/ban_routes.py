@@ -5,16 +5,16 @@ from aiohttp import web
 from wavry_cp.app.http import json_response, read_body
 from wavry_peer.protocol.http.admin import BanRequest, LiftBanRequest
 
-from .ban_service import BanDesk
+from .ban_service import BanService
 from .switch_routes import Require
 
 __all__ = ["BanRoutes"]
 
 
 class BanRoutes:
-    """Handlers; the rules are `BanDesk`'s."""
+    """Handlers; the rules are `BanService`'s."""
 
-    def __init__(self, desk: BanDesk, require: Require) -> None:
+    def __init__(self, desk: BanService, require: Require) -> None:
         self._desk = desk
         self._require = require
 

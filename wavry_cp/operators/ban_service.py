@@ -14,9 +14,9 @@ from wavry_cp.app.http import ApiError
 from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
 
 from .audit import SYSTEM, AuditEntry, AuditLog, attempted
-from .bans import Ban, BanBook, BanKind
+from .bans import Ban, BanKind, BanTable
 
-__all__ = ["BanDesk", "BanEffects"]
+__all__ = ["BanEffects", "BanService"]
 
 MAX_BANS: Final = 10_000
 """They are kept in memory; whoever needs more has another problem than bans."""
@@ -48,13 +48,13 @@ class BanEffects(Protocol):
         ...
 
 
-class BanDesk:
+class BanService:
     """Answers ``/v1/admin/bans``."""
 
     def __init__(
         self,
         log: AuditLog,
-        book: BanBook,
+        book: BanTable,
         effects: BanEffects,
         *,
         kinds: Collection[BanKind],

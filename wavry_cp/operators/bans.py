@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Ban", "BanBook", "BanKind"]
+__all__ = ["Ban", "BanKind", "BanTable"]
 
 
 class BanKind(StrEnum):
@@ -42,7 +42,7 @@ class Ban:
         return self.expires_at_s is None or now_s < self.expires_at_s
 
 
-class BanBook:
+class BanTable:
     """The bans of one service, in memory; the store has the same."""
 
     def __init__(self, bans: Iterable[Ban] = ()) -> None:

@@ -12,7 +12,7 @@ from prometheus_client import Counter
 
 from wavry_cp.app.http import ApiError, Handler, route_template
 
-from .switches import SwitchBook
+from .switches import SwitchTable
 
 __all__ = ["ALWAYS_OPEN", "lockdown_middleware"]
 
@@ -23,7 +23,7 @@ RETRY_AFTER_S: Final = 10
 
 
 def lockdown_middleware(
-    book: SwitchBook,
+    book: SwitchTable,
     *,
     open_routes: Collection[str],
     is_admin: Callable[[web.Request], bool],

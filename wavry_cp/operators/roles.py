@@ -4,25 +4,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["SERVICE", "Caller", "Role"]
+__all__ = ["SERVICE", "AdminRole", "Caller"]
 
 SERVICE: Final = "service"
 """Name of the caller that shows the service token; no admin token may have it."""
 
 
-class Role(StrEnum):
+class AdminRole(StrEnum):
     """viewer looks; operator drains, bans and revokes; admin also changes tokens and keys."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
 
-    def includes(self, needed: "Role") -> bool:
+    def includes(self, needed: "AdminRole") -> bool:
         """True where this role may do what `needed` may."""
         return _RANK[self] >= _RANK[needed]
 
 
-_RANK: Final = {role: rank for rank, role in enumerate(Role)}
+_RANK: Final = {role: rank for rank, role in enumerate(AdminRole)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class Caller:
     """
 
     name: str
-    role: Role | None
+    role: AdminRole | None
 
     def may(self, needed: str) -> bool:
-        """True where the caller is `needed`: ``"service"``, or the value of a `Role`."""
+        """True where the caller is `needed`: ``"service"``, or the value of a `AdminRole`."""
         if needed == SERVICE:
             return self.role is None
-        return self.role is not None and self.role.includes(Role(needed))
+        return self.role is not None and self.role.includes(AdminRole(needed))

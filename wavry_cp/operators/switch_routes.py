@@ -7,8 +7,8 @@ from aiohttp import web
 from wavry_cp.app.http import ApiError, json_response, read_body
 from wavry_peer.protocol.http.admin import SwitchList, SwitchRequest
 
-from .switch_service import SwitchDesk, switch_info
-from .switches import Switch, SwitchBook
+from .switch_service import SwitchService, switch_info
+from .switches import Switch, SwitchTable
 
 __all__ = ["Require", "SwitchRoutes"]
 
@@ -21,8 +21,8 @@ class SwitchRoutes:
 
     def __init__(
         self,
-        desk: SwitchDesk,
-        book: SwitchBook,
+        desk: SwitchService,
+        book: SwitchTable,
         roles: Mapping[Switch, str],
         require: Require,
     ) -> None:

@@ -10,9 +10,9 @@ from wavry_peer.protocol.http.admin import SwitchInfo, SwitchRequest
 
 from .audit import AuditEntry, attempted
 from .store import AdminStore
-from .switches import Switch, SwitchBook, SwitchState
+from .switches import Switch, SwitchState, SwitchTable
 
-__all__ = ["SwitchDesk", "switch_info"]
+__all__ = ["SwitchService", "switch_info"]
 
 _CLOSING: Final = {Switch.RELAY_MODE: False, Switch.LOCKDOWN: True}
 """The position of each switch in which users are turned away."""
@@ -20,13 +20,13 @@ _CLOSING: Final = {Switch.RELAY_MODE: False, Switch.LOCKDOWN: True}
 _log = structlog.get_logger(__name__)
 
 
-class SwitchDesk:
+class SwitchService:
     """Answers ``/v1/admin/switches``."""
 
     def __init__(
         self,
         store: AdminStore,
-        book: SwitchBook,
+        book: SwitchTable,
         *,
         now_s: Callable[[], int],
         turned: Callable[[SwitchState], None] = lambda _state: None,

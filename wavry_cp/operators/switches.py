@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Switch", "SwitchBook", "SwitchState"]
+__all__ = ["Switch", "SwitchState", "SwitchTable"]
 
 
 class Switch(StrEnum):
@@ -28,7 +28,7 @@ class SwitchState:
     reason: str = ""
 
 
-class SwitchBook:
+class SwitchTable:
     """The switches of one service, in memory; the store has the same."""
 
     def __init__(self, states: Iterable[SwitchState] = ()) -> None:

@@ -15,25 +15,25 @@ from wavry_peer.protocol.http.admin import (
     TokenList,
 )
 
-from .admin_tokens import RESERVED_NAMES, AdminToken, TokenBook, new_token, rotation
+from .admin_tokens import RESERVED_NAMES, AdminToken, TokenTable, new_token, rotation
 from .audit import SYSTEM, AuditEntry, attempted
-from .roles import Role
+from .roles import AdminRole
 from .store import TokenStore
 
-__all__ = ["TokenDesk"]
+__all__ = ["TokenService"]
 
 MAX_TOKENS: Final = 1000
 KEEP_EXPIRED_S: Final = 7 * 86_400
 """Expired tokens are listed for a week, so that their holder finds out why he is refused."""
 
 
-class TokenDesk:
+class TokenService:
     """Answers ``/v1/admin/tokens``."""
 
     def __init__(
         self,
         store: TokenStore,
-        book: TokenBook,
+        book: TokenTable,
         clock: Clock,
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
@@ -72,7 +72,7 @@ class TokenDesk:
                 )
             token, text = new_token(
                 request.name,
-                Role(request.role),
+                AdminRole(request.role),
                 now_s=now_s,
                 life_s=request.life_s,
                 random_bytes=self._random_bytes,

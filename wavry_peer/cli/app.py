@@ -18,7 +18,7 @@ from wavry_peer.protocol.errors import LocalError
 
 from .chat import StandardInput, chat
 from .files import receive_files, send_one
-from .login import Account, read_password
+from .login import CommandUser, read_password
 from .output import EXIT_STATUSES, Output, run_command
 from .ping import ping_session
 
@@ -118,7 +118,7 @@ def register(
     output = Output(as_json=as_json)
 
     async def work() -> int:
-        account = Account.make(gateway, home or default_home(), username, password_file)
+        account = CommandUser.make(gateway, home or default_home(), username, password_file)
         password = read_password(password_file, username=username, confirm=True)
         async with account.client() as client:
             await client.register(username, password)
@@ -148,7 +148,7 @@ def login(
 
     async def work() -> int:
         directory = home or default_home()
-        account = Account.make(gateway, directory, username, password_file)
+        account = CommandUser.make(gateway, directory, username, password_file)
         password = read_password(password_file, username=username)
         async with account.client() as client:
             new = await client.login(username, password)
@@ -172,7 +172,7 @@ def logout(*, gateway: Gateway = None, home: Home = None, as_json: Json = False)
 
     async def work() -> int:
         directory = home or default_home()
-        account = Account.make(gateway, directory, None, None)
+        account = CommandUser.make(gateway, directory, None, None)
         store = LoginStore.in_home(directory)
         kept = store.get(account.gateway_url)
         if kept is None:
@@ -228,7 +228,7 @@ def forget(
 
     async def work() -> int:
         directory = home or default_home()
-        account = Account.make(gateway, directory, None, None)
+        account = CommandUser.make(gateway, directory, None, None)
         known = KnownPeers.in_home(directory).forget(account.gateway_url, username)
         if not known:
             raise LocalError(f"no key of {username} is pinned for {account.gateway_url}")
@@ -257,7 +257,7 @@ def connect(
     output = Output(as_json=as_json)
 
     async def work() -> int:
-        account = Account.make(gateway, home or default_home(), as_user, password_file)
+        account = CommandUser.make(gateway, home or default_home(), as_user, password_file)
         async with account.peer() as peer, await peer.connect(username) as session:
             output.remark(f"connected to {username} ({session.statistics().path})")
             if as_json:
@@ -292,7 +292,7 @@ def host(
 
     async def work() -> int:
         policy = _policy(from_users, from_all=from_all)
-        account = Account.make(gateway, home or default_home(), as_user, password_file)
+        account = CommandUser.make(gateway, home or default_home(), as_user, password_file)
         standard_input = StandardInput()
         async with account.peer() as peer, peer.listen(accept=policy) as listener:
             _tell_listening(output, listener.username)
@@ -337,7 +337,7 @@ def send(
     async def work() -> int:
         if not file.is_file():
             raise LocalError(f"there is no file {file}")
-        account = Account.make(gateway, home or default_home(), as_user, password_file)
+        account = CommandUser.make(gateway, home or default_home(), as_user, password_file)
         async with account.peer() as peer:
             return await send_one(peer, to, file, name, output)
 
@@ -369,7 +369,7 @@ def receive(
         policy = _policy(from_users, from_all=from_all)
         if not directory.is_dir():
             raise LocalError(f"there is no directory {directory}")
-        account = Account.make(gateway, home or default_home(), as_user, password_file)
+        account = CommandUser.make(gateway, home or default_home(), as_user, password_file)
         async with account.peer() as peer, peer.listen(accept=policy) as listener:
             _tell_listening(output, listener.username)
             return await receive_files(
@@ -398,7 +398,7 @@ def ping(
     output = Output(as_json=as_json)
 
     async def work() -> int:
-        account = Account.make(gateway, home or default_home(), as_user, password_file)
+        account = CommandUser.make(gateway, home or default_home(), as_user, password_file)
         async with account.peer() as peer, await peer.connect(username) as session:
             output.remark(f"connected to {username} ({session.statistics().path})")
 
@@ -435,7 +435,7 @@ def health(*, gateway: Gateway = None, home: Home = None, as_json: Json = False)
 
     async def work() -> int:
         directory = home or default_home()
-        account = Account.make(gateway, directory, None, None)
+        account = CommandUser.make(gateway, directory, None, None)
         if (directory / IDENTITY_FILE).exists():
             load_identity(directory)
         kept = LoginStore.in_home(directory).get(account.gateway_url)

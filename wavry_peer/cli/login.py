@@ -16,7 +16,7 @@ from wavry_peer.home.private_files import read_private
 from wavry_peer.peer import Peer
 from wavry_peer.protocol.errors import LocalError
 
-__all__ = ["Account", "check_password", "check_username", "read_password"]
+__all__ = ["CommandUser", "check_password", "check_username", "read_password"]
 
 PASSWORD_VARIABLE: Final = "WAVRY_PASSWORD"
 ALLOW_HTTP_VARIABLE: Final = "WAVRY_PEER_ALLOW_HTTP"
@@ -82,7 +82,7 @@ def _given_password(password_file: Path | None, *, username: str, confirm: bool)
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class CommandUser:
     """The gateway, and who we are there.
 
     Attributes:
@@ -100,7 +100,7 @@ class Account:
     @classmethod
     def make(
         cls, gateway: str | None, home: Path, username: str | None, password_file: Path | None
-    ) -> "Account":
+    ) -> "CommandUser":
         """An account from options.
 
         Raises:

@@ -32,14 +32,14 @@ __all__ = [
     "ID_BYTES",
     "MAX_CHUNKS",
     "WINDOW_CHUNKS",
-    "Ack",
-    "Data",
     "Frame",
     "FrameError",
-    "Kind",
-    "Offer",
+    "FrameKind",
     "ResultCode",
     "Simple",
+    "TransferAck",
+    "TransferData",
+    "TransferOffer",
     "parse_frame",
 ]
 
@@ -60,7 +60,7 @@ _ACK: Final = struct.Struct("!B8sIIII")
 DATA_HEADER_BYTES: Final = _DATA.size
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """First byte of a frame."""
 
     OFFER = 1
@@ -92,7 +92,7 @@ class FrameError(ProtocolError):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class TransferOffer:
     """A file is offered; `sha256` is over its whole content."""
 
     transfer_id: bytes
@@ -113,13 +113,13 @@ class Offer:
     def pack(self) -> bytes:
         """The frame."""
         head = _OFFER.pack(
-            Kind.OFFER, self.transfer_id, self.size_bytes, self.chunk_bytes, self.sha256
+            FrameKind.OFFER, self.transfer_id, self.size_bytes, self.chunk_bytes, self.sha256
         )
         return head + self.name.encode()
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TransferData:
     """One chunk."""
 
     transfer_id: bytes
@@ -130,12 +130,12 @@ class Data:
 
     def pack(self) -> bytes:
         """The frame."""
-        head = _DATA.pack(Kind.DATA, self.transfer_id, self.index, self.stamp_us, self.flags)
+        head = _DATA.pack(FrameKind.DATA, self.transfer_id, self.index, self.stamp_us, self.flags)
         return head + self.data
 
 
 @dataclass(frozen=True, slots=True)
-class Ack:
+class TransferAck:
     """What the receiver has: everything before `next_index`, and bit i for `next_index + i`."""
 
     transfer_id: bytes
@@ -148,7 +148,7 @@ class Ack:
     def pack(self) -> bytes:
         """The frame."""
         head = _ACK.pack(
-            Kind.ACK,
+            FrameKind.ACK,
             self.transfer_id,
             self.stamp_us,
             min(self.delay_us, 2**32 - 1),
@@ -162,17 +162,17 @@ class Ack:
 class Simple:
     """A frame with nothing but a code (RESULT) or not even that."""
 
-    kind: Kind
+    kind: FrameKind
     transfer_id: bytes
     code: int = 0
 
     def pack(self) -> bytes:
         """The frame."""
         head = _HEAD.pack(self.kind, self.transfer_id)
-        return head + bytes((self.code,)) if self.kind is Kind.RESULT else head
+        return head + bytes((self.code,)) if self.kind is FrameKind.RESULT else head
 
 
-Frame = Offer | Data | Ack | Simple
+Frame = TransferOffer | TransferData | TransferAck | Simple
 
 
 def parse_frame(frame: bytes) -> Frame:
@@ -182,33 +182,33 @@ def parse_frame(frame: bytes) -> Frame:
         FrameError: it does not fit.
     """
     try:
-        kind = Kind(frame[0])
-        if kind is Kind.DATA:
+        kind = FrameKind(frame[0])
+        if kind is FrameKind.DATA:
             _, transfer_id, index, stamp_us, flags = _DATA.unpack_from(frame)
-            return Data(transfer_id, index, stamp_us, flags, frame[_DATA.size :])
-        if kind is Kind.ACK:
+            return TransferData(transfer_id, index, stamp_us, flags, frame[_DATA.size :])
+        if kind is FrameKind.ACK:
             _, transfer_id, stamp_us, delay_us, duplicates, next_index = _ACK.unpack_from(frame)
             have = int.from_bytes(frame[_ACK.size :], "little")
             if have.bit_length() > WINDOW_CHUNKS:
                 raise FrameError("the map of an ACK is too long")
-            return Ack(transfer_id, stamp_us, delay_us, duplicates, next_index, have)
-        if kind is Kind.OFFER:
+            return TransferAck(transfer_id, stamp_us, delay_us, duplicates, next_index, have)
+        if kind is FrameKind.OFFER:
             return _parse_offer(frame)
         transfer_id = _HEAD.unpack_from(frame)[1]
         rest = frame[_HEAD.size :]
     except (IndexError, ValueError, struct.error) as error:
         raise FrameError("not a frame of a file transfer") from error
-    if len(rest) != (1 if kind is Kind.RESULT else 0):
+    if len(rest) != (1 if kind is FrameKind.RESULT else 0):
         raise FrameError(f"{kind.name} has the wrong size")
     return Simple(kind, transfer_id, rest[0] if rest else 0)
 
 
-def _parse_offer(frame: bytes) -> Offer:
+def _parse_offer(frame: bytes) -> TransferOffer:
     _, transfer_id, size_bytes, chunk_bytes, sha256 = _OFFER.unpack_from(frame)
     raw_name = frame[_OFFER.size :]
     if not chunk_bytes >= MIN_CHUNK_BYTES or not 0 < len(raw_name) <= MAX_NAME_BYTES:
         raise FrameError("an OFFER's chunk size or name is out of range")
-    offer = Offer(transfer_id, size_bytes, chunk_bytes, sha256, raw_name.decode())
+    offer = TransferOffer(transfer_id, size_bytes, chunk_bytes, sha256, raw_name.decode())
     if offer.chunk_count > MAX_CHUNKS:
         raise FrameError("the file has too many chunks")
     return offer

@@ -13,13 +13,13 @@ from typing import Final
 from .frames import (
     ACK_NOW,
     WINDOW_CHUNKS,
-    Ack,
-    Data,
     FrameError,
-    Kind,
-    Offer,
+    FrameKind,
     ResultCode,
     Simple,
+    TransferAck,
+    TransferData,
+    TransferOffer,
     parse_frame,
 )
 
@@ -59,7 +59,9 @@ class FileReceiver:
         duplicates: chunks that came again.
     """
 
-    def __init__(self, offer: Offer, write: Callable[[int, bytes], None], now_ns: int) -> None:
+    def __init__(
+        self, offer: TransferOffer, write: Callable[[int, bytes], None], now_ns: int
+    ) -> None:
         """Makes a receiver that accepts at once.
 
         Args:
@@ -77,7 +79,7 @@ class FileReceiver:
         self._count = offer.chunk_count
         self._next = 0
         self._have = 0
-        self._outgoing: list[bytes] = [self._simple(Kind.ACCEPT)]
+        self._outgoing: list[bytes] = [self._simple(FrameKind.ACCEPT)]
         self._heard_ns = now_ns
         self._unacked = 0
         self._ack_due_ns: int | None = None
@@ -89,7 +91,7 @@ class FileReceiver:
         self._complete_if_all()
 
     @classmethod
-    def refusal(cls, offer: Offer, code: ResultCode, now_ns: int) -> "FileReceiver":
+    def refusal(cls, offer: TransferOffer, code: ResultCode, now_ns: int) -> "FileReceiver":
         """A receiver that only tells the sender "no", reliably."""
 
         def write(_offset: int, _data: bytes) -> None: ...
@@ -124,20 +126,20 @@ class FileReceiver:
             return
         self._heard_ns = now_ns
         match parsed:
-            case Simple(kind=Kind.CANCEL):
+            case Simple(kind=FrameKind.CANCEL):
                 self.result = self.result or ResultCode.CANCELLED
                 self._end()
-            case Simple(kind=Kind.RESULT_ACK):
+            case Simple(kind=FrameKind.RESULT_ACK):
                 if self._state is _State.RESULT:
                     self._end()
             case _ if self._state is _State.RESULT:
                 # It has not heard the result; at most one copy for each burst.
                 self._result_due_ns = min(self._result_due_ns, now_ns)
-            case Data():
+            case TransferData():
                 self._on_data(parsed, now_ns)
-            case Offer():
-                self._outgoing.append(self._simple(Kind.ACCEPT))
-            case Simple(kind=Kind.QUERY):
+            case TransferOffer():
+                self._outgoing.append(self._simple(FrameKind.ACCEPT))
+            case Simple(kind=FrameKind.QUERY):
                 self._ack_due_ns = now_ns
 
     def frames_to_send(self, now_ns: int) -> list[bytes]:
@@ -169,7 +171,7 @@ class FileReceiver:
         elif self._ack_due_ns is not None and now_ns >= self._ack_due_ns:
             self._acknowledge(now_ns)
 
-    def _on_data(self, data: Data, now_ns: int) -> None:
+    def _on_data(self, data: TransferData, now_ns: int) -> None:
         offset = data.index - self._next
         if data.index >= self._count or offset >= WINDOW_CHUNKS:
             return
@@ -209,7 +211,7 @@ class FileReceiver:
         # A delay of 0 says that there is no stamp; a stamp is good for one ACK.
         delay_us = 0 if self._stamped_ns is None else (now_ns - self._stamped_ns) // 1000 + 1
         self._stamped_ns = None
-        ack = Ack(
+        ack = TransferAck(
             self.offer.transfer_id,
             self._stamp_us,
             delay_us,
@@ -220,11 +222,11 @@ class FileReceiver:
         self._outgoing.append(ack.pack())
 
     def _tell_result(self, now_ns: int) -> None:
-        self._outgoing.append(self._simple(Kind.RESULT, self.result or ResultCode.OK))
+        self._outgoing.append(self._simple(FrameKind.RESULT, self.result or ResultCode.OK))
         self._result_due_ns = now_ns + self._result_wait_ns
         self._result_wait_ns = min(self._result_wait_ns * 2, RESULT_MAX_WAIT_NS)
 
-    def _simple(self, kind: Kind, code: int = 0) -> bytes:
+    def _simple(self, kind: FrameKind, code: int = 0) -> bytes:
         return Simple(kind, self.offer.transfer_id, code).pack()
 
     def _end(self) -> None:

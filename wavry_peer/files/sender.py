@@ -17,13 +17,13 @@ from .frames import (
     ACK_NOW,
     DATA_HEADER_BYTES,
     WINDOW_CHUNKS,
-    Ack,
-    Data,
     FrameError,
-    Kind,
-    Offer,
+    FrameKind,
     ResultCode,
     Simple,
+    TransferAck,
+    TransferData,
+    TransferOffer,
     parse_frame,
 )
 
@@ -79,7 +79,9 @@ class FileSender:
         is_over: nothing is left to do.
     """
 
-    def __init__(self, offer: Offer, read: Callable[[int, int], bytes], now_ns: int) -> None:
+    def __init__(
+        self, offer: TransferOffer, read: Callable[[int, int], bytes], now_ns: int
+    ) -> None:
         """Makes a sender that offers the file at once.
 
         Args:
@@ -123,7 +125,7 @@ class FileSender:
     def cancel(self) -> None:
         """Gives up and tells the receiver."""
         if not self.is_over:
-            cancel = Simple(Kind.CANCEL, self.offer.transfer_id).pack()
+            cancel = Simple(FrameKind.CANCEL, self.offer.transfer_id).pack()
             self._control += [cancel] * CANCEL_COPIES
             self._end()
 
@@ -136,12 +138,12 @@ class FileSender:
         if parsed.transfer_id != self.offer.transfer_id or self.is_over:
             return
         match parsed:
-            case Ack():
+            case TransferAck():
                 self._on_ack(parsed, now_ns)
-            case Simple(kind=Kind.ACCEPT):
+            case Simple(kind=FrameKind.ACCEPT):
                 self._heard_ns = now_ns
                 self._accepted(now_ns)
-            case Simple(kind=Kind.RESULT):
+            case Simple(kind=FrameKind.RESULT):
                 self._on_result(parsed.code)
 
     def frames_to_send(self, now_ns: int) -> list[bytes]:
@@ -174,7 +176,7 @@ class FileSender:
                 self._on_timeout(now_ns)
         elif now_ns >= self._control_due_ns:
             is_offering = self._state is _State.OFFERING
-            query = Simple(Kind.QUERY, self.offer.transfer_id)
+            query = Simple(FrameKind.QUERY, self.offer.transfer_id)
             self._control.append((self.offer if is_offering else query).pack())
             self._wait_ns = min(self._wait_ns * 2, MAX_WAIT_NS)
             self._control_due_ns = now_ns + self._wait_ns
@@ -211,7 +213,7 @@ class FileSender:
         self._last_sent_ns = now_ns
         self.statistics.chunks_sent += 1
         stamp_us = now_ns // 1000 & 0xFFFFFFFF
-        return Data(self.offer.transfer_id, index, stamp_us, flags, data).pack()
+        return TransferData(self.offer.transfer_id, index, stamp_us, flags, data).pack()
 
     def _on_timeout(self, now_ns: int) -> None:
         self.statistics.timeouts += 1
@@ -234,7 +236,7 @@ class FileSender:
             self._last_sent_ns = now_ns
             self._finish_sending(now_ns)
 
-    def _on_ack(self, ack: Ack, now_ns: int) -> None:
+    def _on_ack(self, ack: TransferAck, now_ns: int) -> None:
         # The receiver answers only what it accepted: ACCEPT itself may have been lost.
         self._accepted(now_ns)
         if ack.next_index < self._missing_from or ack.next_index > self._next_new:
@@ -255,12 +257,12 @@ class FileSender:
             self._congestion.acked(newly, newest_sent_ns, now_ns)
         self._finish_sending(now_ns)
 
-    def _sample(self, ack: Ack, now_ns: int) -> None:
+    def _sample(self, ack: TransferAck, now_ns: int) -> None:
         elapsed_us = (now_ns // 1000 - ack.stamp_us) & 0xFFFFFFFF
         if 0 < ack.delay_us <= elapsed_us < STALL_NS // 1000:
             self._congestion.sample((elapsed_us - ack.delay_us) * 1000)
 
-    def _take_acked(self, ack: Ack, now_ns: int) -> tuple[int, int]:
+    def _take_acked(self, ack: TransferAck, now_ns: int) -> tuple[int, int]:
         """Removes what arrived; gives how many were new and when the newest was sent."""
         arrived = list(range(self._missing_from, ack.next_index))
         self._have >>= ack.next_index - self._missing_from
@@ -318,7 +320,7 @@ class FileSender:
         if self.result is ResultCode.OK:
             self.statistics.acked_bytes = self.offer.size_bytes
         # Twice: nobody answers it, and without it the receiver waits a little.
-        answer = Simple(Kind.RESULT_ACK, self.offer.transfer_id).pack()
+        answer = Simple(FrameKind.RESULT_ACK, self.offer.transfer_id).pack()
         self._control += [answer, answer]
         self._end()
 

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from wavry_peer.errors import SessionClosedError, TransferError
 from wavry_peer.protocol.errors import LocalError
 
-from .frames import ID_BYTES, FrameError, Offer, ResultCode, parse_frame
+from .frames import ID_BYTES, FrameError, ResultCode, TransferOffer, parse_frame
 from .incoming import IncomingFile, safe_name
 from .receiver import FileReceiver
 from .sender import FileSender, chunk_bytes_for
@@ -135,7 +135,7 @@ async def send_file(
         if not path.is_file():
             raise LocalError(f"{path} is not a regular file")
         size_bytes, digest = await asyncio.to_thread(_measure, descriptor)
-        offer = Offer(
+        offer = TransferOffer(
             os.urandom(ID_BYTES),
             size_bytes,
             chunk_bytes_for(session.max_datagram_bytes),
@@ -235,7 +235,7 @@ async def receive_file(
 
 
 def _wanted_name(
-    offer: Offer, max_bytes: int | None, wants: Callable[[str, int], bool] | None
+    offer: TransferOffer, max_bytes: int | None, wants: Callable[[str, int], bool] | None
 ) -> str:
     name = safe_name(offer.name)
     if max_bytes is not None and offer.size_bytes > max_bytes:
@@ -282,13 +282,13 @@ class _Check:
         self.done.set()
 
 
-async def _wait_for_offer(session: DatagramSession) -> Offer:
+async def _wait_for_offer(session: DatagramSession) -> TransferOffer:
     while True:
         try:
             frame = parse_frame(await session.receive())
         except FrameError:
             continue
-        if isinstance(frame, Offer):
+        if isinstance(frame, TransferOffer):
             return frame
 
 

@@ -13,7 +13,7 @@ from yarl import URL
 
 from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachableError
 from wavry_peer.home.identity import Identity
-from wavry_peer.home.logins import Login
+from wavry_peer.home.logins import SavedLogin
 from wavry_peer.protocol.errors import LocalError, MessageError
 from wavry_peer.protocol.http import api
 
@@ -99,7 +99,7 @@ class GatewayClient:
         body = _body(api.UserCredentials, username=username, password=password)
         await self._call("POST", "/auth/register", body, api.LoginResponse)
 
-    async def login(self, username: str, password: str) -> Login:
+    async def login(self, username: str, password: str) -> SavedLogin:
         """Logs in; later calls use the new token.
 
         Raises:
@@ -111,7 +111,7 @@ class GatewayClient:
         if answer.token is None:
             raise GatewayUnreachableError("the gateway's answer to the login has no token")
         self.token = answer.token
-        return Login(answer.username, answer.token, answer.expires_at)
+        return SavedLogin(answer.username, answer.token, answer.expires_at)
 
     async def logout(self) -> None:
         """Ends the login at the gateway.

@@ -9,12 +9,12 @@ from wavry_peer.errors import PrivateFileError
 
 from .private_files import locked, read_private, write_private
 
-__all__ = ["Login", "LoginStore"]
+__all__ = ["LoginStore", "SavedLogin"]
 
 LOGINS_FILE: Final = "logins.json"
 
 
-class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SavedLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One login.
 
     Attributes:
@@ -33,7 +33,7 @@ class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _LoginsFile(msgspec.Struct, forbid_unknown_fields=True):
     version: int
-    gateways: dict[str, Login]
+    gateways: dict[str, SavedLogin]
 
 
 class LoginStore:
@@ -51,7 +51,7 @@ class LoginStore:
         """The store in the peer's directory."""
         return cls(home / LOGINS_FILE)
 
-    def get(self, gateway_url: str) -> Login | None:
+    def get(self, gateway_url: str) -> SavedLogin | None:
         """The login at a gateway, or None.
 
         Raises:
@@ -59,7 +59,7 @@ class LoginStore:
         """
         return self._read().get(gateway_url)
 
-    def put(self, gateway_url: str, login: Login) -> None:
+    def put(self, gateway_url: str, login: SavedLogin) -> None:
         """Keep a login in place of an earlier one.
 
         Raises:
@@ -79,7 +79,7 @@ class LoginStore:
             if logins.pop(gateway_url, None) is not None:
                 self._write(logins)
 
-    def _read(self) -> dict[str, Login]:
+    def _read(self) -> dict[str, SavedLogin]:
         content = read_private(self._path)
         if content is None:
             return {}
@@ -91,5 +91,5 @@ class LoginStore:
                 f"{self._path} is damaged; remove it and run: wavry-peer login"
             ) from None
 
-    def _write(self, logins: dict[str, Login]) -> None:
+    def _write(self, logins: dict[str, SavedLogin]) -> None:
         write_private(self._path, msgspec.json.format(msgspec.json.encode(_LoginsFile(1, logins))))

@@ -47,7 +47,7 @@ from .relay_events import (
     RenewalFailed,
 )
 from .relay_link import RelayLink
-from .renewal import Renewal
+from .renewal import RenewalSchedule
 
 __all__ = ["RelayPaths"]
 
@@ -148,7 +148,7 @@ class RelayPaths:
         self._on_activity = on_activity
         self._on_end = on_end
         self._closed = asyncio.Event()
-        self._renewal: Renewal | None = None
+        self._renewal: RenewalSchedule | None = None
         self._renewal_wake = asyncio.Event()
         self._failed_relays: dict[str, None] = {}
         self._move: asyncio.Task[None] | None = None
@@ -382,13 +382,13 @@ class RelayPaths:
     def _use_lease(self, lease: OwnLease) -> None:
         self._renewal_cause = ""
         if self._renewal is None:
-            self._renewal = Renewal(lease, self._rng.random)
+            self._renewal = RenewalSchedule(lease, self._rng.random)
             self._spawn(self._renew_forever(self._renewal))
         else:
             self._renewal.restart(lease)
             self._renewal_wake.set()
 
-    async def _renew_forever(self, renewal: Renewal) -> None:
+    async def _renew_forever(self, renewal: RenewalSchedule) -> None:
         # An answer that ends the session closes us from inside this task, which is not cancelled.
         while not self._closed.is_set():
             await self._sleep_until_due(renewal)
@@ -410,7 +410,7 @@ class RelayPaths:
                 self._counts.renewal_failures += 1
                 _log.warning("renewal_unusable", cause=str(error))
 
-    def _on_renewal_error(self, renewal: Renewal, error: PeerError) -> None:
+    def _on_renewal_error(self, renewal: RenewalSchedule, error: PeerError) -> None:
         _log.info("renewal_failed", cause=str(error))
         self._renewal_cause = str(error)
         if not isinstance(error, GatewayError):
@@ -424,7 +424,7 @@ class RelayPaths:
         elif error.retry_after_s is not None:
             renewal.failed(self._clock(), error.retry_after_s)
 
-    async def _sleep_until_due(self, renewal: Renewal) -> None:
+    async def _sleep_until_due(self, renewal: RenewalSchedule) -> None:
         while True:
             now_ns = self._clock()
             due_ns = min(renewal.due_ns, renewal.expires_ns)

@@ -12,7 +12,7 @@ from wavry_peer.protocol.constants import RENEW_AT_FRACTION
 
 from .own_lease import OwnLease
 
-__all__ = ["Renewal"]
+__all__ = ["RenewalSchedule"]
 
 JITTER_FRACTION: Final = 0.02
 _SECOND_NS: Final = 1_000_000_000
@@ -24,7 +24,7 @@ still found."""
 _MIN_WAIT_NS: Final = _SECOND_NS // 10
 
 
-class Renewal:
+class RenewalSchedule:
     """The schedule of one session's lease.
 
     Args:

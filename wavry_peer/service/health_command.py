@@ -19,7 +19,14 @@ from wavry_peer.protocol.errors import LocalError
 
 from .settings import parse_address
 
-__all__ = ["EXIT_UNHEALTHY", "EXIT_UNREACHABLE", "EXIT_USAGE", "Health", "health_command", "probe"]
+__all__ = [
+    "EXIT_UNHEALTHY",
+    "EXIT_UNREACHABLE",
+    "EXIT_USAGE",
+    "HealthAnswer",
+    "health_command",
+    "probe",
+]
 
 EXIT_UNHEALTHY: Final = 1
 EXIT_USAGE: Final = 2
@@ -33,7 +40,7 @@ Judge = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class HealthAnswer:
     """What one question brought.
 
     Attributes:
@@ -56,7 +63,7 @@ class Health:
         return EXIT_UNREACHABLE if self.status is None else EXIT_UNHEALTHY
 
 
-def probe(url: str, *, timeout_s: float, judge: Judge | None = None) -> Health:
+def probe(url: str, *, timeout_s: float, judge: Judge | None = None) -> HealthAnswer:
     """Ask a service once; redirects are not followed, proxies not used.
 
     Args:
@@ -77,16 +84,18 @@ def probe(url: str, *, timeout_s: float, judge: Judge | None = None) -> Health:
         response = connection.getresponse()
         status, raw = response.status, response.read(_BODY_LIMIT_BYTES)
     except TimeoutError:
-        return Health(healthy=False, url=url, status=None, reason=f"no answer in {timeout_s:g} s")
+        return HealthAnswer(
+            healthy=False, url=url, status=None, reason=f"no answer in {timeout_s:g} s"
+        )
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "strerror", None) or type(error).__name__
-        return Health(healthy=False, url=url, status=None, reason=f"no answer: {cause}")
+        return HealthAnswer(healthy=False, url=url, status=None, reason=f"no answer: {cause}")
     finally:
         connection.close()
     return _judged(url, status, raw, judge)
 
 
-def _judged(url: str, status: int, raw: bytes, judge: Judge | None) -> Health:
+def _judged(url: str, status: int, raw: bytes, judge: Judge | None) -> HealthAnswer:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -99,7 +108,7 @@ def _judged(url: str, status: int, raw: bytes, judge: Judge | None) -> Health:
         # /ready of a relay has a list; an error has a message.
         reasons = body.get("reasons") or [body.get("reason") or body.get("message") or "no reason"]
         reason = ", ".join(str(item) for item in reasons)
-    return Health(healthy=not reason, url=url, status=status, reason=reason)
+    return HealthAnswer(healthy=not reason, url=url, status=status, reason=reason)
 
 
 def _own_url(listen: str, variable: str) -> str:
@@ -173,7 +182,7 @@ def health_command(
     return health
 
 
-def _advice(found: Health) -> str:
+def _advice(found: HealthAnswer) -> str:
     if found.status is None:
         return f"{found.reason}; is it running here, with these settings?"
     return found.reason

@@ -4,9 +4,9 @@ Checks, in this order, cheapest first (protocol.md section 3); the first "no" na
 
     size, magic                engine
     limits of host, network    `SourceLimits`
-    [cookie under load], ban   `Gate`, `_check_cookie`
+    [cookie under load], ban   `AdmissionPolicy`, `_check_cookie`
     token shape … horizon      `LeaseVerifier`
-    revoked                    `Gate`
+    revoked                    `AdmissionPolicy`
     proof                      `proof_check`
     jti / counter replay       `LeaseSlots` from here on
     [slot given back]
@@ -49,7 +49,7 @@ from wavry_relay.shm.tags import Tags
 
 from .cookie import PathCookies
 from .limited_bytes import LimitedBytes
-from .policy import Gate, OpenGate
+from .policy import AdmissionPolicy, OpenPolicy
 from .signature_rounds import Steps, run_all, run_one
 from .slots import LeaseSlots, PathChallengeError
 from .source_limits import PURPOSE_CONTROL, PURPOSE_PATH, SourceLimits
@@ -57,7 +57,7 @@ from .strikes import VIOLATIONS, Strikes
 from .transitions import LeaseTransitions
 from .verifier import LeaseVerifier
 
-__all__ = ["Admission", "Answer"]
+__all__ = ["Admission", "ControlAnswer"]
 
 _PORT_SHIFT: Final = 16
 """Each port has its own allowance of challenges: who knows a session id can spoof the address that
@@ -65,15 +65,15 @@ its peer is about to come from, but not the port that a NAT has yet to choose.  
 larger than its cause."""
 
 
-class Answer(msgspec.Struct, frozen=True, gc=False):
+class ControlAnswer(msgspec.Struct, frozen=True, gc=False):
     """A datagram to send."""
 
     datagram: bytes
     to: Address
 
 
-def _to_send(packet: ControlPacket, datagram: bytes | None) -> Answer | None:
-    return Answer(datagram, packet.source) if datagram else None
+def _to_send(packet: ControlPacket, datagram: bytes | None) -> ControlAnswer | None:
+    return ControlAnswer(datagram, packet.source) if datagram else None
 
 
 def _refuse(reason: c.RejectReason, why: str) -> LeaseError:
@@ -97,14 +97,14 @@ class Admission:
         segment: Segment,
         locks: Locks,
         counters: CounterRow,
-        gate: Gate | None = None,
+        gate: AdmissionPolicy | None = None,
         transitions: LeaseTransitions | None = None,
         lane: AdmissionLane | None = None,
     ) -> None:
         self._segment = segment
         self._locks = locks
         self._counters = counters
-        self._gate: Gate = gate or OpenGate()
+        self._gate: AdmissionPolicy = gate or OpenPolicy()
         self._control = ControlBlock(segment)
         self._tags = Tags(segment)
         self._sessions = SessionTable(segment, self._tags)
@@ -125,7 +125,7 @@ class Admission:
             lane,
         )
 
-    def handle(self, packet: ControlPacket, now: Instant) -> Answer | None:
+    def handle(self, packet: ControlPacket, now: Instant) -> ControlAnswer | None:
         """Answer one control packet.
 
         Args:
@@ -142,7 +142,7 @@ class Admission:
         packets: Sequence[ControlPacket],
         now: Instant,
         on_defect: Callable[[Exception], None],
-    ) -> list[Answer | None]:
+    ) -> list[ControlAnswer | None]:
         """Answer the control packets of a batch, as `handle` would answer each.
 
         Their signatures are checked in rounds; see `run_all`.

@@ -12,10 +12,10 @@ from wavry_relay.shm.blocks import Blocks
 from .revocation_view import RevocationView
 from .verify_load import VerifyLoad
 
-__all__ = ["Gate", "OpenGate", "RelayGate"]
+__all__ = ["AdmissionPolicy", "OpenPolicy", "RelayPolicy"]
 
 
-class Gate(Protocol):
+class AdmissionPolicy(Protocol):
     """Refusals that come from outside the lease: load, bans, revocations."""
 
     def wants_cookie(self, now: Instant) -> bool:
@@ -39,7 +39,7 @@ class Gate(Protocol):
         """
 
 
-class OpenGate:
+class OpenPolicy:
     """Refuses nothing."""
 
     def wants_cookie(self, now: Instant) -> bool:  # noqa: ARG002  # of the seam
@@ -53,7 +53,7 @@ class OpenGate:
         """No lease is revoked."""
 
 
-class RelayGate:
+class RelayPolicy:
     """Refuses what was revoked or blocked, and wants cookies under load.
 
     Args:

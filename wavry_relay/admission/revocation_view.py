@@ -11,7 +11,7 @@ from typing import Final
 from wavry_peer.protocol.lease import LeaseClaims
 from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.layout import CONTROL
-from wavry_relay.shm.revocations import RevocationTable, Revoked, RevokedKind, TablePosition
+from wavry_relay.shm.revocations import RevocationEntry, RevocationTable, RevokedKind, TablePosition
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import session_words
 from wavry_relay.shm.tags import Tags
@@ -40,7 +40,7 @@ class RevocationView:
         self._key_epoch = -1
         self._until_s: dict[_Key, int] = {}
         self._revoked_keys: frozenset[int] = frozenset()
-        self._news: list[Revoked] = []
+        self._news: list[RevocationEntry] = []
 
     def refresh(self) -> None:
         """Read what is new; a few comparisons where nothing is, as every lease asks twice."""
@@ -50,7 +50,7 @@ class RevocationView:
         if words[self._key_epoch_at] != self._key_epoch:
             self._read_keys()
 
-    def take_news(self) -> Sequence[Revoked]:
+    def take_news(self) -> Sequence[RevocationEntry]:
         """Entries that came since the last call and may hit live sessions."""
         news, self._news = self._news, []
         return news
@@ -80,7 +80,7 @@ class RevocationView:
             self._tags.key_id(kid) for kid, key in keys.items() if key.status == "revoked"
         )
         for tag in revoked - self._revoked_keys:
-            self._news.append(Revoked(_KID, tag, 0, EVERY_LEASE_S, EVERY_LEASE_S))
+            self._news.append(RevocationEntry(_KID, tag, 0, EVERY_LEASE_S, EVERY_LEASE_S))
         self._revoked_keys = revoked
 
     # -- Questions -------------------------------------------------------------------------

@@ -24,18 +24,18 @@ from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, decode_body
 from wavry_peer.protocol.http.relay_events import (
     MAX_MASTER_FRAME_BYTES,
-    Ack,
     DrainFrame,
+    EventAck,
     EventPage,
-    Hello,
     KeysFrame,
     MasterFrame,
+    StreamHello,
     decode_master_frame,
 )
 from wavry_relay.identity import StateError
 
 from .link import MasterCallError
-from .revocations import Revocations
+from .revocations import RelayRevocations
 
 __all__ = ["EventLink", "MasterSide"]
 
@@ -107,7 +107,7 @@ class EventLink:
     def __init__(
         self,
         master: MasterSide,
-        revocations: Revocations,
+        revocations: RelayRevocations,
         drain: Callable[[bool], None],
         *,
         poll_s: float = 30.0,
@@ -205,7 +205,7 @@ class EventLink:
             ) from error
         async with ws:
             hello = await self._next_frame(ws, timeout_s=CONNECT_TIMEOUT_S)
-            if not isinstance(hello, Hello):
+            if not isinstance(hello, StreamHello):
                 raise _FrameRefusedError("the stream did not begin with a hello")
             self.connections["ok"] += 1
             if not self._revocations.agrees(hello.log, hello.number, asked=after):
@@ -255,7 +255,7 @@ class EventLink:
                 self._hear_state(frame.serial, drain=None)
             case DrainFrame():
                 self._hear_state(0, drain=frame.drain)
-            case Hello():
+            case StreamHello():
                 raise _FrameRefusedError("a second hello")
             case _:
                 if frame.number <= self._seen:
@@ -339,7 +339,7 @@ class EventLink:
             return
         self._acked = number
         try:
-            await ws.send_str(msgspec.json.encode(Ack(number=number)).decode())
+            await ws.send_str(msgspec.json.encode(EventAck(number=number)).decode())
         except (ConnectionError, RuntimeError):
             return  # The stream has just ended; the next one says how far we are.
 

@@ -28,7 +28,7 @@ from wavry_peer.protocol.registration import sign_challenge
 
 from .key_ring import KeyRing
 
-__all__ = ["MASTER_STATES", "Load", "MasterCallError", "MasterLink", "RelayFacts"]
+__all__ = ["MASTER_STATES", "MasterCallError", "MasterLink", "RelayDescription", "RelayLoad"]
 
 MASTER_STATES: Final = ("off", "registering", "registered", "failing")
 FAILURES_BEFORE_REGISTERING: Final = 6
@@ -49,7 +49,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class RelayFacts:
+class RelayDescription:
     """What the relay tells of itself at registration."""
 
     endpoints: tuple[str, ...]
@@ -61,7 +61,7 @@ class RelayFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class RelayLoad:
     """What a heartbeat tells, measured since the last one."""
 
     load_pct: float
@@ -93,7 +93,7 @@ class Orders(Protocol):
     def clear_blocks_by_master(self, subnet: str | None) -> None:
         """Lift the block of a subnet, or all."""
 
-    def measure_load(self) -> Load:
+    def measure_load(self) -> RelayLoad:
         """Load since the last call."""
 
     def drain_by_master(self, *, drain: bool) -> None:
@@ -121,7 +121,7 @@ class MasterLink:
         self,
         base_url: str,
         identity: SigningKey,
-        facts: RelayFacts,
+        facts: RelayDescription,
         keyring: KeyRing,
         orders: Orders,
         *,

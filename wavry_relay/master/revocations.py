@@ -16,11 +16,11 @@ import structlog
 from wavry_peer.protocol.http.relay_events import FOREVER_S, Revocation
 from wavry_relay.identity import StateDirectory
 from wavry_relay.shm.layout import REVOCATION_SLOTS
-from wavry_relay.shm.revocations import RevocationTable, Revoked, RevokedKind, TablePosition
+from wavry_relay.shm.revocations import RevocationEntry, RevocationTable, RevokedKind, TablePosition
 from wavry_relay.shm.sessions import session_words
 from wavry_relay.shm.tags import Tags
 
-__all__ = ["FILE_NAME", "Revocations", "Snapshot"]
+__all__ = ["FILE_NAME", "RelayRevocations", "Snapshot"]
 
 FILE_NAME: Final = "revocations.json"
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
@@ -58,7 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-class Revocations:
+class RelayRevocations:
     """Revocations in force at this relay.
 
     Args:
@@ -89,7 +89,7 @@ class Revocations:
         self._now_s = now_s
         self._capacity = capacity
         self._kept: dict[_Key, _Kept] = {}
-        self._adopted: dict[tuple[int, int, int], Revoked] = {}
+        self._adopted: dict[tuple[int, int, int], RevocationEntry] = {}
         """Of a predecessor and without a name: tags cannot be read backwards."""
         self.log = ""
         self.number = 0
@@ -224,7 +224,7 @@ class Revocations:
         room = REVOCATION_SLOTS - len(entries)
         self._table.rewrite((*list(self._adopted.values())[:room], *entries.values()))
 
-    def _entry(self, kept: _Kept) -> Revoked:
+    def _entry(self, kept: _Kept) -> RevocationEntry:
         kind = _KINDS[kept.kind]
         first, second = 0, 0
         if kind is RevokedKind.SESSION:
@@ -233,7 +233,7 @@ class Revocations:
             first = self._tags.key_id(kept.value)
         else:
             first = self._tags.tag(kept.kind.encode(), kept.value.encode())
-        return Revoked(kind, first, second, kept.issued_until_s, kept.expires_s)
+        return RevocationEntry(kind, first, second, kept.issued_until_s, kept.expires_s)
 
     def snapshot(self) -> Snapshot:
         """What the file should hold now."""

@@ -18,8 +18,8 @@ from wavry_peer.protocol.http import api
 from wavry_peer.service.clock import Clock
 from wavry_relay.master.event_link import EventLink
 from wavry_relay.master.key_ring import KeyRing
-from wavry_relay.master.link import MASTER_STATES, Load, MasterLink
-from wavry_relay.master.revocations import Revocations
+from wavry_relay.master.link import MASTER_STATES, MasterLink, RelayLoad
+from wavry_relay.master.revocations import RelayRevocations
 from wavry_relay.shm.blocks import Block, Blocks
 from wavry_relay.shm.control import ControlBlock, Drain, EngineKind, Shedding
 from wavry_relay.shm.counters import totals
@@ -100,7 +100,7 @@ class RelayStatus:
     pool: WorkerPool
     keyring: KeyRing
     clock: Clock
-    revocations: Revocations
+    revocations: RelayRevocations
     link: MasterLink | None = None
     events: EventLink | None = None
     stopping: bool = False
@@ -321,7 +321,7 @@ class RelayStatus:
             reasons.append(f"master_{self.link.state}")
         return reasons
 
-    def measure_load(self) -> Load:
+    def measure_load(self) -> RelayLoad:
         """Load since the last call; `Orders.measure_load`.
 
         A relay that sheds or lacks workers says 100 %: the master gives it only what no other
@@ -343,7 +343,7 @@ class RelayStatus:
             shares.append(out_kbps / self.max_bitrate_kbps)
         if self._control.shedding or self.pool.running() < self.pool.count:
             shares.append(1.0)
-        return Load(
+        return RelayLoad(
             load_pct=round(min(100.0, 100 * max(shares)), 2),
             active_sessions=sessions,
             bandwidth_in_kbps=in_kbps,

@@ -16,7 +16,7 @@ from .control import ControlBlock
 from .layout import REVOCATION, REVOCATION_SLOTS
 from .segment import Segment
 
-__all__ = ["RevocationTable", "Revoked", "RevokedKind", "TablePosition"]
+__all__ = ["RevocationEntry", "RevocationTable", "RevokedKind", "TablePosition"]
 
 _WORDS: Final = REVOCATION.size // 8
 _READ_ATTEMPTS: Final = 100
@@ -31,7 +31,7 @@ class RevokedKind(IntEnum):
     KID = 4
 
 
-class Revoked(NamedTuple):
+class RevocationEntry(NamedTuple):
     """One entry: leases of `tag` with an issue time up to `issued_until_s` are revoked.
 
     Attributes:
@@ -69,7 +69,7 @@ class RevocationTable:
         """Entries, superseded and expired ones included."""
         return self._control.revocation_count
 
-    def append(self, entry: Revoked) -> bool:
+    def append(self, entry: RevocationEntry) -> bool:
         """Write one entry (supervisor only); False where there is no room."""
         count = self._control.revocation_count
         if count >= REVOCATION_SLOTS:
@@ -78,7 +78,7 @@ class RevocationTable:
         self._control.revocation_count = count + 1
         return True
 
-    def rewrite(self, entries: Iterable[Revoked]) -> None:
+    def rewrite(self, entries: Iterable[RevocationEntry]) -> None:
         """Replace everything (supervisor only); at most `REVOCATION_SLOTS` entries.
 
         A writer that died half-way left an odd epoch; this makes it even again.
@@ -92,12 +92,14 @@ class RevocationTable:
         control.revocation_count = count
         control.revocation_epoch += 1
 
-    def _write(self, number: int, entry: Revoked) -> None:
+    def _write(self, number: int, entry: RevocationEntry) -> None:
         at = self._at + number * _WORDS
         for place, value in enumerate(entry):
             self._words[at + place] = value
 
-    def read(self, position: TablePosition) -> tuple[TablePosition, Sequence[Revoked]] | None:
+    def read(
+        self, position: TablePosition
+    ) -> tuple[TablePosition, Sequence[RevocationEntry]] | None:
         """The entries behind a position, all of them after a rewrite.
 
         Returns:
@@ -112,6 +114,8 @@ class RevocationTable:
             first = position.entries if epoch == position.epoch else 0
             words = self._words[self._at + first * _WORDS : self._at + count * _WORDS].tolist()
             if control.revocation_epoch == epoch:
-                entries = [Revoked(*words[at : at + _WORDS]) for at in range(0, len(words), _WORDS)]
+                entries = [
+                    RevocationEntry(*words[at : at + _WORDS]) for at in range(0, len(words), _WORDS)
+                ]
                 return TablePosition(epoch, count), entries
         return None

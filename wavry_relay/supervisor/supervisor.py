@@ -30,8 +30,8 @@ from wavry_relay.engine import choose_engine
 from wavry_relay.identity import StateDirectory
 from wavry_relay.master.event_link import EventLink
 from wavry_relay.master.key_ring import KeyRing
-from wavry_relay.master.link import MasterLink, RelayFacts
-from wavry_relay.master.revocations import Revocations
+from wavry_relay.master.link import MasterLink, RelayDescription
+from wavry_relay.master.revocations import RelayRevocations
 from wavry_relay.ops.server import CONTROL_SOCKET_NAME, ControlSocket, OpsServer
 from wavry_relay.ops.status import RelayStatus
 from wavry_relay.shm.control import ControlBlock, Drain, EngineKind
@@ -42,7 +42,7 @@ from wavry_relay.shm.tags import Tags
 from wavry_relay.udp.listening import check_guards, open_listening
 from wavry_relay.udp.sockets import ReuseportGroup
 from wavry_relay.upgrade.handover import Handover
-from wavry_relay.upgrade.messages import Hello, layout_name
+from wavry_relay.upgrade.messages import UpgradeHello, layout_name
 from wavry_relay.upgrade.successor import Predecessor
 from wavry_relay.worker.placement import Placement
 
@@ -164,7 +164,7 @@ class Supervisor:
             control.limits = config.limits  # Boot keys and cookies stay: peers hold them.
         control.log_level = logs.level_number(config.log_level)
         keyring = KeyRing(state, control, root)
-        revocations = Revocations(
+        revocations = RelayRevocations(
             state,
             RevocationTable(segment),
             Tags(segment),
@@ -225,8 +225,8 @@ class Supervisor:
         else:
             self._handover.begin()
 
-    def _hello(self, own_id: str, kind: EngineKind, root: bytes | None) -> Hello:
-        return Hello(
+    def _hello(self, own_id: str, kind: EngineKind, root: bytes | None) -> UpgradeHello:
+        return UpgradeHello(
             version=relay_version(),
             layout=layout_name(),
             engine=kind.name.lower(),
@@ -237,7 +237,7 @@ class Supervisor:
             pid=os.getpid(),
         )
 
-    async def _meet(self, state: StateDirectory, own: Hello) -> Predecessor:
+    async def _meet(self, state: StateDirectory, own: UpgradeHello) -> Predecessor:
         old = await Predecessor.meet(state.path / CONTROL_SOCKET_NAME, own)
         for group in old.groups:
             self._cleanup.callback(group.close)
@@ -279,7 +279,7 @@ class Supervisor:
     def _make_handover(
         self,
         status: RelayStatus,
-        own: Hello,
+        own: UpgradeHello,
         state: StateDirectory,
         ops: OpsServer,
         control_socket: ControlSocket,
@@ -348,9 +348,9 @@ class Supervisor:
     async def _stop_workers(self, pool: WorkerPool) -> None:
         await pool.stop(grace_s=STOP_GRACE_S, quiet=not self._owner)
 
-    def _facts(self, groups: list[ReuseportGroup], geometry: Geometry) -> RelayFacts:
+    def _facts(self, groups: list[ReuseportGroup], geometry: Geometry) -> RelayDescription:
         config = self._config
-        return RelayFacts(
+        return RelayDescription(
             endpoints=config.advertise or tuple(group.endpoint for group in groups),
             region=config.region,
             max_sessions=geometry.max_sessions,

@@ -27,22 +27,22 @@ from .messages import (
     Commit,
     Committed,
     Descriptors,
-    Facts,
     GiveUp,
     Got,
     GroupFacts,
-    Hello,
     Message,
     Refused,
     Release,
     Released,
     TakeOverError,
+    UpgradeFacts,
+    UpgradeHello,
     decode,
     encode,
     why_unfit,
 )
 
-__all__ = ["Handover", "Outcome", "successor_command"]
+__all__ = ["Handover", "HandoverOutcome", "successor_command"]
 
 CONNECT_TIMEOUT_S: Final = 30.0
 """A relay starts in half a second; an overloaded host may need many of them."""
@@ -63,7 +63,7 @@ def successor_command() -> list[str]:
     return [sys.executable, *given, "--take-over"]
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class HandoverOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How an upgrade ended; an answer of the control socket.
 
     Attributes:
@@ -90,7 +90,7 @@ class _Attempt:
     """One upgrade that was asked for here (and not by a successor started by hand)."""
 
     pid: int
-    outcome: asyncio.Future[Outcome]
+    outcome: asyncio.Future[HandoverOutcome]
     progress: Progress
 
 
@@ -112,7 +112,7 @@ class Handover:
     def __init__(
         self,
         status: RelayStatus,
-        own: Hello,
+        own: UpgradeHello,
         *,
         lock_fd: int,
         ops_socket: socket.socket,
@@ -144,7 +144,7 @@ class Handover:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def upgrade(self, progress: Progress | None = None) -> Outcome:
+    async def upgrade(self, progress: Progress | None = None) -> HandoverOutcome:
         """Start a successor and hand over to it.
 
         Args:
@@ -159,12 +159,12 @@ class Handover:
             )
         if refusal is not None:
             _log.warning("upgrade_refused", cause=refusal, next_step="see the cause")
-            return Outcome(upgraded=False, error="upgrade_refused", message=refusal)
+            return HandoverOutcome(upgraded=False, error="upgrade_refused", message=refusal)
         try:
             process = self._start_successor()
         except OSError as error:
             return self._failed(f"the new relay cannot be started: {error.strerror}")
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[HandoverOutcome] = asyncio.get_running_loop().create_future()
         self._attempt = _Attempt(process.pid, outcome, progress or _in_silence)
         _log.info("upgrade_started", successor_pid=process.pid)
         try:
@@ -179,8 +179,8 @@ class Handover:
         )
 
     async def _watch(
-        self, process: subprocess.Popen[bytes], outcome: asyncio.Future[Outcome]
-    ) -> Outcome:
+        self, process: subprocess.Popen[bytes], outcome: asyncio.Future[HandoverOutcome]
+    ) -> HandoverOutcome:
         """The outcome, or why the successor never came to take over."""
         handle = ProcessHandle(process.pid)
         try:
@@ -210,14 +210,14 @@ class Handover:
             return "an upgrade is under way; wait for its end"
         return None
 
-    def _failed(self, cause: str) -> Outcome:
+    def _failed(self, cause: str) -> HandoverOutcome:
         self._status.upgrades["failed"] += 1
         _log.error(
             "upgrade_failed",
             cause=cause,
             next_step="this relay goes on; repair the cause and upgrade again",
         )
-        return Outcome(
+        return HandoverOutcome(
             upgraded=False, error="upgrade_failed", message=f"{cause}; the old relay goes on"
         )
 
@@ -228,7 +228,7 @@ class Handover:
 
     # -- A successor is here ---------------------------------------------------------------------
 
-    async def serve(self, channel: FdChannel, hello: Hello) -> None:
+    async def serve(self, channel: FdChannel, hello: UpgradeHello) -> None:
         """Answer a successor until it has everything, or nothing; closes the channel."""
         refusal = self._why_refused(channel, hello)
         if refusal is not None:
@@ -250,7 +250,7 @@ class Handover:
             self._serving.cancel()
             await asyncio.wait({self._serving})
 
-    def _why_refused(self, channel: FdChannel, hello: Hello) -> str | None:
+    def _why_refused(self, channel: FdChannel, hello: UpgradeHello) -> str | None:
         peer = channel.peer
         foreign = why_foreign(peer, own_uid=os.geteuid(), said_pid=hello.pid)
         if foreign is not None:
@@ -278,7 +278,7 @@ class Handover:
             for group in self._status.groups
         )
 
-    async def _serve(self, channel: FdChannel, hello: Hello) -> None:
+    async def _serve(self, channel: FdChannel, hello: UpgradeHello) -> None:
         successor = ProcessHandle(hello.pid)
         control = ControlBlock(self._status.segment)
         limits = control.limits
@@ -300,7 +300,7 @@ class Handover:
                 control.limits = limits  # The successor wrote those of its own settings.
                 self._tell_outcome(self._failed(cause))
                 return
-            outcome = Outcome(
+            outcome = HandoverOutcome(
                 upgraded=True,
                 pid=hello.pid,
                 from_version=self._own.version,
@@ -314,7 +314,7 @@ class Handover:
             channel.close()
             successor.close()
 
-    def _tell_outcome(self, outcome: Outcome) -> None:
+    def _tell_outcome(self, outcome: HandoverOutcome) -> None:
         if self._attempt is not None and not self._attempt.outcome.done():
             self._attempt.outcome.set_result(outcome)
 
@@ -323,7 +323,7 @@ class Handover:
         fds = [self._status.segment.fd, self._lock_fd, self._ops_socket.fileno()]
         fds += [sock.fileno() for group in groups for sock in group.sockets]
         counts = self._status.counts()
-        facts = Facts(self._own.version, os.getpid(), len(fds), self._groups(), counts)
+        facts = UpgradeFacts(self._own.version, os.getpid(), len(fds), self._groups(), counts)
         await _send(channel, facts)
         for first in range(0, len(fds), BATCH_DESCRIPTORS):
             batch = fds[first : first + BATCH_DESCRIPTORS]

@@ -1,12 +1,12 @@
 """Hot upgrade, what is said: the messages between an old relay and its successor, and who fits.
 
-The successor connects to the control socket and says `Hello`.  The old relay answers `Refused`, or
-`Facts` and its descriptors in `Descriptors` messages (each acknowledged by `Got`, because the
-kernel bounds the descriptors in flight).  Then, for each worker in turn, the successor starts its
-own one *parked* and says `Release`; the old relay ends its worker and says `Released`; the
-successor lets its worker begin and says `Begun`.  When all have moved the successor says
-`Commit`; the old relay stops everything that is its own and says `Committed`; when the successor
-serves it confirms with `Got`.  Before that either side may say
+The successor connects to the control socket and says `UpgradeHello`.  The old relay answers
+`Refused`, or `UpgradeFacts` and its descriptors in `Descriptors` messages (each acknowledged by
+`Got`, because the kernel bounds the descriptors in flight).  Then, for each worker in turn, the
+successor starts its own one *parked* and says `Release`; the old relay ends its worker and says
+`Released`; the successor lets its worker begin and says `Begun`.  When all have moved the
+successor says `Commit`; the old relay stops everything that is its own and says `Committed`; when
+the successor serves it confirms with `Got`.  Before that either side may say
 why it ends the upgrade (`GiveUp`, `Refused`), and the old relay goes on as if nothing had been.
 A connection that ends without a word means that the other process is gone.
 
@@ -32,16 +32,16 @@ __all__ = [
     "Committed",
     "Counts",
     "Descriptors",
-    "Facts",
     "GiveUp",
     "Got",
     "GroupFacts",
-    "Hello",
     "Message",
     "Refused",
     "Release",
     "Released",
     "TakeOverError",
+    "UpgradeFacts",
+    "UpgradeHello",
     "decode",
     "decode_hello",
     "encode",
@@ -58,7 +58,7 @@ class TakeOverError(LocalError):
     """An upgrade cannot be done, or ended; the message says why and what to do."""
 
 
-class Hello(msgspec.Struct, frozen=True, tag_field="command", tag=COMMAND):
+class UpgradeHello(msgspec.Struct, frozen=True, tag_field="command", tag=COMMAND):
     """What a successor is; a command of the control socket.
 
     Attributes:
@@ -103,7 +103,7 @@ class GroupFacts(msgspec.Struct, frozen=True):
     sharing_error: str | None = None
 
 
-class Facts(msgspec.Struct, frozen=True, tag="facts"):
+class UpgradeFacts(msgspec.Struct, frozen=True, tag="facts"):
     """What the successor takes over.
 
     The descriptors that follow are: segment, lock of the state directory, ops listening socket,
@@ -168,15 +168,24 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Message = (
-    Facts | Descriptors | Got | Release | Released | Begun | Commit | Committed | GiveUp | Refused
-)  # fmt: skip
+    UpgradeFacts
+    | Descriptors
+    | Got
+    | Release
+    | Released
+    | Begun
+    | Commit
+    | Committed
+    | GiveUp
+    | Refused
+)
 
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
-_HELLO: Final = msgspec.json.Decoder(Hello)
+_HELLO: Final = msgspec.json.Decoder(UpgradeHello)
 
 
-def encode(message: Message | Hello) -> bytes:
+def encode(message: Message | UpgradeHello) -> bytes:
     """A message as a line."""
     return _ENCODER.encode(message) + b"\n"
 
@@ -193,7 +202,7 @@ def decode(line: bytes) -> Message:
         raise TakeOverError(f"the other relay says something unknown: {error}") from error
 
 
-def decode_hello(line: bytes) -> Hello:
+def decode_hello(line: bytes) -> UpgradeHello:
     """Read the first line of a successor.
 
     Raises:
@@ -211,7 +220,7 @@ def layout_name() -> str:
 
 
 def why_unfit(
-    hello: Hello, *, own: Hello, groups: Sequence[GroupFacts], ops: tuple[str, int]
+    hello: UpgradeHello, *, own: UpgradeHello, groups: Sequence[GroupFacts], ops: tuple[str, int]
 ) -> str | None:
     """Why a successor cannot take over, or None.
 

@@ -26,15 +26,15 @@ from .messages import (
     Commit,
     Committed,
     Descriptors,
-    Facts,
     GiveUp,
     Got,
-    Hello,
     Message,
     Refused,
     Release,
     Released,
     TakeOverError,
+    UpgradeFacts,
+    UpgradeHello,
     decode,
     encode,
 )
@@ -61,7 +61,7 @@ class Predecessor:
         counts: its counters; those of the end after `commit`.
     """
 
-    def __init__(self, channel: FdChannel, facts: Facts, fds: list[int]) -> None:
+    def __init__(self, channel: FdChannel, facts: UpgradeFacts, fds: list[int]) -> None:
         self._channel = channel
         self._process = ProcessHandle(facts.pid)
         self._alone = False
@@ -87,7 +87,7 @@ class Predecessor:
         self.segment = Segment.attach(segment_fd)
 
     @classmethod
-    async def meet(cls, path: Path, hello: Hello) -> Self:
+    async def meet(cls, path: Path, hello: UpgradeHello) -> Self:
         """Connect to a running relay and receive what it hands over.
 
         Args:
@@ -203,11 +203,11 @@ class Predecessor:
         )
 
 
-async def _receive_all(channel: FdChannel, hello: Hello) -> tuple[Facts, list[int]]:
+async def _receive_all(channel: FdChannel, hello: UpgradeHello) -> tuple[UpgradeFacts, list[int]]:
     await channel.send(encode(hello))
     line = await channel.receive()
     facts = _no_refusal(line)
-    if not isinstance(facts, Facts):
+    if not isinstance(facts, UpgradeFacts):
         raise TakeOverError("the running relay cannot be taken over: it is of an older version")
     peer = channel.peer
     if peer.uid != os.geteuid():

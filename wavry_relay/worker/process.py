@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 from wavry_peer.protocol.constants import NoticeCode
 from wavry_peer.service.clock import Clock, SystemClock
 from wavry_relay.admission.admission import Admission
-from wavry_relay.admission.policy import RelayGate
+from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.verify_load import VerifyLoad
 from wavry_relay.engine import load_engine, open_engine
@@ -97,7 +97,7 @@ class Worker:
         self,
         engine: Engine,
         admission: Admission,
-        gate: RelayGate,
+        gate: RelayPolicy,
         sweep: Sweep,
         scan: RevocationScan,
         drain_notices: DrainNotices,
@@ -214,7 +214,7 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     view = RevocationView(segment)
     scan = RevocationScan(segment, table, engine.locks, view, options.number, sweep)
     row = WorkerRow(segment, options.number)
-    gate = RelayGate(view, Blocks(segment), VerifyLoad(ControlBlock(segment), row, counters))
+    gate = RelayPolicy(view, Blocks(segment), VerifyLoad(ControlBlock(segment), row, counters))
     admission = Admission(segment, engine.locks, counters, gate, lane=engine.lane)
     drain_notices = DrainNotices(segment, table, counters, options.number, engine.send)
     if options.parked:

@@ -21,7 +21,7 @@ from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.shm.layout import SESSION, SESSION_FREE, SLOT
 from wavry_relay.shm.lease_origins import LeaseOrigins
 from wavry_relay.shm.locks import LockBusyError, Locks
-from wavry_relay.shm.revocations import Revoked, RevokedKind
+from wavry_relay.shm.revocations import RevocationEntry, RevokedKind
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import SessionRecord, SessionTable
 
@@ -76,7 +76,7 @@ class RevocationScan:
         self._locks = locks
         self._view = view
         self._sweep = sweep
-        self._news: list[Revoked] = []
+        self._news: list[RevocationEntry] = []
         self._wanted: dict[int, set[int]] = {}
         self._next = self._run.stop
         self._hit: list[int] = []

@@ -5,7 +5,7 @@ import heapq
 import random
 from dataclasses import dataclass, field
 
-from wavry_peer.files.frames import Offer, ResultCode
+from wavry_peer.files.frames import ResultCode, TransferOffer
 from wavry_peer.files.receiver import FileReceiver
 from wavry_peer.files.sender import FileSender
 
@@ -38,7 +38,7 @@ class TransferLink:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         digest = hashlib.sha256(self.content).digest()
-        self.offer = Offer(b"transfer", len(self.content), self.chunk_bytes, digest, "name")
+        self.offer = TransferOffer(b"transfer", len(self.content), self.chunk_bytes, digest, "name")
         self.stored = bytearray(len(self.content))
         self.writes: list[int] = []
         self.sender = FileSender(

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from support.relay.relay import FakeMaster, Mint
-from wavry_peer.protocol.http.relay_events import FOREVER_S, EventPage, Hello, Revocation
+from wavry_peer.protocol.http.relay_events import FOREVER_S, EventPage, Revocation, StreamHello
 
 
 class EventMaster(FakeMaster):
@@ -110,7 +110,7 @@ class EventMaster(FakeMaster):
             return web.json_response({"error": "x", "message": "x"}, status=self.stream_status)
         ws = web.WebSocketResponse()
         await ws.prepare(request)
-        hello = Hello(
+        hello = StreamHello(
             log=self.log_id, number=self._head, keyset_serial=self.serial, drain=self.drain
         )
         frames = [msgspec.json.encode(hello).decode()]

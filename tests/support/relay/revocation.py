@@ -6,7 +6,7 @@ from support.relay.world import World
 from wavry_peer.protocol.http.relay_events import FOREVER_S, Revocation
 from wavry_relay.engine import choose_engine
 from wavry_relay.identity import StateDirectory
-from wavry_relay.master.revocations import Revocations
+from wavry_relay.master.revocations import RelayRevocations
 from wavry_relay.shm.control import EngineKind
 from wavry_relay.shm.layout import REVOCATION_SLOTS
 from wavry_relay.shm.revocations import RevocationTable
@@ -23,7 +23,7 @@ class Book:
     def __init__(self, world: World, directory: Path, capacity: int = REVOCATION_SLOTS) -> None:
         self.world = world
         self.directory = directory
-        self.kept = Revocations(
+        self.kept = RelayRevocations(
             StateDirectory(directory),
             RevocationTable(world.segment),
             Tags(world.segment),

@@ -11,8 +11,8 @@ from support.relay.relay import Mint
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import ed25519, lease, packets
 from wavry_peer.service.clock import Instant
-from wavry_relay.admission.admission import Admission, Answer
-from wavry_relay.admission.policy import Gate, RelayGate
+from wavry_relay.admission.admission import Admission, ControlAnswer
+from wavry_relay.admission.policy import AdmissionPolicy, RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.transitions import LeaseTransitions
 from wavry_relay.admission.verify_load import VerifyLoad
@@ -146,7 +146,7 @@ class World:
         limits: Limits | None = None,
         max_sessions: int = 64,
         workers: int = 1,
-        gate: Gate | None = None,
+        gate: AdmissionPolicy | None = None,
         sockets: Any = (),
     ) -> None:
         self.clock = FakeClock()
@@ -170,7 +170,7 @@ class World:
         self.blocks = Blocks(self.segment)
         self.worker_row = WorkerRow(self.segment, 0)
         self.load = VerifyLoad(self.control, self.worker_row, self.row)
-        self.gate = RelayGate(self.views[0], self.blocks, self.load)
+        self.gate = RelayPolicy(self.views[0], self.blocks, self.load)
         self.transitions = LeaseTransitions(self.segment, self.row, strict=True)
         self.admission = Admission(
             self.segment,
@@ -234,7 +234,7 @@ class World:
     def decide(self, datagram: bytes, source: Address) -> Decision:
         return self.engine.decide(datagram, source, self.now)
 
-    def raw_answer(self, datagram: bytes, source: Address) -> Answer | None:
+    def raw_answer(self, datagram: bytes, source: Address) -> ControlAnswer | None:
         """What the relay sends back for any datagram but a forwarded one."""
         decision = self.decide(datagram, source)
         if isinstance(decision, Forward) or not hasattr(decision, "kind"):

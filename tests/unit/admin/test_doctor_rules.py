@@ -12,17 +12,23 @@ import pytest
 
 from wavry_cp.admin.doctor.clock_checks import check_clocks, off_by, true_offset
 from wavry_cp.admin.doctor.diagnosis import diagnose, exit_code
-from wavry_cp.admin.doctor.facts import Facts, GatewayStatus, RelayFacts, RelayHealth, ServiceFacts
+from wavry_cp.admin.doctor.facts import (
+    GatewayStatus,
+    RelayFacts,
+    RelayHealth,
+    ServiceFacts,
+    SystemFacts,
+)
 from wavry_cp.admin.doctor.finding import Finding
 from wavry_cp.admin.doctor.gather import WATCHED, Examination, gather
 from wavry_cp.admin.doctor.key_checks import check_keys
 from wavry_cp.admin.doctor.pool_checks import check_pool
-from wavry_cp.admin.doctor.reach import Answer, Asker
+from wavry_cp.admin.doctor.reach import Asker, HttpAnswer
 from wavry_cp.admin.doctor.relay_checks import check_relays
 from wavry_cp.admin.doctor.service_checks import check_master_link
 from wavry_cp.admin.doctor.sign_checks import check_capacity, check_errors, check_revocations
 from wavry_cp.admin.doctor.udp_probe import UdpAnswer, probe_udp
-from wavry_cp.admin.endpoints import DevRelay, Places
+from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow, BanInfo, BanList
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
 from wavry_peer.protocol.http.keys import KeysStatus, KeyStatusRow, RelayKeyState
@@ -30,11 +36,11 @@ from wavry_peer.service.metrics import CATALOGUE, by_name
 
 RELAY = "rly-1"
 ENDPOINT = "192.0.2.7:4500"
-DOWN = Answer("refused")
+DOWN = HttpAnswer("refused")
 
 
-def answer(body: Any, status: int = 200) -> Answer:
-    return Answer("ok", status, msgspec.json.encode(body), time.time())
+def answer(body: Any, status: int = 200) -> HttpAnswer:
+    return HttpAnswer("ok", status, msgspec.json.encode(body), time.time())
 
 
 def service(name: str, **health: Any) -> ServiceFacts:
@@ -67,7 +73,7 @@ def row(**changes: Any) -> RelayInfo:
 
 def relay(
     info: RelayInfo | None = None,
-    health: dict[str, Any] | Answer | None = None,
+    health: dict[str, Any] | HttpAnswer | None = None,
     udp: str = "ok",
     **more: Any,
 ) -> RelayFacts:
@@ -95,13 +101,13 @@ def keys(held: tuple[str, ...] = ("k",), *, forced: bool = False, serial: int = 
     )  # fmt: skip
 
 
-def facts(one: RelayFacts, **changes: Any) -> Facts:
+def facts(one: RelayFacts, **changes: Any) -> SystemFacts:
     rows = () if one.row is None else (one.row,)
     values: dict[str, Any] = {
         "gateway": service("gateway"), "master": service("master", relays={"ACTIVE": 1}),
         "relays": (one,), "listed": RelayList(relays=rows), "keys": keys(),
     }  # fmt: skip
-    return Facts(**(values | changes))
+    return SystemFacts(**(values | changes))
 
 
 def failing(findings: list[Finding]) -> list[tuple[str, str]]:
@@ -123,12 +129,12 @@ REFUSED = {"state": "registering", "error": "/v1/relays/register: 400 bad", "eve
         (relay(row(state="OFFLINE"), DOWN, "silent"), [("relay", "reachable")]),
         (relay(row(state="OFFLINE"), None, "silent"), [("relay", "reachable")]),
         (relay(None, DOWN, "silent"), [("relay", "reachable")]),
-        (relay(row(), Answer("silent"), "silent"), [("relay", "reachable")]),
+        (relay(row(), HttpAnswer("silent"), "silent"), [("relay", "reachable")]),
         (relay(row(), None, "closed", missed_heartbeat=True), [("relay", "reachable")]),
         # It is alive, but not from here: the network.
         (relay(row(), relay_health(), "silent"), [("network", "udp")]),
         (relay(row(), None, "silent"), [("network", "udp")]),
-        (relay(row(), Answer("no_connection"), "silent"), [("network", "udp")]),
+        (relay(row(), HttpAnswer("no_connection"), "silent"), [("network", "udp")]),
         (relay(row(), DOWN, "ok"), []),
         # Nobody forwards what it advertises.
         (relay(row(), relay_health(), "closed"), [("relay", "udp")]),
@@ -200,7 +206,7 @@ def test_our_own_clock_is_a_warning_and_the_date_header_stands_in_for_older_vers
         ("this machine", "warn"), ("gateway", "ok"), ("master", "ok"), (RELAY, "ok"),
     }  # fmt: skip
     assert diagnose(off).broken_layer is None
-    dated = Answer("ok", 200, b"{}", asked_s=1000.0, date_s=1060.0)
+    dated = HttpAnswer("ok", 200, b"{}", asked_s=1000.0, date_s=1060.0)
     assert off_by(dated, 0) == 60.5
     assert off_by(dated, 1100) == 100.5
     assert off_by(DOWN, 1100) is None
@@ -273,13 +279,15 @@ def test_one_free_relay_is_enough_and_an_empty_pool_is_not() -> None:
     two = facts(relay(row()))
     other = RelayFacts("rly-2", row(relay_id="rly-2", state="DRAINING"))
     both = msgspec.structs.replace(two.listed, relays=(row(), other.row))  # type: ignore[type-var]  # listed is there
-    (found,) = check_pool(Facts(**{**_fields(two), "relays": (*two.relays, other), "listed": both}))
+    (found,) = check_pool(
+        SystemFacts(**{**_fields(two), "relays": (*two.relays, other), "listed": both})
+    )
     assert (found.verdict, "1 of 2" in found.evidence) == ("ok", True)
     (none,) = check_pool(facts(RelayFacts(RELAY), listed=RelayList(relays=())))
     assert none.verdict == "fail"
 
 
-def _fields(value: Facts) -> dict[str, Any]:
+def _fields(value: SystemFacts) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
@@ -385,7 +393,7 @@ async def test_a_udp_port_is_closed_silent_or_no_address() -> None:
 
 
 async def test_a_system_that_is_not_there_at_all_is_told_without_a_crash() -> None:
-    places = Places(
+    places = ServiceEndpoints(
         gateway_url="http://127.0.0.1:9", master_url="http://127.0.0.1:9", admin_token_file=None,
         admin_token_text="x" * 43,
         relays=(DevRelay(RELAY, "127.0.0.1:9", "http://127.0.0.1:9", 1),),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.control.master import REPO, MasterFiles
+from support.control.master import MasterFiles
+from support.paths import REPOSITORY
 from support.relay.host import ServiceManager
 
 
@@ -35,7 +36,7 @@ def settings(role: str, tmp_path: Path) -> dict[str, str]:
 def start(role: str, environ: dict[str, str], **options: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", f"wavry_cp.{role}", "run"],
-        cwd=REPO, env={**os.environ, **environ}, stdin=subprocess.DEVNULL,
+        cwd=REPOSITORY, env={**os.environ, **environ}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from support.relay.world import Peer, World, open_world, v4, v6
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import paseto
 from wavry_relay.admission.admission import Admission
-from wavry_relay.admission.policy import RelayGate
+from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.transitions import LeaseTransitions
 from wavry_relay.engine.base import AdmissionLane, ControlKind, ControlPacket
@@ -53,7 +53,7 @@ class Side:
 
 def side_of(twin: Twin) -> Side:
     lane = None if twin.engine.lane is None else Counted(twin.engine.lane)
-    gate = RelayGate(RevocationView(twin.segment))
+    gate = RelayPolicy(RevocationView(twin.segment))
     transitions = LeaseTransitions(twin.segment, twin.row, strict=True)
     admission = Admission(twin.segment, twin.engine.locks, twin.row, gate, transitions, lane)
     return Side(twin, lane, admission, ControlBlock(twin.segment))

@@ -21,9 +21,9 @@ from wavry_cp.gateway.sessions import rules as sessions
 from wavry_cp.gateway.sessions.breaker import FAILURES, OPEN_S, Breaker
 from wavry_cp.gateway.sessions.keyed_lock import KeyedLock
 from wavry_cp.gateway.sessions.rules import TRANSITIONS, Keys, SessionKey, new_session
-from wavry_cp.gateway.signaling.connection import Connection
+from wavry_cp.gateway.signaling.connection import SignalingConnection
 from wavry_cp.gateway.signaling.hub import Hub
-from wavry_cp.gateway.signaling.limits import STRIKE_FORGET_S, ConnectionSlots, Strikes
+from wavry_cp.gateway.signaling.limits import STRIKE_FORGET_S, ConnectionFaults, ConnectionSlots
 from wavry_peer.protocol.http import signaling as wire
 
 NOW = 1_800_000_000
@@ -231,7 +231,7 @@ def test_breaker_opens_after_failures_and_lets_one_try():
 
 
 def test_strikes_are_forgotten_after_a_quiet_minute():
-    strikes = Strikes(2)
+    strikes = ConnectionFaults(2)
     assert [strikes.add(0.0), strikes.add(1.0), strikes.add(2.0)] == [False, False, True]
     assert not strikes.add(2.0 + STRIKE_FORGET_S + 0.1)
 
@@ -298,7 +298,7 @@ class _Transport:
 
 def connection(**kwargs):
     limits = {"queue_messages": 4, "queue_bytes": 1000, "send_timeout_s": 1.0} | kwargs
-    return Connection(None, _Transport(), **limits)
+    return SignalingConnection(None, _Transport(), **limits)
 
 
 async def test_queue_of_a_connection_is_bounded_by_messages_and_by_bytes():

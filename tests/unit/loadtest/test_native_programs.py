@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from loadtest.generator import GeneratorError, Load, run_generator
+from loadtest.generator import GeneratorError, GeneratorLoad, run_generator
 from loadtest.native_build import CompileError, compile_program
 from loadtest.sessions import Endpoints, SessionFile, plan_sessions
 from loadtest.subjects import floor
@@ -65,7 +65,7 @@ def test_a_missing_source_is_a_clear_error(tmp_path):
 @pytest.mark.parametrize(("burst", "gso"), [(1, False), (4, False), (16, True), (48, True)])
 def test_floors_forward_every_burst(generator, endpoints, tmp_path, mode, burst, gso):
     with floor(mode, endpoints, tmp_path, None, 6) as subject:
-        load = Load(6, burst=burst, gso=gso, window=48, duration_ms=30, drain_ms=1000)
+        load = GeneratorLoad(6, burst=burst, gso=gso, window=48, duration_ms=30, drain_ms=1000)
         result = run_generator(
             generator, load, endpoints, subject.sessions, target=subject.target, core=None
         )
@@ -78,7 +78,7 @@ def test_floors_forward_every_burst(generator, endpoints, tmp_path, mode, burst,
 
 def test_touch_sends_exactly_one_packet_for_each_session(generator, endpoints, tmp_path):
     with floor("mmsg", endpoints, tmp_path, None, 6) as subject:
-        load = Load(6, touch=True, burst=16, drain_ms=1000)
+        load = GeneratorLoad(6, touch=True, burst=16, drain_ms=1000)
         result = run_generator(
             generator, load, endpoints, subject.sessions, target=subject.target, core=None
         )
@@ -95,7 +95,7 @@ def test_datagrams_are_forward_packets_with_growing_sequences(
     sequences = {plan.session_id: [] for plan in plans}
     senders = {plan.session_id: endpoints.clients[plan.client].getsockname() for plan in plans}
     for _ in range(2):  # the second run goes on where the first ended
-        load = Load(3, burst=4, gso=gso, window=12, duration_ms=1, drain_ms=1)
+        load = GeneratorLoad(3, burst=4, gso=gso, window=12, duration_ms=1, drain_ms=1)
         result = run_generator(
             generator, load, endpoints, file, target=target_of(listener), core=None
         )
@@ -115,7 +115,7 @@ def test_datagrams_are_forward_packets_with_growing_sequences(
 
 def test_channel_data_wraps_the_datagram(generator, endpoints, tmp_path, listener):
     file = SessionFile.write(tmp_path / "s", plan_sessions(5, clients=3, servers=2))
-    load = Load(5, touch=True, channel_data=True, drain_ms=1)
+    load = GeneratorLoad(5, touch=True, channel_data=True, drain_ms=1)
     run_generator(generator, load, endpoints, file, target=target_of(listener), core=None)
     heads = [datagram[:6] for datagram, _ in captured(listener, 5)]
     assert [head[:2].hex() for head in heads] == ["4000"] * 3 + ["4001"] * 2
@@ -123,7 +123,7 @@ def test_channel_data_wraps_the_datagram(generator, endpoints, tmp_path, listene
 
 
 def test_direct_path_gives_a_latency_distribution(generator, endpoints, sessions):
-    load = Load(6, rate=2000, duration_ms=100, direct=True, drain_ms=1000)
+    load = GeneratorLoad(6, rate=2000, duration_ms=100, direct=True, drain_ms=1000)
     result = run_generator(generator, load, endpoints, sessions, target=None, core=None)
     assert result.received == result.sent > 20
     assert 0 < result.latency_p50_ns <= result.latency_p99_ns <= result.latency_p999_ns
@@ -131,7 +131,7 @@ def test_direct_path_gives_a_latency_distribution(generator, endpoints, sessions
 
 
 def test_paced_load_keeps_its_rate(generator, endpoints, sessions):
-    load = Load(6, rate=1000, duration_ms=300, direct=True, drain_ms=1000)
+    load = GeneratorLoad(6, rate=1000, duration_ms=300, direct=True, drain_ms=1000)
     planned = []
     for _ in range(10):  # A machine that gives it no core for a while keeps no rate.
         result = run_generator(generator, load, endpoints, sessions, target=None, core=None)
@@ -145,13 +145,13 @@ def test_what_others_send_is_not_counted_as_received(generator, endpoints, sessi
     # A packet of the right form from an earlier run, waiting in the receiver's queue.
     stale = packets.build_forward(bytes([7] * 16), bytes(1180))
     endpoints.clients[0].sendto(stale, endpoints.servers[0].getsockname())
-    load = Load(6, touch=True, direct=True, drain_ms=1000)
+    load = GeneratorLoad(6, touch=True, direct=True, drain_ms=1000)
     result = run_generator(generator, load, endpoints, sessions, target=None, core=None)
     assert (result.received, result.foreign) == (6, 1)
 
 
 def test_lost_packets_are_counted(generator, endpoints, sessions, listener):
-    load = Load(6, touch=True, drain_ms=10)
+    load = GeneratorLoad(6, touch=True, drain_ms=10)
     result = run_generator(
         generator, load, endpoints, sessions, target=target_of(listener), core=None
     )
@@ -161,13 +161,13 @@ def test_lost_packets_are_counted(generator, endpoints, sessions, listener):
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (Load(7), "session file"),
-        (Load(0), "session file"),
-        (Load(6, burst=65), "--burst"),
-        (Load(6, burst=0), "--burst"),
-        (Load(6, size_bytes=40), "--size"),
-        (Load(6, size_bytes=1500), "--size"),
-        (Load(6, burst=60, gso=True, size_bytes=1400), "--gso"),
+        (GeneratorLoad(7), "session file"),
+        (GeneratorLoad(0), "session file"),
+        (GeneratorLoad(6, burst=65), "--burst"),
+        (GeneratorLoad(6, burst=0), "--burst"),
+        (GeneratorLoad(6, size_bytes=40), "--size"),
+        (GeneratorLoad(6, size_bytes=1500), "--size"),
+        (GeneratorLoad(6, burst=60, gso=True, size_bytes=1400), "--gso"),
     ],
 )
 def test_generator_refuses_what_it_cannot_send(generator, endpoints, sessions, load, message):
@@ -178,7 +178,7 @@ def test_generator_refuses_what_it_cannot_send(generator, endpoints, sessions, l
 def test_generator_refuses_a_session_on_a_socket_that_was_not_given(generator, endpoints, tmp_path):
     file = SessionFile.write(tmp_path / "s", plan_sessions(6, clients=6, servers=2))
     with pytest.raises(GeneratorError, match="socket"):
-        run_generator(generator, Load(6), endpoints, file, target="127.0.0.1:9", core=None)
+        run_generator(generator, GeneratorLoad(6), endpoints, file, target="127.0.0.1:9", core=None)
 
 
 @pytest.mark.parametrize(

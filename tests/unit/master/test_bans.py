@@ -10,7 +10,7 @@ from support.control.master import FakeClock, FakeRelay, MasterFiles, running_ma
 
 from wavry_cp.master.ban_effects import MasterBanEffects
 from wavry_cp.master.refusal import RefusedError
-from wavry_cp.operators.bans import Ban, BanBook, BanKind
+from wavry_cp.operators.bans import Ban, BanKind, BanTable
 
 BANS = "/v1/admin/bans"
 LIFT = "/v1/admin/bans/lift"
@@ -356,7 +356,7 @@ async def test_a_ban_of_a_user_is_told_to_the_relays_with_its_end():
 
 
 def test_a_ban_holds_before_its_end_and_not_at_it():
-    book = BanBook([Ban(BanKind.USER, "ann", 1, 10, "op", "x")])
+    book = BanTable([Ban(BanKind.USER, "ann", 1, 10, "op", "x")])
     held = [book.is_banned(BanKind.USER, "ann", now_s) for now_s in (1, 9, 10, 11)]
     assert held == [True, True, False, False]
     assert not book.is_banned(BanKind.RELAY, "ann", 5), "kinds do not mix"

@@ -9,7 +9,8 @@ import sys
 
 import msgspec
 import pytest
-from support.control.master import REPO, FakeRelay, MasterFiles, MasterProcess, client_for
+from support.control.master import FakeRelay, MasterFiles, MasterProcess, client_for
+from support.paths import REPOSITORY
 
 from wavry_peer.protocol import base64url, keyset, lease
 
@@ -17,7 +18,7 @@ from wavry_peer.protocol import base64url, keyset, lease
 def run_master(*arguments, **environ):
     return subprocess.run(
         [sys.executable, "-m", "wavry_cp.master", *arguments],
-        cwd=REPO,
+        cwd=REPOSITORY,
         env={**os.environ, **environ},
         capture_output=True,
         text=True,

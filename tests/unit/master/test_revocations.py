@@ -20,7 +20,7 @@ from support.control.master import (
     running_master,
 )
 
-from wavry_cp.master.revocations.service import RevocationBook
+from wavry_cp.master.revocations.service import RevocationIndex
 from wavry_cp.master.revocations.store import RevocationLog, RevocationRow
 from wavry_cp.store.sqlite.master import MasterSqlite
 from wavry_peer.protocol import base64url, keyset, lease
@@ -280,7 +280,7 @@ ACTS = st.lists(
 
 @given(ACTS, st.integers(0, 45))
 def test_book_is_what_its_rows_say_in_order(acts, prune_at):
-    book = RevocationBook(RevocationLog(LOG, 0, ()))
+    book = RevocationIndex(RevocationLog(LOG, 0, ()))
     for number, (kind, value, until, expires) in enumerate(acts, 1):
         book.add(RevocationRow(kind, value, until, expires, 0, "t", "", number))
     assert book.head == len(acts)
@@ -299,7 +299,7 @@ def test_book_is_what_its_rows_say_in_order(acts, prune_at):
         after = rows[-1].number
     assert seen == list(range(1, len(acts) + 1))
     # A relay that starts from the rows as they are now comes to the same as one that saw all.
-    again = RevocationBook(RevocationLog(LOG, book.head, tuple(book.rows)))
+    again = RevocationIndex(RevocationLog(LOG, book.head, tuple(book.rows)))
     assert again._until_s == until_of
     book.prune(prune_at)
     assert all(row.expires_at_s >= prune_at for row in book.rows)

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from support.control.master import FakeRelay
 
 from wavry_cp.master.leases import rules as leases
-from wavry_cp.master.leases.rules import LeaseSlot, SessionRecord
-from wavry_cp.master.leases.selection import Candidate, choose, weight
+from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
+from wavry_cp.master.leases.selection import RelayCandidate, choose, weight
 from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.relays import rules as registry
 from wavry_cp.master.relays.challenges import Challenges
-from wavry_cp.master.relays.rules import RelayEvent, RelayRecord, RelayState, RelayStatus
+from wavry_cp.master.relays.rules import RelayEvent, RelayRecord, RelayReport, RelayState
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import RegisterRequest
 
@@ -37,7 +37,7 @@ def attempt(rule, *arguments, **named):
 
 
 def status(**fields):
-    return RelayStatus(
+    return RelayReport(
         **{
             "at_s": 1,
             "load_pct": 0,
@@ -111,7 +111,7 @@ def test_relay_without_token_is_offline():
 
 candidates = st.lists(
     st.builds(
-        Candidate,
+        RelayCandidate,
         relay_id=st.text("abcdef", min_size=1, max_size=3),
         region=st.sampled_from([None, "eu", "us"]),
         load_pct=st.floats(0, 100),
@@ -159,7 +159,7 @@ def test_weight_is_a_share(items):
 
 
 def made(relay_id, **fields):
-    return Candidate(
+    return RelayCandidate(
         **{
             "relay_id": relay_id,
             "region": None,
@@ -198,7 +198,7 @@ def session():
     def slot(sub, jti):
         return LeaseSlot(sub, None, jti, None, "k", 1000, 300)
 
-    return SessionRecord("s", "r", 1, 2, slot("ann", "c0"), slot("bob", "s0"), 1000)
+    return LeasedSession("s", "r", 1, 2, slot("ann", "c0"), slot("bob", "s0"), 1000)
 
 
 @given(

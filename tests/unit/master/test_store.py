@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from wavry_cp.master.leases.rules import LeaseSlot, SessionRecord
+from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
 from wavry_cp.master.relays.rules import RelayRecord, RelayState
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.store.sqlite.database import (
@@ -215,7 +215,7 @@ RELAY = RelayRecord(
     registered_at_s=7,
     last_heartbeat_at_s=8,
 )
-SESSION = SessionRecord(
+SESSION = LeasedSession(
     session_id="s",
     relay_id="rly-1",
     soft_kbps=1,
@@ -298,7 +298,7 @@ async def test_the_last_expiry_of_a_key_outlives_its_renewed_leases(tmp_path):
     path = tmp_path / "m.db"
     old = await Database.open(path, MIGRATIONS[:1])
     slot = LeaseSlot("a", None, "j1", None, "old-key", 1000, 300)
-    session = SessionRecord("s", "r", 1, 1, slot, replace(slot, sub="b", jti="j2"), 1000)
+    session = LeasedSession("s", "r", 1, 1, slot, replace(slot, sub="b", jti="j2"), 1000)
     row = {"session_id": "s", "relay_id": "r", "soft_kbps": 1, "hard_kbps": 1}
     row |= {"created_at_s": 1000, "expires_at_s": 1300, "revision": 0}
     for role in ("client", "server"):

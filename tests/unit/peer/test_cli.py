@@ -27,7 +27,7 @@ from wavry_peer.errors import (
 )
 from wavry_peer.home.identity import Identity, load_identity
 from wavry_peer.home.known_peers import KnownPeers
-from wavry_peer.home.logins import Login, LoginStore
+from wavry_peer.home.logins import LoginStore, SavedLogin
 from wavry_peer.protocol.errors import LocalError, WavryError
 
 TIMEOUT_S = 20
@@ -244,7 +244,7 @@ def test_not_logged_in_is_status_4(tmp_path: Path) -> None:
 
 
 def test_a_login_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    LoginStore.in_home(tmp_path).put("https://g.example", Login("alice", "t"))
+    LoginStore.in_home(tmp_path).put("https://g.example", SavedLogin("alice", "t"))
     (tmp_path / "logins.json").chmod(0o644)
     status, _, err = call(
         "ping", "bob", "--gateway", "https://g.example", WAVRY_PEER_HOME=str(tmp_path)
@@ -309,7 +309,7 @@ async def test_health_tells_what_keeps_a_peer_from_its_work(
     assert status == 0, "without a login the gateway's answer is enough"
     assert json.loads(out) == {"event": "healthy", "gateway_url": url, "username": None}
     assert not home.exists(), "a question makes no key"
-    LoginStore.in_home(home).put(url, Login("dora", "a token that was logged out"))
+    LoginStore.in_home(home).put(url, SavedLogin("dora", "a token that was logged out"))
     status, _, err = await call_in_thread("health", **common)
     assert status == 4
     assert "a token" not in err

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wavry_peer.errors import PeerKeyChangedError, PrivateFileError
 from wavry_peer.home.identity import Identity, default_home, fingerprint, load_identity
 from wavry_peer.home.known_peers import KnownPeers
-from wavry_peer.home.logins import Login, LoginStore
+from wavry_peer.home.logins import LoginStore, SavedLogin
 
 URL = "https://gateway.example"
 
@@ -80,7 +80,7 @@ def test_no_secret_in_repr() -> None:
     for secret in (identity.signing.seed, identity.noise.private):
         assert repr(secret)[2:-1] not in repr(identity)
         assert secret.hex() not in repr(identity)
-    assert "sesame" not in repr(Login("alice", "sesame"))
+    assert "sesame" not in repr(SavedLogin("alice", "sesame"))
 
 
 def test_home_from_the_environment(tmp_path: Path) -> None:
@@ -122,14 +122,14 @@ def test_pins_in_memory() -> None:
 def test_logins_by_gateway(tmp_path: Path) -> None:
     store = LoginStore.in_home(tmp_path)
     assert store.get(URL) is None
-    store.put(URL, Login("alice", "t1", 5))
-    store.put("https://another.example", Login("al", "t2"))
-    store.put(URL, Login("alice", "t3", 6))
-    assert store.get(URL) == Login("alice", "t3", 6)
+    store.put(URL, SavedLogin("alice", "t1", 5))
+    store.put("https://another.example", SavedLogin("al", "t2"))
+    store.put(URL, SavedLogin("alice", "t3", 6))
+    assert store.get(URL) == SavedLogin("alice", "t3", 6)
     store.remove(URL)
     store.remove(URL)
     assert store.get(URL) is None
-    assert store.get("https://another.example") == Login("al", "t2")
+    assert store.get("https://another.example") == SavedLogin("al", "t2")
     assert mode(tmp_path / "logins.json") == 0o600
     (tmp_path / "logins.json").chmod(0o644)
     with pytest.raises(PrivateFileError, match="chmod 600"):

@@ -9,7 +9,15 @@ from support.peer.transfer_link import MS, SECOND, TransferLink
 
 from wavry_peer.errors import TransferError
 from wavry_peer.files import frames
-from wavry_peer.files.frames import Ack, Data, FrameError, Kind, Offer, ResultCode, Simple
+from wavry_peer.files.frames import (
+    FrameError,
+    FrameKind,
+    ResultCode,
+    Simple,
+    TransferAck,
+    TransferData,
+    TransferOffer,
+)
 from wavry_peer.files.incoming import safe_name
 from wavry_peer.files.receiver import FileReceiver
 from wavry_peer.files.sender import FileSender
@@ -133,7 +141,7 @@ def test_the_result_survives_the_loss_of_its_first_copies() -> None:
     original, lost = link._launch, []
 
     def launch(to_receiver: bool, frame: bytes) -> None:
-        if frame[0] == Kind.RESULT and len(lost) < 3:
+        if frame[0] == FrameKind.RESULT and len(lost) < 3:
             lost.append(frame)
             return
         original(to_receiver, frame)
@@ -160,28 +168,30 @@ def test_cancel_ends_the_receiver() -> None:
 
 
 def test_the_receivers_memory_is_bounded_by_its_window() -> None:
-    offer = Offer(b"transfer", 10**9, 1000, bytes(32), "name")
+    offer = TransferOffer(b"transfer", 10**9, 1000, bytes(32), "name")
     wrote: list[int] = []
     receiver = FileReceiver(offer, lambda at, _data: wrote.append(at), 0)
-    far = Data(b"transfer", frames.WINDOW_CHUNKS, 0, 0, bytes(1000))
+    far = TransferData(b"transfer", frames.WINDOW_CHUNKS, 0, 0, bytes(1000))
     receiver.receive(far.pack(), 0)
     assert wrote == []
-    receiver.receive(Data(b"transfer", frames.WINDOW_CHUNKS - 1, 0, 0, bytes(1000)).pack(), 0)
+    receiver.receive(
+        TransferData(b"transfer", frames.WINDOW_CHUNKS - 1, 0, 0, bytes(1000)).pack(), 0
+    )
     assert len(wrote) == 1
     acks = [frames.parse_frame(f) for f in receiver.frames_to_send(SECOND)]
-    assert max(len(a.pack()) for a in acks if isinstance(a, Ack)) <= 1100
+    assert max(len(a.pack()) for a in acks if isinstance(a, TransferAck)) <= 1100
 
 
 def test_frames_of_another_transfer_and_wrong_sizes_are_ignored() -> None:
-    offer = Offer(b"transfer", 1500, 1000, bytes(32), "name")
+    offer = TransferOffer(b"transfer", 1500, 1000, bytes(32), "name")
     wrote: list[int] = []
     receiver = FileReceiver(offer, lambda at, _data: wrote.append(at), 0)
     for frame in (
-        Data(b"another!", 0, 0, 0, bytes(1000)),
-        Data(b"transfer", 0, 0, 0, bytes(999)),
-        Data(b"transfer", 1, 0, 0, bytes(1000)),
-        Data(b"transfer", 2, 0, 0, b""),
-        Simple(Kind.CANCEL, b"another!"),
+        TransferData(b"another!", 0, 0, 0, bytes(1000)),
+        TransferData(b"transfer", 0, 0, 0, bytes(999)),
+        TransferData(b"transfer", 1, 0, 0, bytes(1000)),
+        TransferData(b"transfer", 2, 0, 0, b""),
+        Simple(FrameKind.CANCEL, b"another!"),
     ):
         receiver.receive(frame.pack(), 0)
     assert wrote == []
@@ -190,10 +200,10 @@ def test_frames_of_another_transfer_and_wrong_sizes_are_ignored() -> None:
 
 def test_forged_acks_beyond_what_was_sent_change_nothing() -> None:
     link = TransferLink(content(100_000))
-    link.sender.receive(Simple(Kind.ACCEPT, b"transfer").pack(), link.now_ns)
+    link.sender.receive(Simple(FrameKind.ACCEPT, b"transfer").pack(), link.now_ns)
     link.sender.frames_to_send(link.now_ns)
     for next_index, have in ((99, 0), (0, 1 << 90), (2**32 - 1, 0)):
-        ack = Ack(b"transfer", 0, 1, 0, next_index, have)
+        ack = TransferAck(b"transfer", 0, 1, 0, next_index, have)
         link.sender.receive(ack.pack(), link.now_ns)
     assert link.sender.statistics.acked_bytes == 0
 
@@ -201,7 +211,7 @@ def test_forged_acks_beyond_what_was_sent_change_nothing() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=1400), st.integers(0, 9))
 def test_any_bytes_are_taken_without_an_exception(noise: bytes, kind: int) -> None:
-    offer = Offer(b"transfer", 5000, 1000, bytes(32), "name")
+    offer = TransferOffer(b"transfer", 5000, 1000, bytes(32), "name")
     sender = FileSender(offer, lambda _at, size: bytes(size), 0)
     receiver = FileReceiver(offer, lambda _at, _data: None, 0)
     for frame in (noise, bytes((kind,)) + b"transfer" + noise):

@@ -24,7 +24,7 @@ from wavry_peer.protocol.channel.events import (
     FailureReason,
     HandshakeCompleted,
 )
-from wavry_peer.protocol.channel.wire import Kind
+from wavry_peer.protocol.channel.wire import ChannelKind
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.errors import LocalError
 
@@ -68,7 +68,7 @@ def test_wire_form() -> None:
     assert MAX_DATAGRAM_BYTES == 1381
     assert [len(body) for body in bodies] == [113, 113, 1408, 27]
     assert all(not body.startswith(b"RI") for body in bodies)
-    assert len(link.sent_of_kind(SERVER, Kind.MESSAGE_2)[0]) == 113
+    assert len(link.sent_of_kind(SERVER, ChannelKind.MESSAGE_2)[0]) == 113
 
 
 def test_the_plaintext_is_not_on_the_wire() -> None:
@@ -81,10 +81,11 @@ def test_the_plaintext_is_not_on_the_wire() -> None:
 
 
 @pytest.mark.parametrize(
-    "lost_kind", [Kind.MESSAGE_1, Kind.MESSAGE_2, Kind.MESSAGE_3, Kind.CONFIRM]
+    "lost_kind",
+    [ChannelKind.MESSAGE_1, ChannelKind.MESSAGE_2, ChannelKind.MESSAGE_3, ChannelKind.CONFIRM],
 )
 @pytest.mark.parametrize("times", [1, 3])
-def test_each_handshake_packet_may_be_lost(lost_kind: Kind, times: int) -> None:
+def test_each_handshake_packet_may_be_lost(lost_kind: ChannelKind, times: int) -> None:
     lost = 0
 
     def lose(sender: Role, body: bytes) -> bytes | None:
@@ -106,7 +107,7 @@ def test_each_handshake_packet_may_be_lost(lost_kind: Kind, times: int) -> None:
 
 def test_data_of_the_server_confirms_as_well_as_a_confirm() -> None:
     link = FakeLink.pair()
-    link.tamper = lambda sender, body: None if body[8] == Kind.CONFIRM else body
+    link.tamper = lambda sender, body: None if body[8] == ChannelKind.CONFIRM else body
     link.start()
     link.run(SECOND, until=lambda: link.server.is_established)
     link.send(SERVER, b"first")
@@ -252,7 +253,7 @@ def test_close_reaches_the_peer_even_if_two_copies_are_lost(closing: Role) -> No
 
     def lose_two(sender: Role, body: bytes) -> bytes | None:
         nonlocal closes
-        closes += body[8] == Kind.CLOSE
+        closes += body[8] == ChannelKind.CLOSE
         return None if closes <= 2 else body
 
     link.tamper = lose_two

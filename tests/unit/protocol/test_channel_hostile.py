@@ -17,7 +17,7 @@ from support.protocol.fakelink import (
 
 from wavry_peer.protocol.channel.channel import Channel
 from wavry_peer.protocol.channel.events import ChannelFailed, DropReason, FailureReason
-from wavry_peer.protocol.channel.wire import HANDSHAKE_REST_BYTES, Kind
+from wavry_peer.protocol.channel.wire import HANDSHAKE_REST_BYTES, ChannelKind
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.errors import LocalError
 
@@ -65,7 +65,7 @@ def test_a_stranger_who_answers_first_does_not_stop_the_right_server() -> None:
     stranger = make_channel(SERVER, 3, static=STRANGER_KEY)
     stranger.start(link.now_ns)
     link.start()
-    (message_1,) = link.sent_of_kind(CLIENT, Kind.MESSAGE_1)
+    (message_1,) = link.sent_of_kind(CLIENT, ChannelKind.MESSAGE_1)
     (forged,) = answer_of(stranger, message_1, link.now_ns)
     link.inject(CLIENT, forged)
     assert link.client.statistics.dropped[DropReason.WRONG_IDENTITY] == 1
@@ -123,10 +123,10 @@ def test_garbage_handshakes_do_not_stop_the_handshake(kind: int, length: int) ->
 
 def test_a_damaged_message_2_does_not_harm_the_initiator() -> None:
     link = FakeLink.pair()
-    link.tamper = lambda sender, body: None if body[8] == Kind.MESSAGE_2 else body
+    link.tamper = lambda sender, body: None if body[8] == ChannelKind.MESSAGE_2 else body
     link.start()
     link.run(20 * MS)
-    message_2 = link.sent_of_kind(SERVER, Kind.MESSAGE_2)[0]
+    message_2 = link.sent_of_kind(SERVER, ChannelKind.MESSAGE_2)[0]
     for position in range(9, len(message_2)):
         forged = bytearray(message_2)
         forged[position] ^= 0x80
@@ -140,10 +140,10 @@ def test_a_damaged_message_2_does_not_harm_the_initiator() -> None:
 
 def test_a_flood_of_messages_1_leaves_no_state_and_displaces_nobody() -> None:
     link = FakeLink.pair()
-    link.tamper = lambda sender, body: None if body[8] == Kind.MESSAGE_3 else body
+    link.tamper = lambda sender, body: None if body[8] == ChannelKind.MESSAGE_3 else body
     link.start()
     link.run(20 * MS)
-    assert link.sent_of_kind(CLIENT, Kind.MESSAGE_3)
+    assert link.sent_of_kind(CLIENT, ChannelKind.MESSAGE_3)
     memory = set(vars(link.server._responder))
     for seed in range(200):
         stranger = make_channel(CLIENT, seed, static=STRANGER_KEY)
@@ -152,13 +152,13 @@ def test_a_flood_of_messages_1_leaves_no_state_and_displaces_nobody() -> None:
         (answer,) = answer_of(link.server, message_1, link.now_ns)
         assert len(answer) <= len(message_1), "an answer is never larger than its cause"
     assert set(vars(link.server._responder)) == memory
-    link.inject(SERVER, link.sent_of_kind(CLIENT, Kind.MESSAGE_3)[0])
+    link.inject(SERVER, link.sent_of_kind(CLIENT, ChannelKind.MESSAGE_3)[0])
     assert link.server.is_established
 
 
 def test_the_same_message_1_always_gets_the_same_message_2() -> None:
     link = FakeLink.pair().start()
-    (message_1,) = link.sent_of_kind(CLIENT, Kind.MESSAGE_1)
+    (message_1,) = link.sent_of_kind(CLIENT, ChannelKind.MESSAGE_1)
     answers = [answer_of(link.server, message_1, link.now_ns)[0] for _ in range(3)]
     assert len({answer[9:] for answer in answers}) == 1
     assert len({answer[:8] for answer in answers}) == 3
@@ -169,11 +169,11 @@ def test_the_same_message_1_always_gets_the_same_message_2() -> None:
 
 def test_each_copy_of_message_2_gets_message_3_until_confirmed() -> None:
     link = FakeLink.pair()
-    link.tamper = lambda sender, body: None if body[8] == Kind.MESSAGE_3 else body
+    link.tamper = lambda sender, body: None if body[8] == ChannelKind.MESSAGE_3 else body
     link.start()
     link.run(20 * MS)
-    (message_2,) = link.sent_of_kind(SERVER, Kind.MESSAGE_2)
-    first = link.sent_of_kind(CLIENT, Kind.MESSAGE_3)[0]
+    (message_2,) = link.sent_of_kind(SERVER, ChannelKind.MESSAGE_2)
+    first = link.sent_of_kind(CLIENT, ChannelKind.MESSAGE_3)[0]
     (again,) = answer_of(link.client, message_2, link.now_ns)
     assert again[9:] == first[9:]
     assert again[:8] != first[:8]
@@ -222,7 +222,7 @@ def test_forged_knocks_cost_little_and_are_not_seen_by_the_application() -> None
     link.run(SECOND)
     sent = link.client.statistics.packets_sent
     for _ in range(1000):
-        link.inject(CLIENT, packet(Kind.KNOCK))
+        link.inject(CLIENT, packet(ChannelKind.KNOCK))
         link.run(20 * MS)
     assert link.client.statistics.packets_sent - sent <= 5 * 4
     assert link.client.statistics.handshakes_completed > 1
@@ -235,7 +235,7 @@ def test_forged_knocks_cost_little_and_are_not_seen_by_the_application() -> None
 def test_no_datagram_is_lost_while_knocks_renew_the_keys(seed: int) -> None:
     link = FakeLink.pair(seed=seed).establish()
     link.run(6 * SECOND)
-    link.inject(CLIENT, packet(Kind.KNOCK))
+    link.inject(CLIENT, packet(ChannelKind.KNOCK))
     for index in range(40):
         for role in Role:
             link.send(role, b"%d" % index)
@@ -249,8 +249,8 @@ def test_no_datagram_is_lost_while_knocks_renew_the_keys(seed: int) -> None:
 def test_an_unanswered_knock_costs_the_keys_nothing() -> None:
     link = FakeLink.pair().establish()
     link.run(6 * SECOND)
-    link.tamper = lambda sender, body: None if body[8] == Kind.MESSAGE_1 else body
-    link.inject(CLIENT, packet(Kind.KNOCK))
+    link.tamper = lambda sender, body: None if body[8] == ChannelKind.MESSAGE_1 else body
+    link.inject(CLIENT, packet(ChannelKind.KNOCK))
     link.run(40 * SECOND)
     assert link.client.get_timer() is None
     link.tamper = None
@@ -262,9 +262,9 @@ def test_a_renewal_whose_confirmations_are_lost_heals() -> None:
     link = FakeLink.pair().establish()
     link.run(6 * SECOND)
     link.tamper = lambda sender, body: (
-        None if sender is SERVER and body[8] != Kind.MESSAGE_2 else body
+        None if sender is SERVER and body[8] != ChannelKind.MESSAGE_2 else body
     )
-    link.inject(CLIENT, packet(Kind.KNOCK))
+    link.inject(CLIENT, packet(ChannelKind.KNOCK))
     link.run(60 * SECOND)
     assert link.server.statistics.handshakes_completed == 2
     assert link.client.statistics.handshakes_completed == 1
@@ -280,7 +280,7 @@ def test_a_replayed_packet_is_dropped() -> None:
     link = FakeLink.pair().establish()
     link.send(CLIENT, b"once")
     link.run(SECOND)
-    (body,) = link.sent_of_kind(CLIENT, Kind.DATA)
+    (body,) = link.sent_of_kind(CLIENT, ChannelKind.DATA)
     for _ in range(3):
         link.inject(SERVER, body)
     assert link.received(SERVER) == [b"once"]
@@ -340,16 +340,16 @@ def test_a_close_cannot_be_forged() -> None:
     link = FakeLink.pair().establish()
     link.send(CLIENT, b"")
     link.run(SECOND)
-    data = link.sent_of_kind(CLIENT, Kind.DATA)[0]
-    link.inject(SERVER, data[:8] + bytes([Kind.CLOSE]) + data[9:])
-    link.inject(SERVER, packet(Kind.CLOSE, bytes(18), 9))
+    data = link.sent_of_kind(CLIENT, ChannelKind.DATA)[0]
+    link.inject(SERVER, data[:8] + bytes([ChannelKind.CLOSE]) + data[9:])
+    link.inject(SERVER, packet(ChannelKind.CLOSE, bytes(18), 9))
     assert works(link)
 
 
 def test_a_packet_of_another_session_of_the_same_peers_is_dropped() -> None:
     link, other = FakeLink.pair(seed=1).establish(), FakeLink.pair(seed=2).establish()
     other.send(CLIENT, b"elsewhere")
-    link.inject(SERVER, other.sent_of_kind(CLIENT, Kind.DATA)[0])
+    link.inject(SERVER, other.sent_of_kind(CLIENT, ChannelKind.DATA)[0])
     assert link.server.statistics.dropped[DropReason.UNAUTHENTIC] == 1
 
 

@@ -5,7 +5,7 @@ from support.protocol.fakelink import MS, PERFECT, SECOND, Conditions, FakeLink,
 
 from wavry_peer.protocol.channel.channel import Channel
 from wavry_peer.protocol.channel.events import ChannelLimits, DropReason
-from wavry_peer.protocol.channel.wire import Kind
+from wavry_peer.protocol.channel.wire import ChannelKind
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.errors import LocalError
 
@@ -30,7 +30,7 @@ def test_rekey_by_packets() -> None:
         link.send(CLIENT, b"%d" % index)
         link.run(20 * MS)
     assert link.received(SERVER) == [b"%d" % index for index in range(35)]
-    epochs = [epoch_of(body) for body in link.sent_of_kind(CLIENT, Kind.DATA)]
+    epochs = [epoch_of(body) for body in link.sent_of_kind(CLIENT, ChannelKind.DATA)]
     assert epochs == [index // 10 for index in range(35)]
     assert link.client.statistics.rekeys_sent == 3
     assert link.server.statistics.rekeys_received == 3
@@ -43,7 +43,7 @@ def test_rekey_by_age() -> None:
     link.run(61 * SECOND)
     link.send(SERVER, b"old")
     link.run(SECOND)
-    assert [epoch_of(body) for body in link.sent_of_kind(SERVER, Kind.DATA)] == [0, 1]
+    assert [epoch_of(body) for body in link.sent_of_kind(SERVER, ChannelKind.DATA)] == [0, 1]
     assert link.received(CLIENT) == [b"young", b"old"]
 
 

@@ -18,7 +18,7 @@ from wavry_peer.protocol.channel.noise import (
     aead_open,
     rekey,
 )
-from wavry_peer.protocol.channel.wire import PROLOGUE_LABEL, Kind
+from wavry_peer.protocol.channel.wire import PROLOGUE_LABEL, ChannelKind
 from wavry_peer.protocol.constants import Role
 
 NAME = b"Noise_XX_25519_ChaChaPoly_BLAKE2s"
@@ -90,7 +90,7 @@ def observer_reads(wire: list[tuple[Role, bytes]]) -> set[bytes]:
     read = set()
     keys = set(guesses(public_handshake_hash(wire)))
     keys |= {rekey(key) for key in keys}
-    for body in [body for _, body in wire if body[8] == Kind.DATA]:
+    for body in [body for _, body in wire if body[8] == ChannelKind.DATA]:
         for key in keys:
             try:
                 read.add(aead_open(key, int.from_bytes(body[:8], "big"), body[:11], body[11:]))

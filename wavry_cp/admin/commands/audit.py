@@ -10,7 +10,7 @@ import typer
 
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
-from wavry_cp.admin.endpoints import Places, places_of
+from wavry_cp.admin.endpoints import ServiceEndpoints, places_of
 from wavry_cp.admin.output import (
     EXIT_UNREACHABLE,
     CommandError,
@@ -85,7 +85,7 @@ def audit(
 class _Reader:
     """Reads both logs on from where it stopped."""
 
-    def __init__(self, places: Places, since_s: int | None, limit: int) -> None:
+    def __init__(self, places: ServiceEndpoints, since_s: int | None, limit: int) -> None:
         self._urls = {"master": places.need_master(), "gateway": places.need_gateway()}
         self._token = places.admin_token()
         self._since = "" if since_s is None else f"&since={max(0, int(time.time()) - since_s)}"

@@ -7,10 +7,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from wavry_cp.admin.both_services import Outcome, order_both, report
+from wavry_cp.admin.both_services import OrderOutcome, order_both, report
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
-from wavry_cp.admin.endpoints import Places, places_of
+from wavry_cp.admin.endpoints import ServiceEndpoints, places_of
 from wavry_cp.admin.output import JsonOption, moment, print_json, print_note, print_rows, run
 from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
 
@@ -122,8 +122,8 @@ def bans_list(context: typer.Context, *, json: Json = False) -> None:
 
 
 async def _order(
-    places: Places, kind: Banned, path: str, body: BanRequest | LiftBanRequest
-) -> list[Outcome]:
+    places: ServiceEndpoints, kind: Banned, path: str, body: BanRequest | LiftBanRequest
+) -> list[OrderOutcome]:
     if kind is Banned.USER:
         return await order_both(places, path, BanInfo, body)
     answer = await ask_json(
@@ -135,10 +135,10 @@ async def _order(
         token=places.admin_token(),
         body=body,
     )
-    return [Outcome("master", ok=True, answer=answer)]
+    return [OrderOutcome("master", ok=True, answer=answer)]
 
 
-async def _listed(places: Places) -> list[BanRow]:
+async def _listed(places: ServiceEndpoints) -> list[BanRow]:
     token = places.admin_token()
     urls = {"master": places.need_master(), "gateway": places.need_gateway()}
     answers = await asyncio.gather(

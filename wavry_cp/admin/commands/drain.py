@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.endpoints import Places
+from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import EXIT_FAILED
 from wavry_peer.protocol.http.admin import Order
 from wavry_peer.protocol.http.api import RelayInfo
@@ -128,7 +128,9 @@ def progress_for(*, as_json: bool) -> DrainProgress:
     return BarProgress() if Console(stderr=True).is_terminal else PlainProgress()
 
 
-async def order_relay(places: Places, relay_id: str, order: str, *, reason: str) -> RelayInfo:
+async def order_relay(
+    places: ServiceEndpoints, relay_id: str, order: str, *, reason: str
+) -> RelayInfo:
     """Give the master an order about a relay: ``drain`` or ``undrain``; `reason` is for the audit.
 
     Raises:
@@ -146,7 +148,7 @@ async def order_relay(places: Places, relay_id: str, order: str, *, reason: str)
 
 
 async def drain_relay(
-    places: Places,
+    places: ServiceEndpoints,
     relay_id: str,
     *,
     reason: str,

@@ -10,7 +10,7 @@ import typer
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.endpoints import places_of
 from wavry_cp.admin.key_rotation import (
-    KeyOffice,
+    KeyProcedures,
     RotationResult,
     revoke,
     roll_back,
@@ -134,7 +134,7 @@ def keys_status(context: typer.Context, *, json: Json = False) -> None:
 
       wavryctl keys status --json
     """
-    status = run(lambda: KeyOffice(places_of(context)).status(), as_json=json)
+    status = run(lambda: KeyProcedures(places_of(context)).status(), as_json=json)
     if json:
         print_json(status)
         return
@@ -197,7 +197,7 @@ def keys_rotate(
     """
     result = run(
         lambda: rotate(
-            KeyOffice(places_of(context), root_key), quorum_pct=quorum, timeout_s=timeout,
+            KeyProcedures(places_of(context), root_key), quorum_pct=quorum, timeout_s=timeout,
             force=force, wait=wait, new=new, reason=reason,
         ),
         as_json=json,
@@ -224,7 +224,10 @@ def keys_rollback(
     """
     result = run(
         lambda: roll_back(
-            KeyOffice(places_of(context), root_key), quorum_pct=quorum, force=force, reason=reason
+            KeyProcedures(places_of(context), root_key),
+            quorum_pct=quorum,
+            force=force,
+            reason=reason,
         ),
         as_json=json,
     )
@@ -265,7 +268,7 @@ def keys_revoke(
         )
     result = run(
         lambda: revoke(
-            KeyOffice(places_of(context), root_key), kid, reason=reason, timeout_s=timeout
+            KeyProcedures(places_of(context), root_key), kid, reason=reason, timeout_s=timeout
         ),
         as_json=json,
     )
@@ -297,7 +300,7 @@ def keys_root_rotate(
     """
     result = run(
         lambda: rotate_root(
-            KeyOffice(places_of(context), root_key), new_root_key, timeout_s=timeout,
+            KeyProcedures(places_of(context), root_key), new_root_key, timeout_s=timeout,
             reason=reason, new=new,
         ),
         as_json=json,

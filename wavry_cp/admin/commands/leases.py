@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.endpoints import Places, find_places
+from wavry_cp.admin.endpoints import ServiceEndpoints, find_places
 from wavry_cp.admin.output import (
     EXIT_USAGE,
     CommandError,
@@ -136,7 +136,9 @@ def leases_revoke(
         )
 
 
-async def _confirmed(places: Places, answer: RevokeResponse, wait_s: float) -> RevokeOutcome:
+async def _confirmed(
+    places: ServiceEndpoints, answer: RevokeResponse, wait_s: float
+) -> RevokeOutcome:
     """Wait until every connected relay has the revocation on its disk, or the time is over."""
     deadline_s = time.monotonic() + wait_s
     while True:
@@ -155,7 +157,7 @@ async def _confirmed(places: Places, answer: RevokeResponse, wait_s: float) -> R
         await asyncio.sleep(POLL_S)
 
 
-async def _list(places: Places) -> RevocationList:
+async def _list(places: ServiceEndpoints) -> RevocationList:
     return await ask_json(
         "master",
         places.need_master(),

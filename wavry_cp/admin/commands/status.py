@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from wavry_cp.admin.client import ask, ask_json
-from wavry_cp.admin.endpoints import DevRelay, Places
+from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
 from wavry_cp.admin.output import EXIT_UNREACHABLE, CommandError
 
 from wavry_peer.protocol.http.api import RelayInfo, RelayList  # isort: skip
@@ -32,7 +32,7 @@ class ServiceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     url: str = ""
 
 
-async def gather_status(places: Places) -> list[ServiceRow]:
+async def gather_status(places: ServiceEndpoints) -> list[ServiceRow]:
     """One row for the gateway, the master, and each relay.
 
     Relays come from the master's registry; one that this machine runs (``dev.json``) is also asked
@@ -92,7 +92,7 @@ async def _readiness(service: str, url: str) -> tuple[str, str]:
     return "not_ready", str(reason)
 
 
-async def _listed_relays(places: Places) -> tuple[RelayInfo, ...]:
+async def _listed_relays(places: ServiceEndpoints) -> tuple[RelayInfo, ...]:
     if places.master_url is None:
         return ()
     try:

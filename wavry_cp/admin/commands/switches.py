@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wavry_cp.admin.both_services import Outcome, order_both, report
+from wavry_cp.admin.both_services import OrderOutcome, order_both, report
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.endpoints import places_of
 from wavry_cp.admin.output import JsonOption, print_json, print_note, run
@@ -77,7 +77,7 @@ def lockdown(
       wavryctl lockdown off
     """
 
-    async def work() -> list[Outcome]:
+    async def work() -> list[OrderOutcome]:
         if position is Position.ON and not reason:
             print_note("no --reason given: the audit log will not tell why")
         body = SwitchRequest(on=position is Position.ON, reason=reason)

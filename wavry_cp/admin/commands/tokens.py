@@ -13,7 +13,7 @@ import typer
 
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
-from wavry_cp.admin.endpoints import Places, places_of
+from wavry_cp.admin.endpoints import ServiceEndpoints, places_of
 from wavry_cp.admin.output import (
     EXIT_USAGE,
     CommandError,
@@ -172,7 +172,9 @@ def tokens_list(context: typer.Context, *, json: Json = False) -> None:
         )  # fmt: skip
 
 
-async def _change(places: Places, path: str, kind: type[Answer], body: msgspec.Struct) -> Answer:
+async def _change(
+    places: ServiceEndpoints, path: str, kind: type[Answer], body: msgspec.Struct
+) -> Answer:
     return await ask_json(
         "master", places.need_master(), path, kind,
         method="POST", token=places.admin_token(), body=body,

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.commands.drain import order_relay
-from wavry_cp.admin.endpoints import Places, find_places
+from wavry_cp.admin.endpoints import ServiceEndpoints, find_places
 from wavry_cp.admin.output import CommandError, print_json
 from wavry_peer.errors import GatewayError
 from wavry_peer.gateway.client import GatewayClient
@@ -52,7 +52,7 @@ class _Stage:
     system: DevSystem
     directory: Path
     gateway_url: str
-    places: Places
+    places: ServiceEndpoints
     passwords: Mapping[str, str]
     worker_kills: int = 0
 

@@ -8,9 +8,9 @@ from typing import Final
 
 from wavry_peer.protocol import constants as c
 
-from .facts import Facts, ServiceHealth
+from .facts import ServiceHealth, SystemFacts
 from .finding import GATEWAY, HERE, MASTER, RELAY, Finding, Layer
-from .reach import Answer
+from .reach import HttpAnswer
 
 __all__ = ["check_clocks", "off_by", "true_offset"]
 
@@ -20,7 +20,7 @@ AGREE_S: Final = 5.0
 _OWN: Final = "this machine"
 
 
-def check_clocks(facts: Facts) -> list[Finding]:
+def check_clocks(facts: SystemFacts) -> list[Finding]:
     """Every clock shows the same time, to within what leases forgive."""
     offsets = _offsets(facts)
     if len(offsets) < 2:
@@ -32,10 +32,10 @@ def check_clocks(facts: Facts) -> list[Finding]:
     ]
 
 
-def _offsets(facts: Facts) -> dict[str, tuple[Layer, float, float]]:
+def _offsets(facts: SystemFacts) -> dict[str, tuple[Layer, float, float]]:
     """Layer, seconds ahead of our clock, and tolerance, by name."""
     found: dict[str, tuple[Layer, float, float]] = {_OWN: (HERE, 0.0, c.NOT_BEFORE_SKEW_S)}
-    services: tuple[tuple[str, Layer, Answer], ...] = (
+    services: tuple[tuple[str, Layer, HttpAnswer], ...] = (
         ("master", MASTER, facts.master.health),
         ("gateway", GATEWAY, facts.gateway.health),
     )
@@ -53,7 +53,7 @@ def _offsets(facts: Facts) -> dict[str, tuple[Layer, float, float]]:
     return found
 
 
-def off_by(answer: Answer, now: int) -> float | None:
+def off_by(answer: HttpAnswer, now: int) -> float | None:
     """Seconds that a service is ahead of our clock.
 
     Args:

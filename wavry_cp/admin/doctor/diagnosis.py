@@ -8,7 +8,7 @@ import msgspec
 from wavry_cp.admin.output import EXIT_FAILED, EXIT_UNREACHABLE
 
 from .clock_checks import check_clocks
-from .facts import Facts
+from .facts import SystemFacts
 from .finding import HERE, Finding
 from .key_checks import check_keys, check_unknown_key
 from .pool_checks import check_pool, check_switches
@@ -18,7 +18,7 @@ from .sign_checks import check_capacity, check_errors, check_revocations
 
 __all__ = ["CHECKS", "Diagnosis", "diagnose", "exit_code"]
 
-CHECKS: Final[tuple[Callable[[Facts], list[Finding]], ...]] = (
+CHECKS: Final[tuple[Callable[[SystemFacts], list[Finding]], ...]] = (
     check_token,
     check_master,
     check_gateway,
@@ -55,7 +55,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
 
 
-def diagnose(facts: Facts) -> Diagnosis:
+def diagnose(facts: SystemFacts) -> Diagnosis:
     """Make every check, and find the fault that explains the others."""
     findings = tuple(finding for check in CHECKS for finding in check(facts))
     failed = [finding for finding in findings if finding.verdict == "fail"]

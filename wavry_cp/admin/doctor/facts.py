@@ -12,12 +12,11 @@ from wavry_peer.protocol.http.keys import KeysStatus
 from wavry_peer.protocol.http.relay_events import RevocationList
 from wavry_peer.protocol.keyset import KeySet
 
-from .reach import Answer
+from .reach import HttpAnswer
 from .udp_probe import UdpAnswer
 
 __all__ = [
     "Counters",
-    "Facts",
     "GatewayReady",
     "GatewayStatus",
     "MasterHealth",
@@ -25,13 +24,14 @@ __all__ = [
     "RelayHealth",
     "ServiceFacts",
     "ServiceReady",
+    "SystemFacts",
 ]
 
 Counters = Mapping[str, float]
 """Counters by a name of ours, e.g. ``unknown_key``."""
 
 
-_UNASKED: Final = Answer("bad_url")
+_UNASKED: Final = HttpAnswer("bad_url")
 
 
 class ServiceHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,8 +131,8 @@ class ServiceFacts:
     """
 
     url: str | None
-    health: Answer = _UNASKED
-    ready: Answer = _UNASKED
+    health: HttpAnswer = _UNASKED
+    ready: HttpAnswer = _UNASKED
     counters: tuple[Counters | None, Counters | None] = (None, None)
 
     @property
@@ -160,7 +160,7 @@ class RelayFacts:
     name: str
     row: RelayInfo | None = None
     ops_url: str | None = None
-    ops: Answer | None = None
+    ops: HttpAnswer | None = None
     health: RelayHealth | None = None
     udp: tuple[UdpAnswer, ...] = ()
     missed_heartbeat: bool = False
@@ -182,7 +182,7 @@ class RelayFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SystemFacts:
     """Everything.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
-from wavry_cp.admin.endpoints import Places
+from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import CommandError
 from wavry_peer.protocol.http.admin import AuditPage, BanList, SwitchList
 from wavry_peer.protocol.http.api import ErrorBody, RelayInfo, RelayList
@@ -18,15 +18,15 @@ from wavry_peer.protocol.keyset import KeySet
 
 from .facts import (
     Counters,
-    Facts,
     GatewayReady,
     GatewayStatus,
     MasterStatus,
     RelayFacts,
     RelayHealth,
     ServiceFacts,
+    SystemFacts,
 )
-from .reach import Answer, Asker
+from .reach import Asker, HttpAnswer
 from .udp_probe import UdpAnswer, probe_udp
 
 __all__ = ["WATCHED", "Examination", "gather"]
@@ -65,7 +65,7 @@ class Examination:
         relay_ops: ops URLs of relays, beside those of a dev system.
     """
 
-    places: Places
+    places: ServiceEndpoints
     watch_s: float = 3.0
     relay_ops: tuple[str, ...] = ()
 
@@ -78,7 +78,7 @@ class Examination:
         return {name: url for url, name in known.items()}
 
 
-def _token_of(places: Places) -> str | None:
+def _token_of(places: ServiceEndpoints) -> str | None:
     """The admin token, if one was named; nobody is asked for one who did not say so.
 
     Raises:
@@ -89,7 +89,7 @@ def _token_of(places: Places) -> str | None:
     return places.admin_token() or None
 
 
-async def gather(examination: Examination) -> Facts:
+async def gather(examination: Examination) -> SystemFacts:
     """Ask, watch, ask again."""
     token, trouble = None, ""
     try:
@@ -112,7 +112,7 @@ class _Round:
         self._watch_s = examination.watch_s
         self._token = token
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> SystemFacts:
         gateway, master, ops, first = await asyncio.gather(
             self._service(self._gateway_url),
             self._service(self._master_url),
@@ -129,7 +129,7 @@ class _Round:
         gateway = await self._again_if_in_doubt(gateway, master)
         # Behind /ready, so that both are about the same moment.
         status = await self._gateway_status(gateway)
-        return Facts(
+        return SystemFacts(
             gateway=replace(gateway, counters=(first["gateway"], last["gateway"])),
             master=replace(master, counters=(first["master"], last["master"])),
             relays=tuple(
@@ -157,7 +157,7 @@ class _Round:
 
     # -- Services --------------------------------------------------------------------------
 
-    async def _get(self, url: str, path: str) -> Answer:
+    async def _get(self, url: str, path: str) -> HttpAnswer:
         return await self._asker.get(url, path, self._token)
 
     async def _service(self, url: str | None) -> ServiceFacts:
@@ -168,7 +168,9 @@ class _Round:
         )
         return ServiceFacts(url, health, ready)
 
-    async def _admin(self, gateway: ServiceFacts, master: ServiceFacts) -> dict[str, Answer | None]:
+    async def _admin(
+        self, gateway: ServiceFacts, master: ServiceFacts
+    ) -> dict[str, HttpAnswer | None]:
         """What only operators are told, and the public key set; None where nobody was asked."""
         questions = {
             "relays": (master, "/v1/relays"),
@@ -182,7 +184,7 @@ class _Round:
             "document": (master, "/.well-known/wavry-keys.json"),
         }
 
-        async def ask(name: str, service: ServiceFacts, path: str) -> Answer | None:
+        async def ask(name: str, service: ServiceFacts, path: str) -> HttpAnswer | None:
             if service.url is None or not service.is_reached:
                 return None
             if self._token is None and name != "document":
@@ -209,7 +211,7 @@ class _Round:
         await asyncio.sleep(PROBE_FRESH_S)
         return replace(gateway, ready=await self._asker.get(gateway.url, "/ready"))
 
-    def _token_state(self, answer: Answer | None) -> str:
+    def _token_state(self, answer: HttpAnswer | None) -> str:
         if self._token is None:
             return "none"
         if answer is not None and answer.status in (401, 403):
@@ -220,7 +222,7 @@ class _Round:
 
     # -- Relays ----------------------------------------------------------------------------
 
-    async def _ask_ops(self) -> dict[str, Answer]:
+    async def _ask_ops(self) -> dict[str, HttpAnswer]:
         answers = await asyncio.gather(
             *(self._asker.get(url, "/health") for url in self._ops.values())
         )
@@ -289,11 +291,11 @@ class _Round:
         return {name: counters for (_, name, _), counters in zip(asked, found, strict=True)}
 
 
-def _read(answer: Answer | None, kind: type[Kind]) -> Kind | None:
+def _read(answer: HttpAnswer | None, kind: type[Kind]) -> Kind | None:
     return None if answer is None else answer.read(kind)
 
 
-def _read_counters(role: str, answer: Answer) -> Counters | None:
+def _read_counters(role: str, answer: HttpAnswer) -> Counters | None:
     if not answer.is_reached or answer.status != 200:
         return None
     try:
@@ -312,7 +314,7 @@ def _read_counters(role: str, answer: Answer) -> Counters | None:
 
 
 def _join(
-    listed: Answer | None, known: Mapping[str, str], answers: Mapping[str, Answer]
+    listed: HttpAnswer | None, known: Mapping[str, str], answers: Mapping[str, HttpAnswer]
 ) -> list[RelayFacts]:
     """One entry for each relay that the master lists or whose ops URL is known."""
     answer = None if listed is None else listed.read(RelayList)

@@ -4,7 +4,7 @@ from typing import Final
 
 from wavry_peer.protocol.http.keys import KeysStatus
 
-from .facts import Facts, RelayFacts
+from .facts import RelayFacts, SystemFacts
 from .finding import RELAY, Finding, Verdict
 from .relay_checks import link_fault
 
@@ -13,12 +13,12 @@ __all__ = ["check_keys", "check_unknown_key"]
 ROLLBACK: Final = "until it is repaired `wavryctl keys rollback` lets the key before sign again"
 
 
-def check_keys(facts: Facts) -> list[Finding]:
+def check_keys(facts: SystemFacts) -> list[Finding]:
     """Every live relay holds the key set that the master publishes."""
     return [finding for relay in facts.relays for finding in _of_relay(relay, facts)]
 
 
-def _of_relay(relay: RelayFacts, facts: Facts) -> list[Finding]:
+def _of_relay(relay: RelayFacts, facts: SystemFacts) -> list[Finding]:
     held, serial = _held(relay, facts.keys)
     active, newest = facts.active_kid, _newest_serial(facts)
     if held is None or not active or relay.is_banned:
@@ -80,7 +80,7 @@ def _held(relay: RelayFacts, status: KeysStatus | None) -> tuple[tuple[str, ...]
     return (None, 0) if row is None else (row.held_kids, row.keyset_serial)
 
 
-def _newest_serial(facts: Facts) -> int:
+def _newest_serial(facts: SystemFacts) -> int:
     if facts.keys is not None:
         return facts.keys.serial
     return 0 if facts.document is None else facts.document.serial
@@ -123,7 +123,7 @@ def _finding(
     )
 
 
-def check_unknown_key(facts: Facts) -> list[Finding]:
+def check_unknown_key(facts: SystemFacts) -> list[Finding]:
     """No relay rejects leases because it lacks the key that signed them."""
     return [_rejects(relay, facts.watch_s) for relay in facts.relays if relay.health is not None]
 

@@ -5,7 +5,7 @@ from typing import Final
 from wavry_cp.admin.output import moment
 from wavry_peer.protocol.http.admin import AuditRow, SwitchInfo
 
-from .facts import Facts, MasterHealth, RelayFacts, ServiceHealth
+from .facts import MasterHealth, RelayFacts, ServiceHealth, SystemFacts
 from .finding import GATEWAY, MASTER, RELAY, Finding, Layer, finding
 from .relay_checks import link_fault, relay_down
 from .service_checks import MASTER_DOWN
@@ -15,7 +15,7 @@ __all__ = ["check_pool", "check_switches"]
 REPAIR_CAUSE: Final = "repair what this follows from first"
 
 
-def check_switches(facts: Facts) -> list[Finding]:
+def check_switches(facts: SystemFacts) -> list[Finding]:
     """Nobody has switched relays off or closed a service."""
     findings = []
     master = facts.master.health.read(MasterHealth)
@@ -57,7 +57,7 @@ def _by(switch: SwitchInfo | AuditRow | None) -> str:
     return f" (by {switch.who}, {moment(switch.at)}{why})"
 
 
-def check_pool(facts: Facts) -> list[Finding]:
+def check_pool(facts: SystemFacts) -> list[Finding]:
     """A new session finds a relay."""
     if facts.listed is None:
         return _pool_by_counts(facts)
@@ -91,7 +91,7 @@ def check_pool(facts: Facts) -> list[Finding]:
     ]
 
 
-def _obstacle(relay: RelayFacts, facts: Facts) -> tuple[str, str, str]:
+def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
     """Why a relay gets no session: for people, the finding that explains it, and what to do."""
     row = relay.row
     if row is None:
@@ -130,7 +130,7 @@ def _obstacle(relay: RelayFacts, facts: Facts) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _pool_by_counts(facts: Facts) -> list[Finding]:
+def _pool_by_counts(facts: SystemFacts) -> list[Finding]:
     """What everybody is told: how many relays are in which state."""
     health = facts.master.health.read(MasterHealth)
     if health is None:

@@ -12,7 +12,7 @@ import msgspec
 
 from wavry_cp.admin.client import MAX_ANSWER_BYTES
 
-__all__ = ["Answer", "Asker"]
+__all__ = ["Asker", "HttpAnswer"]
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 4.0
@@ -33,7 +33,7 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """What came of a question.
 
     Attributes:
@@ -84,7 +84,7 @@ class Asker:
     async def __aexit__(self, *_: object) -> None:
         await self._http.close()
 
-    async def get(self, base_url: str, path: str, token: str | None = None) -> Answer:
+    async def get(self, base_url: str, path: str, token: str | None = None) -> HttpAnswer:
         """Ask; never raises for what the service does."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         began_s, began_wall_s = time.monotonic(), time.time()
@@ -96,7 +96,7 @@ class Asker:
                 raw = await response.content.read(MAX_ANSWER_BYTES)
                 while not response.content.at_eof() and len(raw) < MAX_ANSWER_BYTES:
                     raw += await response.content.read(MAX_ANSWER_BYTES)
-                return Answer(
+                return HttpAnswer(
                     "ok",
                     response.status,
                     raw,
@@ -104,7 +104,7 @@ class Asker:
                     _date_s(response.headers.get("Date", "")),
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            return Answer(_reach_of(error))
+            return HttpAnswer(_reach_of(error))
 
 
 def _reach_of(error: Exception) -> str:

@@ -8,7 +8,7 @@ tells whether the relay is broken or the network between two of them.
 import re
 from typing import Final
 
-from .facts import Facts, RelayFacts
+from .facts import RelayFacts, SystemFacts
 from .finding import MASTER, NETWORK, RELAY, Finding, Layer, Verdict
 from .service_checks import MASTER_DOWN
 
@@ -28,7 +28,7 @@ def link_fault(relay: RelayFacts) -> str:
     return f"{relay.name}: master link"
 
 
-def check_relays(facts: Facts) -> list[Finding]:
+def check_relays(facts: SystemFacts) -> list[Finding]:
     """Every relay runs, is heard by the master, and can be reached."""
     findings = []
     for relay in facts.relays:
@@ -36,7 +36,7 @@ def check_relays(facts: Facts) -> list[Finding]:
     return findings
 
 
-def _check(relay: RelayFacts, facts: Facts) -> list[Finding]:
+def _check(relay: RelayFacts, facts: SystemFacts) -> list[Finding]:
     if relay.is_banned:
         # An operator wanted it out; whether it runs is nobody's concern until the ban ends.
         who = "`wavryctl bans list` says by whom and why"
@@ -80,7 +80,7 @@ def _is_down(relay: RelayFacts) -> bool:
     return relay.missed_heartbeat or relay.row.state == "OFFLINE"
 
 
-def _heard(relay: RelayFacts, facts: Facts) -> str:
+def _heard(relay: RelayFacts, facts: SystemFacts) -> str:
     """What the master knows of it, for people."""
     if relay.row is None:
         return "the master does not know it" if facts.listed is not None else ""
@@ -137,7 +137,7 @@ def _ops(relay: RelayFacts) -> Finding:
 # -- Link to the master ------------------------------------------------------------------------
 
 
-def _link(relay: RelayFacts, facts: Facts) -> Finding:
+def _link(relay: RelayFacts, facts: SystemFacts) -> Finding:
     if relay.health is None:
         return _link_seen_by_master(relay, facts)
     link = relay.health.master
@@ -161,7 +161,7 @@ def _link(relay: RelayFacts, facts: Facts) -> Finding:
     return _finding(relay, "master link", "ok", RELAY, _heard(relay, facts) or "registered")
 
 
-def _broken_link(relay: RelayFacts, facts: Facts, error: str) -> Finding:
+def _broken_link(relay: RelayFacts, facts: SystemFacts, error: str) -> Finding:
     told = f"the relay says: {error}"
     if match := _HTTP_STATUS.search(error):
         banned = "banned" in error
@@ -193,7 +193,7 @@ def _broken_link(relay: RelayFacts, facts: Facts, error: str) -> Finding:
     )
 
 
-def _link_seen_by_master(relay: RelayFacts, facts: Facts) -> Finding:
+def _link_seen_by_master(relay: RelayFacts, facts: SystemFacts) -> Finding:
     if relay.row is None:
         return _finding(
             relay, "master link", "unknown", RELAY, "neither it nor the master could be asked",
@@ -215,7 +215,7 @@ def _link_seen_by_master(relay: RelayFacts, facts: Facts) -> Finding:
 # -- UDP ---------------------------------------------------------------------------------------
 
 
-def _udp(relay: RelayFacts, facts: Facts) -> list[Finding]:
+def _udp(relay: RelayFacts, facts: SystemFacts) -> list[Finding]:
     findings = []
     answers = any(answer.reach == "ok" for answer in relay.udp)
     for answer in relay.udp:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from .facts import Facts, GatewayReady, ServiceFacts, ServiceHealth, ServiceReady
+from .facts import GatewayReady, ServiceFacts, ServiceHealth, ServiceReady, SystemFacts
 from .finding import GATEWAY, HERE, MASTER, NETWORK, Finding, Layer
 
 __all__ = ["MASTER_DOWN", "check_gateway", "check_master", "check_master_link", "check_token"]
@@ -14,7 +14,7 @@ _OPTIONS: Final = {
 }
 
 
-def check_master(facts: Facts) -> list[Finding]:
+def check_master(facts: SystemFacts) -> list[Finding]:
     """The master answers and is ready."""
     found = _reachable("master", MASTER, facts.master)
     seen = facts.gateway.ready.read(GatewayReady, 200, 503)
@@ -34,7 +34,7 @@ def check_master(facts: Facts) -> list[Finding]:
     return [found]
 
 
-def check_gateway(facts: Facts) -> list[Finding]:
+def check_gateway(facts: SystemFacts) -> list[Finding]:
     """The gateway answers and is ready."""
     return [_reachable("gateway", GATEWAY, facts.gateway)]
 
@@ -79,7 +79,7 @@ def _reachable(name: str, layer: Layer, service: ServiceFacts) -> Finding:
     return finding("ok", "answers and is ready")
 
 
-def check_master_link(facts: Facts) -> list[Finding]:
+def check_master_link(facts: SystemFacts) -> list[Finding]:
     """The gateway reaches the master, and the master takes its calls."""
     ready = facts.gateway.ready.read(GatewayReady, 200, 503)
     if ready is None:
@@ -132,7 +132,7 @@ def _link(
     )
 
 
-def check_token(facts: Facts) -> list[Finding]:
+def check_token(facts: SystemFacts) -> list[Finding]:
     """What operators are told was told."""
     if facts.token == "given":
         return []

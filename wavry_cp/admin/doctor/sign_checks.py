@@ -1,6 +1,6 @@
 """Early signs: load, the way of revocations, disks, errors of our own."""
 
-from .facts import Counters, Facts, RelayFacts
+from .facts import Counters, RelayFacts, SystemFacts
 from .finding import GATEWAY, MASTER, NETWORK, RELAY, Finding, Layer, Verdict, finding
 from .relay_checks import link_fault
 
@@ -9,7 +9,7 @@ __all__ = ["check_capacity", "check_errors", "check_revocations"]
 NEARLY_FULL_PCT = 90.0
 
 
-def check_capacity(facts: Facts) -> list[Finding]:
+def check_capacity(facts: SystemFacts) -> list[Finding]:
     """No relay is nearly full, sheds load or is flooded."""
     return [
         finding(RELAY, "capacity", relay.name, *verdict)
@@ -47,7 +47,7 @@ def _load(relay: RelayFacts) -> tuple[Verdict, str, str] | None:
     return None
 
 
-def check_revocations(facts: Facts) -> list[Finding]:
+def check_revocations(facts: SystemFacts) -> list[Finding]:
     """Revocations reach each relay at once and stay on its disk."""
     rows = () if facts.revocations is None else facts.revocations.relays
     connected = {row.relay_id: row.connected for row in rows}
@@ -85,7 +85,7 @@ def check_revocations(facts: Facts) -> list[Finding]:
     return findings
 
 
-def check_errors(facts: Facts) -> list[Finding]:
+def check_errors(facts: SystemFacts) -> list[Finding]:
     """No service meets errors of its own."""
     watched: list[tuple[str, Layer, tuple[Counters | None, Counters | None]]] = [
         ("master", MASTER, facts.master.counters),

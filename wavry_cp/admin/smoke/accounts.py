@@ -14,11 +14,11 @@ import msgspec
 from wavry_cp.admin.output import EXIT_USAGE, CommandError
 from wavry_peer.home.private_files import create_private, read_private
 
-__all__ = ["Account", "load_or_make"]
+__all__ = ["SmokeAccount", "load_or_make"]
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SmokeAccount:
     """A user of the gateway."""
 
     username: str
@@ -31,11 +31,11 @@ class Account:
 
 
 class _AccountsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    caller: Account
-    callee: Account
+    caller: SmokeAccount
+    callee: SmokeAccount
 
 
-def load_or_make(path: Path | None) -> tuple[Account, Account]:
+def load_or_make(path: Path | None) -> tuple[SmokeAccount, SmokeAccount]:
     """Caller and called user.
 
     Args:
@@ -45,7 +45,7 @@ def load_or_make(path: Path | None) -> tuple[Account, Account]:
         CommandError: the file is not one of ours (exit code 2).
         PrivateFileError: it is open to others, or cannot be read or written.
     """
-    invented = _AccountsFile(Account.invent("a"), Account.invent("b"))
+    invented = _AccountsFile(SmokeAccount.invent("a"), SmokeAccount.invent("b"))
     if path is None:
         return invented.caller, invented.callee
     create_private(path, msgspec.json.encode(invented) + b"\n")

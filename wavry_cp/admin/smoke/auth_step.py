@@ -7,12 +7,12 @@ from wavry_peer.errors import GatewayAuthError, GatewayError
 from wavry_peer.gateway.client import GatewayClient
 
 from .report import Passed, StepFailedError
-from .stage import Stage
+from .stage import SmokeContext
 
 __all__ = ["check_auth"]
 
 
-async def check_auth(stage: Stage) -> Passed:
+async def check_auth(stage: SmokeContext) -> Passed:
     """The step.
 
     Raises:

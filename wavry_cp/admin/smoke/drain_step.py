@@ -13,7 +13,7 @@ from typing import Final
 import wavry_peer
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.commands.drain import order_relay
-from wavry_cp.admin.endpoints import Places
+from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 from wavry_peer.errors import GatewayError
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
@@ -21,7 +21,7 @@ from wavry_peer.protocol.http.api import RelayInfo, RelayList
 from .echo import Echo
 from .relay_step import require_whole
 from .report import Passed, StepFailedError, StepSkippedError
-from .stage import Pair, Stage, relay_of
+from .stage import Pair, SmokeContext, relay_of
 
 __all__ = ["check_drain"]
 
@@ -36,7 +36,7 @@ STAYS_S: Final = 1.0
 GIVE_BACK_TIMEOUT_S: Final = 30.0
 
 
-async def check_drain(stage: Stage) -> Passed:
+async def check_drain(stage: SmokeContext) -> Passed:
     """The step.
 
     Raises:
@@ -94,7 +94,7 @@ def _require_drainable(target: str, rows: dict[str, RelayInfo]) -> None:
 # -- While it is drained ---------------------------------------------------------------------
 
 
-async def _moves_away(stage: Stage, pair: Pair, target: str, others: set[str]) -> str:
+async def _moves_away(stage: SmokeContext, pair: Pair, target: str, others: set[str]) -> str:
     stage.doing = f"waiting for the session to leave {target}"
     began_s = time.monotonic()
 
@@ -112,7 +112,7 @@ async def _moves_away(stage: Stage, pair: Pair, target: str, others: set[str]) -
     return f"the session moved to {relay_of(pair.session)} in {moved_s:.1f} s, new ones go there"
 
 
-async def _stays_and_is_alone(stage: Stage, pair: Pair, echo: Echo) -> str:
+async def _stays_and_is_alone(stage: SmokeContext, pair: Pair, echo: Echo) -> str:
     stage.doing = "asking for a session while the only relay is drained"
     try:
         async with _one_more(pair):
@@ -131,7 +131,7 @@ async def _stays_and_is_alone(stage: Stage, pair: Pair, echo: Echo) -> str:
 # -- Afterwards ------------------------------------------------------------------------------
 
 
-async def _takes_sessions(stage: Stage, pair: Pair, target: str, known: set[str]) -> None:
+async def _takes_sessions(stage: SmokeContext, pair: Pair, target: str, known: set[str]) -> None:
     stage.doing = f"opening a session at {target} after its drain"
     async with _one_more(pair) as (session, other):
         if relay_of(session) != target:
@@ -152,7 +152,7 @@ async def _one_more(pair: Pair) -> AsyncIterator[tuple[wavry_peer.Session, wavry
 
 
 @contextlib.asynccontextmanager
-async def _drained(stage: Stage, target: str) -> AsyncIterator[None]:
+async def _drained(stage: SmokeContext, target: str) -> AsyncIterator[None]:
     """The relay is drained for the length of the block, and given back at its end."""
     stage.doing = f"ordering the drain of {target}"
     try:
@@ -170,7 +170,7 @@ async def _drained(stage: Stage, target: str) -> AsyncIterator[None]:
         await _give_back(stage, target)
 
 
-async def _give_back(stage: Stage, target: str) -> None:
+async def _give_back(stage: SmokeContext, target: str) -> None:
     stage.doing = f"ending the drain of {target}"
     deadline_s = time.monotonic() + GIVE_BACK_TIMEOUT_S
     while True:
@@ -188,14 +188,14 @@ async def _give_back(stage: Stage, target: str) -> None:
             return
 
 
-async def _relays(places: Places) -> dict[str, RelayInfo]:
+async def _relays(places: ServiceEndpoints) -> dict[str, RelayInfo]:
     answer = await ask_json(
         "master", places.need_master(), "/v1/relays", RelayList, token=_token(places)
     )
     return {relay.relay_id: relay for relay in answer.relays}
 
 
-def _token(places: Places) -> str:
+def _token(places: ServiceEndpoints) -> str:
     try:
         return places.admin_token()
     except CommandError as error:
@@ -206,7 +206,7 @@ def _token(places: Places) -> str:
         ) from error
 
 
-async def _until_state(stage: Stage, target: str, reported: str) -> None:
+async def _until_state(stage: SmokeContext, target: str, reported: str) -> None:
     """Until the relay itself says so, which it does with its next heartbeat."""
     stage.doing = f"waiting for {target} to report that it is {reported}"
     row: RelayInfo | None = None

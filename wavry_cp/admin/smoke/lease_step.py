@@ -14,12 +14,12 @@ from .lease_probe import LeaseProbe
 from .lease_rules import check_credentials, published_keys
 from .report import Passed, StepFailedError
 from .signaling_step import accepted_call
-from .stage import Stage
+from .stage import SmokeContext
 
 __all__ = ["check_lease", "forged"]
 
 
-async def check_lease(stage: Stage) -> Passed:
+async def check_lease(stage: SmokeContext) -> Passed:
     """The step.
 
     Raises:
@@ -59,7 +59,7 @@ async def check_lease(stage: Stage) -> Passed:
     )
 
 
-async def _keys(stage: Stage) -> Mapping[KeyId, TrustedKey] | None:
+async def _keys(stage: SmokeContext) -> Mapping[KeyId, TrustedKey] | None:
     url = stage.places.master_url
     if url is None:
         return None

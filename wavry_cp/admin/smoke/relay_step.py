@@ -4,7 +4,7 @@ from typing import Final
 
 from .echo import Echo, EchoFigures
 from .report import Passed, StepFailedError
-from .stage import Stage
+from .stage import SmokeContext
 
 __all__ = ["MAX_LOST_SHARE", "check_relay", "require_whole"]
 
@@ -13,7 +13,7 @@ MAX_LOST_SHARE: Final = 0.05
 """A path that loses more is no path for media; some loss is the network's right."""
 
 
-async def check_relay(stage: Stage) -> Passed:
+async def check_relay(stage: SmokeContext) -> Passed:
     """The step.
 
     Raises:

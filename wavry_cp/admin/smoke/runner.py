@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from wavry_cp.admin.endpoints import Places
+from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import CommandError, print_note
 from wavry_peer.gateway.client import normalize_gateway_url
 from wavry_peer.protocol.errors import WavryError
@@ -23,11 +23,11 @@ from .lease_step import check_lease
 from .relay_step import check_relay
 from .report import Passed, StepFailedError, StepResult, StepSkippedError, failure_of
 from .signaling_step import check_signaling
-from .stage import Stage
+from .stage import SmokeContext
 
 __all__ = ["STEPS", "Wishes", "run_smoke"]
 
-Step = Callable[[Stage], Awaitable[Passed]]
+Step = Callable[[SmokeContext], Awaitable[Passed]]
 
 STEPS: Final[dict[str, tuple[Step, float]]] = {
     "auth": (check_auth, 30.0),
@@ -56,7 +56,7 @@ class Wishes:
     datagrams: int = 200
 
 
-async def run_smoke(places: Places, wishes: Wishes, *, tell: bool) -> list[StepResult]:
+async def run_smoke(places: ServiceEndpoints, wishes: Wishes, *, tell: bool) -> list[StepResult]:
     """Make the steps.
 
     Args:
@@ -72,7 +72,7 @@ async def run_smoke(places: Places, wishes: Wishes, *, tell: bool) -> list[StepR
     results: list[StepResult] = []
     failed = ""
     with tempfile.TemporaryDirectory(prefix="wavry-smoke-") as home:
-        stage = Stage(
+        stage = SmokeContext(
             gateway_url=gateway_url,
             places=places,
             accounts=accounts,
@@ -97,7 +97,7 @@ async def run_smoke(places: Places, wishes: Wishes, *, tell: bool) -> list[StepR
     return results
 
 
-def _why_not(name: str, places: Places, wishes: Wishes) -> str:
+def _why_not(name: str, places: ServiceEndpoints, wishes: Wishes) -> str:
     if name not in wishes.steps:
         return "left out by --only or --skip"
     if name == "drain" and wishes.drain_relay is None and not places.relays:
@@ -105,7 +105,7 @@ def _why_not(name: str, places: Places, wishes: Wishes) -> str:
     return ""
 
 
-async def _one_step(name: str, stage: Stage) -> StepResult:
+async def _one_step(name: str, stage: SmokeContext) -> StepResult:
     work, timeout_s = STEPS[name]
     began_s = time.monotonic()
     failure: StepFailedError

@@ -8,7 +8,7 @@ from wavry_peer.gateway.signaling import SignalingLink
 from wavry_peer.protocol.http import signaling as wire
 
 from .report import Passed, StepFailedError
-from .stage import Line, Stage
+from .stage import Line, SmokeContext
 
 __all__ = ["accepted_call", "check_signaling"]
 
@@ -16,7 +16,7 @@ CANDIDATE = "candidate:1 1 udp 1 192.0.2.1 9 typ host"
 """Of the documentation network: it is passed on and never used."""
 
 
-async def check_signaling(stage: Stage) -> Passed:
+async def check_signaling(stage: SmokeContext) -> Passed:
     """The step.
 
     Raises:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import wavry_peer
-from wavry_cp.admin.endpoints import Places
+from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_peer.errors import GatewayAuthError, GatewayError
 from wavry_peer.gateway.client import GatewayClient
 from wavry_peer.gateway.signaling import SignalingLink
 from wavry_peer.home.identity import Identity
 from wavry_peer.protocol.http import signaling as wire
 
-from .accounts import Account
+from .accounts import SmokeAccount
 from .report import StepFailedError
 
-__all__ = ["Line", "Pair", "Stage", "relay_of"]
+__all__ = ["Line", "Pair", "SmokeContext", "relay_of"]
 
 NEWS_TIMEOUT_S: Final = 5.0
 """How long a message over the WebSocket may take; it is a few milliseconds where all is well."""
@@ -137,7 +137,7 @@ def relay_of(session: wavry_peer.Session) -> str:
 
 
 @dataclass(slots=True)
-class Stage:
+class SmokeContext:
     """One run against one system.
 
     Attributes:
@@ -152,8 +152,8 @@ class Stage:
     """
 
     gateway_url: str
-    places: Places
-    accounts: tuple[Account, Account]
+    places: ServiceEndpoints
+    accounts: tuple[SmokeAccount, SmokeAccount]
     accounts_may_exist: bool
     home: Path
     datagrams: int = 200

@@ -4,16 +4,18 @@ from prometheus_client import Counter
 
 from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.refused import RefusedError
-from wavry_cp.operators.bans import BanBook, BanKind
-from wavry_cp.operators.switches import SwitchBook
+from wavry_cp.operators.bans import BanKind, BanTable
+from wavry_cp.operators.switches import SwitchTable
 
-__all__ = ["Admission"]
+__all__ = ["UserAccess"]
 
 
-class Admission:
+class UserAccess:
     """Asked wherever a user shows himself; what it reads changes with the operator's order."""
 
-    def __init__(self, switches: SwitchBook, bans: BanBook, clock: Clock, refused: Counter) -> None:
+    def __init__(
+        self, switches: SwitchTable, bans: BanTable, clock: Clock, refused: Counter
+    ) -> None:
         """Make it; `refused` counts calls of banned users."""
         self._switches = switches
         self._bans = bans

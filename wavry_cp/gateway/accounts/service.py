@@ -13,12 +13,12 @@ from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.store import GatewayStore, TokenOwner
 
-from .access import Admission
+from .access import UserAccess
 from .login_delays import LoginDelays
 from .passwords import PasswordHasher
 from .tokens import make_token, token_hash
 
-__all__ = ["Accounts", "Login", "Via"]
+__all__ = ["AccountService", "Login", "Via"]
 
 Via = Literal["http", "websocket"]
 
@@ -31,7 +31,7 @@ class Login:
     expires_at: int
 
 
-class Accounts:
+class AccountService:
     """What /auth and BIND ask for."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Accounts:
         token_ttl_s: int,
         tokens_per_user: int,
         random_bytes: Callable[[int], bytes],
-        admission: Admission,
+        admission: UserAccess,
         clock: Clock,
         metrics: GatewayMetrics,
     ) -> None:

@@ -29,7 +29,7 @@ from wavry_peer.protocol.http.api import (
 )
 
 from .breaker import Breaker
-from .rules import Session
+from .rules import CallSession
 
 __all__ = ["Broker", "unavailable"]
 
@@ -86,7 +86,7 @@ class Broker:
         """Close the connections to the master."""
         await self._http.close()
 
-    async def issue(self, session: Session, wanted: RelaySessionRequest) -> LeaseResponse:
+    async def issue(self, session: CallSession, wanted: RelaySessionRequest) -> LeaseResponse:
         """Ask for a pair of leases: the caller is the client, the called user the server.
 
         Raises:
@@ -106,7 +106,7 @@ class Broker:
             raise unavailable()
         return answer
 
-    async def renew(self, session: Session, role: c.Role, jti: str) -> RenewResponse:
+    async def renew(self, session: CallSession, role: c.Role, jti: str) -> RenewResponse:
         """Renew the lease `jti` of one role.
 
         Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wavry_cp.app.rate_limit import RateLimiter
-from wavry_cp.gateway.accounts.access import Admission
+from wavry_cp.gateway.accounts.access import UserAccess
 from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.gateway.refused import RefusedError
@@ -23,9 +23,9 @@ from wavry_peer.protocol.http.signaling import RelayCredentials
 from . import rules as sessions
 from .broker import Broker, unavailable
 from .keyed_lock import KeyedLock
-from .rules import Session, SessionKey
+from .rules import CallSession, SessionKey
 
-__all__ = ["Relaying", "credentials_message"]
+__all__ = ["SessionLeases", "credentials_message"]
 
 SHARE_S: Final = 10.0
 """How long a lease that the other user's request brought is handed out instead of a new one."""
@@ -41,7 +41,7 @@ class _Fresh:
     issued_s: float
 
 
-class Relaying:
+class SessionLeases:
     """The broker's work for users."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Relaying:
         limit: RateLimiter,
         timeout_s: float,
         session_idle_s: int,
-        admission: Admission,
+        admission: UserAccess,
         clock: Clock,
         metrics: GatewayMetrics,
     ) -> None:
@@ -139,7 +139,7 @@ class Relaying:
             if now_s - fresh.issued_s > SHARE_S:
                 del self._fresh[session_id]
 
-    async def _session(self, session_id: SessionKey) -> Session:
+    async def _session(self, session_id: SessionKey) -> CallSession:
         session = await self._store.session(session_id)
         if session is None:
             raise RefusedError("unknown_session", "you have no such session; make a new call")
@@ -158,10 +158,10 @@ class Relaying:
             return None
         return fresh.answer
 
-    async def _granted(self, session: Session, answer: LeaseResponse, username: str) -> None:
+    async def _granted(self, session: CallSession, answer: LeaseResponse, username: str) -> None:
         now_s = self._clock.now_s()
 
-        def rule(row: Session) -> Session:
+        def rule(row: CallSession) -> CallSession:
             return sessions.grant(
                 row,
                 relay_id=answer.relay.relay_id,
@@ -185,10 +185,10 @@ class Relaying:
         )
         self._hub.deliver(other, message)
 
-    async def _renewed(self, session_id: SessionKey, lease_expires_at: int) -> Session:
+    async def _renewed(self, session_id: SessionKey, lease_expires_at: int) -> CallSession:
         now_s = self._clock.now_s()
 
-        def rule(row: Session) -> Session:
+        def rule(row: CallSession) -> CallSession:
             return sessions.renew(
                 row, lease_expires_at=lease_expires_at, now_s=now_s, lifetime_s=self._session_idle_s
             )
@@ -222,7 +222,7 @@ def credentials_message(own: Credentials, *, with_username: str) -> RelayCredent
     )
 
 
-def _credentials(session: Session, answer: LeaseResponse, role: c.Role) -> Credentials:
+def _credentials(session: CallSession, answer: LeaseResponse, role: c.Role) -> Credentials:
     client = role is c.Role.CLIENT
     return Credentials(
         session_id=session.session_id,

@@ -20,10 +20,10 @@ from wavry_peer.protocol.http.api import SessionInfo
 
 __all__ = [
     "CallLimits",
+    "CallSession",
     "Change",
     "Keys",
     "Path",
-    "Session",
     "SessionKey",
     "SessionState",
     "accept",
@@ -74,7 +74,7 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class CallSession:
     """One call of `caller` to `callee`.  Times are unix seconds.
 
     Attributes:
@@ -130,13 +130,13 @@ def checked_keys(identity: str | None, noise: str | None) -> Keys:
     return Keys(identity, noise)
 
 
-Change = Callable[[Session], Session]
+Change = Callable[[CallSession], CallSession]
 """A rule with its arguments bound; a store applies it inside one transaction."""
 
 
 def new_session(
     session_id: SessionKey, caller: str, callee: str, keys: Keys, *, now_s: int, pending_s: int
-) -> Session:
+) -> CallSession:
     """A pending session that nobody has answered yet; it lasts `pending_s` seconds.
 
     Raises:
@@ -144,7 +144,7 @@ def new_session(
     """
     if caller == callee:
         raise RefusedError("invalid_target", "you cannot call yourself")
-    return Session(
+    return CallSession(
         session_id, caller, callee, "pending", now_s, now_s + pending_s, caller_keys=keys
     )
 
@@ -153,7 +153,7 @@ def _unknown() -> RefusedError:
     return RefusedError("unknown_session", "you have no such session; make a new call")
 
 
-def role_of(session: Session, username: str) -> c.Role:
+def role_of(session: CallSession, username: str) -> c.Role:
     """Role of a user: the caller is the client.
 
     Raises:
@@ -166,12 +166,12 @@ def role_of(session: Session, username: str) -> c.Role:
     raise _unknown()
 
 
-def other_user(session: Session, username: str) -> str:
+def other_user(session: CallSession, username: str) -> str:
     """The other of the two users; errors as in `role_of`."""
     return session.callee if role_of(session, username) is c.Role.CLIENT else session.caller
 
 
-def require_open(session: Session, *, now_s: int) -> None:
+def require_open(session: CallSession, *, now_s: int) -> None:
     """Refuse a session that is closed, or expired and not swept yet.
 
     Raises:
@@ -181,11 +181,13 @@ def require_open(session: Session, *, now_s: int) -> None:
         raise RefusedError("session_closed", "the session has ended; make a new call")
 
 
-def _move(session: Session, event: Event) -> SessionState:
+def _move(session: CallSession, event: Event) -> SessionState:
     return TRANSITIONS[session.state, event]
 
 
-def accept(session: Session, username: str, keys: Keys, *, now_s: int, lifetime_s: int) -> Session:
+def accept(
+    session: CallSession, username: str, keys: Keys, *, now_s: int, lifetime_s: int
+) -> CallSession:
     """The called user consents; saying it again with the same keys changes nothing.
 
     Raises:
@@ -206,7 +208,7 @@ def accept(session: Session, username: str, keys: Keys, *, now_s: int, lifetime_
     )
 
 
-def require_same_keys(session: Session, username: str, keys: Keys) -> None:
+def require_same_keys(session: CallSession, username: str, keys: Keys) -> None:
     """Refuse other keys than the session was made with; None stands for "the same".
 
     Raises:
@@ -217,7 +219,7 @@ def require_same_keys(session: Session, username: str, keys: Keys) -> None:
         raise RefusedError("key_mismatch", "keys of a session cannot change; make a new call")
 
 
-def require_grantable(session: Session, *, now_s: int) -> None:
+def require_grantable(session: CallSession, *, now_s: int) -> None:
     """Refuse to ask for leases before the called user has accepted.
 
     Raises:
@@ -229,14 +231,14 @@ def require_grantable(session: Session, *, now_s: int) -> None:
 
 
 def grant(
-    session: Session,
+    session: CallSession,
     *,
     relay_id: str,
     relay_addrs: tuple[str, ...],
     lease_expires_at: int,
     now_s: int,
     lifetime_s: int,
-) -> Session:
+) -> CallSession:
     """Leases were issued, the first time or for a move to another relay.
 
     Raises:
@@ -253,7 +255,7 @@ def grant(
     )
 
 
-def require_renewable(session: Session, *, now_s: int) -> None:
+def require_renewable(session: CallSession, *, now_s: int) -> None:
     """Refuse a renewal where no lease was issued.
 
     Raises:
@@ -264,7 +266,9 @@ def require_renewable(session: Session, *, now_s: int) -> None:
         raise RefusedError("not_on_relay", "the session has no lease yet; ask for a relay first")
 
 
-def renew(session: Session, *, lease_expires_at: int, now_s: int, lifetime_s: int) -> Session:
+def renew(
+    session: CallSession, *, lease_expires_at: int, now_s: int, lifetime_s: int
+) -> CallSession:
     """A lease of one of the two was renewed.
 
     Raises:
@@ -279,7 +283,7 @@ def renew(session: Session, *, lease_expires_at: int, now_s: int, lifetime_s: in
     )
 
 
-def report_path(session: Session, path: Path, *, now_s: int) -> Session:
+def report_path(session: CallSession, path: Path, *, now_s: int) -> CallSession:
     """One of the users says how they talk: for the statistics, no rule depends on it.
 
     Raises:
@@ -289,19 +293,19 @@ def report_path(session: Session, path: Path, *, now_s: int) -> Session:
     return replace(session, path=path)
 
 
-def close(session: Session, *, now_s: int) -> Session:
+def close(session: CallSession, *, now_s: int) -> CallSession:
     """End a session; a closed one stays as it is."""
     if session.state == "closed":
         return session
     return replace(session, state=_move(session, "close"), closed_at=now_s)
 
 
-def expire(session: Session, *, now_s: int) -> Session:
+def expire(session: CallSession, *, now_s: int) -> CallSession:
     """Close a session whose time is over, leave every other one as it is."""
     return close(session, now_s=now_s) if session.expires_at <= now_s else session
 
 
-def describe(session: Session, username: str) -> SessionInfo:
+def describe(session: CallSession, username: str) -> SessionInfo:
     """What one of the two users may see of a session; errors as in `role_of`."""
     is_caller = role_of(session, username) is c.Role.CLIENT
     peer_keys = session.callee_keys if is_caller else session.caller_keys

@@ -18,16 +18,16 @@ from wavry_cp.gateway.store import GatewayStore
 from wavry_peer.protocol.http.signaling import Answer, AnswerRift, Bye, Candidate, Offer, OfferRift
 
 from . import rules as sessions
-from .rules import CallLimits, Keys, Session, SessionKey, checked_keys
+from .rules import CallLimits, CallSession, Keys, SessionKey, checked_keys
 
-__all__ = ["Calls"]
+__all__ = ["SessionService"]
 
 Addressed = Offer | OfferRift | Answer | AnswerRift | Candidate
 LISTED_SESSIONS: Final = 100
 ENDED_AT_ONCE: Final = 100
 
 
-class Calls:
+class SessionService:
     """Call, answer, exchange candidates, hang up."""
 
     def __init__(
@@ -55,7 +55,9 @@ class Calls:
 
     # -- calling ----------------------------------------------------------------------------
 
-    async def call(self, caller: str, target: str, keys: Keys, offer: Offer | OfferRift) -> Session:
+    async def call(
+        self, caller: str, target: str, keys: Keys, offer: Offer | OfferRift
+    ) -> CallSession:
         """Make a pending session and deliver the offer.
 
         Raises:
@@ -99,7 +101,7 @@ class Calls:
 
     # -- answering --------------------------------------------------------------------------
 
-    async def accept(self, username: str, session_id: SessionKey, keys: Keys) -> Session:
+    async def accept(self, username: str, session_id: SessionKey, keys: Keys) -> CallSession:
         """The called user consents over HTTP; the caller gets an ANSWER if he is online.
 
         Raises:
@@ -145,7 +147,7 @@ class Calls:
         """
         now_s = self._clock.now_s()
 
-        def rule(session: Session) -> Session:
+        def rule(session: CallSession) -> CallSession:
             sessions.role_of(session, username)
             return sessions.report_path(session, path, now_s=now_s)
 
@@ -180,7 +182,7 @@ class Calls:
 
     async def end_all_of(self, username: str) -> None:
         """End every session of a user and tell the others; for a ban."""
-        closed: tuple[Session, ...] | None = None
+        closed: tuple[CallSession, ...] | None = None
         while closed is None or len(closed) == ENDED_AT_ONCE:
             closed = await self._store.close_sessions_of(
                 username, now_s=self._clock.now_s(), limit=ENDED_AT_ONCE
@@ -202,7 +204,7 @@ class Calls:
 
     # -- looking ----------------------------------------------------------------------------
 
-    async def own(self, username: str, session_id: str) -> Session:
+    async def own(self, username: str, session_id: str) -> CallSession:
         """A session of `username`, open or not.
 
         Raises:
@@ -214,13 +216,13 @@ class Calls:
         sessions.role_of(session, username)
         return sessions.expire(session, now_s=self._clock.now_s())
 
-    async def listed(self, username: str) -> tuple[Session, ...]:
+    async def listed(self, username: str) -> tuple[CallSession, ...]:
         """The newest 100 sessions of `username`."""
         now_s = self._clock.now_s()
         found = await self._store.sessions_of(username, limit=LISTED_SESSIONS)
         return tuple(sessions.expire(session, now_s=now_s) for session in found)
 
-    async def granted_with(self, username: str, target: str, session_id: str | None) -> Session:
+    async def granted_with(self, username: str, target: str, session_id: str | None) -> CallSession:
         """The session that REQUEST_RELAY means: the named one, or the newest accepted one.
 
         Raises:
@@ -235,10 +237,10 @@ class Calls:
 
     async def _accept(
         self, username: str, session_id: SessionKey, keys: Keys, answer: Answer | AnswerRift
-    ) -> Session:
+    ) -> CallSession:
         now_s = self._clock.now_s()
 
-        def rule(session: Session) -> Session:
+        def rule(session: CallSession) -> CallSession:
             return sessions.accept(
                 session, username, keys, now_s=now_s, lifetime_s=self._session_idle_s
             )
@@ -253,7 +255,7 @@ class Calls:
             self._hub.deliver(after.caller, _signed(answer, username, after))
         return after
 
-    async def _refuse(self, username: str, session: Session, message: Answer) -> None:
+    async def _refuse(self, username: str, session: CallSession, message: Answer) -> None:
         if username != session.callee:
             raise RefusedError("not_called_user", "only the called user can refuse; send BYE")
         if await self._close(session.session_id):
@@ -267,7 +269,7 @@ class Calls:
             other = sessions.other_user(session, username)
             self._hub.deliver(other, Bye(from_username=username, session_id=session_id))
 
-    async def _close(self, session_id: SessionKey) -> Session | None:
+    async def _close(self, session_id: SessionKey) -> CallSession | None:
         now_s = self._clock.now_s()
         changed = await self._store.change_session(
             session_id, lambda session: sessions.close(session, now_s=now_s)
@@ -276,14 +278,16 @@ class Calls:
             return None
         return changed[1]
 
-    async def _answered(self, username: str, target: str | None, session_id: str | None) -> Session:
+    async def _answered(
+        self, username: str, target: str | None, session_id: str | None
+    ) -> CallSession:
         if session_id is not None:
             return await self._common(username, target, session_id)
         found = await self._between(username, target)
         waiting = (s for s in found if s.state == "pending" and s.callee == username)
         return next(waiting, found[0])
 
-    async def _between(self, username: str, target: str | None) -> tuple[Session, ...]:
+    async def _between(self, username: str, target: str | None) -> tuple[CallSession, ...]:
         if target is None:
             raise RefusedError("invalid_message", "target_username is missing")
         found = await self._store.open_sessions_between(username, target, now_s=self._clock.now_s())
@@ -291,7 +295,9 @@ class Calls:
             raise _unknown()
         return found
 
-    async def _common(self, username: str, target: str | None, session_id: str | None) -> Session:
+    async def _common(
+        self, username: str, target: str | None, session_id: str | None
+    ) -> CallSession:
         if session_id is None:
             return (await self._between(username, target))[0]
         session = await self.own(username, session_id)
@@ -300,7 +306,7 @@ class Calls:
         sessions.require_open(session, now_s=self._clock.now_s())
         return session
 
-    def _pass_on(self, session: Session, username: str, message: Addressed) -> None:
+    def _pass_on(self, session: CallSession, username: str, message: Addressed) -> None:
         other = sessions.other_user(session, username)
         if not self._hub.deliver(other, _signed(message, username, session)):
             raise _offline()
@@ -310,7 +316,7 @@ class Calls:
         return RefusedError("rate_limited", text, retry_after_s=wait_s)
 
 
-def _signed(message: Addressed, username: str, session: Session) -> Addressed:
+def _signed(message: Addressed, username: str, session: CallSession) -> Addressed:
     """The message as the other user gets it: sender and session are what the gateway knows."""
     if isinstance(message, OfferRift | AnswerRift):
         return replace(message, target_username=None, from_username=username)

@@ -26,7 +26,7 @@ __all__ = [
     "CLOSE_GOING_AWAY",
     "CLOSE_INTERNAL",
     "CLOSE_TOO_BIG",
-    "Connection",
+    "SignalingConnection",
 ]
 
 CLOSE_GOING_AWAY: Final = 1001
@@ -44,7 +44,7 @@ END_GRACE_S: Final = 2.0
 _log = structlog.get_logger(__name__)
 
 
-class Connection:
+class SignalingConnection:
     """The sending side of one client's WebSocket, made inside a running event loop.
 
     Attributes:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_peer.protocol.http.signaling import Error, Message
 
-from .connection import CLOSE_AUTH, CLOSE_DISPLACED, CLOSE_GOING_AWAY, Connection
+from .connection import CLOSE_AUTH, CLOSE_DISPLACED, CLOSE_GOING_AWAY, SignalingConnection
 
 __all__ = ["Hub"]
 
@@ -20,20 +20,20 @@ class Hub:
     """All WebSockets of this gateway."""
 
     def __init__(self) -> None:
-        self._all: set[Connection] = set()
-        self._bound: dict[str, Connection] = {}
-        self._by_token: defaultdict[TokenHash, set[Connection]] = defaultdict(set)
+        self._all: set[SignalingConnection] = set()
+        self._bound: dict[str, SignalingConnection] = {}
+        self._by_token: defaultdict[TokenHash, set[SignalingConnection]] = defaultdict(set)
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: SignalingConnection) -> None:
         """A new connection, not bound yet."""
         self._all.add(connection)
 
-    def claim(self, connection: Connection, token: TokenHash) -> None:
+    def claim(self, connection: SignalingConnection, token: TokenHash) -> None:
         """The connection says that it holds `token`; nothing is believed yet."""
         connection.token = token
         self._by_token[token].add(connection)
 
-    def bind(self, connection: Connection, username: str) -> None:
+    def bind(self, connection: SignalingConnection, username: str) -> None:
         """The token was good: this is now the connection of `username`; an older one ends."""
         if connection.cause is not None:
             return
@@ -47,7 +47,7 @@ class Hub:
                 Error(code="displaced", message="a newer connection of this user took over"),
             )
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: SignalingConnection) -> None:
         """The connection is over."""
         self._all.discard(connection)
         if connection.token is not None:
@@ -104,14 +104,14 @@ class Hub:
         return len(self._bound)
 
 
-def end_for_ban(connection: Connection) -> None:
+def end_for_ban(connection: SignalingConnection) -> None:
     """Close the connection of a banned user."""
     connection.end(
         CLOSE_AUTH, "banned", Error(code="banned", message="this user is banned; ask the operator")
     )
 
 
-def end_for_token(connection: Connection) -> None:
+def end_for_token(connection: SignalingConnection) -> None:
     """Close a connection whose token is not good (any more)."""
     connection.end(
         CLOSE_AUTH,

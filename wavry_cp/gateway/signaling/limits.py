@@ -6,7 +6,7 @@ from typing import Final
 
 from wavry_cp.gateway.refused import RefusedError
 
-__all__ = ["ConnectionSlots", "KeyedCounter", "Strikes"]
+__all__ = ["ConnectionFaults", "ConnectionSlots", "KeyedCounter"]
 
 STRIKE_FORGET_S: Final = 60.0
 
@@ -72,7 +72,7 @@ class ConnectionSlots:
         return self._in_use
 
 
-class Strikes:
+class ConnectionFaults:
     """Forgives a few faults of a connection, and forgets them after a quiet minute."""
 
     def __init__(self, allowed: int) -> None:

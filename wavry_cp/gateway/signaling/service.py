@@ -1,9 +1,9 @@
 """The WebSocket of one client, from the upgrade to its end.
 
 BIND comes first and within the deadline, which is a timer and not a check at the next message.
-Then each message is one call of `Calls` or `Relaying`; what they refuse goes back as ERROR and the
-connection stays.  Frames that do not fit and messages over the rate are forgiven a few times, then
-the connection ends with a code that says why.
+Then each message is one call of `SessionService` or `SessionLeases`; what they refuse goes back as
+ERROR and the connection stays.  Frames that do not fit and messages over the rate are forgiven a
+few times, then the connection ends with a code that says why.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from aiohttp import WSMsgType, web
 from wavry_cp.app.http import ApiError
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
-from wavry_cp.gateway.accounts.service import Accounts
+from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.accounts.tokens import token_hash
 from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.config import GatewayConfig
 from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.gateway.refused import RefusedError
-from wavry_cp.gateway.sessions.leases import Relaying, credentials_message
+from wavry_cp.gateway.sessions.leases import SessionLeases, credentials_message
 from wavry_cp.gateway.sessions.rules import Keys, SessionKey, checked_keys
-from wavry_cp.gateway.sessions.service import Calls
+from wavry_cp.gateway.sessions.service import SessionService
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import signaling as wire
@@ -38,10 +38,10 @@ from .connection import (
     CLOSE_FLOOD,
     CLOSE_INTERNAL,
     CLOSE_TOO_BIG,
-    Connection,
+    SignalingConnection,
 )
 from .hub import Hub, end_for_token
-from .limits import Strikes
+from .limits import ConnectionFaults
 
 __all__ = ["Signaling"]
 
@@ -66,10 +66,10 @@ class Signaling:
         self,
         *,
         config: GatewayConfig,
-        accounts: Accounts,
+        accounts: AccountService,
         hub: Hub,
-        calls: Calls,
-        relaying: Relaying,
+        calls: SessionService,
+        relaying: SessionLeases,
         message_limit: RateLimiter,
         clock: Clock,
         metrics: GatewayMetrics,
@@ -82,7 +82,7 @@ class Signaling:
         self._message_limit = message_limit
         self._clock = clock
         self._metrics = metrics
-        self._actions: Mapping[type, Callable[[Connection, str, Any], Awaitable[None]]] = {
+        self._actions: Mapping[type, Callable[[SignalingConnection, str, Any], Awaitable[None]]] = {
             wire.Offer: self._offer,
             wire.OfferRift: self._offer_rift,
             wire.Answer: self._answer,
@@ -118,7 +118,7 @@ class Signaling:
         transport = request.transport
         if transport is None:
             return ws
-        connection = Connection(
+        connection = SignalingConnection(
             ws,
             transport,
             queue_messages=self._config.queue_messages,
@@ -139,7 +139,7 @@ class Signaling:
             self._metrics.connections_closed.labels(connection.cause).inc()
         return ws
 
-    async def _converse(self, connection: Connection) -> None:
+    async def _converse(self, connection: SignalingConnection) -> None:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self._config.bind_timeout_s, self._bind_timeout, connection)
         waiting: set[asyncio.Task[None]] = set()
@@ -167,7 +167,7 @@ class Signaling:
 
     # -- binding ----------------------------------------------------------------------------
 
-    async def _bind(self, connection: Connection) -> tuple[str, int]:
+    async def _bind(self, connection: SignalingConnection) -> tuple[str, int]:
         message = self._decode(await _next_frame(connection))
         if isinstance(message, MessageError):
             self._fail_frame(connection, message)
@@ -193,10 +193,12 @@ class Signaling:
         connection.send(wire.Bound(username=owner.username))
         return owner.username, owner.expires_at
 
-    def _bind_timeout(self, connection: Connection) -> None:
+    def _bind_timeout(self, connection: SignalingConnection) -> None:
         self._fail(connection, CLOSE_BIND_TIMEOUT, "bind_timeout", "no BIND came in time")
 
-    def _expiry_timer(self, connection: Connection, expires_at: int) -> asyncio.TimerHandle:
+    def _expiry_timer(
+        self, connection: SignalingConnection, expires_at: int
+    ) -> asyncio.TimerHandle:
         left_s = max(0.0, expires_at - self._clock.wall_s())
         return asyncio.get_running_loop().call_later(left_s, end_for_token, connection)
 
@@ -204,11 +206,11 @@ class Signaling:
 
     async def _read(
         self,
-        connection: Connection,
+        connection: SignalingConnection,
         username: str,
         waiting: set[asyncio.Task[None]],
     ) -> None:
-        bad, flood = Strikes(BAD_FRAMES_ALLOWED), Strikes(FLOOD_ALLOWED)
+        bad, flood = ConnectionFaults(BAD_FRAMES_ALLOWED), ConnectionFaults(FLOOD_ALLOWED)
         while True:
             frame = await _next_frame(connection)
             now_s = self._clock.monotonic_s()
@@ -234,7 +236,7 @@ class Signaling:
                     connection, self._actions[type(message)](connection, username, message)
                 )
 
-    async def _answering(self, connection: Connection, action: Awaitable[None]) -> None:
+    async def _answering(self, connection: SignalingConnection, action: Awaitable[None]) -> None:
         try:
             await action
         except RefusedError as error:
@@ -245,7 +247,7 @@ class Signaling:
 
     def _start_relay_request(
         self,
-        connection: Connection,
+        connection: SignalingConnection,
         username: str,
         message: wire.RequestRelay,
         waiting: set[asyncio.Task[None]],
@@ -259,7 +261,7 @@ class Signaling:
         task.add_done_callback(waiting.discard)
 
     async def _request_relay_guarded(
-        self, connection: Connection, username: str, message: wire.RequestRelay
+        self, connection: SignalingConnection, username: str, message: wire.RequestRelay
     ) -> None:
         try:
             await self._answering(connection, self._request_relay(connection, username, message))
@@ -270,7 +272,9 @@ class Signaling:
 
     # -- actions ----------------------------------------------------------------------------
 
-    async def _offer(self, _connection: Connection, username: str, message: wire.Offer) -> None:
+    async def _offer(
+        self, _connection: SignalingConnection, username: str, message: wire.Offer
+    ) -> None:
         if message.session_id is not None:
             await self._calls.offer_again(username, message)
             return
@@ -278,28 +282,35 @@ class Signaling:
         await self._calls.call(username, _target(message), keys, message)
 
     async def _offer_rift(
-        self, _connection: Connection, username: str, message: wire.OfferRift
+        self, _connection: SignalingConnection, username: str, message: wire.OfferRift
     ) -> None:
         await self._calls.call(username, _target(message), Keys(), message)
 
     async def _answer(
-        self, _connection: Connection, username: str, message: wire.Answer | wire.AnswerRift
+        self,
+        _connection: SignalingConnection,
+        username: str,
+        message: wire.Answer | wire.AnswerRift,
     ) -> None:
         await self._calls.answer(username, message)
 
     async def _candidate(
-        self, _connection: Connection, username: str, message: wire.Candidate
+        self, _connection: SignalingConnection, username: str, message: wire.Candidate
     ) -> None:
         await self._calls.candidate(username, message)
 
-    async def _bye(self, _connection: Connection, username: str, message: wire.Bye) -> None:
+    async def _bye(
+        self, _connection: SignalingConnection, username: str, message: wire.Bye
+    ) -> None:
         await self._calls.bye(username, message)
 
-    async def _ping(self, connection: Connection, _username: str, _message: wire.Ping) -> None:
+    async def _ping(
+        self, connection: SignalingConnection, _username: str, _message: wire.Ping
+    ) -> None:
         connection.send(wire.Pong())
 
     async def _request_relay(
-        self, connection: Connection, username: str, message: wire.RequestRelay
+        self, connection: SignalingConnection, username: str, message: wire.RequestRelay
     ) -> None:
         target = message.target_username
         session = await self._calls.granted_with(username, target, message.session_id)
@@ -317,21 +328,21 @@ class Signaling:
         except MessageError as error:
             return error
 
-    def _say(self, connection: Connection, code: str, text: str) -> None:
+    def _say(self, connection: SignalingConnection, code: str, text: str) -> None:
         self._metrics.message_errors.labels(code).inc()
         connection.send(wire.Error(code=code, message=text))
 
-    def _fail(self, connection: Connection, close_code: int, code: str, text: str) -> None:
+    def _fail(self, connection: SignalingConnection, close_code: int, code: str, text: str) -> None:
         if connection.cause is None:
             self._metrics.message_errors.labels(code).inc()
             connection.end(close_code, code, wire.Error(code=code, message=text))
 
-    def _fail_frame(self, connection: Connection, error: MessageError) -> None:
+    def _fail_frame(self, connection: SignalingConnection, error: MessageError) -> None:
         too_big = error.code == "frame_too_large"
         self._fail(connection, CLOSE_TOO_BIG if too_big else CLOSE_ABUSE, error.code, str(error))
 
 
-async def _next_frame(connection: Connection) -> str | MessageError:
+async def _next_frame(connection: SignalingConnection) -> str | MessageError:
     while (message := await connection.receive()) is not None:
         if message.type is WSMsgType.TEXT:
             text: str = message.data
@@ -348,11 +359,13 @@ async def _next_frame(connection: Connection) -> str | MessageError:
     raise _Ended
 
 
-async def _ignore(_connection: Connection, _username: str, _message: wire.Pong) -> None:
+async def _ignore(_connection: SignalingConnection, _username: str, _message: wire.Pong) -> None:
     """PONG needs no answer."""
 
 
-async def _bound_twice(_connection: Connection, _username: str, _message: wire.Bind) -> None:
+async def _bound_twice(
+    _connection: SignalingConnection, _username: str, _message: wire.Bind
+) -> None:
     raise RefusedError("invalid_message", "this connection is bound already; open another one")
 
 

@@ -15,7 +15,7 @@ from wavry_cp.master.refusal import RefusedError
 from wavry_peer.protocol.http.admin import RelayBlock
 from wavry_peer.protocol.http.api import BlockedNetwork, Command
 
-__all__ = ["BlockDesk", "subnet_text"]
+__all__ = ["BlockService", "subnet_text"]
 
 MOST_TRIES: Final = 3
 MOST_ORDERS: Final = 256
@@ -44,7 +44,7 @@ class _Order:
         self.ended.set()
 
 
-class BlockDesk:
+class BlockService:
     """Blocks and orders of all relays."""
 
     def __init__(self) -> None:

@@ -35,8 +35,8 @@ from wavry_peer.protocol.keyset import (
 
 __all__ = [
     "KeyFileError",
-    "KeyRing",
     "KeysSummary",
+    "SigningKeyRing",
     "change_document",
     "init_keys",
     "load_keys",
@@ -80,7 +80,7 @@ class KeysSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRing:
+class SigningKeyRing:
     """What the master signs with.
 
     Attributes:
@@ -138,7 +138,7 @@ def init_keys(directory: Path, *, now_s: int, random_bytes: Callable[[int], byte
     return KeysSummary(directory, document.root_public_key, kid, document.serial)
 
 
-def load_keys(directory: Path) -> KeyRing:
+def load_keys(directory: Path) -> SigningKeyRing:
     """Read and check what `init_keys` (or a rotation) left.
 
     Raises:
@@ -171,7 +171,7 @@ def load_keys(directory: Path) -> KeyRing:
         raise KeyFileError(f"{path} must name exactly one active key, it names {len(active)}")
     if active[0] not in signing_keys:
         raise KeyFileError(f"{directory / _signing_file(active[0])} is missing: restore a backup")
-    return KeyRing(keyset, document.strip(), active[0], signing_keys)
+    return SigningKeyRing(keyset, document.strip(), active[0], signing_keys)
 
 
 def read_root(directory: Path, keyset: KeySet) -> ed25519.SigningKey | None:
@@ -225,7 +225,7 @@ def waiting_root(directory: Path, random_bytes: Callable[[int], bytes]) -> ed255
     return root
 
 
-def change_document(directory: Path, keyset: KeySet) -> KeyRing:
+def change_document(directory: Path, keyset: KeySet) -> SigningKeyRing:
     """Put a checked document in the place of the one before; the new ring.
 
     Raises:

@@ -10,13 +10,13 @@ from wavry_peer.protocol import base64url, ed25519
 from wavry_peer.protocol.keyset import KeySet, PublishedKey, key_id
 
 from . import files as keys
-from .files import KeyRing
+from .files import SigningKeyRing
 
 __all__ = ["LiveKeys"]
 
 
 class LiveKeys:
-    """The present `KeyRing`, read from anywhere, changed by `KeyDesk` only.
+    """The present `SigningKeyRing`, read from anywhere, changed by `KeyDesk` only.
 
     Args:
         directory: of the key files.
@@ -27,7 +27,7 @@ class LiveKeys:
     def __init__(
         self,
         directory: Path,
-        ring: KeyRing,
+        ring: SigningKeyRing,
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:

@@ -15,7 +15,7 @@ import structlog
 from wavry_cp.master.clock import Clock
 from wavry_cp.master.metrics import MasterMetrics
 from wavry_cp.master.refusal import RefusedError
-from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.store import AuditEntry, MasterStore
 from wavry_cp.operators.audit import attempted
 from wavry_peer.protocol import base64url, ed25519
@@ -44,7 +44,7 @@ from .files import KeyFileError
 from .live import LiveKeys
 from .rules import KeyStep
 
-__all__ = ["KeyDesk"]
+__all__ = ["KeyService"]
 
 PLAN_MAX_AGE_S: Final = 600
 """Time to fetch a root key from its safe place; the leases of a key that retires are counted from
@@ -53,7 +53,7 @@ the step itself, so an old plan is only unclear, not unsafe."""
 _log = structlog.get_logger(__name__)
 
 
-class KeyDesk:
+class KeyService:
     """Answers ``/v1/admin/keys/*``.
 
     Args:
@@ -68,7 +68,7 @@ class KeyDesk:
         self,
         keys: LiveKeys,
         store: MasterStore,
-        directory: RelayDirectory,
+        directory: RelayRegistry,
         clock: Clock,
         metrics: MasterMetrics,
     ) -> None:

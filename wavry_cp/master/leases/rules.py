@@ -17,10 +17,10 @@ from wavry_peer.protocol.http.api import LeaseParty, LeaseRequest
 from wavry_peer.protocol.lease import LeaseClaims, make_claims
 
 __all__ = [
+    "LeaseRenewal",
     "LeaseSlot",
     "LeaseTerms",
-    "Renewal",
-    "SessionRecord",
+    "LeasedSession",
     "check_parties",
     "claims_of",
     "is_live",
@@ -67,7 +67,7 @@ class LeaseSlot:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionRecord:
+class LeasedSession:
     """A session at one relay.
 
     Attributes:
@@ -112,14 +112,14 @@ class LeaseTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Renewal:
+class LeaseRenewal:
     """Outcome of `renew`; where `repeated`, the session did not change."""
 
-    session: SessionRecord
+    session: LeasedSession
     repeated: bool
 
 
-def is_live(session: SessionRecord | None, now_s: int) -> bool:
+def is_live(session: LeasedSession | None, now_s: int) -> bool:
     """True where a lease of the session still runs."""
     return session is not None and session.expires_at_s > now_s
 
@@ -142,7 +142,7 @@ def check_parties(request: LeaseRequest) -> None:
             raise RefusedError("invalid_cnf", f"cnf is {error}") from error
 
 
-def check_owner(session: SessionRecord, request: LeaseRequest) -> None:
+def check_owner(session: LeasedSession, request: LeaseRequest) -> None:
     """Check that a live session belongs to the two users of a request, with the same keys.
 
     Raises:
@@ -158,13 +158,13 @@ def check_owner(session: SessionRecord, request: LeaseRequest) -> None:
 
 def issue(
     request: LeaseRequest,
-    session: SessionRecord | None,
+    session: LeasedSession | None,
     terms: LeaseTerms,
     *,
     session_id: str,
     now_s: int,
     new_jti: Callable[[], str],
-) -> SessionRecord:
+) -> LeasedSession:
     """The session after a new pair of leases: a new session, or a live one that moves.
 
     Args:
@@ -193,7 +193,7 @@ def issue(
     live = session is not None and is_live(session, now_s)
     if session is not None and live:
         check_owner(session, request)
-    return SessionRecord(
+    return LeasedSession(
         session_id=session_id,
         relay_id=terms.relay_id,
         soft_kbps=terms.soft_kbps,
@@ -206,8 +206,8 @@ def issue(
 
 
 def renew(
-    session: SessionRecord, role: c.Role, jti: str, *, now_s: int, kid: str, new_jti: str
-) -> Renewal:
+    session: LeasedSession, role: c.Role, jti: str, *, now_s: int, kid: str, new_jti: str
+) -> LeaseRenewal:
     """Replace the lease of one role: new `jti` and expiry, everything else as it was.
 
     Args:
@@ -226,17 +226,17 @@ def renew(
     if slot.expires_at_s <= now_s:
         raise RefusedError("lease_expired", "the lease has expired; ask for new leases")
     if jti == slot.previous_jti and slot.kid == kid and now_s - slot.issued_at_s <= REPEAT_S:
-        return Renewal(session, repeated=True)
+        return LeaseRenewal(session, repeated=True)
     if jti != slot.jti:
         raise RefusedError("stale_jti", "jti is not the current lease of this role")
     renewed = replace(slot, jti=new_jti, previous_jti=slot.jti, kid=kid, issued_at_s=now_s)
     revision = session.revision + 1
     if role is c.Role.CLIENT:
-        return Renewal(replace(session, client=renewed, revision=revision), repeated=False)
-    return Renewal(replace(session, server=renewed, revision=revision), repeated=False)
+        return LeaseRenewal(replace(session, client=renewed, revision=revision), repeated=False)
+    return LeaseRenewal(replace(session, server=renewed, revision=revision), repeated=False)
 
 
-def claims_of(session: SessionRecord, role: c.Role) -> LeaseClaims:
+def claims_of(session: LeasedSession, role: c.Role) -> LeaseClaims:
     """The claims of a role's current lease; the same record always gives the same claims."""
     slot = session.slot(role)
     return make_claims(

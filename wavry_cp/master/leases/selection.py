@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Candidate", "Choice", "choose", "weight"]
+__all__ = ["Choice", "RelayCandidate", "choose", "weight"]
 
 MIN_WEIGHT: Final = 0.01
 """A relay that calls itself fully loaded yet has sessions left is the last resort."""
@@ -20,7 +20,7 @@ CROWDED_WEIGHT: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class RelayCandidate:
     """A healthy relay.
 
     Attributes:
@@ -50,7 +50,7 @@ class Choice:
     standby_id: str | None
 
 
-def weight(candidate: Candidate) -> float:
+def weight(candidate: RelayCandidate) -> float:
     """How much a relay should be preferred: 0 is full, 1 is idle."""
     sessions = candidate.active_sessions + candidate.recent_picks
     if sessions >= candidate.max_sessions:
@@ -61,7 +61,7 @@ def weight(candidate: Candidate) -> float:
 
 
 def choose(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[RelayCandidate],
     *,
     region: str | None,
     exclude: Collection[str],
@@ -92,14 +92,14 @@ def choose(
 
 
 def _in_region(
-    free: list[Candidate], region: str | None, weights: dict[str, float]
-) -> list[Candidate]:
+    free: list[RelayCandidate], region: str | None, weights: dict[str, float]
+) -> list[RelayCandidate]:
     near = [item for item in free if region is not None and item.region == region]
     return near if any(weights[item.relay_id] > CROWDED_WEIGHT for item in near) else free
 
 
 def _pick(
-    pool: list[Candidate], weights: dict[str, float], random: Callable[[], float]
+    pool: list[RelayCandidate], weights: dict[str, float], random: Callable[[], float]
 ) -> str | None:
     if not pool:
         return None

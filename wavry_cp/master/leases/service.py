@@ -10,12 +10,12 @@ from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.rules import may_sign_for
 from wavry_cp.master.refusal import RefusedError
-from wavry_cp.master.relays.registry import RelayDirectory
+from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.relays.rules import RelayState
-from wavry_cp.master.revocations.service import RevocationBook
+from wavry_cp.master.revocations.service import RevocationIndex
 from wavry_cp.master.store import MasterStore
-from wavry_cp.operators.bans import BanBook, BanKind
-from wavry_cp.operators.switches import SwitchBook
+from wavry_cp.operators.bans import BanKind, BanTable
+from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.protocol.http.api import (
@@ -30,28 +30,28 @@ from wavry_peer.protocol.lease import MAX_KBPS, sign_lease
 
 from . import rules as leases
 from . import selection
-from .rules import LeaseTerms, Renewal, SessionRecord
+from .rules import LeasedSession, LeaseRenewal, LeaseTerms
 
-__all__ = ["LeaseDesk"]
+__all__ = ["LeaseService"]
 
 _RANDOM: Final = random.SystemRandom()  # nobody may foretell the next relay
 _ATTEMPTS: Final = 4
 """Each failed attempt means that another call of the same session succeeded meanwhile."""
 
 
-class LeaseDesk:
+class LeaseService:
     """Answers ``/v1/leases`` and ``/v1/leases/renew``."""
 
     def __init__(
         self,
         config: MasterConfig,
         store: MasterStore,
-        directory: RelayDirectory,
+        directory: RelayRegistry,
         keys: LiveKeys,
         clock: Clock,
-        switches: SwitchBook,
-        bans: BanBook,
-        revocations: RevocationBook,
+        switches: SwitchTable,
+        bans: BanTable,
+        revocations: RevocationIndex,
         *,
         pick: Callable[[], float] = _RANDOM.random,
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -120,7 +120,7 @@ class LeaseDesk:
                 return answer
         raise _busy()
 
-    async def renew(self, request: RenewRequest) -> tuple[RenewResponse, Renewal]:
+    async def renew(self, request: RenewRequest) -> tuple[RenewResponse, LeaseRenewal]:
         """A new lease in place of one that runs.
 
         Raises:
@@ -165,7 +165,7 @@ class LeaseDesk:
         if any(self._bans.is_banned(BanKind.USER, sub, now_s) for sub in subs):
             raise RefusedError("banned", "this user is banned; ask the operator")
 
-    def _require_good(self, session: SessionRecord) -> None:
+    def _require_good(self, session: LeasedSession) -> None:
         """Refuse a session of which a lease is revoked.
 
         Asked before a lease is made and once more after it is stored: whatever was revoked in
@@ -220,7 +220,7 @@ class LeaseDesk:
         record = self._directory.record(relay_id)
         return LeaseRelay(relay_id=relay_id, endpoints=record.endpoints if record else ())
 
-    def _sign(self, session: SessionRecord, role: c.Role) -> str:
+    def _sign(self, session: LeasedSession, role: c.Role) -> str:
         claims = leases.claims_of(session, role)
         try:
             return sign_lease(claims, self._keys.signing_keys[claims.kid])

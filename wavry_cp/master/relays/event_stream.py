@@ -19,13 +19,13 @@ from typing import Final, Protocol
 import msgspec
 from aiohttp import WSMsgType, web
 
-from wavry_cp.master.revocations.service import RevocationBook
+from wavry_cp.master.revocations.service import RevocationIndex
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.relay_events import (
     DrainFrame,
-    Hello,
     KeysFrame,
     MasterFrame,
+    StreamHello,
     decode_relay_frame,
 )
 
@@ -86,7 +86,7 @@ class EventStream:
         self,
         relay_id: str,
         ws: web.WebSocketResponse,
-        book: RevocationBook,
+        book: RevocationIndex,
         *,
         after: int,
         state: StateOf,
@@ -143,7 +143,7 @@ class EventStream:
             if told is None:
                 self.end("not_allowed", CLOSE_POLICY)
                 return
-            hello = Hello(
+            hello = StreamHello(
                 log=self._book.log_id,
                 number=self._book.head,
                 keyset_serial=told.keyset_serial,

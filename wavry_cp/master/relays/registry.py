@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
-from wavry_cp.master.leases.selection import Candidate
+from wavry_cp.master.leases.selection import RelayCandidate
 from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.store import MasterStore
 from wavry_cp.operators.audit import AuditEntry
@@ -21,9 +21,9 @@ from wavry_cp.operators.bans import Ban
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
 
 from . import rules as registry
-from .rules import RelayEvent, RelayRecord, RelayState, RelayStatus
+from .rules import RelayEvent, RelayRecord, RelayReport, RelayState
 
-__all__ = ["RelayDirectory"]
+__all__ = ["RelayRegistry"]
 
 PRESUME_WITHIN_S: Final = 300
 """A relay that was not heard for the life of a lease has no session left to keep."""
@@ -34,13 +34,13 @@ class _Relay:
     record: RelayRecord
     seen_s: float
     """Monotonic seconds of the last sign of life."""
-    status: RelayStatus | None = None
+    status: RelayReport | None = None
     presumed: bool = False
     """No sign of life came to this process yet."""
     recent_picks: int = 0
 
 
-class RelayDirectory:
+class RelayRegistry:
     """All relays of one master."""
 
     def __init__(self, store: MasterStore, *, heartbeat_interval_s: float) -> None:
@@ -105,7 +105,7 @@ class RelayDirectory:
             if relay.status is not None and self.serves_sessions(relay_id, monotonic_s)
         }
 
-    def candidates(self, monotonic_s: float, *, active_kid: str) -> list[Candidate]:
+    def candidates(self, monotonic_s: float, *, active_kid: str) -> list[RelayCandidate]:
         """Relays that may get new sessions.
 
         Those that reported that they are ready and hold the signing key; only where there is
@@ -181,7 +181,7 @@ class RelayDirectory:
 
     async def heartbeat(
         self, body: HeartbeatRequest, token: str | None, *, now_s: int, monotonic_s: float
-    ) -> tuple[RelayRecord, RelayStatus]:
+    ) -> tuple[RelayRecord, RelayReport]:
         """Take a heartbeat.
 
         Raises:
@@ -189,7 +189,7 @@ class RelayDirectory:
         """
         relay = self._authenticated(body.relay_id, token)
         registry.transition(relay.record.state, RelayEvent.HEARTBEAT)
-        status = RelayStatus.from_heartbeat(body, now_s)
+        status = RelayReport.from_heartbeat(body, now_s)
         if relay.record.state is RelayState.NEW or (
             relay.record.undrain_pending and status.reported == "ready"
         ):
@@ -335,8 +335,8 @@ class RelayDirectory:
         return registry.relay_info(relay.record, relay.status, self._state(relay, monotonic_s))
 
 
-def _candidate(relay: _Relay, status: RelayStatus | None) -> Candidate:
-    return Candidate(
+def _candidate(relay: _Relay, status: RelayReport | None) -> RelayCandidate:
+    return RelayCandidate(
         relay_id=relay.record.relay_id,
         region=relay.record.region,
         load_pct=status.load_pct if status else 0.0,

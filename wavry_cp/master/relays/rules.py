@@ -23,8 +23,8 @@ __all__ = [
     "TRANSITIONS",
     "RelayEvent",
     "RelayRecord",
+    "RelayReport",
     "RelayState",
-    "RelayStatus",
     "check_registration",
     "commands_for",
     "offline_after_s",
@@ -123,7 +123,7 @@ class RelayRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class RelayStatus:
+class RelayReport:
     """What a relay said in its last heartbeat; `at_s` in unix seconds, the rest as in the body."""
 
     at_s: int
@@ -135,7 +135,7 @@ class RelayStatus:
     reported: str
 
     @classmethod
-    def from_heartbeat(cls, body: HeartbeatRequest, now_s: int) -> "RelayStatus":
+    def from_heartbeat(cls, body: HeartbeatRequest, now_s: int) -> "RelayReport":
         """The status that a heartbeat reports."""
         return cls(
             at_s=now_s,
@@ -238,7 +238,7 @@ def offline_after_s(heartbeat_interval_s: float) -> float:
     return MISSED_HEARTBEATS * heartbeat_interval_s + HEARTBEAT_MARGIN_S
 
 
-def state_now(record: RelayRecord, status: RelayStatus | None, *, alive: bool) -> RelayState:
+def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -> RelayState:
     """The state that others see.
 
     Args:
@@ -258,7 +258,7 @@ def state_now(record: RelayRecord, status: RelayStatus | None, *, alive: bool) -
 
 
 def commands_for(
-    record: RelayRecord, status: RelayStatus, *, keyset_serial: int, active_kid: str
+    record: RelayRecord, status: RelayReport, *, keyset_serial: int, active_kid: str
 ) -> tuple[str, ...]:
     """What the answer to a heartbeat orders; repeated until the relay reports that it is done."""
     commands = []
@@ -271,7 +271,7 @@ def commands_for(
     return tuple(commands)
 
 
-def relay_info(record: RelayRecord, status: RelayStatus | None, state: RelayState) -> RelayInfo:
+def relay_info(record: RelayRecord, status: RelayReport | None, state: RelayState) -> RelayInfo:
     """The row of ``GET /v1/relays``."""
     return RelayInfo(
         relay_id=record.relay_id,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from wavry_cp.master.leases.rules import LeaseSlot, SessionRecord
+from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
 from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.store import AuditEntry
 from wavry_peer.protocol import constants as c
@@ -23,7 +23,7 @@ from wavry_peer.protocol.http.relay_events import (
 
 from .store import NewRevocation, RevocationLog, RevocationRow, RevocationStore
 
-__all__ = ["RevocationBook", "Revocations", "Revoked"]
+__all__ = ["RevocationIndex", "RevocationService", "Revoked"]
 
 HORIZON_S: Final = c.LEASE_HORIZON_S
 """No relay takes a lease that ends later than this, so no row is needed longer."""
@@ -35,8 +35,8 @@ _ONCE: Final = frozenset({"jti", "session"})
 """Values that are never given out again: the row hits whatever carries them."""
 
 
-class RevocationBook:
-    """The log in memory; changed by `Revocations` alone."""
+class RevocationIndex:
+    """The log in memory; changed by `RevocationService` alone."""
 
     def __init__(self, log: RevocationLog) -> None:
         self.log_id = log.log_id
@@ -80,7 +80,7 @@ class RevocationBook:
         first = bisect.bisect_right(self._rows, number, key=lambda row: row.number)
         return [_frame(row) for row in self._rows[first : first + limit]]
 
-    def hits(self, session: SessionRecord) -> bool:
+    def hits(self, session: LeasedSession) -> bool:
         """Whether a lease of a session is revoked."""
         if not self._until_s:
             return False
@@ -106,7 +106,7 @@ class Revoked:
     live_sessions: int
 
 
-class Revocations:
+class RevocationService:
     """Revokes and lifts; what it returns is durable and on its way to the relays.
 
     Args:
@@ -116,7 +116,7 @@ class Revocations:
     """
 
     def __init__(
-        self, store: RevocationStore, book: RevocationBook, announce: Callable[[], None]
+        self, store: RevocationStore, book: RevocationIndex, announce: Callable[[], None]
     ) -> None:
         self._store = store
         self.book = book

@@ -10,9 +10,9 @@ import sqlite_utils
 from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_cp.gateway.sessions.rules import (
     CallLimits,
+    CallSession,
     Change,
     Keys,
-    Session,
     SessionKey,
     close,
     expire,
@@ -117,7 +117,7 @@ _TRIM_TOKENS: Final = """
 """
 
 
-def _row(session: Session) -> tuple[Any, ...]:
+def _row(session: CallSession) -> tuple[Any, ...]:
     return (
         session.session_id,
         session.caller,
@@ -137,8 +137,8 @@ def _row(session: Session) -> tuple[Any, ...]:
     )
 
 
-def _session(row: tuple[Any, ...]) -> Session:
-    return Session(
+def _session(row: tuple[Any, ...]) -> CallSession:
+    return CallSession(
         session_id=row[0],
         caller=row[1],
         callee=row[2],
@@ -155,7 +155,7 @@ def _session(row: tuple[Any, ...]) -> Session:
     )
 
 
-def _update(db: sqlite_utils.Database, before: Session, after: Session) -> None:
+def _update(db: sqlite_utils.Database, before: CallSession, after: CallSession) -> None:
     if after != before:
         db.execute(_UPDATE_SESSION, (*_row(after), before.session_id))
 
@@ -278,7 +278,7 @@ class SqliteGatewayStore(AdminSqlite):
 
     # -- sessions ---------------------------------------------------------------------------
 
-    async def add_session(self, session: Session, limits: CallLimits) -> bool:
+    async def add_session(self, session: CallSession, limits: CallLimits) -> bool:
         """Store a new session; False where its caller is at one of the limits."""
 
         def work(db: sqlite_utils.Database) -> bool:
@@ -295,10 +295,10 @@ class SqliteGatewayStore(AdminSqlite):
 
         return await self._database.run(work)
 
-    async def session(self, session_id: SessionKey) -> Session | None:
+    async def session(self, session_id: SessionKey) -> CallSession | None:
         """A session by id."""
 
-        def work(db: sqlite_utils.Database) -> Session | None:
+        def work(db: sqlite_utils.Database) -> CallSession | None:
             row = db.execute(f"{_SESSION} WHERE session_id = ?", (session_id,)).fetchone()
             return None if row is None else _session(row)
 
@@ -306,10 +306,10 @@ class SqliteGatewayStore(AdminSqlite):
 
     async def change_session(
         self, session_id: SessionKey, change: Change
-    ) -> tuple[Session, Session] | None:
+    ) -> tuple[CallSession, CallSession] | None:
         """Apply a rule atomically; see `GatewayStore.change_session`."""
 
-        def work(db: sqlite_utils.Database) -> tuple[Session, Session] | None:
+        def work(db: sqlite_utils.Database) -> tuple[CallSession, CallSession] | None:
             row = db.execute(f"{_SESSION} WHERE session_id = ?", (session_id,)).fetchone()
             if row is None:
                 return None
@@ -320,10 +320,10 @@ class SqliteGatewayStore(AdminSqlite):
 
         return await self._database.run(work)
 
-    async def sessions_of(self, username: str, *, limit: int) -> tuple[Session, ...]:
+    async def sessions_of(self, username: str, *, limit: int) -> tuple[CallSession, ...]:
         """The newest sessions of a user, newest first."""
 
-        def work(db: sqlite_utils.Database) -> tuple[Session, ...]:
+        def work(db: sqlite_utils.Database) -> tuple[CallSession, ...]:
             query = f"{_SESSION} WHERE caller = ? OR callee = ? ORDER BY number DESC LIMIT ?"
             return tuple(_session(row) for row in db.execute(query, (username, username, limit)))
 
@@ -331,10 +331,10 @@ class SqliteGatewayStore(AdminSqlite):
 
     async def open_sessions_between(
         self, one: str, other: str, *, now_s: int
-    ) -> tuple[Session, ...]:
+    ) -> tuple[CallSession, ...]:
         """Sessions of two users that have not ended, newest first."""
 
-        def work(db: sqlite_utils.Database) -> tuple[Session, ...]:
+        def work(db: sqlite_utils.Database) -> tuple[CallSession, ...]:
             rows = db.execute(_BETWEEN, (one, other, other, one, now_s))
             return tuple(_session(row) for row in rows)
 
@@ -342,10 +342,10 @@ class SqliteGatewayStore(AdminSqlite):
 
     async def close_sessions_of(
         self, username: str, *, now_s: int, limit: int
-    ) -> tuple[Session, ...]:
+    ) -> tuple[CallSession, ...]:
         """Close open sessions of a user; returns them."""
 
-        def work(db: sqlite_utils.Database) -> tuple[Session, ...]:
+        def work(db: sqlite_utils.Database) -> tuple[CallSession, ...]:
             query = f"{_SESSION} WHERE (caller = ? OR callee = ?) AND state != 'closed' LIMIT ?"
             found = [_session(row) for row in db.execute(query, (username, username, limit))]
             closed = tuple(close(session, now_s=now_s) for session in found)
@@ -355,10 +355,10 @@ class SqliteGatewayStore(AdminSqlite):
 
         return await self._database.run(work)
 
-    async def expire_sessions(self, *, now_s: int, limit: int) -> tuple[Session, ...]:
+    async def expire_sessions(self, *, now_s: int, limit: int) -> tuple[CallSession, ...]:
         """Close sessions whose time is over; returns them."""
 
-        def work(db: sqlite_utils.Database) -> tuple[Session, ...]:
+        def work(db: sqlite_utils.Database) -> tuple[CallSession, ...]:
             query = f"{_SESSION} WHERE state != 'closed' AND expires_at <= ? LIMIT ?"
             over = [_session(row) for row in db.execute(query, (now_s, limit)).fetchall()]
             closed = tuple(expire(session, now_s=now_s) for session in over)

@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 import msgspec
 import sqlite_utils
 
-from wavry_cp.master.leases.rules import LeaseSlot, SessionRecord
+from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
 from wavry_cp.master.relays.rules import RelayRecord, RelayState
 from wavry_cp.master.store import KeyUse
 from wavry_cp.operators.audit import AuditEntry
@@ -219,16 +219,16 @@ class MasterSqlite(TokenSqlite):
             )
         )
 
-    async def session(self, session_id: str) -> SessionRecord | None:
+    async def session(self, session_id: str) -> LeasedSession | None:
         """See `MasterStore`."""
 
-        def read(db: sqlite_utils.Database) -> SessionRecord | None:
+        def read(db: sqlite_utils.Database) -> LeasedSession | None:
             rows = db.query("SELECT * FROM sessions WHERE session_id = ?", (session_id,))
             return next((_session_from_row(row) for row in rows), None)
 
         return await self._database.run(read)
 
-    async def swap_session(self, expected_revision: int | None, session: SessionRecord) -> bool:
+    async def swap_session(self, expected_revision: int | None, session: LeasedSession) -> bool:
         """See `MasterStore`."""
 
         def swap(db: sqlite_utils.Database) -> bool:
@@ -328,7 +328,7 @@ def _relay_from_row(row: dict[str, Any]) -> RelayRecord:
     )
 
 
-def _row_from_session(session: SessionRecord) -> dict[str, Any]:
+def _row_from_session(session: LeasedSession) -> dict[str, Any]:
     row: dict[str, Any] = {
         "session_id": session.session_id,
         "relay_id": session.relay_id,
@@ -343,12 +343,12 @@ def _row_from_session(session: SessionRecord) -> dict[str, Any]:
     return row
 
 
-def _session_from_row(row: dict[str, Any]) -> SessionRecord:
+def _session_from_row(row: dict[str, Any]) -> LeasedSession:
     client, server = (
         LeaseSlot(**{name: row[f"{role}_{name}"] for name in _SLOT_FIELDS})
         for role in ("client", "server")
     )
-    return SessionRecord(
+    return LeasedSession(
         session_id=row["session_id"],
         relay_id=row["relay_id"],
         soft_kbps=row["soft_kbps"],

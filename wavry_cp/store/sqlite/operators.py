@@ -8,7 +8,7 @@ import sqlite_utils
 from wavry_cp.operators.admin_tokens import AdminToken
 from wavry_cp.operators.audit import AuditEntry, AuditRecord
 from wavry_cp.operators.bans import Ban, BanKind
-from wavry_cp.operators.roles import Role
+from wavry_cp.operators.roles import AdminRole
 from wavry_cp.operators.switches import Switch, SwitchState
 
 from .database import Database
@@ -239,7 +239,7 @@ class TokenSqlite(AdminSqlite):
 
         def read(db: sqlite_utils.Database) -> list[AdminToken]:
             rows = db.query("SELECT * FROM admin_tokens")
-            return [AdminToken(**{**row, "role": Role(row["role"])}) for row in rows]
+            return [AdminToken(**{**row, "role": AdminRole(row["role"])}) for row in rows]
 
         return await self._database.run(read)
 

@@ -47,7 +47,7 @@ from .handshake import (
     ResponderHandshake,
 )
 from .noise import HandshakeError, KeyPair
-from .transport import KeyRing, Slot, Transport
+from .transport import ChannelKeys, Slot, Transport
 from .wire import (
     FIRST_SEQUENCE,
     INSTANCE_ID_BYTES,
@@ -56,7 +56,7 @@ from .wire import (
     MAX_SEQUENCE,
     PACKET_HEADER,
     TRANSPORT_KINDS,
-    Kind,
+    ChannelKind,
     ProbeStage,
 )
 
@@ -120,7 +120,7 @@ class Channel:
         self._ended = False
         self._remote_static: bytes | None = None
         self._remote_instance_id: bytes | None = None
-        self._keys = KeyRing(limits)
+        self._keys = ChannelKeys(limits)
         self._next_sequence = FIRST_SEQUENCE
         self._outgoing: list[bytes] = []
         self._events: deque[Event] = deque()
@@ -158,7 +158,7 @@ class Channel:
             self._deadline_ns = now_ns + self._limits.handshake_deadline_ns
             self._backoff = Backoff(self._limits, now_ns)
             self._responder = ResponderHandshake(self._identity)
-            self._emit(Kind.KNOCK)
+            self._emit(ChannelKind.KNOCK)
 
     def send(self, data: bytes, now_ns: int) -> None:
         """Queues one datagram; it may be lost, and is never delivered twice.
@@ -171,7 +171,7 @@ class Channel:
             raise LocalError(
                 f"a datagram has at most {MAX_DATAGRAM_BYTES} bytes, this one has {len(data)}"
             )
-        self._emit_sealed(Kind.DATA, data, now_ns)
+        self._emit_sealed(ChannelKind.DATA, data, now_ns)
         self.statistics.datagrams_sent += 1
 
     def send_keepalive(self, now_ns: int) -> None:
@@ -180,7 +180,7 @@ class Channel:
         Raises:
             LocalError: not established.
         """
-        self._emit_sealed(Kind.CONFIRM, b"", now_ns)
+        self._emit_sealed(ChannelKind.CONFIRM, b"", now_ns)
 
     def make_probe(self, stage: ProbeStage, now_ns: int) -> bytes | None:
         """Makes a packet that probes one path; it is not queued, because the caller knows the path.
@@ -196,7 +196,7 @@ class Channel:
         return (
             None
             if transport is None
-            else self._seal(transport, Kind.CONFIRM, bytes((stage,)), now_ns)
+            else self._seal(transport, ChannelKind.CONFIRM, bytes((stage,)), now_ns)
         )
 
     def close(self, now_ns: int = 0) -> None:
@@ -209,7 +209,7 @@ class Channel:
             return
         if self.is_established:
             for _ in range(CLOSE_COPIES):
-                self._emit_sealed(Kind.CLOSE, b"", now_ns)
+                self._emit_sealed(ChannelKind.CLOSE, b"", now_ns)
         self._end(ChannelClosed(by_remote=False))
 
     def datagrams_to_send(self) -> list[bytes]:
@@ -253,23 +253,28 @@ class Channel:
             return DropReason.MALFORMED
         kind = body[PACKET_HEADER.size - 1]
         if kind in TRANSPORT_KINDS:
-            return self._on_transport(Kind(kind), body, now_ns)
+            return self._on_transport(ChannelKind(kind), body, now_ns)
         rest = body[PACKET_HEADER.size :]
         try:
-            if self._role is Role.SERVER and kind == Kind.MESSAGE_1:
+            if self._role is Role.SERVER and kind == ChannelKind.MESSAGE_1:
                 return self._on_message_1(rest)
-            if self._role is Role.CLIENT and kind == Kind.MESSAGE_2:
+            if self._role is Role.CLIENT and kind == ChannelKind.MESSAGE_2:
                 return self._on_message_2(rest, now_ns)
-            if self._role is Role.SERVER and kind == Kind.MESSAGE_3:
+            if self._role is Role.SERVER and kind == ChannelKind.MESSAGE_3:
                 return self._on_message_3(rest, now_ns)
-            if self._role is Role.CLIENT and kind == Kind.KNOCK:
+            if self._role is Role.CLIENT and kind == ChannelKind.KNOCK:
                 return self._on_knock(now_ns)
         except HandshakeError:
             return DropReason.BAD_HANDSHAKE
-        known = kind in (Kind.MESSAGE_1, Kind.MESSAGE_2, Kind.MESSAGE_3, Kind.KNOCK)
+        known = kind in (
+            ChannelKind.MESSAGE_1,
+            ChannelKind.MESSAGE_2,
+            ChannelKind.MESSAGE_3,
+            ChannelKind.KNOCK,
+        )
         return DropReason.UNEXPECTED if known else DropReason.MALFORMED
 
-    def _on_transport(self, kind: Kind, body: bytes, now_ns: int) -> DropReason | None:
+    def _on_transport(self, kind: ChannelKind, body: bytes, now_ns: int) -> DropReason | None:
         before = self._keys.current.receive_epoch if self._keys.current else 0
         opened = self._keys.open(body, now_ns)
         if isinstance(opened, DropReason):
@@ -280,14 +285,14 @@ class Channel:
             self._stop_attempt()
         elif slot is Slot.CURRENT and self._keys.current is not None:
             self.statistics.rekeys_received += self._keys.current.receive_epoch - before
-        if kind is Kind.DATA:
+        if kind is ChannelKind.DATA:
             self.statistics.datagrams_received += 1
             self._events.append(DataReceived(data))
-        elif kind is Kind.CONFIRM:
+        elif kind is ChannelKind.CONFIRM:
             # Empty ones are keepalives; a longer or unknown content is of a later version.
             if len(data) == 1 and data[0] < len(ProbeStage):
                 self._events.append(ProbeReceived(ProbeStage(data[0])))
-        elif kind is Kind.CLOSE:
+        elif kind is ChannelKind.CLOSE:
             if slot is Slot.PREVIOUS and self._peer_was_restarted:
                 return DropReason.SUPERSEDED
             self._end(ChannelClosed(by_remote=True))
@@ -295,7 +300,7 @@ class Channel:
 
     def _on_message_1(self, message_1: bytes) -> DropReason | None:
         if self._responder is not None:
-            self._emit(Kind.MESSAGE_2, self._responder.answer_message_1(message_1))
+            self._emit(ChannelKind.MESSAGE_2, self._responder.answer_message_1(message_1))
         return None
 
     def _on_message_2(self, message_2: bytes, now_ns: int) -> DropReason | None:
@@ -304,7 +309,7 @@ class Channel:
             return DropReason.UNEXPECTED
         if attempt.message_3 is not None and attempt.is_accepted(message_2):
             self.statistics.handshake_retransmits += 1
-            self._emit(Kind.MESSAGE_3, attempt.message_3)
+            self._emit(ChannelKind.MESSAGE_3, attempt.message_3)
             return None
         result = attempt.read_message_2(message_2, self._is_right_peer)
         if result is None or attempt.message_3 is None:
@@ -312,14 +317,14 @@ class Channel:
         self._candidate_result = result
         self._keys.candidate = Transport(result.keys, now_ns, self._limits)
         self._backoff = Backoff(self._limits, now_ns)
-        self._emit(Kind.MESSAGE_3, attempt.message_3)
+        self._emit(ChannelKind.MESSAGE_3, attempt.message_3)
         return None
 
     def _on_message_3(self, message_3: bytes, now_ns: int) -> DropReason | None:
         if self._responder is None:
             return DropReason.UNEXPECTED
         if self._responder.is_settled(message_3):
-            self._emit_sealed(Kind.CONFIRM, b"", now_ns)
+            self._emit_sealed(ChannelKind.CONFIRM, b"", now_ns)
             return None
         result = self._responder.read_message_3(message_3)
         if not self._is_right_peer(result.remote_static):
@@ -328,7 +333,7 @@ class Channel:
         self._deadline_ns = self._backoff = None
         self._keys.install(Transport(result.keys, now_ns, self._limits))
         self._complete(result)
-        self._emit_sealed(Kind.CONFIRM, b"", now_ns)
+        self._emit_sealed(ChannelKind.CONFIRM, b"", now_ns)
         return None
 
     def _on_knock(self, now_ns: int) -> DropReason | None:
@@ -362,11 +367,11 @@ class Channel:
     def _retransmit(self, now_ns: int) -> None:
         self.statistics.handshake_retransmits += 1
         if self._initiator is None:
-            self._emit(Kind.KNOCK)
+            self._emit(ChannelKind.KNOCK)
         elif self._initiator.message_3 is None:
             self._emit_message_1(self._initiator, now_ns)
         else:
-            self._emit(Kind.MESSAGE_3, self._initiator.message_3)
+            self._emit(ChannelKind.MESSAGE_3, self._initiator.message_3)
 
     def _complete(self, result: HandshakeResult) -> None:
         self.statistics.handshakes_completed += 1
@@ -399,21 +404,21 @@ class Channel:
 
     # -- Sending ---------------------------------------------------------------------
 
-    def _emit(self, kind: Kind, rest: bytes = b"") -> None:
+    def _emit(self, kind: ChannelKind, rest: bytes = b"") -> None:
         self._outgoing.append(PACKET_HEADER.pack(self._take_sequence(), kind) + rest)
         self.statistics.packets_sent += 1
 
     def _emit_message_1(self, attempt: InitiatorHandshake, now_ns: int) -> None:
         self._last_message_1_ns = now_ns
-        self._emit(Kind.MESSAGE_1, attempt.message_1)
+        self._emit(ChannelKind.MESSAGE_1, attempt.message_1)
 
-    def _emit_sealed(self, kind: Kind, data: bytes, now_ns: int) -> None:
+    def _emit_sealed(self, kind: ChannelKind, data: bytes, now_ns: int) -> None:
         transport = self._keys.current
         if transport is None:
             raise LocalError("the channel is not established: wait for HandshakeCompleted")
         self._outgoing.append(self._seal(transport, kind, data, now_ns))
 
-    def _seal(self, transport: Transport, kind: Kind, data: bytes, now_ns: int) -> bytes:
+    def _seal(self, transport: Transport, kind: ChannelKind, data: bytes, now_ns: int) -> bytes:
         before = transport.send_epoch
         body = transport.seal(kind, self._take_sequence(), data, now_ns)
         self.statistics.packets_sent += 1

@@ -7,7 +7,7 @@ and follows when the first packet of it proves authentic.  Then the key before i
 for a while, for packets that were overtaken.  More than one epoch ahead is refused unread: that
 needs a silence as long as a whole epoch, which no live path has.
 
-`KeyRing` holds up to three of them, so that a new handshake, even a wrong one, never costs the
+`ChannelKeys` holds up to three of them, so that a new handshake, even a wrong one, never costs the
 working keys: `current` for both directions, `candidate` whose other side has not yet shown
 that it holds the keys too, and `previous` for packets still on their way.
 """
@@ -19,9 +19,9 @@ from wavry_peer.protocol.replay import ReplayWindow, Verdict
 
 from .events import ChannelLimits, DropReason
 from .noise import TAG_BYTES, HandshakeError, TransportKeys, aead_open, aead_seal, rekey
-from .wire import MAX_EPOCH, TRANSPORT_HEADER, Kind
+from .wire import MAX_EPOCH, TRANSPORT_HEADER, ChannelKind
 
-__all__ = ["KeyRing", "Slot", "Transport"]
+__all__ = ["ChannelKeys", "Slot", "Transport"]
 
 _DROP_OF_VERDICT = {
     Verdict.DUPLICATE: DropReason.REPLAYED,
@@ -54,7 +54,7 @@ class Transport:
         self._previous_until_ns: int | None = None
         self._window = ReplayWindow()
 
-    def seal(self, kind: Kind, sequence: int, data: bytes, now_ns: int) -> bytes:
+    def seal(self, kind: ChannelKind, sequence: int, data: bytes, now_ns: int) -> bytes:
         """Makes a complete FORWARD body, in a new epoch if the old one is used up.
 
         Args:
@@ -130,14 +130,14 @@ class Transport:
 
 
 class Slot(Enum):
-    """Which keys of a `KeyRing` opened a packet."""
+    """Which keys of a `ChannelKeys` opened a packet."""
 
     CURRENT = "current"
     CANDIDATE = "candidate"
     PREVIOUS = "previous"
 
 
-class KeyRing:
+class ChannelKeys:
     """The transports of a channel across handshakes.
 
     Args:

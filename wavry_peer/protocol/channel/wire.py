@@ -36,12 +36,12 @@ __all__ = [
     "PROLOGUE_LABEL",
     "TRANSPORT_HEADER",
     "TRANSPORT_KINDS",
-    "Kind",
+    "ChannelKind",
     "ProbeStage",
 ]
 
 
-class Kind(IntEnum):
+class ChannelKind(IntEnum):
     """Byte 8 of a channel packet."""
 
     MESSAGE_1 = 1
@@ -74,7 +74,7 @@ class ProbeStage(IntEnum):
     """Both sides send on this path; no answer is needed."""
 
 
-TRANSPORT_KINDS: Final = frozenset({Kind.DATA, Kind.CLOSE, Kind.CONFIRM})
+TRANSPORT_KINDS: Final = frozenset({ChannelKind.DATA, ChannelKind.CLOSE, ChannelKind.CONFIRM})
 
 PACKET_HEADER: Final = struct.Struct("!QB")
 """Sequence, kind."""

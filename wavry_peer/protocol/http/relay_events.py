@@ -1,7 +1,7 @@
 """What a master tells its relays besides leases: revocations, key-set changes, drain.
 
 Strategy: revocations are a log of numbered rows.  A relay says up to which number it has kept them
-(`Ack`, or ``?after=N``) and gets what follows, so nothing is lost by a broken connection, and
+(`EventAck`, or ``?after=N``) and gets what follows, so nothing is lost by a broken connection, and
 everything that is not a revocation is a *present state* that is simply told again.  Frames travel
 as JSON text over a WebSocket; `EventPage` is the same for a relay that asks without one.
 
@@ -26,10 +26,9 @@ __all__ = [
     "MAX_RELAY_FRAME_BYTES",
     "MAX_REVOCATIONS",
     "PAGE_ROWS",
-    "Ack",
     "DrainFrame",
+    "EventAck",
     "EventPage",
-    "Hello",
     "KeysFrame",
     "MasterFrame",
     "RelayEventState",
@@ -39,6 +38,7 @@ __all__ = [
     "RevocationList",
     "RevokeRequest",
     "RevokeResponse",
+    "StreamHello",
     "decode_master_frame",
     "decode_relay_frame",
 ]
@@ -61,7 +61,7 @@ LogId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Reason = Annotated[str, msgspec.Meta(max_length=256)]
 
 
-class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+class StreamHello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """First frame: which log this is, its last number, and the present state."""
 
     log: LogId
@@ -97,17 +97,17 @@ class DrainFrame(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
     drain: bool
 
 
-class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack", forbid_unknown_fields=True):
+class EventAck(msgspec.Struct, frozen=True, kw_only=True, tag="ack", forbid_unknown_fields=True):
     """Relay → master: every row up to this number is on the relay's disk."""
 
     number: Number
 
 
-MasterFrame = Hello | Revocation | KeysFrame | DrainFrame
+MasterFrame = StreamHello | Revocation | KeysFrame | DrainFrame
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /v1/relays/events`` without a WebSocket: `Hello` and the rows behind `after`.
+    """``GET /v1/relays/events`` without a WebSocket: `StreamHello` and the rows behind `after`.
 
     Where `more` is set, the relay asks again behind the last row.
     """
@@ -127,7 +127,7 @@ class _Typed(msgspec.Struct, frozen=True):
 _TYPES: Final = frozenset({"hello", "revocation", "keys", "drain"})
 _TYPED: Final = msgspec.json.Decoder(_Typed)
 _MASTER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(MasterFrame)
-_RELAY: Final = msgspec.json.Decoder(Ack)
+_RELAY: Final = msgspec.json.Decoder(EventAck)
 
 
 def decode_master_frame(raw: str | bytes) -> MasterFrame | None:
@@ -147,7 +147,7 @@ def decode_master_frame(raw: str | bytes) -> MasterFrame | None:
     return frame
 
 
-def decode_relay_frame(raw: str | bytes) -> Ack:
+def decode_relay_frame(raw: str | bytes) -> EventAck:
     """Read a frame of a relay.
 
     Raises:

@@ -25,7 +25,7 @@ from wavry_peer.protocol import ed25519, lease, packets, paseto, stun
 from wavry_peer.protocol.constants import RejectReason as R
 from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.service.clock import Instant
-from wavry_relay.admission.policy import OpenGate
+from wavry_relay.admission.policy import OpenPolicy
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import Drain, EngineKind, Limits
@@ -594,7 +594,7 @@ def test_draining_takes_no_new_sessions_but_second_peers_and_renewals(world: Wor
     world.peer().accept()
 
 
-class _Ban(OpenGate):
+class _Ban(OpenPolicy):
     """A gate that bans an address and revokes an identity."""
 
     def check_source(self, source: Address, now: Instant) -> None:
@@ -617,7 +617,7 @@ def test_ban_comes_before_the_signature_and_revocation_after_the_claims() -> Non
         assert reject_reason(expired.present()) == R.EXPIRED
 
 
-class _Load(OpenGate):
+class _Load(OpenPolicy):
     """A gate under load."""
 
     def wants_cookie(self, now: Instant) -> bool:

@@ -9,7 +9,7 @@ from support.relay.world import Peer, World, open_world, reject_reason, v4
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_peer.protocol.constants import RejectReason as R
-from wavry_relay.admission.admission import Answer
+from wavry_relay.admission.admission import ControlAnswer
 from wavry_relay.engine.base import ControlKind, ControlPacket
 
 
@@ -23,7 +23,7 @@ def lease(peer: Peer, datagram: bytes) -> ControlPacket:
     return ControlPacket(ControlKind.LEASE, datagram, peer.address)
 
 
-def answer_all(world: World, batch: list[ControlPacket]) -> list[Answer | None]:
+def answer_all(world: World, batch: list[ControlPacket]) -> list[ControlAnswer | None]:
     def fail(error: Exception) -> None:
         raise error
 

@@ -22,7 +22,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import lease, packets
 from wavry_peer.protocol.constants import RejectReason as R
 from wavry_relay.admission.admission import Admission
-from wavry_relay.admission.policy import RelayGate
+from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.states import TRANSITIONS, LeaseState, counter_name
 from wavry_relay.engine import open_engine
@@ -434,7 +434,7 @@ class LeaseMachine(RuleBasedStateMachine):
         world.engine = open_engine(self.kind, world.segment, (), world.row, world.clock)
         locks = world.engine.locks
         world.views = [RevocationView(world.segment)]
-        world.gate = RelayGate(world.views[0], world.blocks, world.load)
+        world.gate = RelayPolicy(world.views[0], world.blocks, world.load)
         world.admission = Admission(
             world.segment, locks, world.row, world.gate, world.transitions, world.engine.lane
         )

@@ -15,14 +15,14 @@ from support.relay.world import Peer, World, open_world, reject_reason
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import lease, packets
 from wavry_peer.protocol.http.relay_events import FOREVER_S, Revocation
-from wavry_relay.admission.policy import RelayGate
+from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.master.revocations import FILE_NAME, KEEP_S
 from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.layout import REVOCATION_SLOTS, Geometry
 from wavry_relay.shm.lease_origins import LeaseOrigins
-from wavry_relay.shm.revocations import RevocationTable, Revoked, RevokedKind, TablePosition
+from wavry_relay.shm.revocations import RevocationEntry, RevocationTable, RevokedKind, TablePosition
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.tags import Tags
 from wavry_relay.worker.revocation_scan import CLOSES_PER_STEP, RevocationScan
@@ -228,7 +228,7 @@ def test_revoked_lease_is_refused_at_every_worker_and_after_a_restart(
     assert not world.has(peer.sid)
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
     for number in range(2):  # another worker, and one that has just started
-        gate = RelayGate(RevocationView(world.segment) if number else world.views[1])
+        gate = RelayPolicy(RevocationView(world.segment) if number else world.views[1])
         with pytest.raises(lease.LeaseError) as caught:
             gate.check_claims(claims(peer), world.now)
         assert caught.value.reason == c.RejectReason.REVOKED
@@ -287,7 +287,7 @@ def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
     """The row comes between the first look at the revocations and the place in the table."""
     peer = world.peer(sub="eve")
 
-    class Late(RelayGate):
+    class Late(RelayPolicy):
         looks = 0
 
         def check_claims(self, claims: lease.LeaseClaims, now: object) -> None:
@@ -414,9 +414,11 @@ def test_reader_never_sees_half_a_rewrite() -> None:
     def write() -> None:
         generation = 1
         while not stop.is_set():
-            table.rewrite(Revoked(RevokedKind.SUB, n, 0, generation, 1) for n in range(1, 30))
+            table.rewrite(
+                RevocationEntry(RevokedKind.SUB, n, 0, generation, 1) for n in range(1, 30)
+            )
             for tag in range(30, 40):
-                table.append(Revoked(RevokedKind.SUB, tag, 0, generation, 1))
+                table.append(RevocationEntry(RevokedKind.SUB, tag, 0, generation, 1))
             generation += 1
 
     thread = threading.Thread(target=write)
@@ -447,10 +449,10 @@ def test_writer_that_died_half_way_is_mended_by_its_successor() -> None:
     segment = Segment.anonymous(Geometry(1, 10), now_ns=1)
     try:
         table = RevocationTable(segment)
-        table.append(Revoked(RevokedKind.SUB, 1, 0, 5, 5))
+        table.append(RevocationEntry(RevokedKind.SUB, 1, 0, 5, 5))
         ControlBlock(segment).revocation_epoch += 1
         assert table.read(TablePosition()) is None
-        table.rewrite([Revoked(RevokedKind.SUB, 2, 0, 6, 6)])
+        table.rewrite([RevocationEntry(RevokedKind.SUB, 2, 0, 6, 6)])
         read = table.read(TablePosition())
         assert read is not None
         assert [entry.tag for entry in read[1]] == [2]
@@ -545,7 +547,9 @@ def test_pass_over_100_000_sessions_is_short(capsys: pytest.CaptureFixture[str])
         peer.accept()
         table = RevocationTable(world.segment)
         tags = Tags(world.segment)
-        table.append(Revoked(RevokedKind.SUB, tags.tag(b"sub", b"hit"), 0, FOREVER_S, FOREVER_S))
+        table.append(
+            RevocationEntry(RevokedKind.SUB, tags.tag(b"sub", b"hit"), 0, FOREVER_S, FOREVER_S)
+        )
         steps = []
         while True:
             began = time.perf_counter()

@@ -25,11 +25,11 @@ from wavry_relay.upgrade.messages import (
     Commit,
     Counts,
     Descriptors,
-    Facts,
     GroupFacts,
-    Hello,
     Release,
     TakeOverError,
+    UpgradeFacts,
+    UpgradeHello,
     decode,
     decode_hello,
     encode,
@@ -37,7 +37,7 @@ from wavry_relay.upgrade.messages import (
     why_unfit,
 )
 
-HELLO = Hello(
+HELLO = UpgradeHello(
     version="1",
     layout=layout_name(),
     engine="native",
@@ -118,7 +118,7 @@ def test_process_of_the_same_user_and_of_root_may(uid: int) -> None:
 
 
 def test_messages_come_back_as_they_were() -> None:
-    facts = Facts("1", 7, 7, GROUPS, Counts(upgrades={"done": 1}))
+    facts = UpgradeFacts("1", 7, 7, GROUPS, Counts(upgrades={"done": 1}))
     for message in (facts, Descriptors(3), Release(1), Commit()):
         assert decode(encode(message)) == message
     assert decode_hello(encode(HELLO)) == HELLO

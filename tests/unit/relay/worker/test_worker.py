@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from support.relay.world import World, open_world, v4
 
-from wavry_relay.admission.admission import Answer
+from wavry_relay.admission.admission import ControlAnswer
 from wavry_relay.engine.base import ControlKind, ControlPacket
 from wavry_relay.shm.control import WorkerRow
 from wavry_relay.worker import process as worker_module
@@ -37,12 +37,12 @@ class Script:
 
     def handle_all(
         self, packets: Sequence[ControlPacket], _now: object, on_defect: Callable[[Exception], None]
-    ) -> list[Answer | None]:
+    ) -> list[ControlAnswer | None]:
         self.handled += 1
         if self.handled == 1:
             on_defect(RuntimeError("defect"))
             return [None]
-        return [Answer(b"answer", packet.source) for packet in packets]
+        return [ControlAnswer(b"answer", packet.source) for packet in packets]
 
 
 @pytest.fixture
