@@ -238,7 +238,7 @@ def test_kill_storm_leaves_the_tables_usable() -> None:
 def test_a_process_that_just_ends_says_nothing() -> None:
     with shared_world() as world:
         code = (
-            "import native_stress_support as n\n"
+            "from support.engine import stress as n\n"
             f"segment, engine = n.attach({world.segment.fd}, 1)\n"
         )
         done = subprocess.run(
