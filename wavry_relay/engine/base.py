@@ -1,7 +1,7 @@
 """What every engine does: receive, decide, forward, and hand control packets to Python.
 
 A decision is a pure function of the datagram, its source, the time and the shared tables; the
-conformance suite (tests/engine) asks for it directly and every engine must answer alike.
+conformance suite (tests/support/engine) asks for it directly and every engine must answer alike.
 """
 
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ from wavry_relay.shm.counters import CounterRow, totals
 from wavry_relay.shm.segment import Segment
 
 ENGINE_DIR = REPOSITORY / "wavry_relay" / "engine"
-C_TESTS_DIR = REPOSITORY / "tests" / "engine" / "c"
+C_TESTS_DIR = REPOSITORY / "tests" / "unit" / "engine" / "c"
 STRICT_FLAGS = ["-std=c11", "-g", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
