@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A change of the compiled core builds it again; WAVRY_BUILD_NATIVE=require|skip decides how much it matters.
+# A change of the compiled core builds it again, and a build without it is not the end of the matter;
+# WAVRY_BUILD_NATIVE=try goes on where it cannot be built, skip does not try.
+WAVRY_BUILD_NATIVE ?= require
 NATIVE_SOURCES := $(wildcard wavry_relay/engine/*.c wavry_relay/engine/*.h wavry_relay/engine/*.pyx)
 PYTEST_ARGS ?=
 LOAD_USERS ?= 5
@@ -15,15 +17,21 @@ FUZZ_SEED ?= 1
 IMAGE_BASE ?= debootstrap
 LOCK_ARGS ?=
 
-.PHONY: help demo test lint format release-check bench load fuzz docs lock images images-smoke clean system
+.PHONY: help demo test lint format release-check bench load fuzz docs lock images images-smoke clean system again fresh-machine
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+ifeq ($(filter skip,$(WAVRY_BUILD_NATIVE))$(wildcard wavry_relay/engine/_native*.so),)
+$(STAMP): again
+endif
+again:
+
 $(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
-	$(PYTHON) -c 'import sys; sys.exit("Wavry needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@PYTHON=$(PYTHON) WAVRY_BUILD_NATIVE=$(WAVRY_BUILD_NATIVE) .ci/system-packages needed
+	@$(PYTHON) -c 'import sys; sys.exit("Wavry needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	WAVRY_BUILD_NATIVE=$(WAVRY_BUILD_NATIVE) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## two peers, one relay, a real file and 10 s of media; writes build/demo.json
@@ -67,6 +75,9 @@ lock: $(STAMP)  ## pin the newest packages of the images, with hashes; LOCK_ARGS
 images: $(STAMP)  ## build the four images and look into their layers (as root; IMAGE_BASE=pinned takes the base from its registry)
 	$(BIN)/python docker/build.py --base $(IMAGE_BASE)
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/system/docker/images_built.py
+
+fresh-machine: $(STAMP)  ## `make demo` and a short `make test` on a new minimal Debian (as root)
+	$(BIN)/python docker/fresh_machine.py
 
 images-smoke: $(STAMP)  ## run the images, confined as in docker/compose.yml (as root, after `make images`)
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/system/docker/images_smoke.py

@@ -112,11 +112,13 @@ def build(store: Store, role: str, base: str, version: str, context: Path) -> st
     """Build the image of a role; its name."""
     name = f"localhost/wavry-{role}:{version}"
     arguments = ["--build-arg", f"BASE={base}"] if base != "pinned" else []
-    with tempfile.TemporaryDirectory() as secrets:
+    with tempfile.TemporaryDirectory() as scratch:
+        secrets = [f"id={name},src={file}" for name, file in pip_files(Path(scratch)).items()]
         store.buildah(
             "build", "--isolation", "chroot", "--format", "docker", "--layers", "--quiet",
             "--file", str(context / "docker/Dockerfile"), "--target", role, "--tag", name,
-            "--build-arg", f"VERSION={version}", *arguments, *_pip_secrets(Path(secrets)),
+            "--build-arg", f"VERSION={version}", *arguments,
+            *(word for secret in secrets for word in ("--secret", secret)),
             str(context),
         )  # fmt: skip
     return name
@@ -135,8 +137,11 @@ def measure(store: Store, image: str, base: str) -> dict[str, Any]:
     }
 
 
-def _pip_secrets(directory: Path) -> list[str]:
-    """This machine's settings of pip, as build secrets: its index and its certificates."""
+def pip_files(directory: Path) -> dict[str, Path]:
+    """Files with this machine's settings of pip: ``pip.conf``, and ``ca.crt`` where it has one.
+
+    `directory` takes what has to be written.  The settings name the certificate as `BUILD_CA`.
+    """
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"],
         check=True, text=True, capture_output=True,
@@ -151,15 +156,15 @@ def _pip_secrets(directory: Path) -> list[str]:
         for name in ("index-url", "extra-index-url", "timeout", "trusted-host")
         if name in found
     }
-    words = []
+    files = {}
     if "cert" in found:
         config["global"]["cert"] = BUILD_CA
-        words += ["--secret", f"id=ca.crt,src={found['cert']}"]
-    if not config["global"]:
-        return []
-    with (directory / "pip.conf").open("w") as file:
-        config.write(file)
-    return [*words, "--secret", f"id=pip.conf,src={directory / 'pip.conf'}"]
+        files["ca.crt"] = Path(found["cert"])
+    if config["global"]:
+        files["pip.conf"] = directory / "pip.conf"
+        with files["pip.conf"].open("w") as file:
+            config.write(file)
+    return files
 
 
 def version() -> str:

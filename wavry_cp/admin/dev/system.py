@@ -30,7 +30,7 @@ from wavry_cp.master.keys.files import DOCUMENT_FILE, init_keys, load_keys
 from wavry_peer.protocol.http.api import RelayList
 from wavry_peer.service.settings import SettingsError, describe, read_settings_file
 
-__all__ = ["DevSystem", "run_dev_system"]
+__all__ = ["DevSystem", "run_dev_system", "say_slow_engine"]
 
 START_TIMEOUT_S: Final = 30.0
 """Imports and migrations take about a second on an idle core; a busy CI machine takes longer."""
@@ -41,6 +41,11 @@ LOOPBACK_KBPS: Final = "1000000"
 DRAIN_TIMEOUT_S: Final = "1"
 """Enough for peers to move to another relay; whoever presses Ctrl-C wants all of it to end."""
 LOG_TAIL_LINES: Final = 5
+_ENGINE_SETTING: Final = "WAVRY_RELAY_ENGINE"
+_BRING_NATIVE: Final = (
+    "install gcc, libc6-dev and python3-dev, then Wavry again with WAVRY_BUILD_NATIVE=require "
+    "(in the repository: `make demo` does all of it, as root on Debian)"
+)
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -172,6 +177,21 @@ class DevSystem:
             await asyncio.gather(*waits, return_exceptions=True)
         ended = [service for service in self._services if service.process.returncode is not None]
         return "; ".join(_obituary(service) for service in ended)
+
+    async def slow_engine(self) -> str | None:
+        """Say that the relays run the pure engine and what would bring the native one, or None."""
+        if self.description is None or not self.description.relays:
+            return None
+        ops_url = self.description.relays[0].ops_url
+        health = await ask_json("relay", ops_url, "/health", dict[str, Any])
+        if not health["engine"]["pure_python"]:
+            return None
+        asked_for = self.settings.get(_ENGINE_SETTING) == "reference"
+        remedy = f"take {_ENGINE_SETTING}=reference away" if asked_for else _BRING_NATIVE
+        return (
+            "The native engine is NOT in use: relays forward with the pure one, at about a tenth "
+            f"of the speed. To bring it: {remedy}."
+        )
 
     async def stop(self) -> None:
         """End every service, relays first: SIGTERM, then SIGKILL at the deadline."""
@@ -349,6 +369,7 @@ async def run_dev_system(
         directory, relays=relays, workers=workers, settings=settings
     ) as system:
         _announce(system, as_json=as_json)
+        say_slow_engine(await system.slow_engine())
         stopping = asyncio.create_task(stop.wait())
         dying = asyncio.create_task(system.wait_for_exit())
         await asyncio.wait({stopping, dying}, return_when=asyncio.FIRST_COMPLETED)
@@ -358,6 +379,14 @@ async def run_dev_system(
         await asyncio.gather(stopping, dying, return_exceptions=True)
         if died is not None:
             raise CommandError(died, code="service_ended")
+
+
+def say_slow_engine(remark: str | None) -> None:
+    """Print what `DevSystem.slow_engine` says, on standard error."""
+    if remark is not None:
+        Console(stderr=True).print(
+            remark, style="bold yellow", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _announce(system: DevSystem, *, as_json: bool) -> None:
