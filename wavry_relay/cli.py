@@ -17,7 +17,7 @@ from wavry_peer.protocol.keyset import relay_id
 from wavry_peer.service import logs
 from wavry_peer.service.health_command import health_command
 from wavry_peer.service.settings import SettingsError, load_layers, load_one
-from wavry_relay.ops.server import CONTROL_SOCKET_NAME
+from wavry_relay.ops.control_socket import CONTROL_SOCKET_NAME
 from wavry_relay.supervisor.host import Host
 from wavry_relay.supervisor.supervisor import Supervisor, relay_version
 

@@ -34,7 +34,7 @@ from wavry_peer.protocol.http.relay_events import (
 )
 from wavry_relay.identity import StateError
 
-from .link import MasterCallError
+from .link import MasterCallError, Orders
 from .revocations import RelayRevocations
 
 __all__ = ["EventLink", "MasterSide"]
@@ -92,7 +92,7 @@ class EventLink:
     Args:
         master: where to ask.
         revocations: what rows are put into.
-        drain: carries out the master's drain, ``drain(drain=True)``.
+        orders: carries out the master's drain.
         poll_s: seconds between two polls.
         uniform: source of jitter.
 
@@ -108,14 +108,14 @@ class EventLink:
         self,
         master: MasterSide,
         revocations: RelayRevocations,
-        drain: Callable[[bool], None],
+        orders: Orders,
         *,
         poll_s: float = 30.0,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._master = master
         self._revocations = revocations
-        self._drain = drain
+        self._orders = orders
         self._poll_s = poll_s
         self._uniform = uniform
         self._dirty = asyncio.Event()
@@ -268,7 +268,7 @@ class EventLink:
         if keyset_serial > self._master.keyset_serial:
             self._keys_wanted.set()
         if drain is not None:
-            self._drain(drain)
+            self._orders.drain_by_master(drain=drain)
 
     # -- Poll ------------------------------------------------------------------------------
 

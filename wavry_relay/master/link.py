@@ -28,7 +28,14 @@ from wavry_peer.protocol.registration import sign_challenge
 
 from .key_ring import KeyRing
 
-__all__ = ["MASTER_STATES", "MasterCallError", "MasterLink", "RelayDescription", "RelayLoad"]
+__all__ = [
+    "MASTER_STATES",
+    "MasterCallError",
+    "MasterLink",
+    "Orders",
+    "RelayDescription",
+    "RelayLoad",
+]
 
 MASTER_STATES: Final = ("off", "registering", "registered", "failing")
 FAILURES_BEFORE_REGISTERING: Final = 6
@@ -50,8 +57,9 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class RelayDescription:
-    """What the relay tells of itself at registration."""
+    """Who the relay is, and what it tells of itself at registration."""
 
+    identity: SigningKey
     endpoints: tuple[str, ...]
     region: str | None
     max_sessions: int
@@ -88,13 +96,16 @@ class MasterCallError(ProtocolError):
 
 
 class Orders(Protocol):
-    """What the master may order."""
+    """What the master may order.
+
+    Attributes:
+        drain_changed: set when the relay begins or ends to drain, whoever ordered it.
+    """
+
+    drain_changed: asyncio.Event
 
     def clear_blocks_by_master(self, subnet: str | None) -> None:
         """Lift the block of a subnet, or all."""
-
-    def measure_load(self) -> RelayLoad:
-        """Load since the last call."""
 
     def drain_by_master(self, *, drain: bool) -> None:
         """Take no new sessions, or take them again."""
@@ -109,10 +120,10 @@ class MasterLink:
 
     Args:
         base_url: of the master.
-        identity: the relay's key.
-        facts: for registration.
+        description: for registration.
         keyring: takes key sets.
-        orders: executes commands, measures load.
+        orders: carries out commands.
+        measure_load: since the last heartbeat.
         uniform: source of jitter, ``random.uniform``.
         monotonic_s: seconds.
     """
@@ -120,28 +131,27 @@ class MasterLink:
     def __init__(
         self,
         base_url: str,
-        identity: SigningKey,
-        facts: RelayDescription,
+        description: RelayDescription,
         keyring: KeyRing,
         orders: Orders,
+        measure_load: Callable[[], RelayLoad],
         *,
         uniform: Callable[[float, float], float] = random.uniform,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = base_url.rstrip("/")
-        self._identity = identity
-        self.relay_id = relay_id(identity.public_key)
-        self._facts = facts
+        self.relay_id = relay_id(description.identity.public_key)
+        self._description = description
         self._keyring = keyring
         self._orders = orders
+        self._measure_load = measure_load
         self._uniform = uniform
         self._token = ""
-        self._facts_changed = False
+        self._description_changed = False
         self._interval_s = 5.0
         self._failures = 0
         self._draining = False
         self._banned = False
-        self._hurry = asyncio.Event()
         self._http: aiohttp.ClientSession | None = None
         self.state = "registering"
         self.last_error: str | None = None
@@ -153,8 +163,8 @@ class MasterLink:
 
     def tell_capacity(self, max_bitrate_kbps: int) -> None:
         """Register again, under the same id, with another limit at the next heartbeat."""
-        self._facts = replace(self._facts, max_bitrate_kbps=max_bitrate_kbps)
-        self._facts_changed = True
+        self._description = replace(self._description, max_bitrate_kbps=max_bitrate_kbps)
+        self._description_changed = True
 
     def unheard_s(self) -> float:
         """Seconds since the master took a registration or heartbeat, or since the start."""
@@ -176,10 +186,6 @@ class MasterLink:
                         next_step="report this with the traceback; the relay registers again",
                     )
                     await asyncio.sleep(self._uniform(BACKOFF_FIRST_S, BACKOFF_MAX_S))
-
-    def hasten(self) -> None:
-        """The state of the relay changed: send the next heartbeat at once."""
-        self._hurry.set()
 
     async def _until_registered(self) -> None:
         self.state = "registering"
@@ -211,11 +217,11 @@ class MasterLink:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._hurry.wait()
-            self._hurry.clear()
+                    await self._orders.drain_changed.wait()
+            self._orders.drain_changed.clear()
             wait_s = self._interval_s * self._uniform(1 - JITTER, 1 + JITTER)
             try:
-                if self._facts_changed:
+                if self._description_changed:
                     await self._register()
                     self.registrations["ok"] += 1
                 commands = await self._heartbeat()
@@ -264,24 +270,24 @@ class MasterLink:
             self._orders.drain_by_master(drain=True)
 
     async def _register(self) -> None:
-        facts = self._facts
+        described = self._description
         challenge = await self._call(
             "POST",
             "/v1/relays/register",
             api.RegisterResponse,
             api.RegisterRequest(
                 relay_id=self.relay_id,
-                public_key=base64url.encode(self._identity.public_key),
-                endpoints=facts.endpoints,
-                region=facts.region,
-                max_sessions=facts.max_sessions,
-                max_bitrate_kbps=facts.max_bitrate_kbps,
-                features=facts.features,
-                version=facts.version,
+                public_key=base64url.encode(described.identity.public_key),
+                endpoints=described.endpoints,
+                region=described.region,
+                max_sessions=described.max_sessions,
+                max_bitrate_kbps=described.max_bitrate_kbps,
+                features=described.features,
+                version=described.version,
             ),
         )
         try:
-            signature = sign_challenge(self._identity, base64url.decode(challenge.challenge))
+            signature = sign_challenge(described.identity, base64url.decode(challenge.challenge))
         except ValueError as error:
             raise MasterCallError("/v1/relays/register: challenge is not base64url") from error
         answer = await self._call(
@@ -296,11 +302,11 @@ class MasterLink:
         self._heard_s = self._monotonic_s()
         interval_s = answer.heartbeat_interval_ms / 1000
         self._interval_s = min(max(interval_s, _HEARTBEAT_MIN_S), _HEARTBEAT_MAX_S)
-        self._facts_changed = self._facts is not facts
+        self._description_changed = self._description is not described
         self._accept_keys(encode_keyset(answer.keyset))
 
     async def _heartbeat(self) -> tuple[api.Command, ...]:
-        load = self._orders.measure_load()
+        load = self._measure_load()
         self._draining = load.draining
         answer = await self._call(
             "POST",

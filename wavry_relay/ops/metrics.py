@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from wavry_peer.service.metrics import RELAY
 
-__all__ = ["RelayCollector", "Sample", "registry"]
+__all__ = ["RelayCollector", "Sample", "SampleSource", "registry"]
 
 _PREFIX: Final = "wavry_relay_"
 _OWN: Final = tuple(spec for spec in RELAY if spec.name.startswith(_PREFIX))

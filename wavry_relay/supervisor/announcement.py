@@ -7,29 +7,32 @@ import msgspec
 import structlog
 
 from wavry_peer.protocol.errors import LocalError
-from wavry_relay.config import ListenAddress
-from wavry_relay.ops.status import RelayStatus
+from wavry_relay.config import ListenAddress, RelayConfig
 from wavry_relay.shm.control import EngineKind
+from wavry_relay.shm.layout import Geometry
 
-__all__ = ["announce", "warn_of"]
+from .assembly import RelayParts
+
+__all__ = ["announce", "warn_of", "warn_of_kept_settings"]
 
 _log = structlog.get_logger(__name__)
 
 
-def announce(status: RelayStatus, ops_url: str, ready_file: Path | None) -> None:
+def announce(parts: RelayParts, ops_url: str, ready_file: Path | None) -> None:
     """Tell that the relay serves, and where.
 
     Raises:
         LocalError: the ready file cannot be written.
     """
+    relay = parts.relay
     facts = {
-        "relay_id": status.relay_id,
-        "udp": [group.endpoint for group in status.groups],
+        "relay_id": relay.relay_id,
+        "udp": [group.endpoint for group in relay.groups],
         "ops_url": ops_url,
         "pid": os.getpid(),
-        "worker_pids": status.pool.pids(),
+        "worker_pids": parts.pool.pids(),
     }
-    _log.info("serving", engine=status.engine_name, **facts)
+    _log.info("serving", engine=parts.figures.engine_name, **facts)
     if ready_file is not None:
         temporary = ready_file.with_name(f".{ready_file.name}.new")
         try:
@@ -59,3 +62,20 @@ def warn_of(ops: ListenAddress, root: bytes | None, kind: EngineKind) -> None:
             cause="/metrics and /health are reachable from other hosts",
             next_step="set WAVRY_RELAY_OPS_LISTEN to a loopback address or firewall the port",
         )
+
+
+def warn_of_kept_settings(config: RelayConfig, kept: Geometry) -> None:
+    """Tell which settings an upgraded relay does not follow: its shared memory stays as it is."""
+    for name, wanted, present in (
+        ("WAVRY_RELAY_WORKERS", config.worker_count, kept.workers),
+        ("WAVRY_RELAY_MAX_SESSIONS", config.max_sessions, kept.max_sessions),
+    ):
+        if wanted != present:
+            _log.warning(
+                "setting_kept",
+                setting=name,
+                wanted=wanted,
+                kept=present,
+                cause="the shared memory of the running relay stays as it is",
+                next_step="drain and restart the relay for another number",
+            )

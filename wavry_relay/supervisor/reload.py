@@ -16,10 +16,10 @@ from wavry_peer.service import logs
 from wavry_peer.service.clock import Clock
 from wavry_peer.service.settings import differing, is_live, variable_of
 from wavry_relay.config import RelayConfig
-from wavry_relay.ops.status import RelayStatus
 from wavry_relay.shm.control import ControlBlock
 from wavry_relay.udp.listening import resize_buffers
 
+from .assembly import RelayParts
 from .host import Host
 
 __all__ = ["Reloader"]
@@ -33,17 +33,17 @@ class Reloader:
     Args:
         config: settings that the relay started with.
         host: reads them again.
-        status: of the relay; counts the reloads.
+        parts: of the relay, where new values are put in force.
         clock: time.
 
     Attributes:
         config: settings in force.
     """
 
-    def __init__(self, config: RelayConfig, host: Host, status: RelayStatus, clock: Clock) -> None:
+    def __init__(self, config: RelayConfig, host: Host, parts: RelayParts, clock: Clock) -> None:
         self.config = config
         self._host = host
-        self._status = status
+        self._parts = parts
         self._clock = clock
 
     async def follow(self, hangup: asyncio.Event) -> None:
@@ -60,14 +60,14 @@ class Reloader:
             ``outcome`` (one of `RELOAD_OUTCOMES`), the variables that ``changed`` and those that
             ``needs_restart``, and the ``error``, None unless it failed.
         """
-        notifier, status = self._host.notifier, self._status
-        if status.stopping:  # The service manager has been told that there is no way back.
+        notifier, relay = self._host.notifier, self._parts.relay
+        if relay.stopping:  # The service manager has been told that there is no way back.
             answer = self._reload()
         else:
             notifier.reloading(self._clock.now().mono_ns)
             answer = self._reload()
-            notifier.ready(f"{status.summary}; last reload: {answer['outcome']}")
-        status.reloads[answer["outcome"]] += 1
+            notifier.ready(f"{self._parts.figures.summary}; last reload: {answer['outcome']}")
+        relay.reloads[answer["outcome"]] += 1
         return answer
 
     def _reload(self) -> dict[str, Any]:
@@ -100,19 +100,19 @@ class Reloader:
         return _answer(outcome, changed=changed, needs_restart=needs_restart)
 
     def _put_in_force(self, changed: frozenset[str]) -> None:
-        config, status = self.config, self._status
+        config, relay = self.config, self._parts.relay
         if "log_level" in changed:
             logs.set_level(config.log_level)
-            ControlBlock(status.segment).log_level = logs.level_number(config.log_level)
+            ControlBlock(relay.segment).log_level = logs.level_number(config.log_level)
         if "hang_timeout_s" in changed:
-            status.pool.set_hang_timeout(config.hang_timeout_s)
+            self._parts.pool.set_hang_timeout(config.hang_timeout_s)
         if "socket_buffer_bytes" in changed:
-            resize_buffers(status.groups, config.socket_buffer_bytes)
+            resize_buffers(relay.groups, config.socket_buffer_bytes)
         # drain_timeout_s and shed_at_pct are read from here while they are needed.
-        ControlBlock(status.segment).limits = config.limits
-        status.max_bitrate_kbps = config.max_bitrate_kbps
-        if "max_bitrate_kbps" in changed and status.link is not None:
-            status.link.tell_capacity(config.max_bitrate_kbps)
+        ControlBlock(relay.segment).limits = config.limits
+        relay.load.max_bitrate_kbps = config.max_bitrate_kbps
+        if "max_bitrate_kbps" in changed and relay.master.link is not None:
+            relay.master.link.tell_capacity(config.max_bitrate_kbps)
 
 
 def _variables(names: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from wavry_peer.service.clock import Clock
-from wavry_relay.ops.status import RelayStatus
+from wavry_relay.ops.figures import RelayFigures
 
 from .host import DrainReport
 
@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def drain_before_the_end(
-    status: RelayStatus,
+    figures: RelayFigures,
     report: DrainReport,
     clock: Clock,
     stop_signals: "asyncio.Queue[signal.Signals | None]",
@@ -31,14 +31,14 @@ async def drain_before_the_end(
     """Wait for live sessions to end, as long as the settings say; a second signal ends it.
 
     Args:
-        status: of the relay, which takes no new sessions any more.
+        figures: of the relay, which takes no new sessions any more.
         report: tells the service manager how many are left.
         clock: time.
         stop_signals: further ones.
         timeout_s: the setting, which a reload may change meanwhile.
     """
     began_ns = clock.now().mono_ns
-    while sessions := status.session_count:
+    while sessions := figures.session_count:
         now_ns = clock.now().mono_ns
         if now_ns - began_ns >= timeout_s() * 1e9:
             _log.warning(

@@ -8,7 +8,6 @@ workers' sessions a pause of one worker start, and nothing else.  Every step has
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,9 +17,9 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from wavry_relay.ops.status import RelayStatus
 from wavry_relay.shm.control import ControlBlock, WorkerRow
 
+from .descriptors import RelayDescriptors
 from .fd_channel import BATCH_DESCRIPTORS, FdChannel, ProcessHandle, all_gone, why_foreign
 from .messages import (
     Begun,
@@ -29,7 +28,6 @@ from .messages import (
     Descriptors,
     GiveUp,
     Got,
-    GroupFacts,
     Message,
     Refused,
     Release,
@@ -41,6 +39,7 @@ from .messages import (
     encode,
     why_unfit,
 )
+from .roles import OldWorkers, RelayOwner, UpgradableRelay
 
 __all__ = ["Handover", "HandoverOutcome", "successor_command"]
 
@@ -98,39 +97,29 @@ class Handover:
     """Hands one relay over.
 
     Args:
-        status: the relay.
+        relay: that is handed over.
         own: what this relay says of itself.
-        lock_fd: descriptor that holds the state directory.
-        ops_socket: listening socket of the ops server.
-        let_go: ends what must not run twice (the link to the master), before the commit.
-        hold_on: undoes that.
-        leave: ends this process without touching what was handed over.
+        descriptors: what the successor receives.
+        workers: are replaced by the successor's, one after the other.
+        owner: lets go of the relay, or holds on to it.
         environment: what a successor needs beside this process's own.
-        command: starts a successor.
     """
 
     def __init__(
         self,
-        status: RelayStatus,
+        relay: UpgradableRelay,
         own: UpgradeHello,
-        *,
-        lock_fd: int,
-        ops_socket: socket.socket,
-        let_go: Callable[[], Awaitable[None]],
-        hold_on: Callable[[], Awaitable[None]],
-        leave: Callable[[int], None],
-        environment: Mapping[str, str] | None = None,
-        command: Callable[[], list[str]] = successor_command,
+        descriptors: RelayDescriptors,
+        workers: OldWorkers,
+        owner: RelayOwner,
+        environment: Mapping[str, str],
     ) -> None:
-        self._status = status
+        self._relay = relay
         self._own = own
-        self._lock_fd = lock_fd
-        self._ops_socket = ops_socket
-        self._let_go = let_go
-        self._hold_on = hold_on
-        self._leave = leave
-        self._environment = dict(environment or {})
-        self._command = command
+        self._descriptors = descriptors
+        self._workers = workers
+        self._owner = owner
+        self._environment = environment
         self._attempt: _Attempt | None = None
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[object]] = set()
@@ -175,7 +164,7 @@ class Handover:
 
     def _start_successor(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - our own command line
-            self._command(), stdin=subprocess.DEVNULL, env=os.environ | self._environment
+            successor_command(), stdin=subprocess.DEVNULL, env=os.environ | self._environment
         )
 
     async def _watch(
@@ -204,14 +193,14 @@ class Handover:
             handle.close()
 
     def _why_not_now(self) -> str | None:
-        if self._status.stopping:
+        if self._relay.stopping:
             return "the relay is stopping"
         if self._committed or self._attempt is not None or self._serving is not None:
             return "an upgrade is under way; wait for its end"
         return None
 
     def _failed(self, cause: str) -> HandoverOutcome:
-        self._status.upgrades["failed"] += 1
+        self._relay.upgrades["failed"] += 1
         _log.error(
             "upgrade_failed",
             cause=cause,
@@ -255,32 +244,20 @@ class Handover:
         foreign = why_foreign(peer, own_uid=os.geteuid(), said_pid=hello.pid)
         if foreign is not None:
             return foreign
-        if self._status.stopping:
+        if self._relay.stopping:
             return "the relay is stopping"
         if self._committed or self._serving is not None:
             return "an upgrade is under way"
         if self._attempt is not None and self._attempt.pid != peer.pid:
             return "an upgrade to another process is under way"
-        host, port = self._ops_socket.getsockname()[:2]
-        return why_unfit(hello, own=self._own, groups=self._groups(), ops=(host, port))
-
-    def _groups(self) -> tuple[GroupFacts, ...]:
-        return tuple(
-            GroupFacts(
-                host=group.host,
-                port=group.port,
-                sockets=len(group.sockets),
-                steering_error=group.steering_error,
-                receive_buffer_bytes=group.receive_buffer_bytes,
-                send_buffer_bytes=group.send_buffer_bytes,
-                sharing_error=group.sharing_error,
-            )
-            for group in self._status.groups
+        host, port = self._descriptors.ops_socket.getsockname()[:2]
+        return why_unfit(
+            hello, own=self._own, groups=self._descriptors.group_facts(), ops=(host, port)
         )
 
     async def _serve(self, channel: FdChannel, hello: UpgradeHello) -> None:
         successor = ProcessHandle(hello.pid)
-        control = ControlBlock(self._status.segment)
+        control = ControlBlock(self._descriptors.segment)
         limits = control.limits
         _log.info("handing_over", successor_pid=hello.pid, to_version=hello.version)
         try:
@@ -309,7 +286,7 @@ class Handover:
             )
             _log.info("handed_over", successor_pid=hello.pid, to_version=hello.version)
             self._tell_outcome(outcome)
-            self._leave(hello.pid)
+            self._owner.leave(hello.pid)
         finally:
             channel.close()
             successor.close()
@@ -319,11 +296,9 @@ class Handover:
             self._attempt.outcome.set_result(outcome)
 
     async def _give_descriptors(self, channel: FdChannel) -> None:
-        groups = self._status.groups
-        fds = [self._status.segment.fd, self._lock_fd, self._ops_socket.fileno()]
-        fds += [sock.fileno() for group in groups for sock in group.sockets]
-        counts = self._status.counts()
-        facts = UpgradeFacts(self._own.version, os.getpid(), len(fds), self._groups(), counts)
+        fds, groups = self._descriptors.fds(), self._descriptors.group_facts()
+        counts = self._relay.counts()
+        facts = UpgradeFacts(self._own.version, os.getpid(), len(fds), groups, counts)
         await _send(channel, facts)
         for first in range(0, len(fds), BATCH_DESCRIPTORS):
             batch = fds[first : first + BATCH_DESCRIPTORS]
@@ -333,32 +308,32 @@ class Handover:
                 raise TakeOverError("the new relay does not take the descriptors")
 
     async def _give_workers(self, channel: FdChannel) -> int:
-        pool = self._status.pool
+        workers = self._workers
         moved: set[int] = set()
         while not isinstance(message := await _receive(channel), Commit):
-            if not isinstance(message, Release) or not 0 <= message.worker < pool.count:
+            if not isinstance(message, Release) or not 0 <= message.worker < workers.count:
                 raise TakeOverError("the new relay asks for something unknown")
-            await pool.release(message.worker)
+            await workers.release(message.worker)
             await _send(channel, Released(message.worker))
             if await _receive(channel, BEGIN_TIMEOUT_S) != Begun(message.worker):
                 raise TakeOverError("the new relay does not let its worker begin")
             moved.add(message.worker)
-            await self._tell(f"worker {message.worker} of {pool.count} moved")
-        if len(moved) != pool.count:
+            await self._tell(f"worker {message.worker} of {workers.count} moved")
+        if len(moved) != workers.count:
             raise TakeOverError("the new relay left workers behind")
         return len(moved)
 
     async def _commit(self, channel: FdChannel) -> None:
         """The successor confirms when it serves; until then everything can still be taken back."""
-        await self._let_go()
+        await self._owner.let_go()
         try:
-            counts = self._status.counts()
+            counts = self._relay.counts()
             upgrades = {**counts.upgrades, "done": counts.upgrades.get("done", 0) + 1}
             await _send(channel, Committed(msgspec.structs.replace(counts, upgrades=upgrades)))
             self._committed = isinstance(await _receive(channel), Got)
         finally:
             if not self._committed:
-                await self._hold_on()
+                await self._owner.hold_on()
         if not self._committed:
             raise TakeOverError("the new relay does not confirm")
 
@@ -366,9 +341,9 @@ class Handover:
         if not await successor.wait(grace_s):
             successor.kill()
             await successor.wait(_GONE_TIMEOUT_S)
-        pool = self._status.pool
-        own = set(pool.pids())
-        rows = (WorkerRow(self._status.segment, number).pid for number in range(pool.count))
+        workers = self._workers
+        own = set(workers.pids())
+        rows = (WorkerRow(self._descriptors.segment, number).pid for number in range(workers.count))
         # The kernel kills them with their supervisor; a row must never have two writers.
         if not await all_gone((pid for pid in rows if pid not in own), _GONE_TIMEOUT_S):
             _log.error(
@@ -376,7 +351,7 @@ class Handover:
                 cause="workers of the failed upgrade do not end",
                 next_step="kill them: they write the same rows as this relay's workers",
             )
-        await pool.reclaim()
+        await workers.reclaim()
 
 
 async def _in_silence(_text: str) -> None:

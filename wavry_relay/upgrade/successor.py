@@ -15,10 +15,8 @@ from typing import Final, Self
 import structlog
 
 from wavry_relay.shm.control import WorkerRow
-from wavry_relay.shm.segment import Segment
-from wavry_relay.supervisor.pool import WorkerPool
-from wavry_relay.udp.sockets import ReuseportGroup
 
+from .descriptors import OWN_DESCRIPTORS, RelayDescriptors
 from .fd_channel import ChannelEndedError, FdChannel, ProcessHandle, all_gone, why_foreign
 from .messages import (
     MAX_LINE_BYTES,
@@ -38,13 +36,13 @@ from .messages import (
     decode,
     encode,
 )
+from .roles import NewWorkers
 
 __all__ = ["Predecessor"]
 
 ANSWER_TIMEOUT_S: Final = 10.0
 """The longest the old relay takes for one answer: a hanging worker, killed after a second."""
 _GONE_TIMEOUT_S: Final = 5.0
-_OWN_DESCRIPTORS: Final = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -54,10 +52,7 @@ class Predecessor:
 
     Attributes:
         facts: what it told.
-        segment: its shared memory, mapped.
-        groups: its UDP sockets.
-        lock_fd: holds the state directory.
-        ops_socket: listening socket of its ops server.
+        descriptors: what it hands over.
         counts: its counters; those of the end after `commit`.
     """
 
@@ -67,24 +62,7 @@ class Predecessor:
         self._alone = False
         self.facts = facts
         self.counts = facts.counts
-        segment_fd, self.lock_fd, ops_fd = fds[:_OWN_DESCRIPTORS]
-        self.ops_socket = socket.socket(fileno=ops_fd)
-        self.groups: list[ReuseportGroup] = []
-        rest = iter(fds[_OWN_DESCRIPTORS:])
-        for group in facts.groups:
-            sockets = [socket.socket(fileno=next(rest)) for _ in range(group.sockets)]
-            self.groups.append(
-                ReuseportGroup(
-                    group.host,
-                    group.port,
-                    sockets,
-                    steering_error=group.steering_error,
-                    receive_buffer_bytes=group.receive_buffer_bytes,
-                    send_buffer_bytes=group.send_buffer_bytes,
-                    sharing_error=group.sharing_error,
-                )
-            )
-        self.segment = Segment.attach(segment_fd)
+        self.descriptors = RelayDescriptors.from_fds(fds, facts.groups)
 
     @classmethod
     async def meet(cls, path: Path, hello: UpgradeHello) -> Self:
@@ -118,37 +96,37 @@ class Predecessor:
             raise
         return cls(channel, facts, fds)
 
-    async def move_workers(self, pool: WorkerPool) -> None:
-        """Replace each worker of the old relay by one of the pool.
+    async def move_workers(self, workers: NewWorkers) -> None:
+        """Replace each worker of the old relay by one of ours.
 
         Raises:
             WorkerBootError: one of ours cannot start.
             TakeOverError: the old relay ends the upgrade.
         """
-        pool.inherit()
-        for number in range(pool.count):
-            await pool.park(number)
-            await self._ask(Release(number), Released(number), pool)
-            await pool.begin(number)
-            await self._tell(Begun(number), pool)
+        workers.inherit()
+        for number in range(workers.count):
+            await workers.park(number)
+            await self._ask(Release(number), Released(number), workers)
+            await workers.begin(number)
+            await self._tell(Begun(number), workers)
 
-    async def commit(self, pool: WorkerPool) -> None:
+    async def commit(self, workers: NewWorkers) -> None:
         """Take the old relay's place; it lets go of what must not run twice.
 
         Raises:
             TakeOverError: it ends the upgrade.
         """
-        answer = await self._ask(Commit(), None, pool)
+        answer = await self._ask(Commit(), None, workers)
         if isinstance(answer, Committed):
             self.counts = answer.counts
 
-    async def confirm(self, pool: WorkerPool) -> None:
+    async def confirm(self, workers: NewWorkers) -> None:
         """Tell the old relay that this one serves; it ends then.
 
         Raises:
             TakeOverError: it has ended the upgrade meanwhile.
         """
-        await self._tell(Got(), pool)
+        await self._tell(Got(), workers)
         self._channel.close()
         self._process.close()
 
@@ -159,17 +137,17 @@ class Predecessor:
                 await self._channel.send(encode(GiveUp(reason)))
         self._channel.close()
 
-    async def _tell(self, message: Message, pool: WorkerPool) -> None:
+    async def _tell(self, message: Message, workers: NewWorkers) -> None:
         if self._alone:
             return
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await self._channel.send(encode(message))
         except (ChannelEndedError, TimeoutError):
-            await self._go_on_alone(pool)
+            await self._go_on_alone(workers)
 
     async def _ask(
-        self, question: Message, expected: Message | None, pool: WorkerPool
+        self, question: Message, expected: Message | None, workers: NewWorkers
     ) -> Message | None:
         if self._alone:
             return None
@@ -178,7 +156,7 @@ class Predecessor:
                 await self._channel.send(encode(question))
                 answer = decode(await self._channel.receive())
         except ChannelEndedError:
-            await self._go_on_alone(pool)
+            await self._go_on_alone(workers)
             return None
         except TimeoutError:
             raise TakeOverError("the old relay does not answer; it goes on") from None
@@ -188,11 +166,11 @@ class Predecessor:
             raise TakeOverError("the old relay answers something unknown")
         return answer
 
-    async def _go_on_alone(self, pool: WorkerPool) -> None:
+    async def _go_on_alone(self, workers: NewWorkers) -> None:
         if not await self._process.wait(_GONE_TIMEOUT_S):
             raise TakeOverError("the old relay closed the connection; it goes on")
-        own = set(pool.pids())
-        rows = (WorkerRow(self.segment, number).pid for number in range(pool.count))
+        own = set(workers.pids())
+        rows = (WorkerRow(self.descriptors.segment, number).pid for number in range(workers.count))
         if not await all_gone((pid for pid in rows if pid not in own), _GONE_TIMEOUT_S):
             raise TakeOverError("workers of the dead relay do not end; kill them")
         self._alone = True
@@ -215,7 +193,7 @@ async def _receive_all(channel: FdChannel, hello: UpgradeHello) -> tuple[Upgrade
     foreign = why_foreign(peer, own_uid=os.geteuid(), said_pid=facts.pid)
     if foreign is not None:
         raise TakeOverError(foreign)
-    wanted = _OWN_DESCRIPTORS + sum(group.sockets for group in facts.groups)
+    wanted = OWN_DESCRIPTORS + sum(group.sockets for group in facts.groups)
     if facts.descriptors != wanted:
         raise TakeOverError("the running relay's descriptors are not what it says")
     came = 0

@@ -15,7 +15,7 @@ from wavry_cp.master.metrics import MasterMetrics
 from wavry_peer.service.metrics import CATALOGUE, GATEWAY, MASTER, OTHER, RELAY, MetricSpec, by_name
 from wavry_peer.service.metrics.spec import closed, counter
 from wavry_relay.admission import states as lease_states
-from wavry_relay.ops import status
+from wavry_relay.ops import running_relay
 from wavry_relay.shm import layout
 
 EVERY = [pytest.param(s, id=f"{k}-{s.name}") for k, specs in CATALOGUE.items() for s in specs]
@@ -73,7 +73,9 @@ def test_relay_values_are_those_of_the_shared_memory_and_the_status() -> None:
         assert _values(RELAY, f"wavry_relay_{name}_total", "reason") == drops
     states = {str(state) for state in lease_states.LeaseState}
     assert _values(RELAY, "wavry_relay_lease_transitions_total", "from") == states
-    assert _values(RELAY, "wavry_relay_reloads_total", "outcome") == set(status.RELOAD_OUTCOMES)
+    assert _values(RELAY, "wavry_relay_reloads_total", "outcome") == set(
+        running_relay.RELOAD_OUTCOMES
+    )
 
 
 def test_bytes_of_drops_stand_where_the_engine_writes_them() -> None:

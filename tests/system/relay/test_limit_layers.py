@@ -16,12 +16,12 @@ from support.relay.world import open_world, reject_reason
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_peer.protocol.constants import RejectReason as R
-from wavry_relay.ops.status import _LAYERS
+from wavry_relay.ops.samples import LIMIT_LAYERS
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import Limits
 
 MINT = Mint()
-LAYERS = tuple(_LAYERS)
+LAYERS = tuple(LIMIT_LAYERS)
 
 
 @pytest.fixture(params=[kind.name.lower() for kind in ENGINES])

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wavry_relay.ops import http as ops_http
-from wavry_relay.ops.server import OpsServer
-from wavry_relay.ops.status import RelayStatus
+from wavry_relay.ops.figures import RelayFigures
+from wavry_relay.ops.http_server import OpsServer, open_ops_socket
 
 CANARY = b"ECHO-canary"
 
 
-class FakeStatus:
+class FakeFigures:
     fault: Exception | None = None
 
     def health(self) -> dict[str, Any]:
@@ -35,9 +35,9 @@ class FakeStatus:
 
 
 @asynccontextmanager
-async def serving(status: FakeStatus) -> AsyncIterator[int]:
-    server = OpsServer(cast("RelayStatus", status))
-    await server.start("127.0.0.1", 0)
+async def serving(status: FakeFigures) -> AsyncIterator[int]:
+    server = OpsServer(cast("RelayFigures", status), status)
+    await server.serve(open_ops_socket("127.0.0.1", 0))
     try:
         yield int(server.url.rsplit(":", 1)[1])
     finally:
@@ -95,7 +95,7 @@ BROKEN = {
 async def test_what_is_refused_is_refused_in_json_and_quietly(
     name: str, logged: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(FakeStatus()) as port:
+    async with serving(FakeFigures()) as port:
         raw = await exchange(port, BROKEN[name])
     status, headers, body = answer_of(raw)
     assert 400 <= status < 500
@@ -112,7 +112,7 @@ async def test_a_bad_chunk_behind_a_good_head_is_quiet(
     path: bytes, logged: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     head = b"GET " + path + b" HTTP/1.1\r\nHost: r\r\nTransfer-Encoding: chunked\r\n\r\n"
-    async with serving(FakeStatus()) as port:
+    async with serving(FakeFigures()) as port:
         raw = await exchange(port, head + b"ZZ-ECHO-canary\r\n\r\n")
         late = await exchange(port, head + b"5\r\nabc", patience_s=0.3)
         well = await exchange(port, b"GET /health HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
@@ -125,7 +125,7 @@ async def test_a_bad_chunk_behind_a_good_head_is_quiet(
 
 
 async def test_an_unknown_fault_is_answered_with_an_id_and_nothing_of_it(logged: list[Any]) -> None:
-    status = FakeStatus()
+    status = FakeFigures()
     status.fault = RuntimeError("ECHO-canary of the inside")
     async with serving(status) as port:
         raw = await exchange(port, b"GET /health HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
@@ -138,7 +138,7 @@ async def test_an_unknown_fault_is_answered_with_an_id_and_nothing_of_it(logged:
 
 async def test_a_client_that_sends_no_request_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_http, "_FIRST_REQUEST_TIMEOUT_S", 0.05)
-    async with serving(FakeStatus()) as port:
+    async with serving(FakeFigures()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /health HT")
         assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -171,7 +171,7 @@ def test_no_bytes_get_anything_but_our_answers(
 
     async def one() -> bytes:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-        async with serving(FakeStatus()) as port:
+        async with serving(FakeFigures()) as port:
             return await exchange(port, raw, patience_s=0.1)
 
     with structlog.testing.capture_logs() as lines:

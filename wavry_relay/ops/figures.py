@@ -1,0 +1,148 @@
+"""What the relay tells of itself: /health, /ready, the status line and the control socket's status.
+
+It only reads.  Orders are carried out in `orders`; what heartbeats tell is in `load_meter`.
+"""
+
+import os
+from typing import Any
+
+from wavry_peer.protocol.http.api import BlockedNetwork
+from wavry_peer.service.clock import Clock
+from wavry_relay.shm.blocks import Blocks
+from wavry_relay.shm.control import ControlBlock, Drain, EngineKind, Shedding
+from wavry_relay.shm.sessions import SessionTable
+from wavry_relay.shm.tags import Tags
+
+from .blocked_networks import blocked_networks
+from .running_relay import UPGRADE_RESULTS, RunningRelay
+
+__all__ = ["RelayFigures"]
+
+
+class RelayFigures:
+    """Reads the state of a running relay.
+
+    Args:
+        relay: that is described.
+        clock: time.
+
+    Attributes:
+        started_ms: unix milliseconds.
+    """
+
+    def __init__(self, relay: RunningRelay, clock: Clock) -> None:
+        self._relay = relay
+        self._clock = clock
+        self._started_ns, self.started_ms = clock.now()
+        self._control = ControlBlock(relay.segment)
+        self._table = SessionTable(relay.segment, Tags(relay.segment))
+        self._blocks = Blocks(relay.segment)
+
+    @property
+    def drain(self) -> Drain:
+        """Who asked to take no new sessions."""
+        return Drain(self._control.drain)
+
+    @property
+    def shedding(self) -> Shedding:
+        """Why new sessions are refused because of load."""
+        return Shedding(self._control.shedding)
+
+    @property
+    def engine_name(self) -> str:
+        """``reference`` or ``native``."""
+        return EngineKind(self._control.engine).name.lower()
+
+    @property
+    def session_count(self) -> int:
+        """Live sessions."""
+        return sum(self.sessions())
+
+    @property
+    def summary(self) -> str:
+        """One line for the service manager."""
+        relay = self._relay
+        if relay.stopping:
+            return f"Stopping, {self.session_count} sessions left"
+        state = "Draining" if self.drain else "Serving"
+        where = ", ".join(group.endpoint for group in relay.groups)
+        return f"{state} {where} with {relay.workers.running()} workers"
+
+    def sessions(self) -> tuple[int, int]:
+        """Return the numbers of sessions that wait for their second peer, and of active ones."""
+        return self._table.count_states()
+
+    def blocks(self) -> list[BlockedNetwork]:
+        """Return the blocked networks, those that last longest first."""
+        return blocked_networks(self._blocks.live(self._clock.now().wall_ms))
+
+    def health(self) -> dict[str, Any]:
+        """Return the body of /health."""
+        relay, master = self._relay, self._relay.master
+        waiting, active = self.sessions()
+        now_ns, now_ms = self._clock.now()
+        return {
+            "status": "ok",
+            "relay_id": relay.relay_id,
+            "version": relay.version,
+            "pid": os.getpid(),
+            "now": now_ms // 1000,
+            "not_before_skew_s": self._control.skew_s,
+            "started_at": self.started_ms // 1000,
+            "uptime_s": (now_ns - self._started_ns) // 1_000_000_000,
+            "upgrades": {result: relay.upgrades[result] for result in UPGRADE_RESULTS},
+            "engine": {"name": self.engine_name, "pure_python": self.engine_name == "reference"},
+            "udp": [group.endpoint for group in relay.groups],
+            "workers": {
+                "wanted": relay.workers.count,
+                "running": relay.workers.running(),
+                "pids": relay.workers.pids(),
+                "restarts": dict(relay.workers.restarts),
+                "heartbeat_age_ms": [int(age * 1000) for age in relay.workers.heartbeat_ages_s()],
+            },
+            "sessions": {
+                "waiting": waiting,
+                "active": active,
+                "max": relay.segment.geometry.max_sessions,
+            },
+            "draining": _names(self.drain),
+            "shedding": _names(self.shedding),
+            "cookie_gates": relay.workers.cookie_gates(),
+            "blocks": len(self.blocks()),
+            "keys": {
+                "serial": master.keyring.serial,
+                "kids": list(master.keyring.key_ids),
+                "refused": master.keyring.refused,
+                "fetch_error": master.link.keys_error if master.link else None,
+            },
+            "master": {
+                "state": master.state,
+                "error": master.link.last_error if master.link else None,
+                "events": master.events.connected if master.events else False,
+            },
+            "revocations": {
+                "in_force": len(master.revocations),
+                "number": master.revocations.number,
+                "saved": not (master.events and master.events.unsaved),
+            },
+        }
+
+    def not_ready(self) -> list[str]:
+        """Return why the relay should get no new sessions; empty if it is ready."""
+        relay, state = self._relay, self._relay.master.state
+        reasons = []
+        if relay.stopping:
+            reasons.append("stopping")
+        if self.drain:
+            reasons.append("draining")
+        if relay.workers.running() < relay.workers.count:
+            reasons.append("workers_missing")
+        if not relay.master.keyring.key_ids:
+            reasons.append("no_keys")
+        if state not in ("off", "registered"):
+            reasons.append(f"master_{state}")
+        return reasons
+
+
+def _names(bits: Drain | Shedding) -> list[str]:
+    return [(bit.name or "").lower() for bit in bits]

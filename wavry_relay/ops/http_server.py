@@ -1,0 +1,98 @@
+"""The ops port: /health, /ready and /metrics over HTTP."""
+
+import asyncio
+import socket
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from wavry_relay.udp.sockets import ListenError, format_endpoint
+
+from .figures import RelayFigures
+from .http import OpsConnection, errors_as_json, expectations_refused, json_answer
+from .metrics import SampleSource, registry
+
+__all__ = ["OpsServer", "open_ops_socket"]
+
+_FIGURES: Final = web.AppKey("figures", RelayFigures)
+_REGISTRY: Final = web.AppKey("registry", CollectorRegistry)
+
+
+async def _health(request: web.Request) -> web.Response:
+    return json_answer(request.app[_FIGURES].health())
+
+
+async def _ready(request: web.Request) -> web.Response:
+    reasons = request.app[_FIGURES].not_ready()
+    if not reasons:
+        return json_answer({"ready": True})
+    return json_answer({"ready": False, "reason": reasons[0], "reasons": reasons}, 503)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    return web.Response(
+        body=generate_latest(request.app[_REGISTRY]), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+def open_ops_socket(host: str, port: int) -> socket.socket:
+    """Open the listening socket of the ops port; port 0 takes any free one.
+
+    Raises:
+        ListenError: the address cannot be used.
+    """
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise ListenError(
+            f"ops address {format_endpoint(host, port)} cannot be opened ({error.strerror});"
+            " set WAVRY_RELAY_OPS_LISTEN"
+        ) from error
+
+
+class OpsServer:
+    """The HTTP server."""
+
+    def __init__(self, figures: RelayFigures, samples: SampleSource) -> None:
+        app = web.Application(middlewares=[errors_as_json], client_max_size=1024)
+        app[_FIGURES] = figures
+        app[_REGISTRY] = registry(samples)
+        app.router.add_get("/health", _health)
+        app.router.add_get("/ready", _ready)
+        app.router.add_get("/metrics", _metrics)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self.url = ""
+
+    @property
+    def listening(self) -> socket.socket:
+        """The listening socket, for a successor."""
+        if self._listening is None:
+            raise RuntimeError("the ops server is not started")
+        return self._listening
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Begin to serve on a socket that listens already."""
+        await self._runner.setup()
+        handler = self._runner.server
+        assert handler is not None  # noqa: S101  # setup() made it; for the type checker
+        handler.request_handler = expectations_refused(handler.request_handler)
+        loop = asyncio.get_running_loop()
+        self._listening = listening
+        self._server = await loop.create_server(
+            lambda: OpsConnection(handler, loop=loop, access_log=None, auto_decompress=False),
+            sock=listening,
+        )
+        bound_host, bound_port = listening.getsockname()[:2]
+        self.url = f"http://{format_endpoint(bound_host, bound_port)}"
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.close()
+        await self._runner.cleanup()
