@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from .listener import Listener
     from .opening import connect, listen
+    from .options import PeerOptions
     from .peer import Peer
     from .session import Session
     from .statistics import SessionStatistics
@@ -58,6 +59,7 @@ __all__ = [
     "Peer",
     "PeerError",
     "PeerKeyChangedError",
+    "PeerOptions",
     "PeerUnavailableError",
     "PrivateFileError",
     "Session",
@@ -83,6 +85,7 @@ _HOMES = {
     "listen": "opening",
     "Listener": "listener",
     "Peer": "peer",
+    "PeerOptions": "options",
     "LocalError": "protocol.errors",
     "WavryError": "protocol.errors",
     "Session": "session",

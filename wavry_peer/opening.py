@@ -1,25 +1,19 @@
 """`connect` and `listen`: one call from a gateway's URL to a session."""
 
 from collections.abc import Awaitable, Callable, Generator
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
 from wavry_peer.gateway.calls import AcceptPolicy
-from wavry_peer.home.identity import Identity
-from wavry_peer.home.known_peers import KnownPeers
 
 from .listener import Listener
+from .options import PeerKeywords
 from .peer import SETUP_TIMEOUT_S, Peer
-from .session import Session
+from .session import Closable, Session
 
 __all__ = ["Opening", "connect", "listen"]
 
 
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
-
-
-Opened = TypeVar("Opened", bound=_Closable)
+Opened = TypeVar("Opened", bound=Closable)
 
 
 class Opening(Generic[Opened]):
@@ -41,99 +35,61 @@ class Opening(Generic[Opened]):
             await self._opened.aclose()
 
 
+class _OwnedPeer(Peer):
+    """A peer that nobody else holds: it ends with the session or listener that it gave."""
+
+    def _owner(self) -> Closable:
+        return self
+
+
 def connect(
     gateway_url: str,
     username: str,
     *,
-    token: str | None = None,
-    credentials: tuple[str, str] | None = None,
-    home: Path | None = None,
-    identity: Identity | None = None,
-    known_peers: KnownPeers | None = None,
-    allow_http: bool = False,
     timeout_s: float = SETUP_TIMEOUT_S,
+    **options: Unpack[PeerKeywords],
 ) -> Opening[Session]:
-    """Calls a user: to be used with ``async with``, or awaited.
+    """Call a user: to be used with ``async with``, or awaited.
 
     Args:
         gateway_url: ``https://HOST[:PORT]``.
         username: whom to call.
-        token: of a login.
-        credentials: user name and password, to log in with.  Without both, the login kept
-            by ``wavry-peer login`` is used.
-        home: directory of the peer's files.
-        identity: default: the one in `home`, made on first use.
-        known_peers: pinned keys; default: those in `home`.
-        allow_http: let ``http://`` pass for other machines than this one.
         timeout_s: for the answer, and again for relay and handshake.
+        options: ``token``, ``credentials``, ``home`` …: see `PeerOptions`.
 
     Raises:
         PeerError, LocalError: see `Peer.start` and `Peer.connect`.
     """
 
     async def open_it() -> Session:
-        peer = Peer(
-            gateway_url,
-            token=token,
-            credentials=credentials,
-            home=home,
-            identity=identity,
-            known_peers=known_peers,
-            allow_http=allow_http,
-        )
+        peer = _OwnedPeer(gateway_url, **options)
         await peer.start()
         try:
-            session = await peer.connect(username, timeout_s=timeout_s)
+            return await peer.connect(username, timeout_s=timeout_s)
         except BaseException:
             await peer.aclose()
             raise
-        session.add_cleanup(peer.aclose)
-        return session
 
     return Opening(open_it)
 
 
 def listen(
-    gateway_url: str,
-    *,
-    accept: AcceptPolicy,
-    token: str | None = None,
-    credentials: tuple[str, str] | None = None,
-    home: Path | None = None,
-    identity: Identity | None = None,
-    known_peers: KnownPeers | None = None,
-    allow_http: bool = False,
+    gateway_url: str, *, accept: AcceptPolicy, **options: Unpack[PeerKeywords]
 ) -> Opening[Listener]:
-    """Takes calls: to be used with ``async with``, or awaited.
+    """Take calls: to be used with ``async with``, or awaited.
 
     Args:
         gateway_url: ``https://HOST[:PORT]``.
         accept: whose calls: ``"all"``, user names, or a function of `IncomingCall`.
-        token: of a login.
-        credentials: user name and password, to log in with.  Without both, the login kept
-            by ``wavry-peer login`` is used.
-        home: directory of the peer's files.
-        identity: default: the one in `home`, made on first use.
-        known_peers: pinned keys; default: those in `home`.
-        allow_http: let ``http://`` pass for other machines than this one.
+        options: ``token``, ``credentials``, ``home`` …: see `PeerOptions`.
 
     Raises:
         PeerError, LocalError: see `Peer.start`.
     """
 
     async def open_it() -> Listener:
-        peer = Peer(
-            gateway_url,
-            token=token,
-            credentials=credentials,
-            home=home,
-            identity=identity,
-            known_peers=known_peers,
-            allow_http=allow_http,
-        )
+        peer = _OwnedPeer(gateway_url, **options)
         await peer.start()
-        listener = peer.listen(accept=accept)
-        listener.set_cleanup(peer.aclose)
-        return listener
+        return peer.listen(accept=accept)
 
     return Opening(open_it)

@@ -11,22 +11,23 @@ handshake by the channel, and it is pinned only after the other peer proved to h
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any, Final, Self
+from collections.abc import Coroutine
+from typing import Any, Final, Self, Unpack
 
 from wavry_peer.gateway.calls import AcceptPolicy, IncomingCall, PendingCalls, read_noise_key
 from wavry_peer.gateway.client import GatewayClient, normalize_gateway_url
-from wavry_peer.gateway.signaling import LinkTimes, SignalingLink
-from wavry_peer.home.identity import Identity, default_home, load_identity
+from wavry_peer.gateway.signaling import SignalingLink
+from wavry_peer.home.identity import default_home, load_identity
 from wavry_peer.home.known_peers import KnownPeers
 from wavry_peer.home.logins import LoginStore
-from wavry_peer.paths.lease_broker import boottime_ns
+from wavry_peer.paths.environment import Environment
+from wavry_peer.paths.terms import SessionTerms
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.http import signaling as s
 from wavry_peer.protocol.http.api import Credentials
 
+from .connection import Connection
 from .errors import (
     GatewayAuthError,
     GatewayError,
@@ -37,8 +38,9 @@ from .errors import (
     SessionFailedError,
 )
 from .event_log import EventLog
-from .listener import Listener
-from .session import Session
+from .listener import AcceptQueue, Listener
+from .options import PeerKeywords, PeerOptions
+from .session import Closable, Session
 
 __all__ = ["Peer"]
 
@@ -64,51 +66,28 @@ class Peer:
 
     Args:
         gateway_url: ``https://HOST[:PORT]``.
-        token: of a login.
-        credentials: user name and password, to log in with.  Without both, the login
-            kept by ``wavry-peer login`` is used.
-        home: directory of the peer's files; default: see `wavry_peer.home.identity.default_home`.
-        identity: default: the one in `home`, made on first use.
-        known_peers: pinned keys; default: those in `home`.
-        allow_http: let ``http://`` pass for other machines than this one.
-        clock: monotonic nanoseconds.
-        link_times: of the signaling connection.
+        options: ``token``, ``credentials``, ``home`` …: see `PeerOptions`.
 
     Attributes:
         username: who we are, after `start`.
     """
 
-    def __init__(
-        self,
-        gateway_url: str,
-        *,
-        token: str | None = None,
-        credentials: tuple[str, str] | None = None,
-        home: Path | None = None,
-        identity: Identity | None = None,
-        known_peers: KnownPeers | None = None,
-        allow_http: bool = False,
-        clock: Callable[[], int] = boottime_ns,
-        link_times: LinkTimes | None = None,
-    ) -> None:
+    def __init__(self, gateway_url: str, **options: Unpack[PeerKeywords]) -> None:
         self.username = ""
-        self._url = normalize_gateway_url(gateway_url, allow_http=allow_http)
-        home = home or default_home()
-        self._identity = identity or load_identity(home)
-        self._known_peers = known_peers or KnownPeers.in_home(home)
-        self._token = token
-        self._credentials = credentials
+        self._options = chosen = PeerOptions(**options)
+        self._url = normalize_gateway_url(gateway_url, allow_http=chosen.allow_http)
+        home = chosen.home or default_home()
+        self._identity = chosen.identity or load_identity(home)
+        self._known_peers = chosen.known_peers or KnownPeers.in_home(home)
         self._logins = LoginStore.in_home(home)
-        self._clock = clock
         self._rng = random.Random()
-        self._link_times = link_times
         self._gateway: GatewayClient | None = None
         self._link: SignalingLink | None = None
         self._link_error: GatewayError | None = None
         self._pending = PendingCalls()
-        self._sessions: dict[str, Session] = {}
+        self._connections: dict[str, Connection] = {}
         self._setting_up: set[str] = set()
-        self._listener: Listener | None = None
+        self._queue: AcceptQueue | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -119,20 +98,25 @@ class Peer:
         await self.aclose()
 
     async def start(self) -> None:
-        """Logs in if need be, and opens the signaling connection.
+        """Log in if need be, and open the signaling connection.
 
         Raises:
             GatewayAuthError: no login, or it is not valid.
             GatewayError, GatewayUnreachableError: see `wavry_peer.errors`.
         """
-        gateway = GatewayClient(self._url, token=self._token)
+        options = self._options
+        gateway = GatewayClient(self._url, token=options.token)
         try:
-            if self._credentials is not None:
-                await gateway.login(*self._credentials)
+            if options.credentials is not None:
+                await gateway.login(*options.credentials)
             elif gateway.token is None:
                 gateway.token = self._stored_token()
             link = SignalingLink(
-                gateway, self._on_message, self._on_link_end, times=self._link_times, rng=self._rng
+                gateway,
+                self._on_message,
+                self._on_link_end,
+                times=options.link_times,
+                rng=self._rng,
             )
             self.username = await link.start()
         except BaseException:
@@ -141,7 +125,7 @@ class Peer:
         self._gateway, self._link = gateway, link
 
     async def connect(self, username: str, *, timeout_s: float = SETUP_TIMEOUT_S) -> Session:
-        """Calls a user and waits for the encrypted session.
+        """Call a user and wait for the encrypted session.
 
         Args:
             username: whom to call.
@@ -171,18 +155,16 @@ class Peer:
                     text = f"the gateway has no relay for the session: {error}"
                     raise SessionFailedError(text) from error
                 raise
-            session = await self._establish(
-                Role.CLIENT, session_id, username, noise_key, credentials, timeout_s
-            )
+            terms = SessionTerms(session_id, Role.CLIENT, self._identity, username, noise_key)
+            return await self._establish(terms, credentials, timeout_s)
         except BaseException:
             await self._give_up(session_id)
             raise
         finally:
             self._pending.forget(session_id)
-        return session
 
     def listen(self, *, accept: AcceptPolicy) -> Listener:
-        """Takes calls from now on.
+        """Take calls from now on.
 
         Args:
             accept: ``"all"``, user names, or a function of `IncomingCall`.
@@ -191,29 +173,29 @@ class Peer:
             LocalError: not started, or there is a listener already.
         """
         self._started()
-        if self._listener is not None:
+        if self._open_queue() is not None:
             raise LocalError("there is a listener already: close it first")
-        self._listener = Listener(self.username, accept, self._release_listener)
+        self._queue = AcceptQueue(accept)
         if self._link_error is not None:
-            self._listener.put(self._link_error)
-        return self._listener
+            self._queue.put(self._link_error)
+        return Listener(self.username, self._queue, self._owner())
 
     async def aclose(self) -> None:
-        """Ends all sessions, calls and the connection; again it does nothing."""
+        """End all sessions, calls and the connection; again it does nothing."""
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for session in tuple(self._sessions.values()):
-            await session.aclose()
+        for connection in tuple(self._connections.values()):
+            await connection.aclose()
         if self._link is not None:
             await self._link.aclose()
         if self._gateway is not None:
             await self._gateway.aclose()
         self._link = self._gateway = None
-        if self._listener is not None:
-            self._listener.put(LocalError("the listener was closed"))
-            self._listener = None
+        if (queue := self._open_queue()) is not None:
+            queue.put(LocalError("the listener was closed"))
+        self._queue = None
 
     # -- Setting up --------------------------------------------------------------------
 
@@ -221,6 +203,13 @@ class Peer:
         if self._gateway is None:
             raise LocalError("the peer is not started: use `async with`, or call start()")
         return self._gateway
+
+    def _open_queue(self) -> AcceptQueue | None:
+        return None if self._queue is None or self._queue.is_closed else self._queue
+
+    def _owner(self) -> Closable | None:
+        """What ends with each session or listener that this peer gives."""
+        return None
 
     def _stored_token(self) -> str:
         login = self._logins.get(self._url)
@@ -255,37 +244,24 @@ class Peer:
                 return read_noise_key(info.peer_noise_key)
 
     async def _establish(
-        self,
-        role: Role,
-        session_id: str,
-        username: str,
-        noise_key: bytes,
-        credentials: Credentials,
-        timeout_s: float,
+        self, terms: SessionTerms, credentials: Credentials, timeout_s: float
     ) -> Session:
-        session = Session(
-            session_id=session_id,
-            role=role,
-            identity=self._identity,
-            remote_username=username,
-            remote_noise_key=noise_key,
-            broker=self._started(),
-            clock=self._clock,
-        )
-        self._sessions[session_id] = session
+        environment = Environment(clock=self._options.clock)
+        connection = Connection(terms, self._started(), environment)
+        self._connections[terms.session_id] = connection
         try:
-            await session.establish(credentials, timeout_s)
-            self._known_peers.pin(self._url, username, noise_key)
+            await connection.establish(credentials, timeout_s)
+            self._known_peers.pin(self._url, terms.remote_username, terms.remote_noise_key)
         except BaseException:
-            del self._sessions[session_id]
-            await session.aclose()
+            del self._connections[terms.session_id]
+            await connection.aclose()
             raise
-        self._spawn(self._forget_when_closed(session))
-        return session
+        self._spawn(self._forget_when_closed(connection))
+        return Session(connection, self._owner())
 
-    async def _forget_when_closed(self, session: Session) -> None:
-        await session.wait_closed()
-        self._sessions.pop(session.session_id, None)
+    async def _forget_when_closed(self, connection: Connection) -> None:
+        await connection.wait_closed()
+        self._connections.pop(connection.terms.session_id, None)
 
     async def _give_up(self, session_id: str) -> None:
         try:
@@ -297,10 +273,10 @@ class Peer:
 
     # -- Called ------------------------------------------------------------------------
 
-    async def _take_call(self, listener: Listener, offer: s.Offer) -> None:
+    async def _take_call(self, queue: AcceptQueue, offer: s.Offer) -> None:
         session_id, username = offer.session_id or "", offer.from_username or ""
         try:
-            session = await self._answer_call(listener, session_id, username, offer.noise_key)
+            session = await self._answer_call(queue, session_id, username, offer.noise_key)
         except PeerKeyChangedError as error:
             _log.warning("call_refused", username=username, cause=str(error))
             await self._refuse(session_id, username)
@@ -309,17 +285,17 @@ class Peer:
             await self._refuse(session_id, username)
         else:
             if session is not None:
-                listener.put(session)
+                queue.put(session)
         finally:
             self._setting_up.discard(session_id)
             self._pending.forget(session_id)
 
     async def _answer_call(
-        self, listener: Listener, session_id: str, username: str, noise_key_text: str | None
+        self, queue: AcceptQueue, session_id: str, username: str, noise_key_text: str | None
     ) -> Session | None:
         noise_key = read_noise_key(noise_key_text)
         self._known_peers.check(self._url, username, noise_key)
-        if not await listener.wants(IncomingCall(session_id, username, noise_key)):
+        if not await queue.wants(IncomingCall(session_id, username, noise_key)):
             await self._refuse(session_id, username)
             return None
         gateway = self._started()
@@ -331,9 +307,8 @@ class Peer:
             credentials = await gateway.request_relay(session_id)
         else:
             credentials = self._pending.credentials(session_id).result()
-        return await self._establish(
-            Role.SERVER, session_id, username, noise_key, credentials, SETUP_TIMEOUT_S
-        )
+        terms = SessionTerms(session_id, Role.SERVER, self._identity, username, noise_key)
+        return await self._establish(terms, credentials, SETUP_TIMEOUT_S)
 
     async def _refuse(self, session_id: str, username: str) -> None:
         refusal = s.Answer(target_username=username, session_id=session_id, accept=False)
@@ -359,20 +334,20 @@ class Peer:
 
     def _on_offer(self, offer: s.Offer) -> None:
         session_id, username = offer.session_id, offer.from_username
-        if not session_id or not username or session_id in self._sessions:
+        if not session_id or not username or session_id in self._connections:
             return
         if session_id in self._setting_up:
             return
-        listener = self._listener
-        if listener is None or len(self._setting_up) + listener.waiting >= MAX_CALLS:
+        queue = self._open_queue()
+        if queue is None or len(self._setting_up) + queue.waiting >= MAX_CALLS:
             self._spawn(self._refuse(session_id, username))
             return
         self._setting_up.add(session_id)
-        self._spawn(self._take_call(listener, offer))
+        self._spawn(self._take_call(queue, offer))
 
     def _on_credentials(self, message: s.RelayCredentials) -> None:
         session_id = message.session_id
-        session = self._sessions.get(session_id)
+        connection = self._connections.get(session_id)
         credentials = Credentials(
             session_id=session_id,
             relay_id=message.relay_id,
@@ -382,34 +357,30 @@ class Peer:
             role="client" if message.role == "client" else "server",
             expires_at=message.expires_at,
         )
-        if session is None:
+        if connection is None:
             self._pending.put_credentials(session_id, credentials)
             return
         try:
-            session.adopt(credentials)
+            connection.adopt(credentials)
         except PeerError as error:
             _log.warning("credentials_unusable", cause=str(error))
 
     def _on_bye(self, bye: s.Bye) -> None:
         if bye.session_id is not None:
-            if session := self._sessions.get(bye.session_id):
-                session.told_bye()
+            if connection := self._connections.get(bye.session_id):
+                connection.end_soon()
             else:
                 self._pending.put_bye(bye.session_id)
             return
-        for session in self._sessions.values():
-            if bye.from_username is not None and session.remote_username == bye.from_username:
-                session.told_bye()
+        for connection in self._connections.values():
+            if connection.terms.remote_username == bye.from_username:
+                connection.end_soon()
 
     def _on_link_end(self, error: GatewayError) -> None:
         # Sessions go on: their leases are renewed over HTTP.  Only new calls cannot come.
         self._link_error = error
-        if self._listener is not None:
-            self._listener.put(error)
-
-    def _release_listener(self, listener: Listener) -> None:
-        if self._listener is listener:
-            self._listener = None
+        if (queue := self._open_queue()) is not None:
+            queue.put(error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -421,7 +392,8 @@ class Peer:
         if task.cancelled() or (error := task.exception()) is None:
             return
         # What an accept function or a damaged file raised belongs to the application.
-        if self._listener is not None and isinstance(error, Exception):
-            self._listener.put(error)
+        queue = self._open_queue()
+        if queue is not None and isinstance(error, Exception):
+            queue.put(error)
         else:
             _log.error("call_crashed", error)

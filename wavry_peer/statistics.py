@@ -1,12 +1,9 @@
 """What a session counted, for people and for ``--json``."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wavry_peer.paths.relay_events import PathStatistics
-from wavry_peer.paths.udp import UdpStatistics
-from wavry_peer.protocol.channel.events import ChannelStatistics, DropReason
+from wavry_peer.protocol.channel.events import ChannelStatistics
 from wavry_peer.protocol.constants import FORWARD_SEQUENCE_BYTES
 
 __all__ = ["LossEstimate", "SessionStatistics"]
@@ -70,46 +67,6 @@ class SessionStatistics:
     path_challenges: int = 0
     relay_drops: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def add_closed_path(self, path: PathStatistics, udp: UdpStatistics) -> None:
-        """Keeps the counters of a path that is no more."""
-        self.lease_packets_sent += path.presents_sent
-        self.lease_rejects += path.rejects
-        self.path_challenges += path.challenges
-        self.wire_bytes_sent += udp.sent_bytes
-        self.wire_bytes_received += udp.received_bytes
-        self.send_drops += udp.send_drops
-        for reason, count in path.dropped.items():
-            self.relay_drops[reason] = self.relay_drops.get(reason, 0) + count
-
-    def with_totals(
-        self,
-        *,
-        path: str,
-        channel: ChannelStatistics,
-        paths: Sequence[PathStatistics],
-        sockets: Sequence[UdpStatistics],
-        path_round_trip_ns: int | None,
-        lost_estimate: int,
-    ) -> "SessionStatistics":
-        """A copy that includes the counters of what is still open."""
-        duplicates = channel.dropped[DropReason.REPLAYED]
-        total = dataclasses.replace(
-            self,
-            path=path,
-            relay_drops=dict(self.relay_drops),
-            packets_sent=channel.packets_sent,
-            packets_received=channel.packets_received,
-            duplicates=duplicates,
-            rejected_packets=sum(channel.dropped.values()) - duplicates,
-            lost_estimate=lost_estimate,
-            handshakes=channel.handshakes_completed,
-            handshake_retransmits=channel.handshake_retransmits,
-            path_round_trip_ms=None if path_round_trip_ns is None else path_round_trip_ns / 1e6,
-        )
-        for one, udp in zip(paths, sockets, strict=True):
-            total.add_closed_path(one, udp)
-        return total
-
 
 class LossEstimate:
     """Estimates lost packets from the sequences of authentic ones."""
@@ -121,7 +78,7 @@ class LossEstimate:
         self._lost_before = 0
 
     def saw(self, body: bytes, channel: ChannelStatistics) -> None:
-        """An authentic packet came."""
+        """Note an authentic packet."""
         sequence = int.from_bytes(body[:FORWARD_SEQUENCE_BYTES], "big")
         if self._first is None:
             self._first = sequence
@@ -129,13 +86,13 @@ class LossEstimate:
         self._highest = max(self._highest, sequence)
 
     def restart(self, channel: ChannelStatistics) -> None:
-        """The peer counts from the beginning again."""
+        """Begin anew: the peer counts from the beginning again."""
         self._lost_before = self.lost(channel)
         self._first = None
         self._highest = 0
 
     def lost(self, channel: ChannelStatistics) -> int:
-        """Packets that never came, as far as one can tell."""
+        """Return how many packets never came, as far as one can tell."""
         if self._first is None:
             return self._lost_before
         expected = self._highest - self._first + 1

@@ -11,7 +11,8 @@ names the same relay again, nothing has changed but the lease, and the next hint
 """
 
 import asyncio
-import random
+import dataclasses
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -25,13 +26,19 @@ from wavry_peer.errors import (
     SessionFailedError,
 )
 from wavry_peer.event_log import EventLog
-from wavry_peer.home.identity import Identity
 from wavry_peer.protocol.channel.wire import ProbeStage
 from wavry_peer.protocol.constants import NoticeCode, RejectReason, Role
 from wavry_peer.protocol.http.api import Credentials
-from wavry_peer.statistics import SessionStatistics
 
-from .lease_broker import LeaseBroker
+from .environment import Environment, LeaseBroker
+from .events import (
+    BodyReceived,
+    PathChanged,
+    PathsEnded,
+    PathsEvent,
+    PathsStatistics,
+    ProbeDue,
+)
 from .own_lease import OwnLease, read_own_lease
 from .path_switch import CandidateFailed, PathRetired, PathSwitch, PathSwitched
 from .refusals import refusal_text
@@ -48,6 +55,7 @@ from .relay_events import (
 )
 from .relay_link import RelayLink
 from .renewal import RenewalSchedule
+from .terms import SessionTerms
 
 __all__ = ["RelayPaths"]
 
@@ -81,72 +89,52 @@ _GONE_CODES: Final = _ORDERED_CODES | {"session_closed", "unknown_session", "not
 class RelayPaths:
     """Sends over the active path, receives from all, renews, and moves.
 
+    The owner drains `next_event` after `wake` was called and after `handle_timer`, then calls
+    `flush` and asks `get_timer`.
+
     Args:
-        session_id: UUID.
-        role: our slot.
-        identity: what leases are bound to.
+        terms: what the session is about.
         broker: gives leases.
-        clock: monotonic nanoseconds.
-        unix_us: wall clock, unix microseconds, for the counter of proofs.
-        rng: for jitter.
+        environment: clocks, and randomness for jitter.
         limits: of each path.
-        counts: where to count.
-        on_body: called for each FORWARD body; gives what it proves about the path it came on.
-        can_probe: whether the channel has keys.
-        make_probe: makes a channel packet that probes a path; None while there are no keys.
-        on_ready: called each time another path takes over.
-        on_activity: called when something came in, after its datagrams were read.
-        on_end: called when the session cannot go on.
+        wake: called in the loop when there may be events.  A function and not an
+            `asyncio.Event`: a waiting task would cost a turn of the loop for each datagram.
 
     Attributes:
         links: open paths, the newest last.
         active: the one that carries the session now, or None.
         latest: the one that carries it or carried it last, perhaps closed; None before the first.
+        can_probe: whether the channel has keys to make probes with; the owner sets it.
+        failure: why the last path failed, after "the relay"; empty before the first.
     """
 
     def __init__(
         self,
-        *,
-        session_id: str,
-        role: Role,
-        identity: Identity,
+        terms: SessionTerms,
         broker: LeaseBroker,
-        clock: Callable[[], int],
-        unix_us: Callable[[], int],
-        rng: random.Random,
+        environment: Environment,
         limits: PathLimits,
-        counts: SessionStatistics,
-        on_body: Callable[[bytes], ProbeStage | None],
-        can_probe: Callable[[], bool],
-        make_probe: Callable[[ProbeStage, int], bytes | None],
-        on_ready: Callable[[], None],
-        on_activity: Callable[[], None],
-        on_end: Callable[[PeerError], None],
+        wake: Callable[[], None],
     ) -> None:
         self.links: list[RelayLink] = []
         self.active: RelayLink | None = None
         self.latest: RelayLink | None = None
-        self._session_id = session_id
-        self._id_bytes = bytes.fromhex(session_id.replace("-", ""))
-        self._role = role
-        self._identity = identity
+        self.can_probe = False
+        self.failure = ""
+        self._terms = terms
         self._broker = broker
-        self._clock = clock
-        self._unix_us = unix_us
-        self._rng = rng
+        self._clock = environment.clock
+        self._unix_us = environment.unix_us
+        self._rng = environment.rng
         self._limits = limits
-        self._counts = counts
-        self._on_body = on_body
-        self._can_probe = can_probe
-        self._make_probe = make_probe
+        self._wake = wake
+        self._counts = PathsStatistics()
+        self._events: deque[PathsEvent] = deque()
         self._switch: PathSwitch[RelayLink] = PathSwitch()
         self._newest_lease: OwnLease | None = None
         self._hinted_ns: int | None = None
         self._leave_due_ns = 0
         self._leave_wait_s = LEAVE_FIRST_S
-        self._on_ready = on_ready
-        self._on_activity = on_activity
-        self._on_end = on_end
         self._closed = asyncio.Event()
         self._renewal: RenewalSchedule | None = None
         self._renewal_wake = asyncio.Event()
@@ -156,11 +144,9 @@ class RelayPaths:
         self._tasks: set[asyncio.Task[None]] = set()
         self._counter = 0
         self._renewal_cause = ""
-        self.failure = ""
-        """Why the last path failed, after "the relay"; empty before the first."""
 
     def adopt(self, credentials: Credentials) -> None:
-        """Takes a lease of this session: the first, the next, or one on another relay.
+        """Take a lease of this session: the first, the next, or one on another relay.
 
         Raises:
             LeaseMismatchError: it is not ours.
@@ -171,9 +157,9 @@ class RelayPaths:
         now_ns = self._clock()
         lease = read_own_lease(
             credentials.token,
-            session_id=self._id_bytes,
-            role=self._role,
-            public_key=self._identity.signing.public_key,
+            session_id=self._terms.id_bytes,
+            role=self._terms.role,
+            public_key=self._terms.identity.signing.public_key,
             now_ns=now_ns,
         )
         newest = self._newest_lease if self.links else None
@@ -192,48 +178,73 @@ class RelayPaths:
                 self._switch.prefer(link, _order(lease), now_ns)
                 self._follow_switch(now_ns)
         self._newest_lease = lease
-        self._on_activity()
+        self._wake()
 
     def send(self, body: bytes) -> None:
-        """Queues a channel packet; without a path it is lost, as on a network."""
+        """Queue a channel packet; without a path it is lost, as on a network."""
         if self.active is not None:
             self.active.path.send(body)
 
     def flush(self) -> None:
-        """Sends what is queued on all paths."""
+        """Send what is queued on all paths."""
         for link in self.links:
             link.flush()
 
-    def drain(self, now_ns: int) -> None:
-        """Hands on what came in."""
-        for link in tuple(self.links):
-            while not self._closed.is_set() and (event := link.path.next_event()) is not None:
-                if not isinstance(event, ForwardReceived):
-                    self._on_path_event(link, event, now_ns)
-                    continue
-                stage = self._on_body(event.body)
-                # Data on the only path, which is nearly every packet, tells nothing new.
-                if stage is not None and (
-                    self._switch.is_moving or stage is not ProbeStage.SETTLED
-                ):
-                    self._switch.heard(link, stage, now_ns)
-                    self._follow_switch(now_ns)
+    def next_event(self, now_ns: int) -> PathsEvent | None:
+        """Take the oldest event, or None.
+
+        Events of a path are followed only as they are taken here: what a body proves must be
+        known before what came after it is judged.
+        """
+        while not self._closed.is_set():
+            if self._events:
+                return self._events.popleft()
+            for link in self.links:
+                if (event := link.path.next_event()) is not None:
+                    break
+            else:
+                return None
+            if isinstance(event, ForwardReceived):
+                return BodyReceived(link, event.body)
+            self._on_path_event(link, event, now_ns)
+        return None
+
+    def heard(self, link: RelayLink, stage: ProbeStage, now_ns: int) -> None:
+        """Note what an authentic packet proves about the path it came on.
+
+        Args:
+            link: from `BodyReceived`.
+            stage: of a probe; data counts as `ProbeStage.SETTLED`.
+            now_ns: time now.
+        """
+        # Data on the only path, which is nearly every packet, tells nothing new.
+        if self._switch.is_moving or stage is not ProbeStage.SETTLED:
+            self._switch.heard(link, stage, now_ns)
+            self._follow_switch(now_ns)
+
+    def statistics(self) -> PathsStatistics:
+        """Return the counters up to now, as a copy that does not change."""
+        relay_drops = dict(self._counts.relay_drops)
+        total = dataclasses.replace(self._counts, relay_drops=relay_drops)
+        for link in self.links:
+            total.add(link.path.statistics, link.socket_statistics)
+        return total
 
     def get_timer(self) -> int | None:
-        """When to call `handle_timer`, in ns; None for never."""
+        """Return when to call `handle_timer`, in ns; None for never."""
         times_ns = [link.path.get_timer() for link in self.links]
         times_ns.append(self._switch.get_timer())
         return min((t for t in times_ns if t is not None), default=None)
 
     def handle_timer(self, now_ns: int) -> None:
-        """Does what is due."""
+        """Do what is due."""
         for link in self.links:
             link.path.handle_timer(now_ns)
         self._switch.handle_timer(now_ns)
         self._follow_switch(now_ns)
 
     def close(self) -> None:
-        """Closes all paths and stops the tasks; `wait_closed` waits for their end."""
+        """Close all paths and stop the tasks; `wait_closed` waits for their end."""
         self._closed.set()
         for link in tuple(self.links):
             self._drop_link(link)
@@ -242,7 +253,7 @@ class RelayPaths:
                 task.cancel()
 
     async def wait_closed(self) -> None:
-        """Waits until every task has ended."""
+        """Wait until every task has ended."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -252,14 +263,14 @@ class RelayPaths:
         # Unix microseconds, and never lower than before: a restarted peer begins higher.
         self._counter = max(self._unix_us(), self._counter + (1 << 20))
         path = RelayPath(
-            session_id=self._id_bytes,
-            role=self._role,
+            session_id=self._terms.id_bytes,
+            role=self._terms.role,
             lease=lease,
-            sign=self._identity.signing.sign,
+            sign=self._terms.identity.signing.sign,
             first_counter=self._counter,
             limits=self._limits,
         )
-        link = RelayLink.open(path, addresses, clock=self._clock, on_activity=self._on_activity)
+        link = RelayLink.open(path, addresses, clock=self._clock, on_activity=self._wake)
         self.links.append(link)
         link.path.start(now_ns)
 
@@ -283,7 +294,7 @@ class RelayPaths:
         # From here on the master knows only this lease; the old path lives on its old one.
         self._use_lease(link.path.lease)
         order = _order(link.path.lease)
-        self._switch.ready(link, order, now_ns, can_probe=self._can_probe())
+        self._switch.ready(link, order, now_ns, can_probe=self.can_probe)
         self._follow_switch(now_ns)
 
     def _follow_switch(self, now_ns: int) -> None:
@@ -296,9 +307,7 @@ class RelayPaths:
                 case CandidateFailed():
                     self._on_candidate_failed(event.key)
         for link, stage in self._switch.probes_to_send(now_ns):
-            body = self._make_probe(stage, now_ns)
-            if body is not None:
-                link.path.send(body)
+            self._events.append(ProbeDue(link, stage))
 
     def _take_over(self, link: RelayLink) -> None:
         if self.latest is not None and self.latest is not link:
@@ -307,7 +316,7 @@ class RelayPaths:
         self.active = self.latest = link
         self._hinted_ns = None
         self._leave_due_ns, self._leave_wait_s = 0, LEAVE_FIRST_S
-        self._on_ready()
+        self._events.append(PathChanged())
 
     def _on_candidate_failed(self, link: RelayLink) -> None:
         _log.info(
@@ -341,14 +350,14 @@ class RelayPaths:
             self._begin_move(self._patience_s(), f"the relay {self.failure}")
 
     def _patience_s(self) -> float:
-        return 0.0 if self._role is Role.CLIENT else SERVER_PATIENCE_S
+        return 0.0 if self._terms.role is Role.CLIENT else SERVER_PATIENCE_S
 
     def _drop_link(self, link: RelayLink) -> None:
         if link in self.links:
             self.links.remove(link)
             link.path.release()
             link.flush()
-            self._counts.add_closed_path(link.path.statistics, link.socket_statistics)
+            self._counts.add(link.path.statistics, link.socket_statistics)
             link.close()
         if self.active is link:
             self.active = None
@@ -396,13 +405,13 @@ class RelayPaths:
             if renewal.is_expired(now_ns):
                 cause = f": {self._renewal_cause}" if self._renewal_cause else ""
                 text = f"the lease ended and the gateway gave no other{cause}; call again"
-                self._on_end(SessionClosedError(text, by_remote=False))
+                self._end(SessionClosedError(text, by_remote=False))
                 return
             jti = renewal.lease.jti
             # Until the relay has acknowledged the next lease, this is a try that failed.
             renewal.failed(now_ns)
             try:
-                self.adopt(await self._broker.renew(self._session_id, jti))
+                self.adopt(await self._broker.renew(self._terms.session_id, jti))
             except (GatewayError, GatewayUnreachableError) as error:
                 self._counts.renewal_failures += 1
                 self._on_renewal_error(renewal, error)
@@ -416,7 +425,7 @@ class RelayPaths:
         if not isinstance(error, GatewayError):
             return
         if error.code in _GONE_CODES:
-            self._on_end(_ended_by_gateway(error))
+            self._end(_ended_by_gateway(error))
         elif error.status == 409:
             # An answer of the gateway was lost and our lease is not the newest, or the relay
             # is out of service: only a fresh pair of leases helps.
@@ -456,14 +465,14 @@ class RelayPaths:
                 return
             exclude = tuple(self._failed_relays)[-MAX_EXCLUDED:]
             try:
-                self.adopt(await self._broker.request_relay(self._session_id, exclude))
+                self.adopt(await self._broker.request_relay(self._terms.session_id, exclude))
             except (GatewayError, GatewayUnreachableError) as error:
                 if isinstance(error, GatewayAuthError) or (
                     isinstance(error, GatewayError) and error.code in _GONE_CODES
                 ):
                     text = f"{why}, and there is no other: {error}"
                     ordered = error.code in _ORDERED_CODES
-                    self._on_end(
+                    self._end(
                         _ended_by_gateway(error)
                         if ordered
                         else SessionClosedError(text, by_remote=False)
@@ -483,6 +492,10 @@ class RelayPaths:
     def _is_told_to_leave(self) -> bool:
         hinted_ns = self._hinted_ns
         return hinted_ns is not None and self._clock() - hinted_ns < int(HINT_LIFE_S * _SECOND_NS)
+
+    def _end(self, error: PeerError) -> None:
+        self._events.append(PathsEnded(error))
+        self._wake()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

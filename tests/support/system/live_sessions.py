@@ -102,7 +102,7 @@ class Users:
         self.lives: list[Live] = []
         self._patch = pytest.MonkeyPatch()
         impatient = functools.partial(PathLimits, silence_ns=SILENCE_NS)
-        self._patch.setattr("wavry_peer.session.PathLimits", impatient)
+        self._patch.setattr("wavry_peer.connection.PathLimits", impatient)
         self._bob_place.run(self._join("bob"))
         self._alice_place.run(self._join("alice"))
         self._listener: Any = self._bob_place.run(self._listen())

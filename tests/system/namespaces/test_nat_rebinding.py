@@ -34,8 +34,10 @@ from support.machines.namespaces import (
 )
 from support.relay.relay import Mint, RelayProcess, UdpPeer, wait_until
 
+from wavry_peer.connection import Connection
 from wavry_peer.errors import GatewayUnreachableError
 from wavry_peer.home.identity import Identity
+from wavry_peer.paths.terms import SessionTerms
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
 from wavry_peer.protocol.http.api import Credentials
@@ -110,15 +112,11 @@ class MediaPeer:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def establish(self, other: "MediaPeer", role: c.Role, credentials: Credentials) -> None:
-        self.session = Session(
-            session_id=credentials.session_id,
-            role=role,
-            identity=self.identity,
-            remote_username="other",
-            remote_noise_key=other.identity.noise.public,
-            broker=self.broker,
-        )
-        await self.session.establish(credentials, 20)
+        key = other.identity.noise.public
+        terms = SessionTerms(credentials.session_id, role, self.identity, "other", key)
+        connection = Connection(terms, self.broker)
+        await connection.establish(credentials, 20)
+        self.session = Session(connection)
 
     async def begin(self) -> None:
         self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]

@@ -52,7 +52,7 @@ async def test_a_drained_session_moves_without_loss_and_gives_its_old_slots_back
             await eventually(lambda: sorted(world.relay.released) == sorted(c.Role), 10)
         assert traffic.lost == 0
         for session in (alice, bob):
-            assert len(session._paths.links) == 1
+            assert len(session._connection._paths.links) == 1
             assert session.statistics().handshakes == 1
 
 
@@ -126,7 +126,7 @@ async def test_a_new_relay_that_does_not_answer_is_replaced_and_nothing_is_lost(
     quick = PathLimits(deadline_ns=600_000_000)
     async with world.pair() as (alice, bob):
         for session in (alice, bob):
-            session._paths._limits = quick
+            session._connection._paths._limits = quick
         world.relay.draining = True
         world.spare.silent = True
         async with traffic_between(alice, bob) as traffic:

@@ -112,7 +112,7 @@ async def test_a_bye_from_the_gateway_ends_the_session_even_without_close(
 
 async def test_receive_queue_drops_the_oldest_and_counts(world: PeerWorld) -> None:
     async with world.pair() as (alice, bob):
-        bob._queue_datagrams = 10
+        bob._connection._queue_datagrams = 10
         for number in range(30):
             await alice.send(b"%d" % number)
         await eventually(lambda: bob.statistics().datagrams_received == 30)
@@ -181,10 +181,10 @@ async def test_a_lost_renewal_answer_is_healed_by_a_fresh_pair(world: PeerWorld)
 async def test_an_idle_session_keeps_the_path_open(world: PeerWorld) -> None:
     async with world.pair() as (alice, bob):
         before = bob.statistics()
-        alice._last_sent_ns -= 9 * 10**9
-        alice._on_timer()
-        alice._last_sent_ns -= 2 * 10**9  # 11 s since anything was sent.
-        alice._on_timer()
+        alice._connection._last_sent_ns -= 9 * 10**9
+        alice._connection._on_timer()
+        alice._connection._last_sent_ns -= 2 * 10**9  # 11 s since anything was sent.
+        alice._connection._on_timer()
         await eventually(lambda: bob.statistics().packets_received > before.packets_received)
         assert bob.statistics().packets_received == before.packets_received + 1
         assert bob.statistics().datagrams_received == 0
@@ -195,9 +195,9 @@ async def test_a_relay_that_forgot_us_is_presented_to_again(world: PeerWorld) ->
         before = len(world.relay.presents)
         world.relay.forget()
         for session in (alice, bob):
-            for link in session._paths.links:
+            for link in session._connection._paths.links:
                 link.path._last_heard_ns = 0  # as after 25 s of silence.
-            session._on_timer()
+            session._connection._on_timer()
         await eventually(lambda: len(world.relay.slots.get(_id(alice), {})) == 2)
         assert len(world.relay.presents) >= before + 2
         await alice.send(b"again")
@@ -227,10 +227,10 @@ async def test_moves_when_the_relay_dies(world: PeerWorld) -> None:
     async with world.pair() as (alice, bob):
         world.relay.silent = True
         for session in (alice, bob):
-            link = session._paths.links[0]
+            link = session._connection._paths.links[0]
             link.path._limits = _quick(link.path._limits)
             link.path._last_heard_ns = 0
-            session._on_timer()
+            session._connection._on_timer()
         await eventually(lambda: alice.statistics().path == "relay rly-test-2")
         await eventually(lambda: bob.statistics().path == "relay rly-test-2")
         await alice.send(b"alive")
@@ -283,7 +283,7 @@ async def test_heavy_loss_delays_but_does_not_prevent_a_session(world: PeerWorld
     world.relay.loss = 0.3
     async with world.pair() as (alice, bob):
         async with asyncio.timeout(5):
-            while not bob._queue:
+            while not bob._connection._queue:
                 await alice.send(b"again and again")
                 await asyncio.sleep(0.02)
         assert await receive(bob) == b"again and again"

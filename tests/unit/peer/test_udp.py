@@ -108,7 +108,7 @@ async def test_the_other_address_is_tried_when_the_first_is_silent(
     world: PeerWorld, monkeypatch
 ) -> None:
     quick = PathLimits(deadline_ns=300_000_000)
-    monkeypatch.setattr("wavry_peer.session.PathLimits", lambda: quick)
+    monkeypatch.setattr("wavry_peer.connection.PathLimits", lambda: quick)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
         mute.bind(("127.0.0.1", 0))
         host, port = mute.getsockname()
