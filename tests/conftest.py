@@ -4,9 +4,14 @@ The distribution by file otherwise hands out the files with the most tests first
 quickest; `make test` turns that off.
 """
 
+import os
 from pathlib import Path
 
 import pytest
+from support.needs import need_native
+
+# Every process of a test would otherwise compile the whole project anew: a quarter of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 LONG_FIRST = (
     "docs/test_runbooks",
@@ -28,3 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next(places, len(LONG_FIRST))
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def native() -> None:
+    """For tests of the native engine."""
+    need_native()

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 
 import pytest
-from support.machines.runbook_world import GATEWAY_URL, World, missing
+from support.machines.namespaces import need_namespaces
+from support.machines.runbook_world import GATEWAY_URL, PROGRAMS, World
+from support.needs import need_program
 from support.system.live_sessions import Live, Users
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    reason = missing()
-    assert reason is None, reason
+    need_program(*PROGRAMS)
+    need_namespaces()
     with World(tmp_path_factory.mktemp("world")) as made:
         yield made
 

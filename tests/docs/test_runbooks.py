@@ -7,7 +7,6 @@ looks at the old ones.
 """
 
 import contextlib
-import os
 import re
 import signal
 import time
@@ -22,7 +21,7 @@ from support.machines.runbook import (
     read_runbook,
 )
 from support.machines.runbook_faults import Holder
-from support.machines.runbook_world import GATEWAY, GATEWAY_URL, MASTER, World, missing
+from support.machines.runbook_world import GATEWAY, GATEWAY_URL, MASTER, World
 from support.paths import REPOSITORY
 from support.system.live_sessions import Live, Users
 from support.system.small_disk import fill_disk
@@ -30,11 +29,6 @@ from support.system.small_disk import fill_disk
 RULES = REPOSITORY / "docker" / "prometheus" / "rules" / "wavry.yml"
 PAGES = sorted(path.name for path in RUNBOOKS.glob("*.md") if path.name != "README.md")
 GONE, FULL_DISK = "The process is gone or hangs", "The disk is full"
-
-needs_network = pytest.mark.skipif(
-    (reason := missing()) is not None and not os.environ.get("CI"),
-    reason=str(reason),
-)
 
 # -- The pages themselves --------------------------------------------------------------------------
 
@@ -89,7 +83,6 @@ def test_blocks_know_their_place_their_case_and_their_output() -> None:
 # -- Gateway ---------------------------------------------------------------------------------------
 
 
-@needs_network
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
 def test_gateway_gone_or_hanging(
     world: World, users: Users, lives: list[Live], how: signal.Signals
@@ -99,7 +92,6 @@ def test_gateway_gone_or_hanging(
     follow_with_sessions(world, users, read_runbook("gateway-unhealthy.md"), GONE, lives)
 
 
-@needs_network
 def test_gateway_with_a_full_disk(world: World, users: Users, lives: list[Live]) -> None:
     archived = world.control.journal / "system.archived"
     fill_disk(archived)
@@ -114,7 +106,6 @@ def test_gateway_with_a_full_disk(world: World, users: Users, lives: list[Live])
 # -- Master ----------------------------------------------------------------------------------------
 
 
-@needs_network
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
 def test_master_gone_or_hanging(
     world: World, users: Users, lives: list[Live], how: signal.Signals
@@ -129,7 +120,6 @@ def test_master_gone_or_hanging(
 # -- Keys ------------------------------------------------------------------------------------------
 
 
-@needs_network
 def test_bad_key_rotation(world: World, users: Users, lives: list[Live]) -> None:
     """A cache before the master holds the old document, and somebody forces the rotation."""
     page = read_runbook("bad-key-rotation.md")

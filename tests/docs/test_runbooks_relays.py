@@ -1,12 +1,10 @@
 """Runbooks of relays bring back what is broken; see test_runbooks.py."""
 
 import contextlib
-import os
 import signal
 import threading
 from pathlib import Path
 
-import pytest
 from support.machines.runbook import read_runbook
 from support.machines.runbook_faults import (
     Holder,
@@ -19,21 +17,15 @@ from support.machines.runbook_faults import (
     spoof,
     violate,
 )
-from support.machines.runbook_world import RELAY, UDP_PORT, World, missing
+from support.machines.runbook_world import RELAY, UDP_PORT, World
 from support.system.live_sessions import Live, Users
 from support.system.system import wait_until
 
 from wavry_peer.protocol import constants as c
 
-needs_network = pytest.mark.skipif(
-    (reason := missing()) is not None and not os.environ.get("CI"),
-    reason=str(reason),
-)
-
 # -- Relay -----------------------------------------------------------------------------------------
 
 
-@needs_network
 def test_relay_whose_supervisor_is_gone(world: World, users: Users, lives: list[Live]) -> None:
     page = read_runbook("relay-unhealthy.md")
     there = relay_path(world, "relay-2")
@@ -47,7 +39,6 @@ def test_relay_whose_supervisor_is_gone(world: World, users: Users, lives: list[
     users.calls_work()
 
 
-@needs_network
 def test_relay_whose_workers_crash_in_a_loop(world: World, users: Users, lives: list[Live]) -> None:
     """The head of its shared memory is damaged: a worker that must start anew never comes up."""
     machine = world.machines["relay-1"]
@@ -71,7 +62,6 @@ def test_relay_whose_workers_crash_in_a_loop(world: World, users: Users, lives: 
     users.calls_work()
 
 
-@needs_network
 def test_relay_whose_udp_port_is_blocked(world: World, users: Users, lives: list[Live]) -> None:
     with firewall(world.machines["relay-1"], f"udp dport {UDP_PORT} drop"):
         wait_until(
@@ -94,7 +84,6 @@ def test_relay_whose_udp_port_is_blocked(world: World, users: Users, lives: list
 # -- Load ------------------------------------------------------------------------------------------
 
 
-@needs_network
 def test_full_relays(world: World, users: Users, lives: list[Live]) -> None:
     for name in ("relay-1", "relay-2"):
         reload_settings(world.machines[name], "WAVRY_RELAY_SHED_AT_PCT=1")
@@ -123,7 +112,6 @@ def test_full_relays(world: World, users: Users, lives: list[Live]) -> None:
         world.typed("systemctl stop wavry-relay", at="relay-3")
 
 
-@needs_network
 def test_blocked_networks_of_good_users(world: World, users: Users, lives: list[Live]) -> None:
     machine = world.machines["relay-1"]
     reload_settings(machine, "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S=0\nWAVRY_RELAY_BLOCK_AFTER=3")
@@ -148,7 +136,6 @@ REBINDS, CHALLENGES = "nat_rebinds_total", 'answers_sent_total{type="challenge"}
 HELD_BACK = 'limited_total{layer="host"}'
 
 
-@needs_network
 def test_nat_churn_over_the_limit_of_an_address(
     world: World, users: Users, lives: list[Live]
 ) -> None:
@@ -180,7 +167,6 @@ def test_nat_churn_over_the_limit_of_an_address(
     users.calls_work()
 
 
-@needs_network
 def test_spoofed_sources_look_different_from_nat_churn(
     world: World, users: Users, lives: list[Live]
 ) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.engine.native import need_native
+from support.needs import need_native
 from support.relay.hostile import (
     Flow,
     Footprint,

@@ -1,7 +1,6 @@
 """Building the native engine for its tests, and pairs of engines over equal tables."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from support.needs import need_program
 from support.paths import REPOSITORY
 from support.relay.world import World
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine import EngineUnavailableError, choose_engine, open_engine
+from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import Engine
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import EngineKind
@@ -28,20 +26,9 @@ STRICT_FLAGS = ["-std=c11", "-g", "-fno-strict-aliasing", "-Wall", "-Wextra", "-
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-def need_native() -> None:
-    """Fail, never skip, where the engine could be built and is not."""
-    try:
-        choose_engine("native")
-    except EngineUnavailableError as error:
-        if shutil.which("gcc") is None:
-            pytest.skip("no C compiler")
-        pytest.fail(f"build it (python setup.py build_ext --inplace): {error}")
-
-
 def compile_c(target: Path, *sources: str, flags: Sequence[str] = ()) -> Path:
     """Compile C tests together with the packet path."""
-    if shutil.which("gcc") is None:
-        pytest.skip("no C compiler")
+    need_program("gcc")
     command = ["gcc", *STRICT_FLAGS, *flags, f"-I{ENGINE_DIR}", f"-I{C_TESTS_DIR}", "-o", target]
     command += [C_TESTS_DIR / name for name in sources]
     command += [ENGINE_DIR / name for name in ("decide.c", "admit.c", "token.c", "fastpath.c")]

@@ -24,7 +24,6 @@ import ctypes
 import fcntl
 import os
 import select
-import shutil
 import socket
 import struct
 import subprocess
@@ -34,6 +33,8 @@ import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Self
+
+from support.needs import lack, need_program
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -53,20 +54,17 @@ FIRST_PORT, PORTS = 40000, 100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def missing() -> str | None:
-    """Why there can be no such network here, or None."""
+def need_namespaces() -> None:
+    """Go on where there can be such a network."""
     if os.geteuid() != 0:
-        return "needs root: network namespaces, NAT and raw sockets"
-    for program in ("ip", "nft"):
-        if shutil.which(program) is None:
-            return f"needs the program `{program}` (see .ci/system-packages)"
+        lack("needs root: network namespaces, NAT and raw sockets")
+    need_program("ip", "nft")
     try:
         with Namespace() as namespace:
             namespace.tun("probe").close()
             namespace.nft("add table inet probe")
     except (OSError, subprocess.CalledProcessError) as error:
-        return f"this machine gives no network namespace with TUN and nft: {error}"
-    return None
+        lack(f"this machine gives no network namespace with TUN and nft: {error}")
 
 
 def _setns(fd: int) -> None:

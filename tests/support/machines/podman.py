@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.machines.namespaces import Namespace
+from support.needs import lack, need_program
 from support.paths import REPOSITORY
 
 STORE = REPOSITORY / "build" / "images"
@@ -23,20 +24,13 @@ PODMAN = (
 COMMAND_TIMEOUT_S = 90.0
 
 
-def missing() -> str | None:
-    """Why no container can run here, or None."""
+def need_images() -> None:
+    """Go on where a container of the images can run."""
     if os.geteuid() != 0:
-        return "needs root"
-    absent = [
-        name
-        for name in ("buildah", "podman", "runc", "ip", "prometheus")
-        if shutil.which(name) is None
-    ]
-    if absent:
-        return f"needs {', '.join(absent)}: run `.ci/system-packages images` as root"
+        lack("needs root: containers")
+    need_program("buildah", "podman", "runc", "ip", "prometheus")
     if not (REPOSITORY / "build/images.json").exists():
-        return "needs the images: run `make images`"
-    return None
+        lack("needs the images: run `make images`")
 
 
 class Podman:

@@ -13,14 +13,12 @@ import contextlib
 import json
 import re
 import secrets
-import shutil
 import signal
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-from support.machines import namespaces as namespaces_support
 from support.machines.machines import Machine
 from support.machines.namespaces import Internet, Namespace, address_pair
 from support.machines.runbook import DESK, Block, Runbook, missing_lines
@@ -33,6 +31,7 @@ GATEWAY, MASTER, RELAY = "wavry-gateway", "wavry-master", "wavry-relay"
 CONTROL = "10.20.0.2"
 GATEWAY_URL, MASTER_URL = f"http://{CONTROL}:8090", f"http://{CONTROL}:8091"
 PROXY_PORT = 8092
+PROGRAMS = ("curl", "findmnt", "mount", "ss")
 PROXY_URL = f"http://{CONTROL}:{PROXY_PORT}"
 RELAYS = ("relay-1", "relay-2", "relay-3")
 UDP_PORT, OPS_PORT = 4500, 4501
@@ -52,15 +51,6 @@ GENEROUS_GATEWAY = {
     "WAVRY_GATEWAY_CALLS_PER_MINUTE": "1000",
     "WAVRY_GATEWAY_ARGON2_MEMORY_KIB": "8192",
 }
-
-
-def missing() -> str | None:
-    """Why there can be no such system here, or None."""
-    programs = ("curl", "findmnt", "ip", "mount", "nft", "ss")
-    lacking = [program for program in programs if shutil.which(program) is None]
-    if lacking:
-        return f"needs the programs {', '.join(lacking)} (see .ci/system-packages)"
-    return namespaces_support.missing()
 
 
 class World:

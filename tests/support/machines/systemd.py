@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -94,13 +93,6 @@ _GET = """
 import sys, urllib.request
 print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())
 """
-
-
-def missing_program() -> str | None:
-    """A program that is needed and not here, or None."""
-    if not SYSTEMD.exists():
-        return str(SYSTEMD)
-    return next((name for name in PROGRAMS if shutil.which(name) is None), None)
 
 
 def not_allowed() -> str | None:

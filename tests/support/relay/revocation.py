@@ -4,17 +4,11 @@ from pathlib import Path
 
 from support.relay.world import World
 from wavry_peer.protocol.http.relay_events import FOREVER_S, Revocation
-from wavry_relay.engine import choose_engine
 from wavry_relay.identity import StateDirectory
 from wavry_relay.master.revocations import RelayRevocations
-from wavry_relay.shm.control import EngineKind
 from wavry_relay.shm.layout import REVOCATION_SLOTS
 from wavry_relay.shm.revocations import RevocationTable
 from wavry_relay.shm.tags import Tags
-
-ENGINES = [EngineKind.REFERENCE]
-if choose_engine("auto") is EngineKind.NATIVE:
-    ENGINES.append(EngineKind.NATIVE)
 
 
 class Book:

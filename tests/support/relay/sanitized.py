@@ -5,13 +5,13 @@ all of the process (``PYTHONMALLOC=malloc``), and a read behind a `bytes` object
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from support.needs import need_native
 from support.paths import REPOSITORY
 from support.relay.relay import Mint, RelayProcess
 
@@ -22,8 +22,7 @@ _QUARANTINE_MB = 16
 
 def build_sanitized(directory: Path) -> Path:
     """Build the packages with a sanitized engine; the directory to run them from."""
-    if shutil.which("gcc") is None:
-        pytest.skip("no C compiler")
+    need_native()
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build", "--build-base", str(directory)],
         cwd=REPOSITORY,

@@ -1,17 +1,15 @@
 """What a service exposes, compared with the catalogue; and promtool."""
 
-import os
 import re
-import shutil
 import subprocess
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.needs import need_program
 from wavry_peer.service.metrics import CATALOGUE, MetricSpec, by_name
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -75,11 +73,8 @@ def _family_misfits(spec: MetricSpec, family: Metric) -> list[str]:
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Run promtool; its output.  Where it is missing: a fault in CI, a skip elsewhere."""
-    if shutil.which("promtool") is None:
-        if os.environ.get("CI"):
-            pytest.fail("promtool is missing: .ci/system-packages installs it")
-        pytest.skip("promtool is missing: `make system` installs it")
+    """Run promtool; its output."""
+    need_program("promtool")
     done = subprocess.run(
         ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=240
     )

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.machines.containers import ROLES, USER, stages
-from support.machines.podman import PODMAN, missing, store_in_use
+from support.machines.podman import PODMAN, need_images, store_in_use
 from support.paths import REPOSITORY
 
 SIZES: dict[str, Any] = {}
@@ -39,7 +38,10 @@ SECRET_NAMES = re.compile(
 SELF_TEST_KEYS = re.compile(r"usr/lib/[^/]*/libgnutls\.so\.[\d.]+")
 """A library of Debian's base with the keys of its own self-test, the same on every machine."""
 
-pytestmark = pytest.mark.skipif(bool(missing()) and not os.environ.get("CI"), reason=f"{missing()}")
+
+@pytest.fixture(scope="module", autouse=True)
+def _images() -> None:
+    need_images()
 
 
 @pytest.fixture(scope="module", autouse=True)

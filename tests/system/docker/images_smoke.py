@@ -30,7 +30,7 @@ from support.machines.containers import (
     volumes_of,
 )
 from support.machines.namespaces import Namespace
-from support.machines.podman import Podman, missing, store_in_use
+from support.machines.podman import Podman, need_images, store_in_use
 from support.paths import REPOSITORY
 from support.system.system import wait_until
 
@@ -41,7 +41,10 @@ RELAY_ADDRESS = "198.18.0.1"
 GATEWAY_URL = "http://127.0.0.1:8090"
 FILE_BYTES = 3_000_000
 
-pytestmark = pytest.mark.skipif(bool(missing()) and not os.environ.get("CI"), reason=f"{missing()}")
+
+@pytest.fixture(scope="module", autouse=True)
+def _images() -> None:
+    need_images()
 
 
 class Containers:

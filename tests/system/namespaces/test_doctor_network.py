@@ -4,17 +4,15 @@ Everything runs in one network namespace; each way has an address of its own, so
 close one and leave the others.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from support.machines import namespaces as net_support
+from support.machines.namespaces import need_namespaces
 from support.system.doctor import Patient, failed, root
 from support.system.system import get_json, wait_until
 
-REASON = net_support.missing()
-pytestmark = pytest.mark.skipif(REASON is not None and not os.environ.get("CI"), reason=str(REASON))
 FROM_GATEWAY, FROM_RELAY, FROM_HERE = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 """Under which address of the master each of them knows it."""
 
@@ -43,7 +41,7 @@ class NetworkPatient(Patient):
 
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkPatient]:
-    assert REASON is None, REASON
+    need_namespaces()
     directory = tmp_path_factory.mktemp("network") / "services"
     with (
         net_support.Namespace() as namespace,

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.machines import namespaces as net_support
 from support.machines.namespaces import (
     BESIDE,
     RELAY_V4,
@@ -30,8 +29,10 @@ from support.machines.namespaces import (
     InNamespace,
     Internet,
     Namespace,
+    need_namespaces,
     udp_packet,
 )
+from support.needs import need_engine
 from support.relay.relay import Mint, RelayProcess, UdpPeer, wait_until
 
 from wavry_peer.connection import Connection
@@ -42,9 +43,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
 from wavry_peer.protocol.http.api import Credentials
 from wavry_peer.session import Session
-
-REASON = net_support.missing()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+from wavry_relay.shm.control import EngineKind
 
 ROUND_TRIP_S = 0.030
 SPACING_S = 0.005
@@ -216,6 +215,7 @@ class Media:
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Internet]:
+    need_namespaces()
     with Internet(round_trip_s=ROUND_TRIP_S) as made:
         yield made
 
@@ -238,7 +238,7 @@ def relay(
         mint,
         WAVRY_RELAY_LISTEN=f"{RELAY_V4}:0,[{RELAY_V6}]:0",
         WAVRY_RELAY_ALLOW_PUBLIC_BIND="1",
-        WAVRY_RELAY_ENGINE=request.param,
+        WAVRY_RELAY_ENGINE=need_engine(EngineKind[request.param.upper()]).name.lower(),
         WAVRY_RELAY_IP_PER_S="",  # the limits of a relay in service
         WAVRY_RELAY_IP_BURST="",
     ) as started:

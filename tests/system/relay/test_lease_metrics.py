@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 from support.relay.events import EventMaster
 from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
-from support.relay.revocation import ENGINES
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c
@@ -24,17 +23,15 @@ Running = tuple[RelayProcess, EventMaster]
 MAX_SESSIONS = 8
 
 
-@pytest.fixture(scope="module", params=[kind.name.lower() for kind in ENGINES])
-def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+@pytest.fixture(scope="module")
+def running(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with (
         EventMaster(MINT) as master,
         RelayProcess(
             tmp_path_factory.mktemp("metrics"),
             MINT,
             workers=2,
-            WAVRY_RELAY_ENGINE=request.param,
+            WAVRY_RELAY_ENGINE=engine,
             WAVRY_RELAY_MASTER_URL=master.url,
             WAVRY_RELAY_MAX_SESSIONS=str(MAX_SESSIONS),
             WAVRY_RELAY_IDENTITY_PER_S="1",

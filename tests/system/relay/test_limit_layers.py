@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
-from support.relay.revocation import ENGINES
 from support.relay.world import open_world, reject_reason
 
 from wavry_peer.protocol import constants as c
@@ -22,11 +21,6 @@ from wavry_relay.shm.control import Limits
 
 MINT = Mint()
 LAYERS = tuple(LIMIT_LAYERS)
-
-
-@pytest.fixture(params=[kind.name.lower() for kind in ENGINES])
-def engine(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def limited(relay: RelayProcess) -> Counter[str]:

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
-from support.relay.revocation import ENGINES
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c
@@ -20,11 +18,6 @@ from wavry_peer.protocol.constants import RejectReason as R
 from wavry_relay.cli import app
 
 CLI = CliRunner()
-
-
-@pytest.fixture(params=[kind.name.lower() for kind in ENGINES])
-def engine(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @contextmanager

@@ -67,12 +67,9 @@ class FileRelay(RelayProcess):
         return control_command(self, "reload")
 
 
-@pytest.fixture(params=["native", "reference"], scope="module")
-def relay(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FileRelay]:
-    directory = tmp_path_factory.mktemp(request.param)
-    with FileRelay(directory, WAVRY_RELAY_ENGINE=request.param) as relay:
+@pytest.fixture(scope="module")
+def relay(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileRelay]:
+    with FileRelay(tmp_path_factory.mktemp(engine), WAVRY_RELAY_ENGINE=engine) as relay:
         yield relay
         assert relay.stop() == 0
         assert "Traceback" not in relay.log()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from support.needs import need_native
 from support.paths import REPOSITORY
 from support.relay.relay import (
     FakeMaster,
@@ -35,7 +36,6 @@ from typer.testing import CliRunner
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
 from wavry_relay.cli import app
-from wavry_relay.engine import EngineUnavailableError, choose_engine
 
 MINT = Mint()
 Start = Callable[..., RelayProcess]
@@ -56,19 +56,6 @@ async def ask_or_not(self, question, expected, pool):
     return await ask(self, question, expected, pool)
 successor.Predecessor._ask = ask_or_not
 """
-
-
-def have_native() -> bool:
-    try:
-        return bool(choose_engine("native"))
-    except EngineUnavailableError:
-        return False
-
-
-ENGINES = [
-    "reference",
-    pytest.param("native", marks=pytest.mark.skipif(not have_native(), reason="not built")),
-]
 
 
 def wavry_relay(*arguments: str) -> Result:
@@ -185,7 +172,6 @@ def assert_old_relay_goes_on(
 # -- It works ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_upgrade_under_traffic_loses_and_repeats_nothing(start: Start, engine: str) -> None:
     relay = start(WAVRY_RELAY_ENGINE=engine)
     with ExitStack() as stack:
@@ -393,8 +379,8 @@ def test_peers_hear_of_the_shutdown_of_the_successor(start: Start) -> None:
 def test_old_relay_goes_on_where_the_new_one(
     start: Start, versions: Versions, patch: str, said: str, request: pytest.FixtureRequest
 ) -> None:
-    if "other engine" in request.node.name and not have_native():
-        pytest.skip("there is only one engine here")
+    if "other engine" in request.node.name:
+        need_native()
     # A native engine refuses to load under a layout that it was not built for: before any question.
     relay = start(WAVRY_RELAY_ENGINE="reference" if "layout" in request.node.name else "auto")
     if "defect" in request.node.name:
@@ -418,11 +404,11 @@ def test_old_relay_goes_on_where_the_new_one(
     assert relay.health()["upgrades"] == {"done": 1, "failed": 1}
 
 
-@pytest.mark.skipif(not have_native(), reason="only the native engine counts openings")
 def test_number_that_a_dead_successor_opened_is_opened_anew(
     start: Start, versions: Versions
 ) -> None:
     """Its worker lived on: one opening later its locks would look like a dead one's."""
+    need_native()
     relay = start(WAVRY_RELAY_ENGINE="native")
     workers = relay.worker_pids()
     versions.install(AT_WORKER_1.format(action="os.kill(os.getpid(), signal.SIGKILL)"))

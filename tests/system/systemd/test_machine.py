@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from support.machines.systemd import Machine, missing_program, not_allowed
+from support.machines.systemd import PROGRAMS, Machine, not_allowed
+from support.needs import need_program
 from support.paths import REPOSITORY
 from support.system.system import wait_until
 
@@ -51,11 +52,7 @@ def change(machine: Machine, path: str, *pairs: tuple[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    program = missing_program()
-    if program is not None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{program} is missing: .ci/system-packages installs it")
-        pytest.skip(f"needs {program}")
+    need_program(*PROGRAMS)
     if reason := not_allowed():
         pytest.skip(reason)
     with Machine(tmp_path_factory.mktemp("machine")) as made:

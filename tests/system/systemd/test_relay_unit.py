@@ -4,8 +4,6 @@ Needs neither root nor namespaces; test_machine.py shows the same under the real
 """
 
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.machines.unit_files import EXAMPLES, Unit
+from support.needs import need_program
 from support.relay.host import HostedRelay, StrictManager, udp_sockets
 from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
 
@@ -106,11 +105,7 @@ def test_ready_watchdog_drain_and_stop(tmp_path: Path, manager: StrictManager) -
 
 def test_program_of_systemd_passes_the_socket(tmp_path: Path, manager: StrictManager) -> None:
     """systemd-socket-activate waits for the first datagram, and becomes the relay with it."""
-    program = shutil.which("systemd-socket-activate")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("systemd-socket-activate is missing: .ci/system-packages installs it")
-        pytest.skip("needs systemd-socket-activate (package systemd)")
+    need_program(program := "systemd-socket-activate")
     (sock,) = udp_sockets(1, reuse=False)
     with sock:
         udp = "{}:{}".format(*sock.getsockname())

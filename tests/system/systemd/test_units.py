@@ -1,6 +1,5 @@
 """The shipped units: correct for systemd, tight, and true of the code."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import click
 import pytest
 import typer
 from support.machines.unit_files import EXAMPLES, SERVICES, UNITS, Unit, assignments
+from support.needs import need_program
 from support.paths import REPOSITORY
 
 from wavry_cp.admin.commands.app import app as wavryctl
@@ -55,13 +55,8 @@ def settings_file(role: str) -> Path:
 
 @pytest.fixture(scope="module")
 def analyze() -> str:
-    """Path of systemd-analyze: CI has it (.ci/system-packages)."""
-    found = shutil.which("systemd-analyze")
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("systemd-analyze is missing: .ci/system-packages installs it")
-        pytest.skip("needs systemd-analyze (package systemd)")
-    return found
+    need_program("systemd-analyze")
+    return "systemd-analyze"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.engine.native import Twin, need_native, twins
+from support.engine.native import Twin, twins
 from support.relay.world import Peer, World, open_world, v4, v6
 
 from wavry_peer.protocol import constants as c
@@ -22,10 +22,7 @@ from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.layout import RATE_BUCKET
 from wavry_relay.shm.tags import Tags
 
-
-@pytest.fixture(autouse=True)
-def _native() -> None:
-    need_native()
+pytestmark = pytest.mark.usefixtures("native")
 
 
 class Counted:
@@ -179,8 +176,7 @@ def test_limits_agree_over_a_full_bucket() -> None:
 
 
 @pytest.fixture(scope="module")
-def lane() -> Iterator[AdmissionLane]:
-    need_native()
+def lane(native: None) -> Iterator[AdmissionLane]:
     with open_world(kind=EngineKind.NATIVE) as world:
         assert world.engine.lane is not None
         yield world.engine.lane

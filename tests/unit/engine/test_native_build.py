@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import structlog
 import structlog.testing
-from support.engine.native import ENGINE_DIR, need_native
+from support.engine.native import ENGINE_DIR
+from support.needs import need_native
 from support.paths import REPOSITORY
 
 from wavry_relay.engine import EngineUnavailableError, c_header, choose_engine

@@ -11,6 +11,7 @@ from support.engine import native as native_support
 from support.engine.corpus import CORPUS, seeds
 from support.engine.fuzz import build, has_libfuzzer
 from support.engine.native import C_TESTS_DIR, ENGINE_DIR, SANITIZERS, compile_c, run_sanitized
+from support.needs import lack
 
 from wavry_relay.engine import c_header
 
@@ -80,7 +81,7 @@ def test_fuzz_target_that_finds_something_fails_with_the_input(
     clang: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if clang and not has_libfuzzer(tmp_path):
-        pytest.skip("clang has no libFuzzer here")
+        lack("needs clang with its libFuzzer: `make system` installs it")
     broken = (C_TESTS_DIR / "fuzz_head.c").read_text()
     broken = broken.replace(
         "    struct wv_tables tables;\n    /*",

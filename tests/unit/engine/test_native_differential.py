@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.engine.conformance import rift_handshake, rift_transport
-from support.engine.native import need_native, twins
+from support.engine.native import twins
 from support.relay.world import Peer, World, open_world, v4, v6
 
 from wavry_peer.protocol import constants as c
@@ -22,9 +22,7 @@ from wavry_relay.shm.control import EngineKind, Limits
 UDP_SEGMENT = 103
 
 
-@pytest.fixture(autouse=True)
-def _native() -> None:
-    need_native()
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def plain(sequence: int, payload: bytes) -> bytes:

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 import pytest
 import structlog
 import structlog.testing
-from support.engine.native import need_native
 from support.relay.world import Peer, World, open_world
 
 from wavry_peer.service.clock import SystemClock
@@ -26,9 +25,7 @@ SO_NO_CHECK = 11
 BUFFER_BYTES = 4 << 20
 
 
-@pytest.fixture(autouse=True)
-def _native() -> None:
-    need_native()
+pytestmark = pytest.mark.usefixtures("native")
 
 
 class Bench:

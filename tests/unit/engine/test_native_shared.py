@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from support.engine import stress as native_stress_support
-from support.engine.native import need_native
 from support.paths import REPOSITORY
 from support.relay.world import Peer, World, open_world
 
@@ -27,9 +26,7 @@ from wavry_relay.shm.locks import LockBusyError
 PROCESSES = 3
 
 
-@pytest.fixture(autouse=True)
-def _native() -> None:
-    need_native()
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def start(world: World, job: str, worker: int, *arguments: object) -> "subprocess.Popen[bytes]":

@@ -1,13 +1,12 @@
 """Admission: every reason of LEASE_REJECT, every transition, and what may be answered at all."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
-from support.engine.native import need_native
 from support.relay.relay import Mint
 from support.relay.world import (
     RELAY_ID,
@@ -28,19 +27,10 @@ from wavry_peer.service.clock import Instant
 from wavry_relay.admission.policy import OpenPolicy
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.shm.address import Address
-from wavry_relay.shm.control import Drain, EngineKind, Limits
+from wavry_relay.shm.control import Drain, Limits
 
 GENEROUS = {"ip_per_s": 1000, "ip_burst": 1000, "identity_per_s": 1000, "identity_burst": 1000}
 OTHER_KEY = ed25519.SigningKey.from_seed(b"o" * 32)
-
-
-@pytest.fixture(params=list(EngineKind), ids=lambda kind: kind.name.lower())
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Every rule, and every rule beside the native engine's lane of ordinary cases."""
-    if request.param is EngineKind.NATIVE:
-        need_native()
-    with open_world(kind=request.param) as world:
-        yield world
 
 
 def instant(seconds: float) -> datetime:

@@ -1,22 +1,15 @@
 """A batch of control packets is answered as its packets would be, one after the other."""
 
 import uuid
-from collections.abc import Iterator
 
 import pytest
-from support.relay.world import Peer, World, open_world, reject_reason, v4
+from support.relay.world import Peer, World, reject_reason, v4
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_peer.protocol.constants import RejectReason as R
 from wavry_relay.admission.admission import ControlAnswer
 from wavry_relay.engine.base import ControlKind, ControlPacket
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with open_world() as world:
-        yield world
 
 
 def lease(peer: Peer, datagram: bytes) -> ControlPacket:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.relay.revocation import ENGINES, Book
+from support.relay.revocation import Book
 from support.relay.world import Peer, World, v4
 
 from wavry_peer.protocol import constants as c
@@ -486,5 +487,4 @@ def machine(kind: EngineKind) -> Any:
 
 
 TestReference = machine(EngineKind.REFERENCE)
-if EngineKind.NATIVE in ENGINES:
-    TestNative = machine(EngineKind.NATIVE)
+TestNative = pytest.mark.usefixtures("native")(machine(EngineKind.NATIVE))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import structlog
 from support.paths import REPOSITORY
-from support.relay.revocation import ENGINES, Book
-from support.relay.world import Peer, World, open_world, reject_reason
+from support.relay.revocation import Book
+from support.relay.world import Peer, World, reject_reason
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.service import logs
@@ -19,12 +19,6 @@ from wavry_relay.shm.counters import totals
 
 S = LeaseState
 Step = tuple[LeaseState, LeaseState]
-
-
-@pytest.fixture(params=ENGINES, ids=lambda kind: kind.name.lower())
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    with open_world(kind=request.param) as world:
-        yield world
 
 
 def steps(world: World) -> dict[Step, int]:

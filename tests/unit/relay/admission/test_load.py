@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.relay.revocation import ENGINES
 from support.relay.world import Peer, World, open_world, reject_reason, v4, v6
 
 from wavry_peer.protocol import constants as c
@@ -25,12 +24,6 @@ GENEROUS = Limits(
     ip_per_s=10_000, ip_burst=10_000, identity_per_s=10_000, identity_burst=10_000,
     cookie_at_per_s=1_000_000,
 )  # fmt: skip
-
-
-@pytest.fixture(params=ENGINES, ids=lambda kind: kind.name.lower())
-def kind(request: pytest.FixtureRequest) -> EngineKind:
-    found: EngineKind = request.param
-    return found
 
 
 @pytest.fixture

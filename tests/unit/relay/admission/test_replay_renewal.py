@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
-from support.relay.revocation import ENGINES
 from support.relay.world import Peer, World, open_world, reject_reason, v4
 from typer.testing import CliRunner
 
@@ -19,21 +18,22 @@ from wavry_peer.protocol.constants import RejectReason as R
 from wavry_relay.admission.admission import Admission
 from wavry_relay.cli import app
 from wavry_relay.engine.base import Drop, Forward
+from wavry_relay.shm.control import EngineKind
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.used_leases import KEEP_MS
 
 OTHER_KEY = ed25519.SigningKey.from_seed(b"o" * 32)
 
 
-@pytest.fixture(params=ENGINES, ids=lambda kind: kind.name.lower())
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    with open_world(kind=request.param, workers=2, max_sessions=64) as world:
+@pytest.fixture
+def world(kind: EngineKind) -> Iterator[World]:
+    with open_world(kind=kind, workers=2, max_sessions=64) as world:
         yield world
 
 
-@pytest.fixture(params=[kind.name.lower() for kind in ENGINES])
-def engine(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+def engine(kind: EngineKind) -> str:
+    return kind.name.lower()
 
 
 # -- Replay ------------------------------------------------------------------------------------

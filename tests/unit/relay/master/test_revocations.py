@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.relay.revocation import ENGINES, Book
+from support.relay.revocation import Book
 from support.relay.world import Peer, World, open_world, reject_reason
 
 from wavry_peer.protocol import constants as c
@@ -19,7 +19,7 @@ from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.master.revocations import FILE_NAME, KEEP_S
-from wavry_relay.shm.control import ControlBlock
+from wavry_relay.shm.control import ControlBlock, EngineKind
 from wavry_relay.shm.layout import REVOCATION_SLOTS, Geometry
 from wavry_relay.shm.lease_origins import LeaseOrigins
 from wavry_relay.shm.revocations import RevocationEntry, RevocationTable, RevokedKind, TablePosition
@@ -31,9 +31,9 @@ LOG = "a" * 32
 KINDS = ["jti", "session", "sub", "kid"]
 
 
-@pytest.fixture(params=ENGINES, ids=lambda kind: kind.name.lower())
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    with open_world(kind=request.param, workers=2, max_sessions=300) as world:
+@pytest.fixture
+def world(kind: EngineKind) -> Iterator[World]:
+    with open_world(kind=kind, workers=2, max_sessions=300) as world:
         yield world
 
 

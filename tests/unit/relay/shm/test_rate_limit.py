@@ -1,7 +1,6 @@
 """Rate-limit table: exact per key, bounded, and of no use to a flooder."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -15,12 +14,6 @@ from wavry_relay.shm.rate_limit import OVERFLOW_FACTOR, RateTable
 
 SECOND = 1_000_000_000
 START = 1000 * SECOND
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with open_world() as world:
-        yield world
 
 
 def small_table(world: World, *, buckets: int = 1, per_s: int = 10, burst: int = 5) -> RateTable:

@@ -1,10 +1,10 @@
 """The worker's loop around an engine that does as it is told."""
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-from support.relay.world import World, open_world, v4
+from support.relay.world import World, v4
 
 from wavry_relay.admission.admission import ControlAnswer
 from wavry_relay.engine.base import ControlKind, ControlPacket
@@ -43,12 +43,6 @@ class Script:
             on_defect(RuntimeError("defect"))
             return [None]
         return [ControlAnswer(b"answer", packet.source) for packet in packets]
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with open_world() as world:
-        yield world
 
 
 @pytest.fixture

@@ -1,0 +1,13 @@
+from collections.abc import Iterator
+
+import pytest
+from support.relay.world import World, open_world
+
+from wavry_relay.shm.control import EngineKind
+
+
+@pytest.fixture
+def world(kind: EngineKind) -> Iterator[World]:
+    """Every rule, with each engine."""
+    with open_world(kind=kind) as made:
+        yield made
