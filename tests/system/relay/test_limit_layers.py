@@ -137,7 +137,6 @@ def test_layer_of_streams_has_its_rate_and_burst(
     tmp_path: Path, engine: str, layer: str, settings: dict[str, str], lease: dict[str, int]
 ) -> None:
     """Datagrams of 1000 bytes at 800 kbit/s (or 100 packets/s): one each 10 ms."""
-    held_back: dict[int, int] = {}
     total = 80
     for burst_ms in (100, 400):
         wanted = {name: value.format(burst=burst_ms) for name, value in settings.items()}
@@ -147,7 +146,6 @@ def test_layer_of_streams_has_its_rate_and_burst(
                 began_s = time.monotonic()
                 for _ in range(total):
                     client.forward(bytes(1000 - 28))
-                took_s = time.monotonic() - began_s
 
                 def seen(relay: RelayProcess = relay) -> bool:
                     passed = relay.metric("wavry_relay_packets_forwarded_total")
@@ -155,15 +153,14 @@ def test_layer_of_streams_has_its_rate_and_burst(
                     return bool(passed + dropped >= total)
 
                 wait_until(seen, what="all datagrams decided")
+                took_s = time.monotonic() - began_s
                 found = limited(relay)
                 server.drain_socket()
-            held_back[burst_ms] = found[layer]
-            at_most = burst_ms / 10 + 100 * took_s + 3
-            assert total - found[layer] <= at_most, "rate and burst"
+            burst = burst_ms / 10
+            # A busy machine takes long: then the rate lets more through, but never less than this.
+            assert burst - 1 <= total - found[layer] <= burst + 100 * took_s + 3, "rate and burst"
             others = {"soft"} if layer == "peer" else set()
             assert set(found.elements()) <= {layer} | others, "no other layer holds anything back"
-    # The longer burst lets 30 more through at once; the time of sending may differ a little.
-    assert held_back[100] - held_back[400] > 15
 
 
 def test_every_layer_is_scraped_from_the_start(tmp_path: Path, engine: str) -> None:
