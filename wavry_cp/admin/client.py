@@ -1,9 +1,13 @@
 """Calls to the services: one request each, with failures that say the next step."""
 
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
+
+from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http.api import ErrorBody
+from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 
@@ -25,7 +29,7 @@ async def ask(
     token: str | None = None,
     body: msgspec.Struct | None = None,
     timeout_s: float = TIMEOUT_S,
-) -> tuple[int, bytes]:
+) -> JsonAnswer:
     """Make one call.
 
     Args:
@@ -37,26 +41,20 @@ async def ask(
         body: sent as JSON.
         timeout_s: of the whole call.
 
-    Returns:
-        Status and body.
-
     Raises:
-        CommandError: the service cannot be reached (exit code 3).
+        CommandError: the service cannot be reached (exit code 3), or says too much.
     """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    data = None if body is None else msgspec.json.encode(body)
-    if data is not None:
-        headers["Content-Type"] = "application/json"
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
-            session.request(
-                method, base_url.rstrip("/") + path, data=data, headers=headers
-            ) as response,
-        ):
-            return response.status, await response.content.read(MAX_ANSWER_BYTES)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        cause = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+        async with JsonCaller(timeout, max_bytes=MAX_ANSWER_BYTES) as caller:
+            return await caller.call(method, base_url.rstrip("/") + path, body, token=token)
+    except CallError as error:
+        if error.error is None:
+            raise CommandError(
+                f"the {service} at {base_url}: {error}: ask for less at once, if you can",
+                code="answer_too_large",
+            ) from error
+        cause = "no answer in time" if isinstance(error.error, TimeoutError) else str(error)
         raise CommandError(
             f"the {service} at {base_url} cannot be reached ({cause}): is it running, and is the "
             "address right?",
@@ -81,14 +79,14 @@ async def ask_json(
     Raises:
         CommandError: unreachable, refused (its error code and message), or not understood.
     """
-    status, raw = await ask(
+    answer = await ask(
         service, base_url, path, method=method, token=token, body=body, timeout_s=timeout_s
     )
-    if status >= 400:
-        raise _refused(service, status, raw)
+    if answer.status >= 400:
+        raise _refused(service, answer)
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.MsgspecError as error:
+        return answer.read(kind)
+    except MessageError as error:
         raise CommandError(
             f"the {service} at {base_url} answered something else than expected: is this address "
             "really the service, and of the same version?",
@@ -96,15 +94,12 @@ async def ask_json(
         ) from error
 
 
-def _refused(service: str, status: int, raw: bytes) -> CommandError:
-    try:
-        body: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
-    except msgspec.MsgspecError:
-        body = {}
-    code = str(body.get("error", f"http_{status}"))
-    text = str(body.get("message", "no message"))
-    if status in (401, 403):
+def _refused(service: str, answer: JsonAnswer) -> CommandError:
+    body = answer.error_body() or ErrorBody(f"http_{answer.status}", "no message")
+    if answer.status in (401, 403):
         return CommandError(
-            f"the {service} refuses the token: {text}", code=code, exit_code=EXIT_FORBIDDEN
+            f"the {service} refuses the token: {body.message}",
+            code=body.error,
+            exit_code=EXIT_FORBIDDEN,
         )
-    return CommandError(f"the {service} says {code}: {text}", code=code)
+    return CommandError(f"the {service} says {body.error}: {body.message}", code=body.error)

@@ -14,8 +14,9 @@ from yarl import URL
 from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachableError
 from wavry_peer.home.identity import Identity
 from wavry_peer.home.logins import SavedLogin
-from wavry_peer.protocol.errors import LocalError, MessageError
+from wavry_peer.protocol.errors import LocalError, MessageError, ProtocolError
 from wavry_peer.protocol.http import api
+from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 __all__ = ["GatewayClient", "normalize_gateway_url"]
 
@@ -75,10 +76,7 @@ class GatewayClient:
     ) -> None:
         self.url = url
         self.token = token
-        self._http = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 5.0)),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._http = JsonCaller(aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 5.0)))
 
     async def __aenter__(self) -> Self:
         return self
@@ -225,7 +223,7 @@ class GatewayClient:
             GatewayUnreachableError: it cannot be opened.
         """
         try:
-            return await self._http.ws_connect(
+            return await self._http.session.ws_connect(
                 self.url + "/ws", max_msg_size=128 * 1024, autoping=True
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -234,34 +232,20 @@ class GatewayClient:
     async def _call(
         self, method: str, path: str, body: api.Body | None, kind: type[Answer] | None
     ) -> Answer:
-        headers = {"Content-Type": "application/json"}
-        if self.token is not None:
-            headers["Authorization"] = f"Bearer {self.token}"
         try:
-            async with self._http.request(
-                method,
-                self.url + path,
-                data=None if body is None else msgspec.json.encode(body),
-                headers=headers,
-                # A redirect would carry the token to wherever it points.
-                allow_redirects=False,
-            ) as response:
-                raw = await response.content.read(api.MAX_BODY_BYTES + 1)
-                while len(raw) <= api.MAX_BODY_BYTES and not response.content.at_eof():
-                    raw += await response.content.read(api.MAX_BODY_BYTES + 1 - len(raw))
-                status, retry_after = response.status, response.headers.get("Retry-After")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unreachable(self.url, error) from error
-        if not 200 <= status < 300:
-            raise _error(status, raw, retry_after)
+            answer = await self._http.call(method, self.url + path, body, token=self.token)
+        except CallError as error:
+            if error.error is None:
+                raise _not_ours(self.url, error) from error
+            raise _unreachable(self.url, error.error) from error
+        if not answer.ok:
+            raise _error(answer)
         if kind is None:
             return None  # type: ignore[return-value]  # the caller that passes None takes nothing
         try:
-            return api.decode_body(kind, raw)
+            return answer.read(kind)
         except MessageError as error:
-            raise GatewayUnreachableError(
-                f"what answers at {self.url} does not speak our protocol: {error}"
-            ) from error
+            raise _not_ours(self.url, error) from error
 
 
 BodyKind = TypeVar("BodyKind", bound=api.Body)
@@ -273,6 +257,10 @@ def _body(kind: type[BodyKind], **values: object) -> BodyKind:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise LocalError(f"{error}") from error
+
+
+def _not_ours(url: str, error: ProtocolError) -> GatewayUnreachableError:
+    return GatewayUnreachableError(f"what answers at {url} does not speak our protocol: {error}")
 
 
 def _unreachable(url: str, error: BaseException) -> GatewayUnreachableError:
@@ -289,11 +277,10 @@ def _unreachable(url: str, error: BaseException) -> GatewayUnreachableError:
     )
 
 
-def _error(status: int, raw: bytes, retry_after: str | None) -> GatewayError:
-    try:
-        body = msgspec.json.decode(raw, type=api.ErrorBody)
-    except msgspec.MsgspecError:
-        body = api.ErrorBody(f"http_{status}", f"the gateway answered with status {status}")
+def _error(answer: JsonAnswer) -> GatewayError:
+    status = answer.status
+    body = answer.error_body() or api.ErrorBody(
+        f"http_{status}", f"the gateway answered with status {status}"
+    )
     kind = GatewayAuthError if status == 401 else GatewayError
-    wait_s = float(retry_after) if retry_after and retry_after.isdecimal() else None
-    return kind(body.error, body.message, status=status, retry_after_s=wait_s)
+    return kind(body.error, body.message, status=status, retry_after_s=answer.retry_after_s())

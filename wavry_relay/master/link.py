@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -25,6 +25,7 @@ from wavry_peer.protocol.errors import KeySetError, MessageError, ProtocolError
 from wavry_peer.protocol.http import api
 from wavry_peer.protocol.keyset import MAX_DOCUMENT_BYTES, encode_keyset, relay_id
 from wavry_peer.protocol.registration import sign_challenge
+from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .key_ring import KeyRing
 
@@ -152,7 +153,7 @@ class MasterLink:
         self._failures = 0
         self._draining = False
         self._banned = False
-        self._http: aiohttp.ClientSession | None = None
+        self._http: JsonCaller | None = None
         self.state = "registering"
         self.last_error: str | None = None
         self.keys_error: str | None = None
@@ -173,7 +174,7 @@ class MasterLink:
     async def run(self) -> None:
         """Register and send heartbeats until cancelled."""
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as self._http:
+        async with JsonCaller(timeout) as self._http:
             while True:
                 try:
                     await self._until_registered()
@@ -353,12 +354,12 @@ class MasterLink:
         Raises:
             MasterCallError: no answer, a status from 300 on, or a longer one.
         """
-        return await self._fetch("GET", path, None, limit)
+        return (await self._fetch("GET", path, None, limit)).raw
 
     async def refresh_keys(self) -> None:
         """Fetch the key set; a failure is logged, and the keys in use stay."""
         try:
-            raw = await self._fetch("GET", "/.well-known/wavry-keys.json", None, MAX_DOCUMENT_BYTES)
+            raw = await self.get("/.well-known/wavry-keys.json", MAX_DOCUMENT_BYTES)
         except MasterCallError as error:
             self.keys_error = str(error)
             _log.warning(
@@ -387,8 +388,8 @@ class MasterLink:
             return
         timeout = aiohttp.ClientTimeout(total=FAREWELL_TIMEOUT_S)
         try:
-            async with aiohttp.ClientSession(timeout=timeout) as self._http:
-                await self._fetch("DELETE", f"/v1/relays/{self.relay_id}", None, 4096)
+            async with JsonCaller(timeout) as self._http:
+                await self._fetch("DELETE", f"/v1/relays/{self.relay_id}")
         except MasterCallError as error:
             _log.warning(
                 "deregistration_failed",
@@ -397,44 +398,37 @@ class MasterLink:
             )
 
     async def _call(self, method: str, path: str, kind: type[Body], body: api.Body) -> Body:
-        raw = await self._fetch(method, path, msgspec.json.encode(body), api.MAX_BODY_BYTES)
+        answer = await self._fetch(method, path, body)
         try:
-            return api.decode_body(kind, raw)
+            return answer.read(kind)
         except MessageError as error:
             raise MasterCallError(f"{path}: the answer does not fit: {error}") from error
 
-    async def _fetch(self, method: str, path: str, data: bytes | None, limit: int) -> bytes:
-        """One HTTP call.
+    async def _fetch(
+        self,
+        method: str,
+        path: str,
+        body: api.Body | None = None,
+        limit: int = api.MAX_BODY_BYTES,
+    ) -> JsonAnswer:
+        """Make one HTTP call.
 
         Raises:
-            MasterCallError: no answer, a status from 400 on, or more than `limit` bytes.
+            MasterCallError: no answer, a status from 300 on, or more than `limit` bytes.
         """
-        headers = {"Content-Type": "application/json"} if data is not None else {}
-        if self._token and path != "/v1/relays/register":
-            headers["Authorization"] = f"Bearer {self._token}"
         if self._http is None:
             raise MasterCallError("link is not running")
-        call: Any = self._http.request(
-            method, self.url + path, data=data, headers=headers, allow_redirects=False
-        )
+        token = None if path == "/v1/relays/register" else self._token
         try:
-            async with call as response:
-                raw: bytes = await response.content.read(limit + 1)
-                while len(raw) <= limit and not response.content.at_eof():
-                    raw += await response.content.read(limit + 1 - len(raw))
-                status: int = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise MasterCallError(f"{path}: {type(error).__name__}") from error
-        if status >= 300:
-            code = _error_code(raw)
-            raise MasterCallError(f"{path}: {status} {code or 'without a reason'}", status, code)
-        if len(raw) > limit:
-            raise MasterCallError(f"{path}: the answer is over {limit} bytes")
-        return raw
-
-
-def _error_code(raw: bytes) -> str:
-    try:
-        return msgspec.json.decode(raw, type=api.ErrorBody).error[:64]
-    except msgspec.MsgspecError:
-        return ""
+            answer = await self._http.call(
+                method, self.url + path, body, token=token, max_bytes=limit
+            )
+        except CallError as error:
+            raise MasterCallError(f"{path}: {error}") from error
+        if not answer.ok:
+            reason = answer.error_body()
+            code = "" if reason is None else reason.error[:64]
+            raise MasterCallError(
+                f"{path}: {answer.status} {code or 'without a reason'}", answer.status, code
+            )
+        return answer

@@ -180,7 +180,7 @@ def test_every_refusal_in_the_code_has_a_status():
     import wavry_cp.gateway
 
     (folder,) = wavry_cp.gateway.__path__
-    text = "\n".join(path.read_text() for path in Path(folder).glob("*.py"))
+    text = "\n".join(path.read_text() for path in Path(folder).rglob("*.py"))
     used = set(re.findall(r'RefusedError\(\s*"([a-z_]+)"', text))
     assert len(used) > 10
     assert used <= set(STATUS)

@@ -8,8 +8,8 @@ import msgspec
 from wavry_cp.admin.client import ask, ask_json
 from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
 from wavry_cp.admin.output import EXIT_UNREACHABLE, CommandError
-
-from wavry_peer.protocol.http.api import RelayInfo, RelayList  # isort: skip
+from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http.api import RelayInfo, RelayList
 
 __all__ = ["ServiceRow", "gather_status"]
 
@@ -69,9 +69,8 @@ async def _service(service: str, url: str) -> ServiceRow:
 async def _switches(service: str, url: str) -> str:
     """What the kill switches turn away; an operator wanted it, so it is no fault."""
     try:
-        _, raw = await ask(service, url, "/health")
-        body: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
-    except (CommandError, msgspec.MsgspecError):
+        body = (await ask(service, url, "/health")).read(dict[str, Any])
+    except (CommandError, MessageError):
         return ""  # The state of the row says so.
     off = "relay mode is off" if body.get("relay_mode") == "off" else ""
     return "; ".join(filter(None, ("LOCKDOWN" if body.get("lockdown") is True else "", off)))
@@ -79,14 +78,14 @@ async def _switches(service: str, url: str) -> str:
 
 async def _readiness(service: str, url: str) -> tuple[str, str]:
     try:
-        status, raw = await ask(service, url, "/ready")
+        answer = await ask(service, url, "/ready")
     except CommandError as error:
         return "unreachable", str(error)
     try:
-        body: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
-    except msgspec.MsgspecError:
+        body = answer.read(dict[str, Any])
+    except MessageError:
         return "not_ready", "the answer of /ready is not JSON"
-    if status == 200:
+    if answer.status == 200:
         return "ready", ""
     reason = body.get("message") or body.get("reason") or body.get("reasons") or "no reason given"
     return "not_ready", str(reason)

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 
 from wavry_cp.admin.client import MAX_ANSWER_BYTES
+from wavry_peer.service.http_client import CallError, JsonCaller
 
 __all__ = ["Asker", "HttpAnswer"]
 
@@ -26,6 +27,7 @@ _TEXTS: Final = {
     "no_route": "this machine has no route to it",
     "tls": "its TLS certificate is not valid, or it speaks no TLS",
     "broken": "the connection broke off: is this really the service?",
+    "too_large": "its answer is too large to be one of ours: is this really the service?",
     "bad_url": "the address is no URL",
 }
 
@@ -74,8 +76,9 @@ class Asker:
     """Asks over one HTTP session; use it with ``async with``."""
 
     def __init__(self) -> None:
-        self._http = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        self._http = JsonCaller(
+            aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+            max_bytes=MAX_ANSWER_BYTES,
         )
 
     async def __aenter__(self) -> Self:
@@ -86,29 +89,25 @@ class Asker:
 
     async def get(self, base_url: str, path: str, token: str | None = None) -> HttpAnswer:
         """Ask; never raises for what the service does."""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         began_s, began_wall_s = time.monotonic(), time.time()
         try:
-            async with self._http.get(
-                base_url.rstrip("/") + path, headers=headers, allow_redirects=False
-            ) as response:
-                took_s = time.monotonic() - began_s
-                raw = await response.content.read(MAX_ANSWER_BYTES)
-                while not response.content.at_eof() and len(raw) < MAX_ANSWER_BYTES:
-                    raw += await response.content.read(MAX_ANSWER_BYTES)
-                return HttpAnswer(
-                    "ok",
-                    response.status,
-                    raw,
-                    began_wall_s + took_s / 2,
-                    _date_s(response.headers.get("Date", "")),
-                )
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            return HttpAnswer(_reach_of(error))
+            answer = await self._http.call("GET", base_url.rstrip("/") + path, token=token)
+        except CallError as error:
+            return HttpAnswer(_reach_of(error.error))
+        took_s = time.monotonic() - began_s
+        return HttpAnswer(
+            "ok",
+            answer.status,
+            answer.raw,
+            began_wall_s + took_s / 2,
+            _date_s(answer.headers.get("Date", "")),
+        )
 
 
-def _reach_of(error: Exception) -> str:
+def _reach_of(error: Exception | None) -> str:
     match error:
+        case None:
+            return "too_large"
         case aiohttp.ServerTimeoutError():
             return "no_connection"
         case asyncio.TimeoutError():

@@ -64,14 +64,14 @@ async def _keys(stage: SmokeContext) -> Mapping[KeyId, TrustedKey] | None:
     if url is None:
         return None
     stage.doing = "fetching the key set"
-    status, document = await ask("master", url, "/.well-known/wavry-keys.json")
-    if status == 503:
+    answer = await ask("master", url, "/.well-known/wavry-keys.json")
+    if answer.status == 503:
         raise StepFailedError(
             "the master gives no key set (503)", "is it locked down? `wavryctl status`"
         )
-    if status != 200:
-        raise StepFailedError(f"the master gives no key set: status {status}")
-    return published_keys(document)
+    if answer.status != 200:
+        raise StepFailedError(f"the master gives no key set: status {answer.status}")
+    return published_keys(answer.raw)
 
 
 async def _present(own: Credentials, others: Credentials, identity: Identity) -> list[str]:

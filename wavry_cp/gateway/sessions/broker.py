@@ -17,16 +17,14 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.admin import TokenCheck, TokenCheckRequest
 from wavry_peer.protocol.http.api import (
-    MAX_BODY_BYTES,
-    ErrorBody,
     LeaseParty,
     LeaseRequest,
     LeaseResponse,
     RelaySessionRequest,
     RenewRequest,
     RenewResponse,
-    decode_body,
 )
+from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .breaker import Breaker
 from .rules import CallSession
@@ -61,21 +59,15 @@ class Broker:
     def __init__(
         self, base_url: str, service_token: str, *, timeout_s: float, metrics: GatewayMetrics
     ) -> None:
-        self._base_url = base_url.rstrip("/")
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._metrics = metrics
         self._breaker = Breaker()
         self._probed_at_s = -PROBE_FRESH_S
         self._probe_result = "unknown"
         self._probe_error = ""
         self._call_error = ""
-        self._http = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {service_token}"},
-            timeout=self._timeout,
-            # The token is for one server: never follow it elsewhere, never through a proxy of
-            # the environment.
-            trust_env=False,
-        )
+        self._base_url = base_url.rstrip("/")
+        self._token = service_token
+        self._http = JsonCaller(aiohttp.ClientTimeout(total=timeout_s))
 
     @property
     def error(self) -> str:
@@ -133,15 +125,12 @@ class Broker:
         if now_s - self._probed_at_s >= PROBE_FRESH_S:
             self._probed_at_s = now_s
             try:
-                async with self._http.get(
-                    f"{self._base_url}/health",
-                    timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S),
-                    allow_redirects=False,
-                ) as response:
-                    well = response.status == 200
-                    self._probe_error = "" if well else f"/health: status {response.status}"
-            except (aiohttp.ClientError, TimeoutError) as error:
-                self._probe_error = f"/health: {type(error).__name__}"
+                timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+                answer = await self._http.call("GET", f"{self._base_url}/health", timeout=timeout)
+                well = answer.status == 200
+                self._probe_error = "" if well else f"/health: status {answer.status}"
+            except CallError as error:
+                self._probe_error = f"/health: {error}"
             self._probe_result = "unreachable" if self._probe_error else "ok"
         return self._probe_result
 
@@ -151,21 +140,21 @@ class Broker:
             raise unavailable()
         started_s = time.monotonic()
         try:
-            status, raw = await self._post(path, msgspec.json.encode(body))
-            answer = self._read(name, status, raw, kind)
+            url = self._base_url + path
+            answer = await self._http.call("POST", url, body, token=self._token)
+            usable = self._read(name, answer, kind)
         except RefusedError:
             self._succeeded()
             raise
-        except (_Unanswered, aiohttp.ClientError, TimeoutError) as error:
+        except (_Unanswered, CallError) as error:
             self._breaker.failed(time.monotonic())
             self._metrics.master_calls.labels(name, "failed").inc()
-            cause = str(error) if isinstance(error, _Unanswered) else type(error).__name__
-            self._call_error = f"{path}: {cause}"
-            _log.warning("master_call_failed", call=name, cause=cause, next="check the master")
+            self._call_error = f"{path}: {error}"
+            _log.warning("master_call_failed", call=name, cause=str(error), next="check the master")
             raise unavailable() from error
         else:
             self._succeeded()
-            return answer
+            return usable
         finally:
             self._metrics.master_seconds.labels(name).observe(time.monotonic() - started_s)
 
@@ -173,33 +162,19 @@ class Broker:
         self._breaker.succeeded()
         self._call_error = ""
 
-    async def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        async with self._http.post(
-            f"{self._base_url}{path}",
-            data=body,
-            headers={"Content-Type": "application/json"},
-            allow_redirects=False,
-        ) as response:
-            # One byte more than allowed shows an oversized answer without reading all of it.
-            raw = bytearray()
-            async for chunk in response.content.iter_chunked(16 * 1024):
-                raw += chunk
-                if len(raw) > MAX_BODY_BYTES:
-                    raise _Unanswered("answer is over 64 KiB")
-            return response.status, bytes(raw)
-
-    def _read(self, name: str, status: int, raw: bytes, kind: type[Answer]) -> Answer:
+    def _read(self, name: str, answer: JsonAnswer, kind: type[Answer]) -> Answer:
+        status = answer.status
         if status in {200, 201}:
             try:
-                answer = decode_body(kind, raw)
+                body = answer.read(kind)
             except MessageError as error:
                 raise _Unanswered(f"answer does not fit: {error}") from error
             self._metrics.master_calls.labels(name, "ok").inc()
-            return answer
-        try:
-            code = msgspec.json.decode(raw, type=ErrorBody).error
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise _Unanswered(f"status {status} without an error body") from None
+            return body
+        refusal = answer.error_body()
+        if refusal is None:
+            raise _Unanswered(f"status {status} without an error body")
+        code = refusal.error
         if code in PASSED_ON:
             self._metrics.master_calls.labels(name, "refused").inc()
             raise RefusedError(
