@@ -5,7 +5,7 @@ shows as an increase, which a series that appears with the value 1 does not.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 import structlog
@@ -18,7 +18,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import Metric as MetricFamily
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
 from wavry_peer.service.metrics import OTHER, MetricSpec, by_name
 
@@ -69,6 +72,18 @@ LabelledGauge = _Labelled[Gauge]
 LabelledHistogram = _Labelled[Histogram]
 
 
+class _ReadCounter(Collector):
+    """A counter that is kept elsewhere."""
+
+    def __init__(self, spec: MetricSpec, read: Callable[[], float]) -> None:
+        self._spec = spec
+        self._read = read
+
+    def collect(self) -> Iterator[MetricFamily]:
+        """Yield the value of the moment."""
+        yield CounterMetricFamily(self._spec.name, self._spec.help, value=self._read())
+
+
 class Families:
     """Makes the metrics of one service, each once, on a registry of its own.
 
@@ -86,6 +101,11 @@ class Families:
         """A counter without labels, by its exposed name; raises KeyError where there is none."""
         spec = self._take(name, "counter", labelled=False)
         return Counter(spec.name, spec.help, registry=self.registry)
+
+    def counter_of(self, name: str, read: Callable[[], float]) -> None:
+        """Make a counter without labels whose value `read` gives at each scrape."""
+        spec = self._take(name, "counter", labelled=False)
+        self.registry.register(_ReadCounter(spec, read))
 
     def labelled_counter(self, name: str) -> LabelledCounter:
         """A counter with labels."""

@@ -11,6 +11,7 @@ from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
+from wavry_peer.service import log_stream
 from wavry_peer.service.metrics import MASTER, OTHER
 from wavry_peer.service.version import software_version
 
@@ -77,6 +78,7 @@ class MasterMetrics:
         self._lockdown = made.gauge("wavry_master_lockdown")
         self.lockdown_refused = made.counter("wavry_master_lockdown_refused_total")
         self._bans = made.labelled_gauge("wavry_master_bans")
+        made.counter_of("wavry_master_log_lines_lost_total", log_stream.lines_lost)
         made.require_all_made()
 
     def watch_switches(self, book: SwitchTable) -> None:

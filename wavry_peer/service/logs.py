@@ -11,6 +11,7 @@ from typing import Final, TextIO
 
 import structlog
 
+from . import log_stream
 from .settings import SettingsError
 
 __all__ = ["LEVELS", "configure", "level_number", "mask_address", "set_level", "set_level_number"]
@@ -73,12 +74,15 @@ def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -
     Args:
         role: bound to every line, e.g. ``"relay"``.
         level: ``debug``, ``info``, ``warning`` or ``error``.
-        stream: where lines go, stderr by default.
+        stream: where lines go; by default stderr, through a `LogStream`: no log call of a service
+            blocks or raises.
 
     Raises:
         SettingsError: another level.
     """
     set_level(level)
+    if stream is None:
+        log_stream.install(role)
     out = stream or sys.stderr
     # On a terminal the renderer shows exceptions itself and warns where they come formatted.
     last: list[structlog.typing.Processor] = (

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from wavry_peer.service import log_stream
 from wavry_relay.master.link import MASTER_STATES
 from wavry_relay.shm.control import Shedding
 from wavry_relay.shm.counters import totals
@@ -90,6 +91,7 @@ class RelaySamples:
 
     def _counter_samples(self) -> Iterator[Sample]:
         counts = totals(self._relay.segment)
+        counts["log_lines_lost"] += log_stream.lines_lost()  # The supervisor's own.
         yield from self._limit_samples(counts)
         for name, value in counts.items():
             if name.startswith("limited_") or name == "soft_limit_bytes":

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 6
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -356,6 +356,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "stun_answers_larger",
     "token_cache_hits",
     "internal_errors",
+    "log_lines_lost",
     *(f"dropped_bytes_{reason}" for reason in _DROPS),
     "soft_limit_bytes",
     "limited_bytes_host",

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from wavry_peer.protocol.constants import NoticeCode
+from wavry_peer.service import log_stream
 from wavry_peer.service.clock import Clock, SystemClock
 from wavry_relay.admission.admission import Admission
 from wavry_relay.admission.policy import RelayPolicy
@@ -118,6 +119,7 @@ class Worker:
         self._clock = clock
         self.stopping = False
         self._leaving = False
+        self._lines_lost = 0
 
     def run(self) -> None:
         """Forward until told to stop; the supervisor's end counts as that too."""
@@ -131,9 +133,16 @@ class Worker:
             self._drain_notices.step(now)
             self._row.heartbeat_ns = now.mono_ns
             self._row.rounds += 1
+            self._count_lost_lines()
             self._read_control()
         if self._leaving:
             self._leave()
+
+    def _count_lost_lines(self) -> None:
+        lost = log_stream.lines_lost()
+        if lost != self._lines_lost:
+            self._counters.add("log_lines_lost", lost - self._lines_lost)
+            self._lines_lost = lost
 
     def _leave(self) -> None:
         """Handle what was received; only a round without control packets has left nothing."""
@@ -253,6 +262,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     faulthandler.enable()  # SIGABRT of a hung worker shows where it hangs.
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and reload: the supervisor's business.
         signal.signal(number, signal.SIG_IGN)
+    log_stream.install("relay-worker")
     options = _parse(arguments)
     _tie_to_parent(options.parent)
     if options.cpu is not None:
@@ -269,6 +279,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, stop)
     gc.freeze()  # What is here now stays; collections need not look at it again.
     worker.run()
+    log_stream.drain()
     # No unwinding: the kernel closes what is open, and the sockets live on in the supervisor.
     os._exit(0)
 

@@ -178,8 +178,11 @@ class UdpPeer:
                 return packet
 
     def present(self, *, renew: bool = False, cookie: bytes = c.NO_COOKIE) -> packets.LeaseAck:
-        """Present the lease and expect an ACK."""
-        packet = self.ask(self.present_datagram(renew=renew, cookie=cookie))
+        """Present the lease and expect an ACK; again as peers do, where no answer comes."""
+        try:
+            packet = self.ask(self.present_datagram(renew=renew, cookie=cookie))
+        except TimeoutError:
+            packet = self.ask(self.present_datagram(renew=renew, cookie=cookie))
         assert isinstance(packet.body, packets.LeaseAck), packet
         return packet.body
 

@@ -52,6 +52,7 @@ def _gauge(name: str, text: str, *labels: Label) -> MetricSpec:
 MASTER: Final[tuple[MetricSpec, ...]] = (
     build_info("master"),
     _gauge("ready", "1 while the store works, as /ready says."),
+    _counter("log_lines_lost", "Log lines that could not be written."),
     _counter(
         "http_requests",
         "HTTP requests by route template, method and status.",
