@@ -1,8 +1,11 @@
 """The worker processes: spawn, reap, watch, replace.
 
-A worker that dies is replaced at once on the same sockets.  Only one that could not even start is
-started again with growing delays, because trying faster would not help.  One whose packet loop
-is silent too long gets SIGABRT (its traceback goes to stderr), then SIGKILL.
+A worker that dies is replaced at once on the same sockets.  One that could not even start, for its
+own reasons or because the host has no descriptor or process left, is started again with growing
+pauses, for ever: the watch compares what should run with what runs.  A socket that nobody reads
+leaves the steering meanwhile, and the other workers serve its sessions.  A worker whose packet loop
+is silent too long gets SIGABRT (its traceback goes to stderr), then SIGKILL; but not where the
+watch itself was away as long, because then the whole host or container was paused.
 
 In a hot upgrade two pools share the worker numbers for a while: the new one starts a worker parked
 (`park`), the old one ends its own (`release`), the new one lets its worker begin (`begin`).  Until
@@ -53,6 +56,15 @@ LEAVE_GRACE_S: Final = 1.0
 """A worker leaves within one round (50 ms); one that does not is killed, which loses as little."""
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
+_SHORTAGE_MAX_S: Final = 5.0
+"""Longest pause where the host lacked something: it may be there again at any moment, and a try
+costs little."""
+_WATCH_S: Final = 0.25
+_UNREAD_NS: Final = 500_000_000
+"""How long a socket may be without a reader before the steering leaves it out.  A replacement needs
+less; what is queued meanwhile is not lost."""
+_AWAY_NS: Final = 1_000_000_000
+"""A watch that was late by this much was paused itself."""
 _ANYWHERE: Final = Placement()
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -73,6 +85,7 @@ class _Process:
     parked: bool = False
     ready: bool = False
     generation: int = 0
+    gone_ns: int = 0
     aborted_ns: int = 0
     killed: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -116,9 +129,15 @@ class WorkerPool:
         self.set_hang_timeout(hang_timeout_s)
         self._clock = clock
         self._processes: dict[int, _Process] = {}
-        self._boot_failures: Counter[int] = Counter()
-        self._respawns: set[asyncio.Task[None]] = set()
+        self._failures: Counter[int] = Counter()
+        self._retry_ns: dict[int, int] = {}
+        """When to try again to start a worker that could not start."""
+        self._unread: set[int] = set()
+        """Workers whose sockets the steering leaves out."""
         self._released: set[int] = set()
+        """Workers that are not this pool's to run: in a hot upgrade the other pool has them."""
+        self._resumed_ns = 0
+        """When the watch came back from a pause of the whole process group."""
         self._watcher: asyncio.Task[None] | None = None
         self._all_ready = asyncio.Event()
         self._boot_error: str | None = None
@@ -178,8 +197,12 @@ class WorkerPool:
         Raises:
             WorkerBootError: one of them cannot start.
         """
-        for number in range(self.count):
-            self._spawn(number)
+        try:
+            for number in range(self.count):
+                self._spawn(number)
+        except OSError as error:
+            self._boot_error = f"no worker can be started: {error.strerror}"
+            self._all_ready.set()
         try:
             async with asyncio.timeout(BOOT_TIMEOUT_S):
                 await self._all_ready.wait()
@@ -199,10 +222,9 @@ class WorkerPool:
             quiet: say nothing to the peers.
         """
         self._stopping = True
-        tasks = [*self._respawns, *([self._watcher] if self._watcher else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
         processes = list(self._processes.values())
         for process in processes:
             try:
@@ -224,6 +246,7 @@ class WorkerPool:
     def inherit(self) -> None:
         """Begin with no worker; each comes by `park` and `begin`."""
         self._booted = True
+        self._released = set(range(self.count))
         self._watcher = asyncio.create_task(self._watch())
 
     async def park(self, number: int) -> None:
@@ -232,7 +255,10 @@ class WorkerPool:
         Raises:
             WorkerBootError: it cannot start.
         """
-        self._spawn(number, parked=True)
+        try:
+            self._spawn(number, parked=True)
+        except OSError as error:
+            raise WorkerBootError(f"no worker can be started: {error.strerror}") from error
         process = self._processes[number]
         with contextlib.suppress(OSError):  # It ended meanwhile; then it says nothing more.
             if await process.says(PARKED, BOOT_TIMEOUT_S):
@@ -257,6 +283,7 @@ class WorkerPool:
             raise WorkerBootError(f"worker {number} of the new relay has ended") from error
         if not await process.says(READY, BOOT_TIMEOUT_S):
             raise WorkerBootError(f"worker {number} of the new relay does not begin")
+        self._released.discard(number)
 
     async def release(self, number: int) -> None:
         """End a worker without a word to the peers, and do not replace it.
@@ -290,7 +317,7 @@ class WorkerPool:
             if not process.gone.is_set():
                 await process.gone.wait()
             self._released.discard(number)
-            self._spawn(number)
+            self._start(number)
 
     def _reset_row(self, number: int) -> None:
         row = WorkerRow(self._segment, number)
@@ -313,12 +340,23 @@ class WorkerPool:
         if parked:
             command += ["--parked"]
         with theirs:
-            popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=(self._segment.fd, theirs.fileno(), *sockets),
-            )
-        process = _Process(number, popen, mine, os.pidfd_open(popen.pid), now_ns, parked)
+            try:
+                popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(self._segment.fd, theirs.fileno(), *sockets),
+                )
+            except OSError:
+                mine.close()
+                raise
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError:
+            mine.close()
+            popen.kill()
+            popen.wait()
+            raise
+        process = _Process(number, popen, mine, pidfd, now_ns, parked)
         self._processes[number] = process
         loop = asyncio.get_running_loop()
         loop.add_reader(mine, self._on_message, process)
@@ -340,11 +378,12 @@ class WorkerPool:
         if READY in message:
             process.ready = True
             process.generation = WorkerRow(self._segment, process.number).generation
-            self._boot_failures.pop(process.number, None)
+            self._failures.pop(process.number, None)
             took_ms = (self._clock.now().mono_ns - process.spawned_ns) // 1_000_000
             _log.info(
                 "worker_ready", worker=process.number, pid=process.popen.pid, start_ms=took_ms
             )
+            self._steer(self._unread - {process.number})
             if self.running() == self.count:
                 self._all_ready.set()
 
@@ -356,6 +395,7 @@ class WorkerPool:
         process.control.close()
         code = process.popen.wait()
         was_ready, process.ready = process.ready, False
+        process.gone_ns = self._clock.now().mono_ns
         process.gone.set()
         if self._stopping or process.parked or process.number in self._released:
             return
@@ -371,6 +411,7 @@ class WorkerPool:
     def _replace_at_once(self, process: _Process, code: int) -> None:
         cause = "hung" if process.aborted_ns else "died"
         self.restarts[cause] += 1
+        self._start(process.number)
         _log.error(
             "worker_replaced",
             worker=process.number,
@@ -378,14 +419,10 @@ class WorkerPool:
             cause=f"{cause}: {_how(code)}",
             next_step="sessions go on in the replacement; look above for a traceback",
         )
-        self._spawn(process.number)
 
     def _replace_later(self, process: _Process, code: int) -> None:
-        self._boot_failures[process.number] += 1
         self.restarts["boot_failed"] += 1
-        failures = self._boot_failures[process.number]
-        delay_s = min(_BACKOFF_FIRST_S * 2 ** (failures - 1), _BACKOFF_MAX_S)
-        delay_s *= random.uniform(0.8, 1.2)
+        delay_s = self._put_off(process.number, _BACKOFF_MAX_S)
         _log.error(
             "worker_boot_failed",
             worker=process.number,
@@ -393,23 +430,80 @@ class WorkerPool:
             retry_in_s=round(delay_s, 1),
             next_step="see the message above; the other workers serve on",
         )
-        task = asyncio.create_task(self._respawn(process, delay_s))
-        self._respawns.add(task)
-        task.add_done_callback(self._respawns.discard)
 
-    async def _respawn(self, failed: _Process, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        number = failed.number
-        if self._processes[number] is failed and number not in self._released:
+    def _start(self, number: int) -> None:
+        """Start a worker now, or leave it to the watch where the host cannot."""
+        try:
             self._spawn(number)
+        except OSError as error:
+            delay_s = self._put_off(number, _SHORTAGE_MAX_S)
+            _log.error(
+                "worker_not_started",
+                worker=number,
+                cause=error.strerror or "unknown error",
+                retry_in_s=round(delay_s, 1),
+                next_step="the other workers serve its sessions; look at the limits of descriptors "
+                "and processes of this service and at the memory of the host",
+            )
+
+    def _put_off(self, number: int, longest_s: float) -> float:
+        """Choose when to start a worker again; the pauses grow.  Returns seconds."""
+        self._failures[number] += 1
+        doublings = min(self._failures[number] - 1, 16)
+        delay_s = min(_BACKOFF_FIRST_S * 2**doublings, longest_s) * random.uniform(0.8, 1.2)
+        self._retry_ns[number] = self._clock.now().mono_ns + int(delay_s * 1e9)
+        return delay_s
+
+    # -- The watch -------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        pause_s = min(_WATCH_S, self._hang_ns / 5e9)
+        last_ns = self._clock.now().mono_ns
         while True:
-            await asyncio.sleep(min(0.5, self._hang_ns / 5e9))
+            await asyncio.sleep(pause_s)
             now_ns = self._clock.now().mono_ns
-            for process in self._processes.values():
-                if not process.gone.is_set():
-                    self._check(process, now_ns)
+            if now_ns - last_ns > pause_s * 1e9 + _AWAY_NS:
+                self._resumed_ns = now_ns
+                _log.warning(
+                    "watch_was_away",
+                    away_ms=(now_ns - last_ns) // 1_000_000,
+                    cause="this process was paused or got no CPU",
+                    next_step="none, if the host or container was paused; else give it more CPU",
+                )
+            last_ns = now_ns
+            try:
+                self._look(now_ns)
+            except Exception as error:  # noqa: BLE001 - the watch is the last thing to fall
+                _log.error(
+                    "watch_failed", exc_info=error, next_step="report this; the watch goes on"
+                )
+
+    def _look(self, now_ns: int) -> None:
+        for process in list(self._processes.values()):
+            if not process.gone.is_set():
+                self._check(process, now_ns)
+        for number in range(self.count):
+            current = self._processes.get(number)
+            missing = current is None or current.gone.is_set()
+            wanted = number not in self._released and now_ns >= self._retry_ns.get(number, 0)
+            if missing and wanted:
+                self._start(number)
+        self._steer({number for number in range(self.count) if self._is_unread(number, now_ns)})
+
+    def _is_unread(self, number: int, now_ns: int) -> bool:
+        process = self._processes.get(number)
+        if process is None or number in self._released or process.parked:
+            return False  # A successor has it, or a hot upgrade is on its way: it steers.
+        return not process.ready and now_ns - (process.gone_ns or process.spawned_ns) > _UNREAD_NS
+
+    def _steer(self, unread: set[int]) -> None:
+        if unread == self._unread:
+            return
+        self._unread = unread
+        for group in self._groups:
+            read = {w % len(group.sockets) for w in range(self.count) if w not in unread}
+            group.steer_to(read)
+        _log.warning("steering_changed", without_workers=sorted(unread))
 
     def _check(self, process: _Process, now_ns: int) -> None:
         if process.parked:
@@ -423,7 +517,8 @@ class WorkerPool:
                 process.killed = True
                 _signal(process, signal.SIGKILL)
             return
-        silent_ns = now_ns - WorkerRow(self._segment, process.number).heartbeat_ns
+        heartbeat_ns = WorkerRow(self._segment, process.number).heartbeat_ns
+        silent_ns = now_ns - max(heartbeat_ns, self._resumed_ns)
         if silent_ns > self._hang_ns:
             _log.error(
                 "worker_hung",

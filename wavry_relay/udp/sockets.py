@@ -11,7 +11,7 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,10 +35,12 @@ SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _STEERING_OFFSET: Final = 16
 """Offset of the last four bytes of the session id in the UDP payload."""
 
-# Classic BPF (linux/filter.h): A = payload[16:20]; A %= N; return A.  A shorter datagram ends the
-# program with 0, the first worker's socket.
+# Classic BPF (linux/filter.h): A = payload[16:20]; A %= N; return A, or the place of another socket
+# where nobody reads that one.  A shorter datagram ends the program with 0, the first socket.
 _BPF_LD_W_ABS: Final = 0x20
 _BPF_ALU_MOD_K: Final = 0x94
+_BPF_JMP_EQ_K: Final = 0x15
+_BPF_RET_K: Final = 0x06
 _BPF_RET_A: Final = 0x16
 _INSTRUCTION: Final = struct.Struct("=HBBI")
 
@@ -77,6 +79,14 @@ class ReuseportGroup:
     def socket_of(self, worker: int) -> socket.socket:
         """The socket that a worker reads."""
         return self.sockets[worker % len(self.sockets)]
+
+    def steer_to(self, read: Collection[int]) -> None:
+        """Steer to the sockets at these places only; the sessions of the others are spread.
+
+        Without any place, and where the kernel took no program before, nothing changes.
+        """
+        if read and len(self.sockets) > 1 and self.steering_error is None:
+            self.steering_error = attach_steering(self.sockets[0], len(self.sockets), read)
 
     def close(self) -> None:
         """Close all sockets."""
@@ -228,22 +238,32 @@ def set_busy_poll(groups: Sequence[ReuseportGroup], busy_poll_us: int) -> str | 
     return None
 
 
-def steering_program(workers: int) -> Sequence[tuple[int, int, int, int]]:
-    """The program as rows of (code, jump if true, jump if false, k)."""
-    return (
-        (_BPF_LD_W_ABS, 0, 0, _STEERING_OFFSET),
-        (_BPF_ALU_MOD_K, 0, 0, workers),
-        (_BPF_RET_A, 0, 0, 0),
-    )
+def steering_program(
+    sockets: int, read: Collection[int] | None = None
+) -> Sequence[tuple[int, int, int, int]]:
+    """Build the program as rows of (code, jump if true, jump if false, k).
+
+    Args:
+        sockets: in the group.
+        read: places of those that somebody reads; None is all.
+    """
+    places = range(sockets) if read is None else sorted(read)
+    rows = [(_BPF_LD_W_ABS, 0, 0, _STEERING_OFFSET), (_BPF_ALU_MOD_K, 0, 0, sockets)]
+    unread = [place for place in range(sockets) if place not in places]
+    for at, place in enumerate(unread):
+        rows += [(_BPF_JMP_EQ_K, 0, 1, place), (_BPF_RET_K, 0, 0, places[at % len(places)])]
+    return (*rows, (_BPF_RET_A, 0, 0, 0))
 
 
-def attach_steering(sock: socket.socket, workers: int) -> str | None:
-    """Attach the steering program to a socket's group.
+def attach_steering(
+    sock: socket.socket, sockets: int, read: Collection[int] | None = None
+) -> str | None:
+    """Attach the steering program to a socket's group, in the place of one that is there.
 
     Returns:
         None, or why the kernel refuses; packets are then spread by address, which still works.
     """
-    code = b"".join(_INSTRUCTION.pack(*row) for row in steering_program(workers))
+    code = b"".join(_INSTRUCTION.pack(*row) for row in steering_program(sockets, read))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HL", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))
     try:

@@ -260,7 +260,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> NoReturn:
     """Entry point of a worker process."""
     faulthandler.enable()  # SIGABRT of a hung worker shows where it hangs.
-    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and reload: the supervisor's business.
+    # Ctrl-C, reload and stop, which may go to the whole process group: the supervisor's business.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     log_stream.install("relay-worker")
     options = _parse(arguments)
@@ -273,10 +274,6 @@ def main(arguments: Sequence[str]) -> NoReturn:
         sys.stderr.write(f"relay worker {options.number} cannot start: {error!r}\n")
         sys.exit(BOOT_FAILURE)
 
-    def stop(_signal: int, _frame: object) -> None:
-        worker.stopping = True
-
-    signal.signal(signal.SIGTERM, stop)
     gc.freeze()  # What is here now stays; collections need not look at it again.
     worker.run()
     log_stream.drain()

@@ -1,5 +1,6 @@
 """Socket groups: ports that are taken, steering, buffers."""
 
+import contextlib
 import socket
 import uuid
 from collections import Counter
@@ -76,6 +77,35 @@ def test_steering_sends_a_session_to_one_worker_wherever_it_comes_from(group) ->
             assert made.sockets[expected].recv(64)[4:20] == session_id
         used[expected] += 1
     assert len(used) == workers
+
+
+@pytest.mark.parametrize("read", [{0}, {3}, {1, 2}, {0, 1, 3}])
+def test_steering_leaves_out_sockets_without_a_reader_and_takes_them_back(group, read) -> None:
+    made = group("127.0.0.1", 0, 4, 65_536)
+    if made.steering_error is not None:
+        pytest.skip(f"kernel without SO_ATTACH_REUSEPORT_CBPF: {made.steering_error}")
+
+    def reached() -> list[int]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            for number in range(4):
+                session_id = bytes(12) + number.to_bytes(4, "big")
+                peer.sendto(bytes(4) + session_id, ("127.0.0.1", made.port))
+        got = []
+        for at, sock in enumerate(made.sockets):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    number = sock.recv(64)[-1]
+                    got.append(at)
+                    assert number == at or (at in read and number not in read)
+        return got
+
+    assert reached() == [0, 1, 2, 3]
+    made.steer_to(read)
+    assert len(reached()) == 4
+    made.steer_to(())
+    assert set(reached()) <= read, "without any reader nothing changes"
+    made.steer_to(range(4))
+    assert reached() == [0, 1, 2, 3]
 
 
 def test_short_datagrams_reach_some_worker(group) -> None:
