@@ -76,13 +76,22 @@ class RelayFigures:
         """Return the blocked networks, those that last longest first."""
         return blocked_networks(self._blocks.live(self._clock.now().wall_ms))
 
+    @property
+    def status(self) -> str:
+        """``ok``; ``degraded`` while workers are missing; ``down`` while none runs."""
+        workers = self._relay.workers
+        running = workers.running()
+        if running == workers.count:
+            return "ok"
+        return "degraded" if running else "down"
+
     def health(self) -> dict[str, Any]:
         """Return the body of /health."""
         relay, master = self._relay, self._relay.master
         waiting, active = self.sessions()
         now_ns, now_ms = self._clock.now()
         return {
-            "status": "ok",
+            "status": self.status,
             "relay_id": relay.relay_id,
             "version": relay.version,
             "pid": os.getpid(),

@@ -21,7 +21,8 @@ _REGISTRY: Final = web.AppKey("registry", CollectorRegistry)
 
 
 async def _health(request: web.Request) -> web.Response:
-    return json_answer(request.app[_FIGURES].health())
+    body = request.app[_FIGURES].health()
+    return json_answer(body, 503 if body["status"] == "down" else 200)
 
 
 async def _ready(request: web.Request) -> web.Response:
