@@ -450,7 +450,7 @@ class WorkerPool:
         """Choose when to start a worker again; the pauses grow.  Returns seconds."""
         self._failures[number] += 1
         doublings = min(self._failures[number] - 1, 16)
-        delay_s = min(_BACKOFF_FIRST_S * 2**doublings, longest_s) * random.uniform(0.8, 1.2)
+        delay_s = min(_BACKOFF_FIRST_S * (1 << doublings), longest_s) * random.uniform(0.8, 1.2)
         self._retry_ns[number] = self._clock.now().mono_ns + int(delay_s * 1e9)
         return delay_s
 
