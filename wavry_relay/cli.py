@@ -17,9 +17,10 @@ from wavry_peer.protocol.keyset import relay_id
 from wavry_peer.service import logs
 from wavry_peer.service.health_command import health_command
 from wavry_peer.service.settings import SettingsError, load_layers, load_one
+from wavry_peer.service.version import software_version
 from wavry_relay.ops.control_socket import CONTROL_SOCKET_NAME
 from wavry_relay.supervisor.host import Host
-from wavry_relay.supervisor.supervisor import Supervisor, relay_version
+from wavry_relay.supervisor.supervisor import Supervisor
 
 from .config import RelayConfig
 from .identity import StateDirectory
@@ -57,7 +58,7 @@ def _fail(error: Exception, code: int) -> typer.Exit:
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the flag
     if wanted:
-        typer.echo(f"wavry-relay {relay_version()}")
+        typer.echo(f"wavry-relay {software_version()}")
         raise typer.Exit
 
 

@@ -28,10 +28,10 @@ from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import Switch, SwitchState, SwitchTable
 from wavry_cp.store.sqlite.gateway import SqliteGatewayStore
+from wavry_peer.service.clock import Clock
 
 from .admin_access import AdminAccess
 from .ban_effects import GatewayBanEffects
-from .clock import Clock
 from .config import GatewayConfig
 from .metrics import GatewayMetrics
 from .store import GatewayStore

@@ -48,10 +48,10 @@ from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import Switch, SwitchTable
 from wavry_cp.operators.token_service import TokenService
 from wavry_cp.store.sqlite.master import MasterSqlite
+from wavry_peer.service.clock import Clock
 
 from .access import Access
 from .ban_effects import MasterBanEffects
-from .clock import Clock
 from .config import MasterConfig
 from .context import MasterContext
 from .metrics import MasterMetrics

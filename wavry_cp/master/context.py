@@ -18,9 +18,9 @@ from wavry_cp.operators.bans import BanTable
 from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import SwitchTable
 from wavry_cp.operators.token_service import TokenService
+from wavry_peer.service.clock import Clock
 
 from .access import Access
-from .clock import Clock
 from .config import MasterConfig
 from .metrics import MasterMetrics
 from .store import MasterStore

@@ -13,9 +13,9 @@ from wavry_peer.protocol.http.admin import (
     TokenCheck,
     TokenCheckRequest,
 )
+from wavry_peer.service.clock import Clock
 
 from .access import Access
-from .clock import Clock
 
 __all__ = ["TokenRoutes"]
 

@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from wavry_cp.master.clock import Clock
 from wavry_cp.master.refusal import RefusedError
 from wavry_peer.protocol.http.admin import (
     NewToken,
@@ -14,6 +13,7 @@ from wavry_peer.protocol.http.admin import (
     TokenInfo,
     TokenList,
 )
+from wavry_peer.service.clock import Clock
 
 from .admin_tokens import RESERVED_NAMES, AdminToken, TokenTable, new_token, rotation
 from .audit import SYSTEM, AuditEntry, attempted

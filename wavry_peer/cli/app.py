@@ -1,6 +1,5 @@
 """``wavry-peer``: accounts, encrypted sessions, files and pings from the command line."""
 
-import importlib.metadata
 import logging
 import sys
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from wavry_peer.home.identity import IDENTITY_FILE, default_home, fingerprint, l
 from wavry_peer.home.known_peers import KnownPeers
 from wavry_peer.home.logins import LoginStore
 from wavry_peer.protocol.errors import LocalError
+from wavry_peer.service.version import software_version
 
 from .chat import StandardInput, chat
 from .files import receive_files, send_one
@@ -73,11 +73,7 @@ Keep = Annotated[bool, typer.Option("--keep", help="Go on after the first one.")
 
 def _version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so
     if wanted:
-        try:
-            version = importlib.metadata.version("wavry")
-        except importlib.metadata.PackageNotFoundError:
-            version = "unknown (not installed)"
-        typer.echo(f"wavry-peer {version}")
+        typer.echo(f"wavry-peer {software_version()}")
         raise typer.Exit
 
 

@@ -1,9 +1,9 @@
-"""Time as an argument: rule modules take an `Instant`, only the shell reads a `Clock`."""
+"""Time as an argument: rules take an `Instant` or plain numbers, only the shell reads a `Clock`."""
 
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-__all__ = ["Clock", "Instant", "SystemClock"]
+__all__ = ["Clock", "Instant"]
 
 
 class Instant(NamedTuple):
@@ -18,16 +18,21 @@ class Instant(NamedTuple):
     wall_ms: int
 
 
-class Clock(Protocol):
-    """Where an `Instant` comes from."""
+class Clock:
+    """The clocks of the host; a test's clock overrides what it moves by hand."""
 
     def now(self) -> Instant:
-        """The present moment."""
-
-
-class SystemClock:
-    """The host's clocks."""
-
-    def now(self) -> Instant:
-        """The present moment."""
+        """Return the present moment."""
         return Instant(time.monotonic_ns(), time.time_ns() // 1_000_000)
+
+    def wall_s(self) -> float:
+        """Return unix seconds, for what is written into leases and rows."""
+        return time.time()
+
+    def monotonic_s(self) -> float:
+        """Return seconds of CLOCK_MONOTONIC, for time-outs and limits."""
+        return time.monotonic()
+
+    def now_s(self) -> int:
+        """Return whole unix seconds."""
+        return int(self.wall_s())

@@ -13,7 +13,6 @@ supervisor until the commit, the new one from then on.
 
 import asyncio
 import contextlib
-import importlib.metadata
 import os
 import signal
 import socket
@@ -29,8 +28,9 @@ from wavry_peer.protocol.ed25519 import SigningKey
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
 from wavry_peer.service import logs
-from wavry_peer.service.clock import Clock, SystemClock
+from wavry_peer.service.clock import Clock
 from wavry_peer.service.settings import SettingsError
+from wavry_peer.service.version import software_version
 from wavry_relay.config import RelayConfig
 from wavry_relay.engine import choose_engine
 from wavry_relay.identity import StateDirectory
@@ -56,20 +56,12 @@ from .pool import WorkerPool
 from .reload import Reloader
 from .shutdown_drain import drain_before_the_end
 
-__all__ = ["Supervisor", "relay_version"]
+__all__ = ["Supervisor"]
 
 STOP_GRACE_S: Final = 2.0
 """Workers end within one round (50 ms); what takes longer hangs."""
 
 _log = structlog.get_logger(__name__)
-
-
-def relay_version() -> str:
-    """Return the version of the installed distribution."""
-    try:
-        return importlib.metadata.version("wavry")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"
 
 
 class Supervisor:
@@ -97,14 +89,14 @@ class Supervisor:
     ) -> None:
         self._config = config
         self._ready_file = ready_file
-        self._clock = clock or SystemClock()
+        self._clock = clock or Clock()
         self._host = host or Host()
         self._take_over = take_over
         self._owner = not take_over
         root = config.trusted_root()
         self._engine = choose_engine(config.engine)
         state = StateDirectory(config.state_dir.expanduser())
-        self._assembler = Assembler(config, state, root, relay_version(), self._clock)
+        self._assembler = Assembler(config, state, root, software_version(), self._clock)
         self._hangup = asyncio.Event()
         self._handover: Handover | None = None
         self._successor_pid = 0

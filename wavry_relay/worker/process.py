@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 
 from wavry_peer.protocol.constants import NoticeCode
 from wavry_peer.service import log_stream
-from wavry_peer.service.clock import Clock, SystemClock
+from wavry_peer.service.clock import Clock
 from wavry_relay.admission.admission import Admission
 from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if options.cpu is not None:
         pin_to(options.cpu, options.number)
     try:
-        worker = _build(options, SystemClock())
+        worker = _build(options, Clock())
     except Exception as error:  # noqa: BLE001 - whatever it is, the exit code must say "boot"
         sys.stderr.write(f"relay worker {options.number} cannot start: {error!r}\n")
         sys.exit(BOOT_FAILURE)

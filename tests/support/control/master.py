@@ -21,10 +21,10 @@ import aiohttp
 from support.paths import REPOSITORY
 from wavry_cp.app.http import listening
 from wavry_cp.master.app import open_master
-from wavry_cp.master.clock import Clock
 from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.files import init_keys
 from wavry_peer.protocol import base64url, ed25519, keyset, registration
+from wavry_peer.service.clock import Clock
 
 START_TIMEOUT_S = 20.0
 
@@ -208,6 +208,17 @@ class MasterClient:
         return await self.call("GET", path, **kw)
 
 
+class _MovedClock(Clock):
+    def __init__(self, moved: "FakeClock") -> None:
+        self._moved = moved
+
+    def wall_s(self) -> float:
+        return self._moved.now_s
+
+    def monotonic_s(self) -> float:
+        return self._moved.now_s
+
+
 @dataclass
 class FakeClock:
     """Both clocks of a master, moved by hand."""
@@ -215,7 +226,7 @@ class FakeClock:
     now_s: float = 1_800_000_000.0
 
     def clock(self) -> Clock:
-        return Clock(wall_s=lambda: self.now_s, monotonic_s=lambda: self.now_s)
+        return _MovedClock(self)
 
     def advance(self, seconds: float) -> None:
         self.now_s += seconds

@@ -334,7 +334,7 @@ class EngineConformance:
         code = (
             "import sys\n"
             "from wavry_relay.shm.address import Address\n"
-            "from wavry_peer.service.clock import Instant, SystemClock\n"
+            "from wavry_peer.service.clock import Instant, Clock\n"
             "from wavry_relay.engine import open_engine\n"
             "from wavry_relay.engine.base import Forward\n"
             "from wavry_relay.shm.control import EngineKind\n"
@@ -342,7 +342,7 @@ class EngineConformance:
             "from wavry_relay.shm.segment import Segment\n"
             f"segment = Segment.attach({fd})\n"
             f"engine = open_engine(EngineKind({int(self.kind)}), segment, [],"
-            " CounterRow(segment, 0), SystemClock())\n"
+            " CounterRow(segment, 0), Clock())\n"
             f"head = {client.frame(0)[:20]!r}\n"
             f"source, now = Address(*{tuple(client.address)}), Instant(*{tuple(world.now)})\n"
             "print('ready', flush=True); sys.stdin.readline()\n"

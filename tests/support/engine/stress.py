@@ -6,7 +6,7 @@ import sys
 import time
 
 from wavry_peer.protocol import packets
-from wavry_peer.service.clock import SystemClock
+from wavry_peer.service.clock import Clock
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import Drop, Engine, Forward
 from wavry_relay.shm.address import Address
@@ -18,7 +18,7 @@ from wavry_relay.shm.segment import Segment
 def attach(fd: int, worker: int) -> tuple[Segment, Engine]:
     segment = Segment.attach(fd)
     row = CounterRow(segment, worker)
-    return segment, open_engine(EngineKind.NATIVE, segment, (), row, SystemClock())
+    return segment, open_engine(EngineKind.NATIVE, segment, (), row, Clock())
 
 
 def wait_for_start() -> int:
@@ -38,7 +38,7 @@ BLOCK_NS = 5_000_000
 def same_sequences(fd: int, worker: int, session: bytes, source: Address, blocks: int) -> None:
     """Offer the same 64 sequences as everybody else, for 5 ms each; report what passed."""
     _, engine = attach(fd, worker)
-    clock = SystemClock()
+    clock = Clock()
     order = random.Random(worker)
     start_ns = wait_for_start()
     passed = []
@@ -59,7 +59,7 @@ def same_sequences(fd: int, worker: int, session: bytes, source: Address, blocks
 def flood(fd: int, worker: int, session: bytes, source: Address, seconds: int) -> None:
     """Send as fast as possible with sequences of its own; report how many passed, and when."""
     _, engine = attach(fd, worker)
-    clock = SystemClock()
+    clock = Clock()
     wait_for_start()
     first_ns = clock.now().mono_ns
     end_ns = first_ns + seconds * 1_000_000_000

@@ -10,7 +10,7 @@ from typing import Any
 from support.relay.relay import Mint
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import ed25519, lease, packets
-from wavry_peer.service.clock import Instant
+from wavry_peer.service.clock import Clock, Instant
 from wavry_relay.admission.admission import Admission, ControlAnswer
 from wavry_relay.admission.policy import AdmissionPolicy, RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
@@ -46,7 +46,7 @@ def v6(text_tail: int, port: int = 5000, *, listen: int = 0, scope: int = 0) -> 
     return Address.from_ip(packed, port, listen=listen, scope=scope)
 
 
-class FakeClock:
+class FakeClock(Clock):
     """Both clocks, moved by hand."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ import structlog
 import structlog.testing
 from support.relay.world import Peer, World, open_world
 
-from wavry_peer.service.clock import SystemClock
+from wavry_peer.service.clock import Clock
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import ControlKind
 from wavry_relay.shm.address import Address
@@ -387,7 +387,7 @@ def test_idle_costs_nothing_and_the_wake_descriptor_ends_a_round(bench: Bench) -
     ours, theirs = socket.socketpair()
     with ours, theirs:
         engine = open_engine(
-            EngineKind.NATIVE, world.segment, bench.relays, world.row, SystemClock(),
+            EngineKind.NATIVE, world.segment, bench.relays, world.row, Clock(),
             wake_fd=ours.fileno(),
         )  # fmt: skip
         try:
@@ -410,7 +410,7 @@ def test_real_clocks_are_read_for_each_batch(bench: Bench) -> None:
     client, _ = bench.session(alice, bob)
     client.slot.expires_ms = int(time.time() * 1000) + 150
     sockets = [socket.socket(fileno=os.dup(bench.relays[0].fileno()))]
-    engine = open_engine(EngineKind.NATIVE, world.segment, sockets, world.row, SystemClock())
+    engine = open_engine(EngineKind.NATIVE, world.segment, sockets, world.row, Clock())
     try:
         alice.sendto(client.frame(1), bench.relays[0].getsockname())
         engine.run(0)

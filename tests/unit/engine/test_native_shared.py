@@ -15,7 +15,7 @@ from support.engine import stress as native_stress_support
 from support.paths import REPOSITORY
 from support.relay.world import Peer, World, open_world
 
-from wavry_peer.service.clock import SystemClock
+from wavry_peer.service.clock import Clock
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.shm.control import EngineKind, Limits
@@ -226,7 +226,7 @@ def test_kill_storm_leaves_the_tables_usable() -> None:
                 time.sleep(0.02 + 0.003 * number)
                 process.kill()
             # The flood charged the buckets at the host's time, which may be ahead of the fake one.
-            world.clock.instant = SystemClock().now()
+            world.clock.instant = Clock().now()
             head = client.slot.window_head
             assert client.forward(head) == Forward(server.address)
             assert client.forward(head) == Drop("duplicate")

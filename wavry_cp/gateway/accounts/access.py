@@ -2,10 +2,10 @@
 
 from prometheus_client import Counter
 
-from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
+from wavry_peer.service.clock import Clock
 
 __all__ = ["UserAccess"]
 

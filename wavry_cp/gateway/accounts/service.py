@@ -7,11 +7,11 @@ from typing import Literal
 
 from wavry_cp.app.metric_families import LabelledCounter
 from wavry_cp.app.rate_limit import RateLimiter
-from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.store import GatewayStore, TokenOwner
+from wavry_peer.service.clock import Clock
 
 from .access import UserAccess
 from .login_delays import LoginDelays

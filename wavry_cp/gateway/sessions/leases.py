@@ -11,7 +11,6 @@ from typing import Final
 
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.gateway.accounts.access import UserAccess
-from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.signaling.hub import Hub
@@ -19,6 +18,7 @@ from wavry_cp.gateway.store import GatewayStore
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import Credentials, LeaseResponse, RelaySessionRequest
 from wavry_peer.protocol.http.signaling import RelayCredentials
+from wavry_peer.service.clock import Clock
 
 from . import rules as sessions
 from .broker import Broker, unavailable

@@ -10,12 +10,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from wavry_cp.app.rate_limit import RateLimiter
-from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.store import GatewayStore
 from wavry_peer.protocol.http.signaling import Answer, AnswerRift, Bye, Candidate, Offer, OfferRift
+from wavry_peer.service.clock import Clock
 
 from . import rules as sessions
 from .rules import CallLimits, CallSession, Keys, SessionKey, checked_keys

@@ -19,7 +19,6 @@ from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.accounts.tokens import token_hash
-from wavry_cp.gateway.clock import Clock
 from wavry_cp.gateway.config import GatewayConfig
 from wavry_cp.gateway.metrics import GatewayMetrics
 from wavry_cp.gateway.refused import RefusedError
@@ -30,6 +29,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import signaling as wire
 from wavry_peer.protocol.http.api import RelaySessionRequest
+from wavry_peer.service.clock import Clock
 
 from .connection import (
     CLOSE_ABUSE,

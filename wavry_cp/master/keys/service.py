@@ -12,7 +12,6 @@ from typing import Final
 
 import structlog
 
-from wavry_cp.master.clock import Clock
 from wavry_cp.master.metrics import MasterMetrics
 from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.relays.registry import RelayRegistry
@@ -38,6 +37,7 @@ from wavry_peer.protocol.keyset import (
     link_root,
     sign_keyset,
 )
+from wavry_peer.service.clock import Clock
 
 from . import rules as rotation
 from .files import KeyFileError

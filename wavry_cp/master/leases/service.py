@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
-from wavry_cp.master.clock import Clock
 from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.rules import may_sign_for
@@ -27,6 +26,7 @@ from wavry_peer.protocol.http.api import (
     RenewResponse,
 )
 from wavry_peer.protocol.lease import MAX_KBPS, sign_lease
+from wavry_peer.service.clock import Clock
 
 from . import rules as leases
 from . import selection

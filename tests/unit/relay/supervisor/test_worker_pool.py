@@ -14,7 +14,7 @@ from support.paths import REPOSITORY
 from support.relay.world import RELAY_ID
 
 from wavry_peer.protocol.constants import STUN_COOKIE
-from wavry_peer.service.clock import SystemClock
+from wavry_peer.service.clock import Clock
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.layout import HEAD, Geometry
 from wavry_relay.shm.segment import Segment
@@ -38,7 +38,7 @@ def pool(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPo
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(worker_pool, "_BACKOFF_FIRST_S", 0.05)
     group = open_group("127.0.0.1", 0, 2, 65_536)
-    yield WorkerPool(segment, [group], 5.0, SystemClock())
+    yield WorkerPool(segment, [group], 5.0, Clock())
     group.close()
 
 
