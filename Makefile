@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # A change of the compiled core builds it again, and a build without it is not the end of the matter;
 # WAVRY_BUILD_NATIVE=try goes on where it cannot be built, skip does not try.
 WAVRY_BUILD_NATIVE ?= require
-NATIVE_SOURCES := $(wildcard wavry_relay/engine/*.c wavry_relay/engine/*.h wavry_relay/engine/*.pyx)
+NATIVE_SOURCES := $(wildcard $(foreach kind,c h pyx pxd,wavry_relay/engine/*.$(kind) wavry_relay/engine/*/*.$(kind)))
 PYTEST_ARGS ?=
 LOAD_USERS ?= 5
 LOAD_TIME ?= 1m
@@ -22,7 +22,7 @@ LOCK_ARGS ?=
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-ifeq ($(filter skip,$(WAVRY_BUILD_NATIVE))$(wildcard wavry_relay/engine/_native*.so),)
+ifeq ($(filter skip,$(WAVRY_BUILD_NATIVE))$(wildcard wavry_relay/engine/_native*.so wavry_relay/engine/*/_native*.so),)
 $(STAMP): again
 endif
 again:

@@ -90,9 +90,19 @@ def fresh_machine(store: Store) -> Iterator[FreshMachine]:
             volumes = [
                 f"{file}:{MOUNTED_AT[kind]}:ro" for kind, file in pip_files(Path(scratch)).items()
             ]
+            volumes += pip_cache()
             yield FreshMachine(store, name, volumes)
     finally:
         store.buildah("rm", name, capture=True)
+
+
+def pip_cache() -> list[str]:
+    """Volume with what pip has fetched on this machine, so that it is not fetched again."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "cache", "dir"], check=False, text=True, capture_output=True
+    )
+    directory = listed.stdout.strip()
+    return [f"{directory}:/root/.cache/pip"] if directory and Path(directory).is_dir() else []
 
 
 def copy_tree(target: Path) -> None:

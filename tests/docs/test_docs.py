@@ -13,7 +13,7 @@ from support.paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text()
-DOCUMENTS = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 def load_generator() -> ModuleType:
@@ -81,6 +81,23 @@ def test_commands_and_links_in_documents_exist(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=str(path.relative_to(REPOSITORY))) for path in DOCUMENTS]
+)
+def test_files_of_ours_that_a_document_names_exist(path: Path) -> None:
+    """Paths below a folder of the repository, in prose and in commands; not those that are made."""
+    tops = "wavry_peer|wavry_relay|wavry_cp|loadtest|tests|docs|docker|examples|systemd-examples"
+    text = path.read_text()
+    named = set(re.findall(rf"(?<![\w./-])(?:{tops})/[\w./-]*\w/?", text))
+    made = {"docker/secrets", "docker/.env"}
+    missing = {
+        name
+        for name in named
+        if not name.startswith(tuple(made)) and not (REPOSITORY / name).exists()
+    }
+    assert not missing
+
+
 def test_readme_names_both_commands_and_every_make_target_it_uses() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
@@ -93,7 +110,7 @@ def test_every_setting_variable_that_documents_name_exists() -> None:
     reference = GENERATE.configuration()
     others = {"WAVRY_GATEWAY_URL", "WAVRY_MASTER_URL", "WAVRY_ADMIN_TOKEN", "WAVRY_DEV_DIR",
               "WAVRY_ADMIN_TOKEN_FILE", "WAVRY_PASSWORD", "WAVRY_PEER_HOME",
-              "WAVRY_BUILD_SANITIZE", "WAVRY_VERSION",
+              "WAVRY_BUILD_SANITIZE", "WAVRY_BUILD_NATIVE", "WAVRY_VERSION",
               "WAVRY_SERVICE_TOKEN_FILE"}  # fmt: skip
     for document in (path.read_text() for path in DOCUMENTS):
         for variable in set(re.findall(r"\bWAVRY_[A-Z0-9_]*[A-Z0-9]\b", document)):
