@@ -5,11 +5,15 @@ quickest; `make test` turns that off.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from support.needs import need_native
 
+# A shell starts a background job with Ctrl-C ignored, and its programs inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Every process of a test would otherwise compile the whole project anew: a quarter of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -37,6 +37,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 class ServiceManager:
     """The end of sd_notify that systemd has: a unix datagram socket.
 
+    A thread takes what comes, as systemd does: the kernel keeps ten datagrams, and a sender waits.
+
     Args:
         where: a path, or ``@`` and an abstract name.
     """
@@ -45,27 +47,42 @@ class ServiceManager:
         self.address = where
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind("\0" + where[1:] if where.startswith("@") else where)
+        self.sock.setblocking(False)
         self.messages: list[dict[str, str]] = []
+        self._arrived: list[dict[str, str]] = []
+        self._reading = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._read)
 
     def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
         self.sock.close()
+
+    def _read(self) -> None:
+        while not self._ended.wait(0.02):
+            with self._reading:
+                self._take_all()
+
+    def _take_all(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = self.receive()
+                if message is not None:
+                    self._arrived.append(message)
 
     def collect(self, seconds: float = 0.0) -> list[dict[str, str]]:
         """All messages so far, after listening for a while."""
-        end = time.monotonic() + seconds
-        while True:
-            self.sock.settimeout(max(0.001, end - time.monotonic()))
-            try:
-                message = self.receive()
-            except TimeoutError:
-                if time.monotonic() >= end:
-                    return self.messages
-                continue
-            if message is not None:
-                self.messages.append(message)
+        time.sleep(seconds)
+        with self._reading:
+            self._take_all()
+            self.messages += self._arrived
+            self._arrived.clear()
+        return self.messages
 
     def receive(self) -> dict[str, str] | None:
         """The next message, or None if it is not believed."""

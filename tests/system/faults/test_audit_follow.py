@@ -49,7 +49,7 @@ class Follower:
         for line in self.process.stderr:
             self.notes.put(line)
 
-    def act(self, reason: str, timeout_s: float = 20) -> dict[str, Any]:
+    def act(self, reason: str, timeout_s: float = 60) -> dict[str, Any]:
         """The next act with this reason."""
         end_s = time.monotonic() + timeout_s
         while True:
@@ -67,13 +67,20 @@ class Follower:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        status = self.process.wait(20)
+        try:
+            status = self.process.wait(60)
+        finally:
+            self.process.kill()
+            self._close()
+        return status
+
+    def _close(self) -> None:
+        self.process.wait()
         for thread in self._threads:
             thread.join()
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
-        return status
 
 
 def test_audit_follow_goes_on_after_kill_9_of_the_master_and_misses_nothing(tmp_path: Path) -> None:
@@ -86,7 +93,7 @@ def test_audit_follow_goes_on_after_kill_9_of_the_master_and_misses_nothing(tmp_
                 "master", "admin", "relay_mode_on",
             )  # fmt: skip
             services.kill("master")
-            note = follower.notes.get(timeout=20)
+            note = follower.notes.get(timeout=60)
             assert "master" in note
             assert "waiting for it" in note
             services.start("master")

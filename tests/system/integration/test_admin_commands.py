@@ -182,8 +182,12 @@ def following(system: RunningSystem, *arguments: str) -> Iterator[Callable[[floa
         yield lambda timeout_s: lines.get(timeout=timeout_s)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(20)
-        reader.join()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
         for stream in (process.stdout, process.stderr):
             assert stream is not None
             stream.close()
