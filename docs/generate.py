@@ -1,4 +1,4 @@
-"""Writes the generated pages of docs/: configuration.md, commands.md and metrics.md.
+"""Writes the generated pages of docs/: configuration, commands, metrics, monitoring, HTTP.
 
 Run by ``make docs``; tests/docs fails when a page is not what the code gives.
 """
@@ -13,10 +13,14 @@ import typer
 import yaml
 
 from wavry_cp.admin.commands.app import app as wavryctl
+from wavry_cp.app.openapi import BODY_ERRORS
+from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.gateway.cli import app as wavry_gateway
 from wavry_cp.gateway.config import GatewayConfig
+from wavry_cp.gateway.routes import ROUTES as GATEWAY_ROUTES
 from wavry_cp.master.cli import app as wavry_master
 from wavry_cp.master.config import MasterConfig
+from wavry_cp.master.routes import ROUTES as MASTER_ROUTES
 from wavry_peer.cli.app import app as wavry_peer
 from wavry_peer.service.metrics import CATALOGUE, Label
 from wavry_peer.service.settings import describe
@@ -38,6 +42,41 @@ Prometheus text at `/metrics` of each service; how to scrape, alert and plot the
 [monitoring.md](monitoring.md). Every label value is listed, or made by the operator's own settings:
 nothing that a stranger sends becomes a series. `other` stays 0; where it grows, please report it.
 """
+HTTP_HEAD = """# HTTP
+
+Every call of gateway and master, from the route tables that the services are made of; the forms of
+all bodies are in the OpenAPI 3.1 document that each service gives at `/openapi.json`.
+
+A token is shown as `Authorization: Bearer …`. "Who may call" names the least that is needed: an
+operator may do what a viewer may, an admin everything; `relay` is the relay that the call is about.
+A call that succeeds without an answer is 204.
+
+Every error is `{"error": code, "message": text}`; the text says what to do next. Beside the codes
+of a row:
+
+| code | where |
+|---|---|
+| `unauthorized` (master), `invalid_token` (gateway) | no token or a wrong one is shown: 401 |
+| `forbidden` | the token is valid and its role is not enough: 403 |
+| `rate_limited` | calls, or wrong tokens, come too often: 429 with `Retry-After` |
+| `banned` | the user who calls is banned: 403 |
+| `admin_disabled` | the gateway has no admin token file: 403 |
+| `admin_check_unavailable` | the gateway cannot ask the master about this admin token: 503 |
+| BODY_ERRORS | calls with a body |
+| `lockdown` | every call that does not stay open in a lockdown: 503 with `Retry-After` |
+| `store_unavailable` | the store cannot answer: 503 with `Retry-After` |
+| `not_found`, `method_not_allowed` | nothing is at this path, or not with this method: 404, 405 |
+| `internal_error` | our fault: 500; the text has an id that is in the log |
+"""
+CALLERS = {
+    CallerKind.ANYONE: "anyone",
+    CallerKind.NETWORK: "the operator's networks",
+    CallerKind.USER: "user",
+    CallerKind.LOGIN: "user",
+    CallerKind.RELAY: "relay",
+    CallerKind.RELAY_IN_BODY: "relay",
+    CallerKind.SERVICE: "service token",
+}
 RULES = Path(__file__).parent.parent / "docker" / "prometheus" / "rules" / "wavry.yml"
 MONITORING_HEAD = """# Monitoring
 
@@ -216,7 +255,39 @@ def monitoring() -> str:
     return GENERATED + MONITORING_HEAD + table + MONITORING_TAIL
 
 
+def _bodies(route: Route[Any]) -> tuple[str, str]:
+    body = "-" if route.body is None else f"`{route.body.__name__}`"
+    answer = "WebSocket" if route.websocket else route.media_type or "-"
+    if route.answer is not None:
+        answer = f"{route.status} `{route.answer.__name__}`"
+        answer += ", or WebSocket" if route.websocket else ""
+    return f"{body}, or none" if route.body_optional else body, answer
+
+
+def http() -> str:
+    """The calls of gateway and master."""
+    head = HTTP_HEAD.replace("BODY_ERRORS", ", ".join(f"`{code}`" for code in BODY_ERRORS))
+    parts = [GENERATED, head]
+    for service, routes in (("Gateway", GATEWAY_ROUTES), ("Master", MASTER_ROUTES)):
+        rows = [
+            (
+                f"`{route.method} {route.shown_path}`"
+                + "".join(f" `?{name}`" for name in route.query),
+                " or ".join(CALLERS.get(kind, kind) for kind in route.callers),
+                *_bodies(route),
+                ", ".join(f"`{code}`" for code in route.errors) or "-",
+                route.sentence + (" *Open in a lockdown.*" if route.in_lockdown else ""),
+            )
+            for route in routes
+        ]
+        parts.append(f"\n## {service}\n\n")
+        columns = ("call", "who may call", "body", "answer", "codes of its own", "what it does")
+        parts.append(_table(columns, rows))
+    return "".join(parts)
+
+
 PAGES = {
+    "http.md": http,
     "configuration.md": configuration,
     "commands.md": commands,
     "metrics.md": metrics,

@@ -2,10 +2,11 @@
 
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from aiohttp import web
 
-__all__ = ["IpNetwork", "client_address", "is_within", "parse_networks"]
+__all__ = ["IpNetwork", "MetricsReaders", "client_address", "is_within", "parse_networks"]
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -41,6 +42,22 @@ def is_within(host: str, networks: Sequence[IpNetwork]) -> bool:
     """True where `host` is an address in one of the networks."""
     address = _parse_host(host)
     return address is not None and _is_within(address, networks)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsReaders:
+    """Who reads metrics without a token: clients in the operator's networks."""
+
+    networks: Sequence[IpNetwork]
+    trusted_proxies: Sequence[IpNetwork]
+
+    def includes(self, request: web.Request) -> bool:
+        """Return whether the request comes from one of the networks."""
+        if "X-Forwarded-For" in request.headers and not is_within(
+            request.remote or "", self.trusted_proxies
+        ):
+            return False  # Behind a proxy that nobody declared every client looks like the proxy.
+        return is_within(client_address(request, self.trusted_proxies), self.networks)
 
 
 def _parse_host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

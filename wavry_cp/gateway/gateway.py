@@ -7,9 +7,12 @@ import uuid
 from typing import Final, Self
 
 import structlog
+from aiohttp import web
 
-from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.client_address import client_address
+from wavry_cp.app.rate_limit import RateLimiter, address_key
 from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import TokenFile, require_different
 from wavry_cp.gateway.accounts.access import UserAccess
 from wavry_cp.gateway.accounts.login_delays import LoginDelays
@@ -76,7 +79,7 @@ class Gateway:
         self.metrics.watch_online(lambda: self.hub.online)
         self.switches = switches
         self.metrics.watch_switches(switches)
-        self.switch_desk = SwitchService(store, switches, now_s=clock.now_s, turned=self._turned)
+        self.switch_service = SwitchService(store, switches, now_s=clock.now_s, turned=self._turned)
         self.metrics.watch_bans(bans, clock.now_s)
         admission = UserAccess(switches, bans, clock, self.metrics.banned_refused)
         self.slots = ConnectionSlots(
@@ -114,7 +117,7 @@ class Gateway:
             clock=clock,
             metrics=self.metrics,
         )
-        self.ban_desk = BanService(
+        self.ban_service = BanService(
             store,
             bans,
             GatewayBanEffects(store, self.hub, self.calls),
@@ -159,6 +162,7 @@ class Gateway:
             clock=clock,
             metrics=self.metrics,
         )
+        self.store_probe = StoreProbe(lambda: store.ping(), clock.monotonic_s)
         self._sweeper = asyncio.create_task(self._sweep())
 
     @classmethod
@@ -204,6 +208,10 @@ class Gateway:
         if state.switch is Switch.LOCKDOWN and state.on:
             self.hub.end_for_lockdown()
 
+    def address_key(self, request: web.Request) -> str:
+        """Return what limits by address count a request under."""
+        return address_key(client_address(request, self.config.trusted_proxy_networks))
+
     def stop(self) -> None:
         """Say goodbye to every client; nothing new is taken."""
         self.stopping = True
@@ -224,7 +232,7 @@ class Gateway:
             try:
                 await self.calls.expire()
                 self.relaying.forget_fresh()
-                await self.ban_desk.lift_ended()
+                await self.ban_service.lift_ended()
                 if self.clock.monotonic_s() >= clean_at_s:
                     clean_at_s = self.clock.monotonic_s() + CLEANING_S
                     await self._clean()

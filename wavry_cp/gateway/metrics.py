@@ -51,13 +51,13 @@ class GatewayMetrics:
         made.counter_of("wavry_gateway_log_lines_lost_total", log_stream.lines_lost)
         made.require_all_made()
 
-    def watch_switches(self, book: SwitchTable) -> None:
-        """Read the switches from `book` at each scrape."""
-        self.lockdown.set_function(lambda: float(book.lockdown))
+    def watch_switches(self, table: SwitchTable) -> None:
+        """Read the switches from `table` at each scrape."""
+        self.lockdown.set_function(lambda: float(table.lockdown))
 
-    def watch_bans(self, book: BanTable, now_s: Callable[[], int]) -> None:
-        """Count the bans of `book` at each scrape."""
-        self.bans.set_function(lambda: book.count(now_s()).total())
+    def watch_bans(self, table: BanTable, now_s: Callable[[], int]) -> None:
+        """Count the bans of `table` at each scrape."""
+        self.bans.set_function(lambda: table.count(now_s()).total())
 
     def watch_online(self, count: Callable[[], int]) -> None:
         """Read the number of bound users from `count` at each scrape."""

@@ -1,11 +1,13 @@
 """Who may call the master: gateways by the service token, operators by admin tokens with roles."""
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from aiohttp import web
 
+from wavry_cp.app.client_address import MetricsReaders
 from wavry_cp.app.http import ApiError, TokenFile, bearer_token, unauthorized
+from wavry_cp.app.routes import Admitted, CallerKind
 from wavry_cp.operators.admin_tokens import ShownToken, TokenTable
 from wavry_cp.operators.auth_failures import AuthFailures
 from wavry_cp.operators.roles import SERVICE, AdminRole, Caller
@@ -13,6 +15,22 @@ from wavry_cp.operators.roles import SERVICE, AdminRole, Caller
 __all__ = ["Access"]
 
 BOOTSTRAP_NAME: Final = "admin"
+_RELAYS: Final = ((CallerKind.RELAY,), (CallerKind.RELAY_IN_BODY,))
+_BY_TOKEN: Final = frozenset(
+    {CallerKind.SERVICE, CallerKind.VIEWER, CallerKind.OPERATOR, CallerKind.ADMIN}
+)
+
+
+class RelayTokens(Protocol):
+    """Knows the tokens of relays."""
+
+    def authenticate(self, relay_id: str, token: str | None) -> object:
+        """Raise where `token` is not this relay's."""
+        ...
+
+    def relay_token_matches(self, relay_id: str, token: str | None) -> bool:
+        """Return whether `token` is this relay's own."""
+        ...
 
 
 class Access:
@@ -22,8 +40,10 @@ class Access:
         self,
         service: TokenFile,
         admin: TokenFile,
-        book: TokenTable,
+        table: TokenTable,
         *,
+        relays: RelayTokens,
+        near: MetricsReaders,
         failures: AuthFailures,
         now_s: Callable[[], int],
     ) -> None:
@@ -32,13 +52,17 @@ class Access:
         Args:
             service: token of gateways.
             admin: the operator's file: the first admin token, valid without the store.
-            book: named tokens.
+            table: named tokens.
+            relays: knows the tokens of relays.
+            near: who reads metrics without a token.
             failures: where wrong tokens are counted.
             now_s: unix seconds.
         """
         self._service = service
         self._admin = admin
-        self._book = book
+        self._table = table
+        self._relays = relays
+        self._near = near
         self._failures = failures
         self._now_s = now_s
 
@@ -47,7 +71,7 @@ class Access:
         given = bearer_token(request)
         is_service = self._service.matches(given)
         is_bootstrap = self._admin.matches(given)
-        named = self._book.check(ShownToken.parse(given), self._now_s())
+        named = self._table.check(ShownToken.parse(given), self._now_s())
         if is_service:
             return Caller(SERVICE, None)
         if is_bootstrap:
@@ -81,9 +105,33 @@ class Access:
             raise ApiError(403, "forbidden", f"this call needs {wanted}")
         return caller.name
 
-    async def require_role(self, request: web.Request, needed: str) -> str:
-        """`require` with one role, as the routes that both services share ask for it."""
-        return self.require(request, needed)
+    async def admit(self, request: web.Request, callers: Sequence[CallerKind]) -> Admitted:
+        """See `Guard`.
+
+        Raises:
+            ApiError: as `require`.
+            RefusedError: ``unknown_relay``, ``invalid_relay_token``, ``banned``.
+        """
+        token = bearer_token(request)
+        if CallerKind.ANYONE in callers and (len(callers) == 1 or token is None):
+            return Admitted(CallerKind.ANYONE)
+        if CallerKind.NETWORK in callers and self._near.includes(request):
+            return Admitted(CallerKind.NETWORK)
+        if token is None and callers in _RELAYS:
+            raise unauthorized("the relay token is required")
+        if callers == (CallerKind.RELAY_IN_BODY,):
+            return Admitted(CallerKind.RELAY_IN_BODY)
+        if CallerKind.RELAY in callers:
+            relay_id = request.match_info.get("relay_id") or request.query.get("relay_id", "")
+            if len(callers) == 1:
+                self._relays.authenticate(relay_id, token)
+                return Admitted(CallerKind.RELAY, relay_id)
+            if self._relays.relay_token_matches(relay_id, token):
+                return Admitted(CallerKind.RELAY, relay_id)
+        needed = [kind for kind in callers if kind in _BY_TOKEN]
+        name = self.require(request, *needed)
+        is_service = CallerKind.SERVICE in needed and name == SERVICE
+        return Admitted(CallerKind.SERVICE if is_service else needed[-1], name)
 
     def is_admin(self, request: web.Request) -> bool:
         """True where the request shows an admin token of any role."""

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from wavry_cp.app.client_address import MetricsReaders
 from wavry_cp.app.http import (
     ApiError,
     Handler,
@@ -19,33 +20,27 @@ from wavry_cp.app.http import (
     route_template,
 )
 from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.routes import bind
 from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import require_different
-from wavry_cp.master.blocks.routes import BlockRoutes
 from wavry_cp.master.blocks.service import BlockService
 from wavry_cp.master.keys.files import KeyFileError
 from wavry_cp.master.keys.live import LiveKeys
-from wavry_cp.master.keys.routes import KeyRoutes
 from wavry_cp.master.keys.service import KeyService
-from wavry_cp.master.leases.routes import LeaseRoutes
 from wavry_cp.master.leases.service import LeaseService
 from wavry_cp.master.relays.challenges import Challenges
-from wavry_cp.master.relays.event_routes import EventRoutes
 from wavry_cp.master.relays.event_stream import EventStreams
 from wavry_cp.master.relays.registry import RelayRegistry
-from wavry_cp.master.relays.routes import RelayRoutes
 from wavry_cp.master.relays.rules import RelayState
-from wavry_cp.master.revocations.routes import RevocationRoutes
 from wavry_cp.master.revocations.service import RevocationIndex, RevocationService
 from wavry_cp.operators.admin_tokens import TokenTable
 from wavry_cp.operators.auth_failures import AuthFailures
-from wavry_cp.operators.ban_routes import BanRoutes
 from wavry_cp.operators.ban_service import BanService
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.lockdown import lockdown_middleware
-from wavry_cp.operators.switch_routes import SwitchRoutes
 from wavry_cp.operators.switch_service import SwitchService
-from wavry_cp.operators.switches import Switch, SwitchTable
+from wavry_cp.operators.switches import SwitchTable
 from wavry_cp.operators.token_service import TokenService
 from wavry_cp.store.sqlite.master import MasterSqlite
 from wavry_peer.service.clock import Clock
@@ -55,9 +50,8 @@ from .ban_effects import MasterBanEffects
 from .config import MasterConfig
 from .context import MasterContext
 from .metrics import MasterMetrics
-from .ops_routes import OpsRoutes
 from .refusal import RefusedError
-from .token_routes import TokenRoutes
+from .routes import ROUTES
 
 __all__ = ["DATABASE_FILE", "REFUSAL_STATUS", "build_app", "open_master"]
 
@@ -72,19 +66,6 @@ PRUNE_INTERVAL_S: Final = 60.0
 PRUNE_BATCH: Final = 5_000
 KEEP_EXPIRED_S: Final = 3600
 """An expired session is kept for an hour, so that a late caller is told why and not "unknown"."""
-
-OPEN_IN_LOCKDOWN: Final = frozenset(
-    {
-        "/.well-known/wavry-keys.json",
-        "/v1/relays/register",
-        "/v1/relays/register/verify",
-        "/v1/relays/heartbeat",
-        "/v1/relays/events",
-    }
-)
-"""What keeps the relays themselves alive: the pool must be there when the lockdown ends."""
-
-SWITCH_ROLES: Final = {Switch.RELAY_MODE: "operator", Switch.LOCKDOWN: "admin"}
 
 REFUSAL_STATUS: Final = {
     "banned": 403,
@@ -181,10 +162,14 @@ async def open_master(
         metrics.watch_switches(switches)
         bans = BanTable(await store.bans())
         metrics.watch_bans(bans, clock.now_s)
+        directory = RelayRegistry(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
+        await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
         access = Access(
             service,
             admin,
             tokens,
+            relays=directory,
+            near=MetricsReaders(parse_networks(config.metrics_networks), proxies),
             failures=AuthFailures(
                 per_minute=config.admin_failures_per_minute,
                 trusted_proxies=proxies,
@@ -193,35 +178,35 @@ async def open_master(
             ),
             now_s=clock.now_s,
         )
-        directory = RelayRegistry(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
-        await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
-        book = RevocationIndex(await store.revocations.revocation_log())
+        index = RevocationIndex(await store.revocations.revocation_log())
         events = EventStreams()
-        revocations = RevocationService(store.revocations, book, events.wake_all)
-        key_desk = KeyService(keys, store, directory, clock, metrics)
-        await key_desk.load()
-        key_desk.on_change.append(lambda _keyset: events.wake_all())
+        revocations = RevocationService(store.revocations, index, events.wake_all)
+        key_service = KeyService(keys, store, directory, clock, metrics)
+        await key_service.load()
+        key_service.on_change.append(lambda _keyset: events.wake_all())
         context = MasterContext(
             config=config,
             store=store,
             directory=directory,
             keys=keys,
-            key_desk=key_desk,
-            desk=LeaseService(config, store, directory, keys, clock, switches, bans, book),
+            key_service=key_service,
+            lease_service=LeaseService(
+                config, store, directory, keys, clock, switches, bans, index
+            ),
             access=access,
             tokens=tokens,
-            token_desk=TokenService(store, tokens, clock),
+            token_service=TokenService(store, tokens, clock),
             switches=switches,
-            switch_desk=SwitchService(store, switches, now_s=clock.now_s),
+            switch_service=SwitchService(store, switches, now_s=clock.now_s),
             bans=bans,
-            ban_desk=BanService(
+            ban_service=BanService(
                 store,
                 bans,
                 MasterBanEffects(store, directory, revocations, events.wake),
                 kinds=frozenset(BanKind),
                 now_s=clock.now_s,
             ),
-            block_desk=BlockService(),
+            block_service=BlockService(),
             challenges=Challenges(),
             metrics=metrics,
             clock=clock,
@@ -232,7 +217,7 @@ async def open_master(
             ),
             open_limit=RateLimiter(OPEN_CALLS_PER_S, OPEN_BURST, LIMIT_KEYS),
             trusted_proxies=proxies,
-            metrics_networks=parse_networks(config.metrics_networks),
+            store_probe=StoreProbe(lambda: store.check(), clock.monotonic_s),
             started_s=clock.monotonic_s(),
         )
         upkeep = [
@@ -256,30 +241,16 @@ def build_app(context: MasterContext) -> web.Application:
     """The routes over a context."""
     lockdown = lockdown_middleware(
         context.switches,
-        open_routes=OPEN_IN_LOCKDOWN,
+        open_routes={route.path for route in ROUTES if route.in_lockdown},
         is_admin=context.access.is_admin,
         refused=context.metrics.lockdown_refused,
     )
     app = new_application(_refusals, lockdown, observers=[_request_metrics(context.metrics)])
-    for group in (
-        EventRoutes(context),  # before /v1/relays/{relay_id}
-        RelayRoutes(context),
-        LeaseRoutes(context),
-        RevocationRoutes(context),
-        OpsRoutes(context),
-        TokenRoutes(context.access, context.token_desk, context.tokens, context.clock),
-        SwitchRoutes(
-            context.switch_desk, context.switches, SWITCH_ROLES, context.access.require_role
-        ),
-        BanRoutes(context.ban_desk, context.access.require_role),
-        KeyRoutes(context),
-        BlockRoutes(context),
-    ):
-        app.router.add_routes(group.routes())
+    app.router.add_routes(bind(ROUTES, context, context.access))
 
     async def end_waits(_app: web.Application) -> None:
         context.events.close()
-        context.block_desk.close()
+        context.block_service.close()
 
     app.on_shutdown.append(end_waits)
     return app
@@ -334,7 +305,7 @@ async def _lift_bans(context: MasterContext) -> None:
     """Take banned relays back in when their time is over."""
     while True:
         try:
-            await context.ban_desk.lift_ended()
+            await context.ban_service.lift_ended()
         except StoreUnavailableError as error:
             _log.error("bans_not_lifted", cause=str(error), next_step="tried again every second")
         await asyncio.sleep(LIFT_INTERVAL_S)
@@ -348,7 +319,7 @@ async def _prune(context: MasterContext) -> None:
             pruned = PRUNE_BATCH
             while pruned == PRUNE_BATCH:
                 pruned = await context.store.prune_sessions(before_s, PRUNE_BATCH)
-            await context.token_desk.forget_expired()
+            await context.token_service.forget_expired()
             await context.revocations.prune(context.clock.now_s())
         except StoreUnavailableError as error:
             _log.error("rows_not_pruned", cause=str(error))

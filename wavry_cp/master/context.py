@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from wavry_cp.app.http import IpNetwork
 from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.master.blocks.service import BlockService
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.service import KeyService
@@ -36,16 +37,16 @@ class MasterContext:
     store: MasterStore
     directory: RelayRegistry
     keys: LiveKeys
-    key_desk: KeyService
-    desk: LeaseService
+    key_service: KeyService
+    lease_service: LeaseService
     access: Access
     tokens: TokenTable
-    token_desk: TokenService
+    token_service: TokenService
     switches: SwitchTable
-    switch_desk: SwitchService
+    switch_service: SwitchService
     bans: BanTable
-    ban_desk: BanService
-    block_desk: BlockService
+    ban_service: BanService
+    block_service: BlockService
     challenges: Challenges
     metrics: MasterMetrics
     clock: Clock
@@ -54,5 +55,5 @@ class MasterContext:
     register_limit: RateLimiter
     open_limit: RateLimiter
     trusted_proxies: tuple[IpNetwork, ...]
-    metrics_networks: tuple[IpNetwork, ...]
+    store_probe: StoreProbe
     started_s: float

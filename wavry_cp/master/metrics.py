@@ -81,16 +81,16 @@ class MasterMetrics:
         made.counter_of("wavry_master_log_lines_lost_total", log_stream.lines_lost)
         made.require_all_made()
 
-    def watch_switches(self, book: SwitchTable) -> None:
-        """Read the switches from `book` at each scrape."""
-        self._relay_mode.set_function(lambda: float(book.relay_mode))
-        self._lockdown.set_function(lambda: float(book.lockdown))
+    def watch_switches(self, table: SwitchTable) -> None:
+        """Read the switches from `table` at each scrape."""
+        self._relay_mode.set_function(lambda: float(table.relay_mode))
+        self._lockdown.set_function(lambda: float(table.lockdown))
 
-    def watch_bans(self, book: BanTable, now_s: Callable[[], int]) -> None:
-        """Count the bans of `book` at each scrape."""
+    def watch_bans(self, table: BanTable, now_s: Callable[[], int]) -> None:
+        """Count the bans of `table` at each scrape."""
 
         def held(kind: BanKind) -> float:
-            return book.count(now_s())[kind]
+            return table.count(now_s())[kind]
 
         for kind in BanKind:
             self._bans.labels(kind.value).set_function(partial(held, kind))

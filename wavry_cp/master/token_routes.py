@@ -1,83 +1,117 @@
 """Routes of admin tokens: list, create, rotate, revoke; and the gateway's question who one is."""
 
+from typing import Final
+
 import structlog
 from aiohttp import web
 
-from wavry_cp.app.http import json_response, read_body, read_optional_body
-from wavry_cp.operators.admin_tokens import ShownToken, TokenTable
-from wavry_cp.operators.token_service import TokenService
+from wavry_cp.app.routes import CallerKind, Route, caller_of
+from wavry_cp.operators.admin_tokens import ShownToken
 from wavry_peer.protocol.http.admin import (
+    NewToken,
     NewTokenRequest,
     RevokeTokenRequest,
     RotateTokenRequest,
     TokenCheck,
     TokenCheckRequest,
+    TokenList,
 )
-from wavry_peer.service.clock import Clock
 
-from .access import Access
+from .context import MasterContext
 
-__all__ = ["TokenRoutes"]
+__all__ = ["TOKEN_ROUTES"]
 
 _log = structlog.get_logger(__name__)
 
 
-class TokenRoutes:
-    """Handlers; the rules are in `TokenService` and `control.admin_tokens`."""
+async def _list(master: MasterContext, _request: web.Request) -> TokenList:
+    return master.token_service.listed()
 
-    def __init__(self, access: Access, desk: TokenService, book: TokenTable, clock: Clock) -> None:
-        self._access = access
-        self._desk = desk
-        self._book = book
-        self._clock = clock
 
-    def routes(self) -> list[web.RouteDef]:
-        """The route table."""
-        return [
-            web.get("/v1/admin/tokens", self.list),
-            web.post("/v1/admin/tokens", self.create),
-            web.post("/v1/admin/tokens/check", self.check),
-            web.post("/v1/admin/tokens/{name}/rotate", self.rotate),
-            web.post("/v1/admin/tokens/{name}/revoke", self.revoke),
-        ]
+async def _create(master: MasterContext, request: web.Request, body: NewTokenRequest) -> NewToken:
+    who = caller_of(request).name
+    answer = await master.token_service.create(body, who=who)
+    _log.info("admin_token_created", name=body.name, role=body.role, by=who)
+    return answer
 
-    async def list(self, request: web.Request) -> web.Response:
-        """All tokens, without their secrets."""
-        self._access.require(request, "viewer")
-        return json_response(self._desk.listed())
 
-    async def create(self, request: web.Request) -> web.Response:
-        """A new named token; the only time that its text is told."""
-        who = self._access.require(request, "admin")
-        body = await read_body(request, NewTokenRequest)
-        answer = await self._desk.create(body, who=who)
-        _log.info("admin_token_created", name=body.name, role=body.role, by=who)
-        return json_response(answer, status=201)
+async def _rotate(
+    master: MasterContext, request: web.Request, body: RotateTokenRequest
+) -> NewToken:
+    who, name = caller_of(request).name, request.match_info["name"]
+    answer = await master.token_service.rotate(name, body, who=who)
+    _log.info("admin_token_rotated", name=name, by=who, overlap_s=body.overlap_s)
+    return answer
 
-    async def rotate(self, request: web.Request) -> web.Response:
-        """A new token for a name; the old one ends after the overlap."""
-        who = self._access.require(request, "admin")
-        name = request.match_info["name"]
-        body = await read_optional_body(request, RotateTokenRequest)
-        answer = await self._desk.rotate(name, body, who=who)
-        _log.info("admin_token_rotated", name=name, by=who, overlap_s=body.overlap_s)
-        return json_response(answer, status=201)
 
-    async def revoke(self, request: web.Request) -> web.Response:
-        """End every token of a name."""
-        who = self._access.require(request, "admin")
-        name = request.match_info["name"]
-        body = await read_body(request, RevokeTokenRequest)
-        answer = await self._desk.revoke(name, who=who, reason=body.reason)
-        _log.info("admin_token_revoked", name=name, by=who)
-        return json_response(answer)
+async def _revoke(
+    master: MasterContext, request: web.Request, body: RevokeTokenRequest
+) -> TokenList:
+    who, name = caller_of(request).name, request.match_info["name"]
+    answer = await master.token_service.revoke(name, who=who, reason=body.reason)
+    _log.info("admin_token_revoked", name=name, by=who)
+    return answer
 
-    async def check(self, request: web.Request) -> web.Response:
-        """Tell a gateway who shows a token; it sends the secret's hash, never the secret."""
-        self._access.require(request, "service")
-        body = await read_body(request, TokenCheckRequest)
-        shown = ShownToken(body.token_id, body.secret_hash)
-        token = self._book.check(shown, self._clock.now_s())
-        if token is None:
-            return json_response(TokenCheck(valid=False))
-        return json_response(TokenCheck(valid=True, name=token.name, role=token.role.value))
+
+async def _check(
+    master: MasterContext, _request: web.Request, body: TokenCheckRequest
+) -> TokenCheck:
+    shown = ShownToken(body.token_id, body.secret_hash)
+    token = master.tokens.check(shown, master.clock.now_s())
+    if token is None:
+        return TokenCheck(valid=False)
+    return TokenCheck(valid=True, name=token.name, role=token.role.value)
+
+
+TOKEN_ROUTES: Final = (
+    Route[MasterContext](
+        "GET",
+        "/v1/admin/tokens",
+        (CallerKind.VIEWER,),
+        _list,
+        "List all admin tokens, without their secrets.",
+        answer=TokenList,
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/admin/tokens",
+        (CallerKind.ADMIN,),
+        _create,
+        "Make a named token; its text is told this one time.",
+        body=NewTokenRequest,
+        answer=NewToken,
+        status=201,
+        errors=("name_taken", "reserved_name", "too_many_tokens"),
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/admin/tokens/check",
+        (CallerKind.SERVICE,),
+        _check,
+        "Tell a gateway whose token this is; it sends the hash of the secret, never the secret.",
+        body=TokenCheckRequest,
+        answer=TokenCheck,
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/admin/tokens/{name}/rotate",
+        (CallerKind.ADMIN,),
+        _rotate,
+        "Make a new token for a name; the old one ends after the overlap.",
+        body=RotateTokenRequest,
+        body_optional=True,
+        answer=NewToken,
+        status=201,
+        errors=("too_many_tokens", "unknown_token"),
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/admin/tokens/{name}/revoke",
+        (CallerKind.ADMIN,),
+        _revoke,
+        "End every token of a name.",
+        body=RevokeTokenRequest,
+        answer=TokenList,
+        errors=("unknown_token",),
+    ),
+)

@@ -1,37 +1,38 @@
 """``GET /v1/admin/audit``, the same in both services."""
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 
-from wavry_cp.app.http import ApiError, json_response
+from wavry_cp.app.http import ApiError
+from wavry_cp.app.routes import CallerKind, Route
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow
 
 from .audit import AuditLog, AuditRecord
 
-__all__ = ["MAX_AUDIT_ROWS", "audit_response"]
+__all__ = ["AUDIT_ROUTES", "MAX_AUDIT_ROWS"]
 
 MAX_AUDIT_ROWS: Final = 1000
 DEFAULT_AUDIT_ROWS: Final = 200
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
 
 
-async def audit_response(request: web.Request, log: AuditLog) -> web.Response:
-    """Acts in the order of writing: those after `after`, or the last ones.
+class _Service(Protocol):
+    @property
+    def store(self) -> AuditLog: ...
 
-    Raises:
-        ApiError: 400 ``invalid_query``.
-    """
+
+async def _page(service: _Service, request: web.Request) -> AuditPage:
     limit = _number(request, "limit")
     if limit is not None and not 1 <= limit <= MAX_AUDIT_ROWS:
         raise ApiError(400, "invalid_query", f"limit must be 1 to {MAX_AUDIT_ROWS}")
-    records = await log.audit_page(
+    records = await service.store.audit_page(
         after=_number(request, "after"),
         since_s=_number(request, "since"),
         limit=limit or DEFAULT_AUDIT_ROWS,
     )
-    return json_response(AuditPage(entries=tuple(_row(record) for record in records)))
+    return AuditPage(entries=tuple(_row(record) for record in records))
 
 
 def _number(request: web.Request, name: str) -> int | None:
@@ -54,3 +55,17 @@ def _row(record: AuditRecord) -> AuditRow:
         reason=entry.reason,
         outcome=entry.outcome,
     )
+
+
+AUDIT_ROUTES: Final = (
+    Route[_Service](
+        "GET",
+        "/v1/admin/audit",
+        (CallerKind.VIEWER,),
+        _page,
+        "List the operators' acts in the order of writing: those behind `after`, or the last ones.",
+        query=("after", "since", "limit"),
+        answer=AuditPage,
+        errors=("invalid_query",),
+    ),
+)

@@ -1,43 +1,61 @@
 """``/v1/admin/bans``, the same in both services."""
 
+from typing import Final, Protocol
+
 from aiohttp import web
 
-from wavry_cp.app.http import json_response, read_body
-from wavry_peer.protocol.http.admin import BanRequest, LiftBanRequest
+from wavry_cp.app.routes import CallerKind, Route, caller_of
+from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
 
 from .ban_service import BanService
-from .switch_routes import Require
 
-__all__ = ["BanRoutes"]
+__all__ = ["BAN_ROUTES"]
 
 
-class BanRoutes:
-    """Handlers; the rules are `BanService`'s."""
+class _Service(Protocol):
+    @property
+    def ban_service(self) -> BanService: ...
 
-    def __init__(self, desk: BanService, require: Require) -> None:
-        self._desk = desk
-        self._require = require
 
-    def routes(self) -> list[web.RouteDef]:
-        """The route table."""
-        return [
-            web.get("/v1/admin/bans", self.list),
-            web.post("/v1/admin/bans", self.ban),
-            web.post("/v1/admin/bans/lift", self.lift),
-        ]
+async def _list(service: _Service, _request: web.Request) -> BanList:
+    return service.ban_service.listed()
 
-    async def list(self, request: web.Request) -> web.Response:
-        """Bans that hold now."""
-        await self._require(request, "viewer")
-        return json_response(self._desk.listed())
 
-    async def ban(self, request: web.Request) -> web.Response:
-        """Ban a user or relay."""
-        who = await self._require(request, "operator")
-        return json_response(await self._desk.ban(await read_body(request, BanRequest), who=who))
+async def _ban(service: _Service, request: web.Request, body: BanRequest) -> BanInfo:
+    return await service.ban_service.ban(body, who=caller_of(request).name)
 
-    async def lift(self, request: web.Request) -> web.Response:
-        """End a ban."""
-        who = await self._require(request, "operator")
-        order = await read_body(request, LiftBanRequest)
-        return json_response(await self._desk.lift(order, who=who))
+
+async def _lift(service: _Service, request: web.Request, body: LiftBanRequest) -> BanInfo:
+    return await service.ban_service.lift(body, who=caller_of(request).name)
+
+
+BAN_ROUTES: Final = (
+    Route[_Service](
+        "GET",
+        "/v1/admin/bans",
+        (CallerKind.VIEWER,),
+        _list,
+        "List the bans that hold now.",
+        answer=BanList,
+    ),
+    Route[_Service](
+        "POST",
+        "/v1/admin/bans",
+        (CallerKind.OPERATOR,),
+        _ban,
+        "Ban a user or a relay.",
+        body=BanRequest,
+        answer=BanInfo,
+        errors=("not_banned_here", "too_many_bans"),
+    ),
+    Route[_Service](
+        "POST",
+        "/v1/admin/bans/lift",
+        (CallerKind.OPERATOR,),
+        _lift,
+        "End a ban.",
+        body=LiftBanRequest,
+        answer=BanInfo,
+        errors=("not_banned_here", "unknown_ban"),
+    ),
+)

@@ -1,6 +1,6 @@
 """Bans and lifts: one change at a time, written with its audit row before it is believed.
 
-The book is what every call asks, so a ban is in force as soon as it is in there; what else a ban
+The table is what every call asks, so a ban is in force as soon as it is in there; what else a ban
 does (connections, sessions, relays) is the service's `BanEffects`, and follows.
 """
 
@@ -54,14 +54,14 @@ class BanService:
     def __init__(
         self,
         log: AuditLog,
-        book: BanTable,
+        table: BanTable,
         effects: BanEffects,
         *,
         kinds: Collection[BanKind],
         now_s: Callable[[], int],
     ) -> None:
         self._audit_log = log
-        self._book = book
+        self._table = table
         self._effects = effects
         self._kinds = frozenset(kinds)
         self._now_s = now_s
@@ -69,7 +69,7 @@ class BanService:
 
     def listed(self) -> BanList:
         """Bans that hold now."""
-        return BanList(bans=tuple(_info(ban) for ban in self._book.holding(self._now_s())))
+        return BanList(bans=tuple(_info(ban) for ban in self._table.holding(self._now_s())))
 
     async def ban(self, order: BanRequest, *, who: str) -> BanInfo:
         """Ban somebody, or change the end and the reason of a ban.
@@ -84,8 +84,8 @@ class BanService:
         async with self._changing:
             async with attempted(self._audit_log, audit):
                 self._check_kind(kind)
-                older = self._book.find(kind, order.value)
-                if older is None and len(self._book) >= MAX_BANS:
+                older = self._table.find(kind, order.value)
+                if older is None and len(self._table) >= MAX_BANS:
                     raise ApiError(
                         409, "too_many_bans", f"there are {MAX_BANS} bans; lift some first"
                     )
@@ -99,7 +99,7 @@ class BanService:
                     was_draining=older is not None and older.was_draining,
                 )
                 ban = await self._effects.put(ban, audit)
-                self._book.put(ban)
+                self._table.put(ban)
             _log.warning(
                 "banned", kind=kind.value, value=order.value, by=who, cause=order.reason,
                 next_step=f"`wavryctl bans lift {kind.value} {order.value}` reverts it",
@@ -120,13 +120,13 @@ class BanService:
         async with self._changing:
             async with attempted(self._audit_log, audit):
                 self._check_kind(kind)
-                ban = self._book.find(kind, order.value)
+                ban = self._table.find(kind, order.value)
                 if ban is None:
                     raise ApiError(
                         404, "unknown_ban", "there is no such ban; see `wavryctl bans list`"
                     )
                 await self._effects.take_away(ban, audit)
-                self._book.remove(kind, order.value)
+                self._table.remove(kind, order.value)
             _log.info("ban_lifted", kind=kind.value, value=order.value, by=who)
             await self._effects.lifted(ban, who=who, now_s=now_s, reason=order.reason)
         return _info(ban)
@@ -135,12 +135,12 @@ class BanService:
         """Remove bans whose time is over; they have not held since."""
         async with self._changing:
             now_s = self._now_s()
-            for ban in self._book.over(now_s):
+            for ban in self._table.over(now_s):
                 audit = AuditEntry(
                     now_s, SYSTEM, f"unban_{ban.kind.value}", ban.value, "its time is over"
                 )
                 await self._effects.take_away(ban, audit)
-                self._book.remove(ban.kind, ban.value)
+                self._table.remove(ban.kind, ban.value)
                 _log.info("ban_lifted", kind=ban.kind.value, value=ban.value, by=SYSTEM)
 
     def _check_kind(self, kind: BanKind) -> None:

@@ -1,7 +1,7 @@
 """Lockdown: only admin calls pass, and what the operator needs to see and to keep alive.
 
-Every route is closed unless it is named open here or by the service, so that a new route is
-closed without anybody thinking of it.
+Every route is closed unless its row says that it stays open, so that a new route is closed
+without anybody thinking of it.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -14,16 +14,15 @@ from wavry_cp.app.http import ApiError, Handler, route_template
 
 from .switches import SwitchTable
 
-__all__ = ["ALWAYS_OPEN", "lockdown_middleware"]
+__all__ = ["lockdown_middleware"]
 
-ALWAYS_OPEN: Final = frozenset({"/health", "/ready", "/metrics"})
 ADMIN_PREFIX: Final = "/v1/admin/"
 """Every call below it asks for a token of its own."""
 RETRY_AFTER_S: Final = 10
 
 
 def lockdown_middleware(
-    book: SwitchTable,
+    table: SwitchTable,
     *,
     open_routes: Collection[str],
     is_admin: Callable[[web.Request], bool],
@@ -32,16 +31,16 @@ def lockdown_middleware(
     """The middleware of a service.
 
     Args:
-        book: where the switch stands.
-        open_routes: route templates that stay open beside `ALWAYS_OPEN` and the admin calls.
+        table: where the switch stands.
+        open_routes: route templates that stay open beside the admin calls.
         is_admin: whether a request to any other route shows an admin token.
         refused: counts calls turned away.
     """
-    open_templates = ALWAYS_OPEN | frozenset(open_routes)
+    open_templates = frozenset(open_routes)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if book.lockdown:
+        if table.lockdown:
             template = route_template(request)
             passes = template in open_templates or template.startswith(ADMIN_PREFIX)
             if not passes and not is_admin(request):

@@ -1,57 +1,72 @@
 """``/v1/admin/switches``, the same in both services; each has switches of its own."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from aiohttp import web
 
-from wavry_cp.app.http import ApiError, json_response, read_body
-from wavry_peer.protocol.http.admin import SwitchList, SwitchRequest
+from wavry_cp.app.http import ApiError
+from wavry_cp.app.routes import CallerKind, Route, caller_of
+from wavry_peer.protocol.http.admin import SwitchInfo, SwitchList, SwitchRequest
 
 from .switch_service import SwitchService, switch_info
 from .switches import Switch, SwitchTable
 
-__all__ = ["Require", "SwitchRoutes"]
-
-Require = Callable[[web.Request, str], Awaitable[str]]
-"""Name of the caller, who must have a role; raises what the service answers else."""
+__all__ = ["switch_routes"]
 
 
-class SwitchRoutes:
-    """Handlers."""
+class _Service(Protocol):
+    @property
+    def switch_service(self) -> SwitchService: ...
 
-    def __init__(
-        self,
-        desk: SwitchService,
-        book: SwitchTable,
-        roles: Mapping[Switch, str],
-        require: Require,
-    ) -> None:
-        """Make them; `roles` names the service's switches and the role that may turn each."""
-        self._desk = desk
-        self._book = book
-        self._roles = roles
-        self._require = require
+    @property
+    def switches(self) -> SwitchTable: ...
 
-    def routes(self) -> list[web.RouteDef]:
-        """The route table."""
-        return [
-            web.get("/v1/admin/switches", self.list),
-            web.post("/v1/admin/switches/{switch}", self.turn),
-        ]
 
-    async def list(self, request: web.Request) -> web.Response:
-        """Where the switches stand."""
-        await self._require(request, "viewer")
-        states = (self._book.state(switch) for switch in self._roles)
-        return json_response(SwitchList(switches=tuple(switch_info(state) for state in states)))
+def switch_routes(roles: Mapping[Switch, CallerKind]) -> tuple[Route[_Service], ...]:
+    """Return the rows of a service; `roles` names its switches and who may turn each."""
+    named = {switch.value: switch for switch in roles}
 
-    async def turn(self, request: web.Request) -> web.Response:
-        """Turn one."""
-        named = {switch.value: switch for switch in self._roles}
-        switch = named.get(request.match_info["switch"])
+    async def list_switches(service: _Service, _request: web.Request) -> SwitchList:
+        states = (service.switches.state(switch) for switch in roles)
+        return SwitchList(switches=tuple(switch_info(state) for state in states))
+
+    async def turn(service: _Service, request: web.Request, body: SwitchRequest) -> SwitchInfo:
+        switch = named[request.match_info["switch"]]
+        order = await service.switch_service.turn(switch, body, who=caller_of(request).name)
+        return switch_info(order)
+
+    async def refuse(_service: _Service, _request: web.Request) -> None:
+        raise ApiError(404, "unknown_switch", f"the switches here are: {', '.join(named)}")
+
+    return (
+        Route(
+            "GET",
+            "/v1/admin/switches",
+            (CallerKind.VIEWER,),
+            list_switches,
+            "Tell where the switches stand, and who turned them.",
+            answer=SwitchList,
+        ),
+        *(
+            Route(
+                "POST",
+                f"/v1/admin/switches/{{switch:{switch.value}}}",
+                (role,),
+                turn,
+                f"Turn the switch {switch.value}.",
+                body=SwitchRequest,
+                answer=SwitchInfo,
+            )
+            for switch, role in roles.items()
+        ),
         # Without a token nobody is told which switches there are.
-        who = await self._require(request, "admin" if switch is None else self._roles[switch])
-        if switch is None:
-            raise ApiError(404, "unknown_switch", f"the switches here are: {', '.join(named)}")
-        order = await read_body(request, SwitchRequest)
-        return json_response(switch_info(await self._desk.turn(switch, order, who=who)))
+        Route(
+            "POST",
+            "/v1/admin/switches/{switch}",
+            (CallerKind.ADMIN,),
+            refuse,
+            "Refuse any other switch by naming those that there are.",
+            errors=("unknown_switch",),
+        ),
+    )

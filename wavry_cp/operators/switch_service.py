@@ -26,14 +26,14 @@ class SwitchService:
     def __init__(
         self,
         store: AdminStore,
-        book: SwitchTable,
+        table: SwitchTable,
         *,
         now_s: Callable[[], int],
         turned: Callable[[SwitchState], None] = lambda _state: None,
     ) -> None:
         """Make it; `turned` is called after each change, when it is already in force."""
         self._store = store
-        self._book = book
+        self._table = table
         self._now_s = now_s
         self._turned = turned
         self._changing = asyncio.Lock()
@@ -45,7 +45,7 @@ class SwitchService:
         async with self._changing, attempted(self._store, audit):
             state = SwitchState(switch, order.on, audit.at_s, who, order.reason)
             await self._store.set_switch(state, audit)
-            self._book.change(state)
+            self._table.change(state)
         level = "warning" if order.on is _CLOSING[switch] else "info"
         getattr(_log, level)(
             "switch_turned", switch=switch.value, on=order.on, by=who, cause=order.reason,

@@ -33,13 +33,13 @@ class TokenService:
     def __init__(
         self,
         store: TokenStore,
-        book: TokenTable,
+        table: TokenTable,
         clock: Clock,
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._store = store
-        self._book = book
+        self._table = table
         self._clock = clock
         self._random_bytes = random_bytes
         self._changing = asyncio.Lock()
@@ -47,7 +47,7 @@ class TokenService:
     def listed(self) -> TokenList:
         """All tokens, without their secrets."""
         now_s = self._clock.now_s()
-        return TokenList(tokens=tuple(_info(token, now_s) for token in self._book.all()))
+        return TokenList(tokens=tuple(_info(token, now_s) for token in self._table.all()))
 
     async def create(self, request: NewTokenRequest, *, who: str) -> NewToken:
         """A token under a name that has none.
@@ -61,12 +61,12 @@ class TokenService:
         async with self._changing, attempted(self._store, audit):
             if request.name in RESERVED_NAMES:
                 raise RefusedError("reserved_name", "this name is the system's; choose another")
-            held = self._book.named(request.name)
+            held = self._table.named(request.name)
             if any(token.is_valid(now_s) for token in held):
                 raise RefusedError(
                     "name_taken", "this name has a valid token; rotate or revoke that one"
                 )
-            if len(self._book) - len(held) >= MAX_TOKENS:
+            if len(self._table) - len(held) >= MAX_TOKENS:
                 raise RefusedError(
                     "too_many_tokens", f"there are {MAX_TOKENS} tokens; revoke some first"
                 )
@@ -123,13 +123,13 @@ class TokenService:
         """Forget tokens that expired a week ago."""
         now_s = self._clock.now_s()
         async with self._changing:
-            for token in self._book.all():
+            for token in self._table.all():
                 if not token.is_valid(now_s - KEEP_EXPIRED_S):
                     audit = AuditEntry(now_s, SYSTEM, "token_forget", token.name, "expired")
                     await self._write((), (token,), audit)
 
     def _held(self, name: str) -> tuple[AdminToken, ...]:
-        held = self._book.named(name)
+        held = self._table.named(name)
         if not held:
             raise RefusedError(
                 "unknown_token", "no token has this name; see `wavryctl tokens list`"
@@ -140,7 +140,7 @@ class TokenService:
         self, keep: tuple[AdminToken, ...], forget: tuple[AdminToken, ...], audit: AuditEntry
     ) -> None:
         await self._store.change_admin_tokens(keep, forget, audit)
-        self._book.change(keep, forget)
+        self._table.change(keep, forget)
 
 
 def _info(token: AdminToken, now_s: int) -> TokenInfo:

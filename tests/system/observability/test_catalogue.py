@@ -106,9 +106,9 @@ REFUSED = r'RefusedError\(\s*"([a-z_]+)"'
 
 
 def test_refusals_of_the_master_are_declared() -> None:
-    leases = _codes(REFUSED, "master/lease_desk.py", "master/leases.py")
+    leases = _codes(REFUSED, "master/leases/service.py", "master/leases/rules.py")
     assert leases <= _values(MASTER, "wavry_master_leases_rejected_total", "reason")
-    directory = _codes(REFUSED, "master/registry.py", "master/directory.py")
+    directory = _codes(REFUSED, "master/relays/rules.py", "master/relays/registry.py")
     results = ("registrations", "heartbeats")
     declared = {
         value
@@ -116,16 +116,20 @@ def test_refusals_of_the_master_are_declared() -> None:
         for value in _values(MASTER, f"wavry_master_{name}_total", "result")
     }
     assert directory <= declared
-    registration = _codes(REFUSED, "master/challenges.py", "master/endpoints.py")
+    registration = _codes(REFUSED, "master/relays/challenges.py", "master/relays/endpoints.py")
     assert registration <= _values(MASTER, "wavry_master_registrations_total", "result")
-    ends = _codes(r'self\.end\(\s*"([a-z_]+)"', "master/event_stream.py")
+    ends = _codes(r'self\.end\(\s*"([a-z_]+)"', "master/relays/event_stream.py")
     assert ends <= _values(MASTER, "wavry_master_event_stream_ends_total", "cause")
 
 
 def test_ends_of_connections_are_declared() -> None:
-    causes = _codes(r'\.cut\("([a-z_]+)"\)', "gateway/connection.py")
-    causes |= _codes(r'CLOSE_[A-Z_]+,\s*"([a-z_]+)"', "gateway/hub.py", "gateway/connection.py")
-    causes |= _codes(r'CLOSE_[A-Z_]+,\s*"([a-z_]+)"', "gateway/signaling.py")
+    causes = _codes(r'\.cut\("([a-z_]+)"\)', "gateway/signaling/connection.py")
+    causes |= _codes(
+        r'CLOSE_[A-Z_]+,\s*"([a-z_]+)"',
+        "gateway/signaling/hub.py",
+        "gateway/signaling/connection.py",
+    )
+    causes |= _codes(r'CLOSE_[A-Z_]+,\s*"([a-z_]+)"', "gateway/signaling/service.py")
     assert causes <= _values(GATEWAY, "wavry_gateway_websockets_closed_total", "cause")
     assert "client_left" in causes
 

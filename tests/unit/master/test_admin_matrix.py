@@ -92,6 +92,7 @@ OF_OTHERS = {
     ("GET", "/ready"),
     ("GET", "/metrics"),  # by network, or a viewer
     ("GET", "/.well-known/wavry-keys.json"),
+    ("GET", "/openapi.json"),
 }
 
 

@@ -1,45 +1,142 @@
 """Routes of key administration: steps of a rotation, change of root, status."""
 
+from typing import Final
+
 from aiohttp import web
 
-from wavry_cp.app.http import Handler, json_response, read_body
+from wavry_cp.app.http import client_address, rate_limited
+from wavry_cp.app.rate_limit import address_key
+from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.context import MasterContext
-from wavry_peer.protocol.http.keys import KeyStepRequest, RootStepRequest
+from wavry_peer.protocol.http.keys import (
+    KeysStatus,
+    KeyStepRequest,
+    KeyStepResponse,
+    RootStepRequest,
+)
+from wavry_peer.protocol.keyset import KeySet
 
 from .rules import KeyStep
 
-__all__ = ["KeyRoutes"]
+__all__ = ["KEY_ROUTES"]
+
+KEYS_MAX_AGE_S: Final = 30
+KEY_ERRORS: Final = ("invalid_document", "keys_not_written", "plan_changed", "root_key_here")
 
 
-class KeyRoutes:
-    """Handlers; the rules are in `rotation`, the work in `key_desk`."""
+async def _document(master: MasterContext, _request: web.Request) -> web.Response:
+    return web.Response(body=master.keys.document, content_type="application/json")
 
-    def __init__(self, context: MasterContext) -> None:
-        self._context = context
 
-    def routes(self) -> list[web.RouteDef]:
-        """The route table."""
-        return [
-            web.get("/v1/admin/keys/status", self.status),
-            web.post("/v1/admin/keys/root", self.root),
-            *(web.post(f"/v1/admin/keys/{step}", self._handler(step)) for step in KeyStep),
-        ]
+def _limit(master: MasterContext, request: web.Request) -> None:
+    key = address_key(client_address(request, master.trusted_proxies))
+    wait_s = master.open_limit.check(key, master.clock.monotonic_s())
+    if wait_s > 0:
+        raise rate_limited(wait_s)
 
-    async def status(self, request: web.Request) -> web.Response:
-        """Keys, leases and relays."""
-        self._context.access.require(request, "viewer")
-        return json_response(await self._context.key_desk.status())
 
-    def _handler(self, step: KeyStep) -> Handler:
-        async def take_step(request: web.Request) -> web.Response:
-            who = self._context.access.require(request, "admin")
-            body = await read_body(request, KeyStepRequest)
-            return json_response(await self._context.key_desk.take_step(step, body, who=who))
+async def _public_document(master: MasterContext, request: web.Request) -> web.Response:
+    response = await _document(master, request)
+    response.headers["Cache-Control"] = f"public, max-age={KEYS_MAX_AGE_S}"
+    return response
 
-        return take_step
 
-    async def root(self, request: web.Request) -> web.Response:
-        """Change the root key."""
-        who = self._context.access.require(request, "admin")
-        body = await read_body(request, RootStepRequest)
-        return json_response(await self._context.key_desk.change_root(body, who=who))
+async def _status(master: MasterContext, _request: web.Request) -> KeysStatus:
+    return await master.key_service.status()
+
+
+async def _root(
+    master: MasterContext, request: web.Request, body: RootStepRequest
+) -> KeyStepResponse:
+    return await master.key_service.change_root(body, who=caller_of(request).name)
+
+
+def _step_route(step: KeyStep, sentence: str, *errors: str) -> Route[MasterContext]:
+    async def take_step(
+        master: MasterContext, request: web.Request, body: KeyStepRequest
+    ) -> KeyStepResponse:
+        return await master.key_service.take_step(step, body, who=caller_of(request).name)
+
+    return Route(
+        "POST",
+        f"/v1/admin/keys/{step}",
+        (CallerKind.ADMIN,),
+        take_step,
+        sentence,
+        body=KeyStepRequest,
+        answer=KeyStepResponse,
+        errors=tuple(sorted((*KEY_ERRORS, *errors))),
+    )
+
+
+KEY_ROUTES: Final = (
+    Route[MasterContext](
+        "GET",
+        "/.well-known/wavry-keys.json",
+        (CallerKind.ANYONE,),
+        _public_document,
+        "Give the signed key-set document.",
+        answer=KeySet,
+        in_lockdown=True,
+        before=_limit,
+        errors=("rate_limited",),
+    ),
+    Route[MasterContext](
+        "GET",
+        "/v1/admin/keys",
+        (CallerKind.VIEWER,),
+        _document,
+        "Give the signed key-set document to an operator.",
+        answer=KeySet,
+    ),
+    Route[MasterContext](
+        "GET",
+        "/v1/admin/keys/status",
+        (CallerKind.VIEWER,),
+        _status,
+        "Tell the state of each key: its leases, the relays that hold it, when it can go.",
+        answer=KeysStatus,
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/admin/keys/root",
+        (CallerKind.ADMIN,),
+        _root,
+        "Change the root key.",
+        body=RootStepRequest,
+        answer=KeyStepResponse,
+        errors=(*KEY_ERRORS, "stale_root"),
+    ),
+    _step_route(
+        KeyStep.CREATE, "Make a pending key and publish it.", "pending_exists", "too_many_keys"
+    ),
+    _step_route(
+        KeyStep.ACTIVATE,
+        "Let a pending key sign from now on.",
+        "private_key_missing",
+        "relays_lack_key",
+        "unknown_key",
+        "wrong_key_status",
+    ),
+    _step_route(
+        KeyStep.ROLLBACK,
+        "Let the key before sign again.",
+        "nothing_to_roll_back",
+        "private_key_missing",
+        "relays_lack_key",
+    ),
+    _step_route(
+        KeyStep.REMOVE,
+        "Take a key out of the document once its last lease has ended.",
+        "leases_running",
+        "unknown_key",
+        "wrong_key_status",
+    ),
+    _step_route(
+        KeyStep.REVOKE,
+        "Revoke a key at once; every lease that it signed ends.",
+        "no_successor",
+        "unknown_key",
+        "wrong_key_status",
+    ),
+)

@@ -1,49 +1,81 @@
 """Routes of leases: issue and renew."""
 
+from typing import Final
+
 from aiohttp import web
 
-from wavry_cp.app.http import json_response, read_body
+from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.master.context import MasterContext
 from wavry_cp.master.outcome import outcome_of
-from wavry_peer.protocol.http.api import LeaseRequest, RenewRequest
+from wavry_peer.protocol.http.api import (
+    LeaseRequest,
+    LeaseResponse,
+    RenewRequest,
+    RenewResponse,
+)
 
-__all__ = ["LeaseRoutes"]
+__all__ = ["LEASE_ROUTES"]
 
 
-class LeaseRoutes:
-    """Handlers; the work is `LeaseDesk`'s."""
+async def _issue(master: MasterContext, _request: web.Request, body: LeaseRequest) -> LeaseResponse:
+    answer = await master.lease_service.issue(body)
+    master.metrics.leases_issued.inc(2)
+    return answer
 
-    def __init__(self, context: MasterContext) -> None:
-        self._context = context
 
-    def routes(self) -> list[web.RouteDef]:
-        """The route table."""
-        return [
-            web.post("/v1/leases", self.issue),
-            web.post("/v1/leases/renew", self.renew),
-        ]
+async def _renew(master: MasterContext, _request: web.Request, body: RenewRequest) -> RenewResponse:
+    answer, renewal = await master.lease_service.renew(body)
+    master.metrics.lease_renewals.labels("repeated" if renewal.repeated else "renewed").inc()
+    return answer
 
-    async def issue(self, request: web.Request) -> web.Response:
-        """One lease per role at a healthy relay."""
-        metrics = self._context.metrics
-        try:
-            self._context.access.require(request, "service")
-            answer = await self._context.desk.issue(await read_body(request, LeaseRequest))
-        except Exception as error:
-            metrics.leases_rejected.labels(outcome_of(error)).inc()
-            raise
-        metrics.leases_issued.inc(2)
-        return json_response(answer, status=201)
 
-    async def renew(self, request: web.Request) -> web.Response:
-        """A new lease for one role."""
-        metrics = self._context.metrics
-        try:
-            self._context.access.require(request, "service")
-            body = await read_body(request, RenewRequest)
-            answer, renewal = await self._context.desk.renew(body)
-        except Exception as error:
-            metrics.leases_rejected.labels(outcome_of(error)).inc()
-            raise
-        metrics.lease_renewals.labels("repeated" if renewal.repeated else "renewed").inc()
-        return json_response(answer)
+def _count_rejected(master: MasterContext, error: Exception) -> None:
+    master.metrics.leases_rejected.labels(outcome_of(error)).inc()
+
+
+LEASE_ROUTES: Final = (
+    Route[MasterContext](
+        "POST",
+        "/v1/leases",
+        (CallerKind.SERVICE,),
+        _issue,
+        "Issue one lease for each role at a healthy relay.",
+        body=LeaseRequest,
+        answer=LeaseResponse,
+        status=201,
+        errors=(
+            "banned",
+            "busy_session",
+            "invalid_cnf",
+            "invalid_session",
+            "lease_too_large",
+            "no_relay_available",
+            "relay_mode_off",
+            "revoked",
+            "same_party",
+            "session_conflict",
+        ),
+        refused=_count_rejected,
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/leases/renew",
+        (CallerKind.SERVICE,),
+        _renew,
+        "Issue a new lease for one role; asking twice gives the same one.",
+        body=RenewRequest,
+        answer=RenewResponse,
+        errors=(
+            "banned",
+            "busy_session",
+            "lease_expired",
+            "lease_too_large",
+            "relay_lacks_key",
+            "relay_unavailable",
+            "revoked",
+            "stale_jti",
+            "unknown_session",
+        ),
+        refused=_count_rejected,
+    ),
+)

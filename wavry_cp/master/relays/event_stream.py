@@ -72,7 +72,7 @@ class EventStream:
     Args:
         relay_id: whose.
         ws: prepared.
-        book: the log.
+        index: the log.
         after: last number that the relay has.
         state: asks for the present state.
         now_s: monotonic seconds.
@@ -86,7 +86,7 @@ class EventStream:
         self,
         relay_id: str,
         ws: web.WebSocketResponse,
-        book: RevocationIndex,
+        index: RevocationIndex,
         *,
         after: int,
         state: StateOf,
@@ -97,7 +97,7 @@ class EventStream:
         self.acked = after
         self.cause: str | None = None
         self._ws = ws
-        self._book = book
+        self._index = index
         self._sent = after
         self._state = state
         self._now_s = now_s
@@ -144,8 +144,8 @@ class EventStream:
                 self.end("not_allowed", CLOSE_POLICY)
                 return
             hello = StreamHello(
-                log=self._book.log_id,
-                number=self._book.head,
+                log=self._index.log_id,
+                number=self._index.head,
                 keyset_serial=told.keyset_serial,
                 drain=told.drain,
             )
@@ -178,7 +178,7 @@ class EventStream:
     async def _send_rows(self) -> bool:
         """Send the next rows; False where there is nothing to send now."""
         room = MAX_UNACKED - len(self._unacked)
-        rows = self._book.after(self._sent, min(_BATCH, room)) if room > 0 else ()
+        rows = self._index.after(self._sent, min(_BATCH, room)) if room > 0 else ()
         for row in rows:
             self._unacked.append((row.number, self._now_s()))
             self._sent = row.number

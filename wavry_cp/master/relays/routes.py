@@ -2,25 +2,16 @@
 
 import secrets
 import uuid
-from collections.abc import Callable
 from typing import Final
 
 import structlog
 from aiohttp import web
 
-from wavry_cp.app.http import (
-    ApiError,
-    bearer_token,
-    client_address,
-    json_response,
-    rate_limited,
-    read_body,
-    read_optional_body,
-    unauthorized,
-)
+from wavry_cp.app.http import ApiError, bearer_token, client_address, json_response, rate_limited
 from wavry_cp.app.rate_limit import address_key
+from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.context import MasterContext
-from wavry_cp.master.outcome import counted
+from wavry_cp.master.outcome import outcome_of
 from wavry_cp.master.refusal import RefusedError
 from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_cp.operators.bans import BanKind
@@ -32,6 +23,7 @@ from wavry_peer.protocol.http.api import (
     HeartbeatResponse,
     RegisterRequest,
     RegisterResponse,
+    RelayInfo,
     RelayList,
     VerifyRequest,
     VerifyResponse,
@@ -42,205 +34,264 @@ from . import rules as registry
 from .challenges import CHALLENGE_BYTES
 from .rules import RelayEvent, RelayState
 
-__all__ = ["RelayRoutes"]
+__all__ = ["RELAY_ROUTES"]
 
 RELAY_TOKEN_BYTES: Final = 32
 
 _log = structlog.get_logger(__name__)
 
 
-class RelayRoutes:
-    """Handlers; the rules are in `registry` and `directory`."""
-
-    def __init__(
-        self,
-        context: MasterContext,
-        *,
-        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
-    ) -> None:
-        self._context = context
-        self._random_bytes = random_bytes
-
-    def routes(self) -> list[web.RouteDef]:
-        """The route table."""
-        return [
-            web.post("/v1/relays/register", self.register),
-            web.post("/v1/relays/register/verify", self.verify),
-            web.post("/v1/relays/heartbeat", self.heartbeat),
-            web.get("/v1/relays", self.list),
-            web.get("/v1/relays/{relay_id}", self.detail),
-            web.delete("/v1/relays/{relay_id}", self.deregister),
-            web.post("/v1/admin/relays/{relay_id}/drain", self.drain),
-            web.post("/v1/admin/relays/{relay_id}/undrain", self.undrain),
-        ]
-
-    async def register(self, request: web.Request) -> web.Response:
-        """Give a challenge; with the service token, the registration at once."""
-        context = self._context
-        with counted(context.metrics.registrations) as outcome:
-            managed = False
-            if bearer_token(request) is None:
-                self._limit(request)
-            else:
-                context.access.require(request, "service")
-                managed = True
-            body = await read_body(request, RegisterRequest)
-            registry.check_registration(body, context.config.allowed_relays)
-            known = context.directory.record(body.relay_id)
-            if known is not None and known.state is RelayState.BANNED:
-                raise _banned()
-            self._check_ban(body.relay_id)
-            # The service token is shared by a whole pool: it may bring a relay in, but must not
-            # let one member take over the id of another that is alive. That needs its key.
-            alive = context.directory.is_heard(body.relay_id, context.clock.monotonic_s())
-            if managed and not alive:
-                outcome.result = "registered"
-                return await self._admit(body)
-            challenge_id = str(uuid.UUID(bytes=self._random_bytes(16), version=4))
-            challenge = self._random_bytes(CHALLENGE_BYTES)
-            context.challenges.add(challenge_id, challenge, body, now_s=context.clock.monotonic_s())
-            outcome.result = "challenged"
-            return json_response(
-                RegisterResponse(challenge_id=challenge_id, challenge=base64url.encode(challenge))
-            )
-
-    async def verify(self, request: web.Request) -> web.Response:
-        """Check the signed challenge and register the relay."""
-        context = self._context
-        with counted(context.metrics.registrations) as outcome:
-            self._limit(request)
-            body = await read_body(request, VerifyRequest)
-            pending = context.challenges.take(body.challenge_id, now_s=context.clock.monotonic_s())
-            try:
-                signature = base64url.decode(body.signature, size=64)
-            except ValueError as error:
-                raise ApiError(400, "invalid_body", f"signature is {error}") from error
-            public_key = base64url.decode(pending.body.public_key)
-            if not verify_challenge(public_key, pending.challenge, signature):
-                raise RefusedError("invalid_signature", "challenge is not signed by public_key")
-            outcome.result = "registered"
-            return await self._admit(pending.body)
-
-    async def heartbeat(self, request: web.Request) -> web.Response:
-        """Take a relay's report and answer with orders."""
-        context = self._context
-        with counted(context.metrics.heartbeats) as outcome:
-            token = bearer_token(request)
-            if token is None:
-                raise unauthorized("the relay token is required")
-            body = await read_body(request, HeartbeatRequest)
-            record, status = await context.directory.heartbeat(
-                body,
-                token,
-                now_s=context.clock.now_s(),
-                monotonic_s=context.clock.monotonic_s(),
-            )
-            commands = registry.commands_for(
-                record,
-                status,
-                keyset_serial=context.keys.keyset.serial,
-                active_kid=context.keys.active_kid,
-            )
-            outcome.result = "accepted"
-            return json_response(
-                HeartbeatResponse(
-                    commands=(
-                        *(Command(type=name) for name in commands),
-                        *context.block_desk.take_heartbeat(body.relay_id, body.blocks),
-                    )
-                )
-            )
-
-    async def list(self, request: web.Request) -> web.Response:
-        """All relays."""
-        self._context.access.require(request, "service", "viewer")
-        infos = self._context.directory.infos(self._context.clock.monotonic_s())
-        return json_response(RelayList(relays=tuple(infos)))
-
-    async def detail(self, request: web.Request) -> web.Response:
-        """One relay."""
-        self._context.access.require(request, "service", "viewer")
-        return self._info(request.match_info["relay_id"])
-
-    async def deregister(self, request: web.Request) -> web.Response:
-        """Forget a relay: by the operator, or by the relay itself."""
-        context = self._context
-        relay_id = request.match_info["relay_id"]
-        own = context.directory.relay_token_matches(relay_id, bearer_token(request))
-        who = "relay" if own else context.access.require(request, "operator")
-        order = await read_optional_body(request, Order)
-        now_s = context.clock.now_s()
-        entry = AuditEntry(now_s, who, "deregister", relay_id, order.reason)
-        async with attempted(context.store, entry):
-            await context.directory.deregister(
-                relay_id, who=who, by_operator=not own, now_s=now_s, reason=order.reason
-            )
-        context.events.forget(relay_id)
-        context.block_desk.forget(relay_id)
-        _log.info("relay_deregistered", relay_id=relay_id, by=who)
-        return web.Response(status=204)
-
-    async def drain(self, request: web.Request) -> web.Response:
-        """Give a relay no new sessions from now on."""
-        return await self._order(request, RelayEvent.DRAIN)
-
-    async def undrain(self, request: web.Request) -> web.Response:
-        """End a drain."""
-        return await self._order(request, RelayEvent.UNDRAIN)
-
-    async def _order(self, request: web.Request, event: RelayEvent) -> web.Response:
-        context = self._context
-        who = context.access.require(request, "operator")
-        relay_id = request.match_info["relay_id"]
-        order = await read_optional_body(request, Order)
-        now_s = context.clock.now_s()
-        async with attempted(
-            context.store, AuditEntry(now_s, who, event.value, relay_id, order.reason)
-        ):
-            await context.directory.order(
-                relay_id, event, who=who, now_s=now_s, reason=order.reason
-            )
-        context.events.wake(relay_id)
-        _log.info("relay_order", relay_id=relay_id, order=event.value, by=who)
-        return self._info(relay_id)
-
-    def _info(self, relay_id: str) -> web.Response:
-        monotonic_s = self._context.clock.monotonic_s()
-        return json_response(self._context.directory.info(relay_id, monotonic_s))
-
-    async def _admit(self, body: RegisterRequest) -> web.Response:
-        context = self._context
-        self._check_ban(body.relay_id)
-        token = base64url.encode(self._random_bytes(RELAY_TOKEN_BYTES))
-        await context.directory.register(
-            body,
-            token_hash=registry.token_digest(token),
-            now_s=context.clock.now_s(),
-            monotonic_s=context.clock.monotonic_s(),
-        )
-        _log.info("relay_registered", relay_id=body.relay_id, region=body.region)
-        answer = VerifyResponse(
-            relay_token=token,
-            heartbeat_interval_ms=context.config.heartbeat_interval_ms,
-            keyset=context.keys.keyset,
-            master_public_key=base64url.encode(context.keys.active.public_key),
-            master_key_id=context.keys.active_kid,
-        )
-        return json_response(answer, status=201)
-
-    def _check_ban(self, relay_id: str) -> None:
-        # A relay may be banned before the master has ever seen it.
-        context = self._context
-        if context.bans.is_banned(BanKind.RELAY, relay_id, context.clock.now_s()):
-            raise _banned()
-
-    def _limit(self, request: web.Request) -> None:
-        context = self._context
-        key = address_key(client_address(request, context.trusted_proxies))
-        wait_s = context.register_limit.check(key, context.clock.monotonic_s())
+def _limit_strangers(master: MasterContext, request: web.Request) -> None:
+    if caller_of(request).kind is CallerKind.ANYONE:
+        key = address_key(client_address(request, master.trusted_proxies))
+        wait_s = master.register_limit.check(key, master.clock.monotonic_s())
         if wait_s > 0:
             raise rate_limited(wait_s)
 
 
+def _count_registration(master: MasterContext, error: Exception) -> None:
+    master.metrics.registrations.labels(outcome_of(error)).inc()
+
+
+def _count_heartbeat(master: MasterContext, error: Exception) -> None:
+    master.metrics.heartbeats.labels(outcome_of(error)).inc()
+
+
+async def _register(
+    master: MasterContext, request: web.Request, body: RegisterRequest
+) -> RegisterResponse | web.Response:
+    registry.check_registration(body, master.config.allowed_relays)
+    known = master.directory.record(body.relay_id)
+    if known is not None and known.state is RelayState.BANNED:
+        raise _banned()
+    _check_ban(master, body.relay_id)
+    # The service token is shared by a whole pool: it may bring a relay in, but must not
+    # let one member take over the id of another that is alive. That needs its key.
+    managed = caller_of(request).kind is CallerKind.SERVICE
+    if managed and not master.directory.is_heard(body.relay_id, master.clock.monotonic_s()):
+        return json_response(await _admit(master, body), 201)
+    challenge_id = str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
+    challenge = secrets.token_bytes(CHALLENGE_BYTES)
+    master.challenges.add(challenge_id, challenge, body, now_s=master.clock.monotonic_s())
+    master.metrics.registrations.labels("challenged").inc()
+    return RegisterResponse(challenge_id=challenge_id, challenge=base64url.encode(challenge))
+
+
+async def _verify(
+    master: MasterContext, _request: web.Request, body: VerifyRequest
+) -> VerifyResponse:
+    pending = master.challenges.take(body.challenge_id, now_s=master.clock.monotonic_s())
+    try:
+        signature = base64url.decode(body.signature, size=64)
+    except ValueError as error:
+        raise ApiError(400, "invalid_body", f"signature is {error}") from error
+    public_key = base64url.decode(pending.body.public_key)
+    if not verify_challenge(public_key, pending.challenge, signature):
+        raise RefusedError("invalid_signature", "challenge is not signed by public_key")
+    return await _admit(master, pending.body)
+
+
+async def _admit(master: MasterContext, body: RegisterRequest) -> VerifyResponse:
+    _check_ban(master, body.relay_id)
+    token = base64url.encode(secrets.token_bytes(RELAY_TOKEN_BYTES))
+    await master.directory.register(
+        body,
+        token_hash=registry.token_digest(token),
+        now_s=master.clock.now_s(),
+        monotonic_s=master.clock.monotonic_s(),
+    )
+    master.metrics.registrations.labels("registered").inc()
+    _log.info("relay_registered", relay_id=body.relay_id, region=body.region)
+    return VerifyResponse(
+        relay_token=token,
+        heartbeat_interval_ms=master.config.heartbeat_interval_ms,
+        keyset=master.keys.keyset,
+        master_public_key=base64url.encode(master.keys.active.public_key),
+        master_key_id=master.keys.active_kid,
+    )
+
+
+def _check_ban(master: MasterContext, relay_id: str) -> None:
+    # A relay may be banned before the master has ever seen it.
+    if master.bans.is_banned(BanKind.RELAY, relay_id, master.clock.now_s()):
+        raise _banned()
+
+
+async def _heartbeat(
+    master: MasterContext, request: web.Request, body: HeartbeatRequest
+) -> HeartbeatResponse:
+    record, status = await master.directory.heartbeat(
+        body,
+        bearer_token(request) or "",
+        now_s=master.clock.now_s(),
+        monotonic_s=master.clock.monotonic_s(),
+    )
+    commands = registry.commands_for(
+        record,
+        status,
+        keyset_serial=master.keys.keyset.serial,
+        active_kid=master.keys.active_kid,
+    )
+    master.metrics.heartbeats.labels("accepted").inc()
+    return HeartbeatResponse(
+        commands=(
+            *(Command(type=name) for name in commands),
+            *master.block_service.take_heartbeat(body.relay_id, body.blocks),
+        )
+    )
+
+
+async def _list(master: MasterContext, _request: web.Request) -> RelayList:
+    return RelayList(relays=tuple(master.directory.infos(master.clock.monotonic_s())))
+
+
+async def _detail(master: MasterContext, request: web.Request) -> RelayInfo:
+    return master.directory.info(request.match_info["relay_id"], master.clock.monotonic_s())
+
+
+async def _deregister(master: MasterContext, request: web.Request, order: Order) -> None:
+    caller, relay_id = caller_of(request), request.match_info["relay_id"]
+    own = caller.kind is CallerKind.RELAY
+    who = "relay" if own else caller.name
+    now_s = master.clock.now_s()
+    entry = AuditEntry(now_s, who, "deregister", relay_id, order.reason)
+    async with attempted(master.store, entry):
+        await master.directory.deregister(
+            relay_id, who=who, by_operator=not own, now_s=now_s, reason=order.reason
+        )
+    master.events.forget(relay_id)
+    master.block_service.forget(relay_id)
+    _log.info("relay_deregistered", relay_id=relay_id, by=who)
+
+
+async def _drain(master: MasterContext, request: web.Request, order: Order) -> RelayInfo:
+    return await _order(master, request, order, RelayEvent.DRAIN)
+
+
+async def _undrain(master: MasterContext, request: web.Request, order: Order) -> RelayInfo:
+    return await _order(master, request, order, RelayEvent.UNDRAIN)
+
+
+async def _order(
+    master: MasterContext, request: web.Request, order: Order, event: RelayEvent
+) -> RelayInfo:
+    who, relay_id = caller_of(request).name, request.match_info["relay_id"]
+    now_s = master.clock.now_s()
+    entry = AuditEntry(now_s, who, event.value, relay_id, order.reason)
+    async with attempted(master.store, entry):
+        await master.directory.order(relay_id, event, who=who, now_s=now_s, reason=order.reason)
+    master.events.wake(relay_id)
+    _log.info("relay_order", relay_id=relay_id, order=event.value, by=who)
+    return master.directory.info(relay_id, master.clock.monotonic_s())
+
+
 def _banned() -> RefusedError:
     return RefusedError("banned", "this relay is banned; ask the operator")
+
+
+RELAY_ROUTES: Final = (
+    Route[MasterContext](
+        "POST",
+        "/v1/relays/register",
+        (CallerKind.ANYONE, CallerKind.SERVICE),
+        _register,
+        "Give a relay a challenge; with the service token, register it at once (201).",
+        body=RegisterRequest,
+        answer=RegisterResponse,
+        errors=(
+            "banned",
+            "invalid_endpoint",
+            "invalid_public_key",
+            "invalid_relay_id",
+            "key_mismatch",
+            "rate_limited",
+            "relay_not_allowed",
+            "wrong_state",
+        ),
+        in_lockdown=True,
+        before=_limit_strangers,
+        refused=_count_registration,
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/relays/register/verify",
+        (CallerKind.ANYONE,),
+        _verify,
+        "Check the signed challenge and register the relay.",
+        body=VerifyRequest,
+        answer=VerifyResponse,
+        status=201,
+        errors=(
+            "banned",
+            "invalid_signature",
+            "key_mismatch",
+            "rate_limited",
+            "unknown_challenge",
+            "wrong_state",
+        ),
+        in_lockdown=True,
+        before=_limit_strangers,
+        refused=_count_registration,
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/relays/heartbeat",
+        (CallerKind.RELAY_IN_BODY,),
+        _heartbeat,
+        "Take a relay's report and answer with orders.",
+        body=HeartbeatRequest,
+        answer=HeartbeatResponse,
+        errors=("banned", "invalid_relay_token", "unknown_relay", "wrong_state"),
+        in_lockdown=True,
+        refused=_count_heartbeat,
+    ),
+    Route[MasterContext](
+        "GET",
+        "/v1/relays",
+        (CallerKind.SERVICE, CallerKind.VIEWER),
+        _list,
+        "List all relays.",
+        answer=RelayList,
+    ),
+    Route[MasterContext](
+        "GET",
+        "/v1/relays/{relay_id}",
+        (CallerKind.SERVICE, CallerKind.VIEWER),
+        _detail,
+        "Tell about one relay.",
+        answer=RelayInfo,
+        errors=("unknown_relay",),
+    ),
+    Route[MasterContext](
+        "DELETE",
+        "/v1/relays/{relay_id}",
+        (CallerKind.RELAY, CallerKind.OPERATOR),
+        _deregister,
+        "Forget a relay.",
+        body=Order,
+        body_optional=True,
+        errors=("unknown_relay", "wrong_state"),
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/admin/relays/{relay_id}/drain",
+        (CallerKind.OPERATOR,),
+        _drain,
+        "Give a relay no new sessions from now on.",
+        body=Order,
+        body_optional=True,
+        answer=RelayInfo,
+        errors=("unknown_relay", "wrong_state"),
+    ),
+    Route[MasterContext](
+        "POST",
+        "/v1/admin/relays/{relay_id}/undrain",
+        (CallerKind.OPERATOR,),
+        _undrain,
+        "End a drain.",
+        body=Order,
+        body_optional=True,
+        answer=RelayInfo,
+        errors=("unknown_relay", "wrong_state"),
+    ),
+)

@@ -111,15 +111,15 @@ class RevocationService:
 
     Args:
         store: of the master.
-        book: of the same store.
-        announce: called after each change of the book.
+        index: of the same store.
+        announce: called after each change of the index.
     """
 
     def __init__(
-        self, store: RevocationStore, book: RevocationIndex, announce: Callable[[], None]
+        self, store: RevocationStore, index: RevocationIndex, announce: Callable[[], None]
     ) -> None:
         self._store = store
-        self.book = book
+        self.index = index
         self._announce = announce
 
     async def revoke(
@@ -145,7 +145,7 @@ class RevocationService:
         Raises:
             RefusedError: ``too_many_revocations``.
         """
-        if len(self.book) >= MAX_REVOCATIONS:
+        if len(self.index) >= MAX_REVOCATIONS:
             raise RefusedError(
                 "too_many_revocations",
                 f"{MAX_REVOCATIONS} revocations are in force; revoke users or a key instead",
@@ -164,7 +164,7 @@ class RevocationService:
         audit = AuditEntry(now_s, who, f"revoke_{kind}", value, reason)
         rows, live_sessions = await self._store.add_revocation(new, audit)
         for row in rows:
-            self.book.add(row)
+            self.index.add(row)
         self._announce()
         return Revoked(rows[0], live_sessions)
 
@@ -187,7 +187,7 @@ class RevocationService:
             reason=reason,
         )
         row = await self._store.add_unban(new, AuditEntry(now_s, who, "unban", sub, reason))
-        self.book.add(row)
+        self.index.add(row)
         self._announce()
         return row
 
@@ -195,7 +195,7 @@ class RevocationService:
         """Forget, in store and memory, what no lease needs any more."""
         before_s = now_s - KEEP_S
         await self._store.prune_revocations(before_s)
-        self.book.prune(before_s)
+        self.index.prune(before_s)
 
 
 def _lifted(row: RevocationRow, unban: RevocationRow) -> RevocationRow:

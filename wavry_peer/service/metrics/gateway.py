@@ -13,7 +13,7 @@ _ROUTE: Final = route(
     "/v1/sessions", "/v1/sessions/{session_id}", "/v1/sessions/{session_id}/accept",
     "/v1/sessions/{session_id}/path", "/v1/sessions/{session_id}/relay",
     "/v1/sessions/{session_id}/renew",
-    "/health", "/ready", "/metrics",
+    "/health", "/ready", "/metrics", "/openapi.json",
     "/v1/admin/users", "/v1/admin/status", "/v1/admin/audit",
     "/v1/admin/switches", "/v1/admin/switches/{switch}", "/v1/admin/bans", "/v1/admin/bans/lift",
 )  # fmt: skip

@@ -12,7 +12,7 @@ _ROUTE: Final = route(
     "/v1/relays/events", "/v1/relays/register", "/v1/relays/register/verify",
     "/v1/relays/heartbeat", "/v1/relays", "/v1/relays/{relay_id}",
     "/v1/leases", "/v1/leases/renew", "/v1/leases/revoke",
-    "/health", "/ready", "/metrics", "/.well-known/wavry-keys.json",
+    "/health", "/ready", "/metrics", "/openapi.json", "/.well-known/wavry-keys.json",
     "/v1/admin/status", "/v1/admin/audit", "/v1/admin/revocations",
     "/v1/admin/relays/{relay_id}/drain", "/v1/admin/relays/{relay_id}/undrain",
     "/v1/admin/relays/{relay_id}/blocks/clear", "/v1/admin/blocks",

@@ -1,0 +1,178 @@
+"""Routes of sessions: what users call about their own."""
+
+import re
+from typing import Final
+
+from aiohttp import web
+
+from wavry_cp.app.routes import CallerKind, Route, caller_of
+from wavry_cp.gateway.gateway import Gateway
+from wavry_cp.gateway.refused import RefusedError
+from wavry_peer.protocol.http.api import (
+    AcceptSessionRequest,
+    CreateSessionRequest,
+    Credentials,
+    PathReport,
+    RelaySessionRequest,
+    RenewSessionRequest,
+    SessionInfo,
+    SessionList,
+)
+from wavry_peer.protocol.http.signaling import Offer
+
+from .rules import SessionKey, checked_keys, describe
+
+__all__ = ["SESSION_ROUTES"]
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+async def _list(gateway: Gateway, request: web.Request) -> SessionList:
+    username = caller_of(request).name
+    found = await gateway.calls.listed(username)
+    return SessionList(sessions=tuple(describe(session, username) for session in found))
+
+
+async def _create(
+    gateway: Gateway, request: web.Request, body: CreateSessionRequest
+) -> SessionInfo:
+    username = caller_of(request).name
+    keys = checked_keys(body.identity_key, body.noise_key)
+    offer = Offer(identity_key=keys.identity, noise_key=keys.noise)
+    session = await gateway.calls.call(username, body.target_username, keys, offer)
+    return describe(session, username)
+
+
+async def _read(gateway: Gateway, request: web.Request) -> SessionInfo:
+    username = caller_of(request).name
+    return describe(await gateway.calls.own(username, _session_id(request)), username)
+
+
+async def _end(gateway: Gateway, request: web.Request) -> None:
+    await gateway.calls.end(caller_of(request).name, _session_id(request))
+
+
+async def _accept(
+    gateway: Gateway, request: web.Request, body: AcceptSessionRequest
+) -> SessionInfo:
+    username = caller_of(request).name
+    keys = checked_keys(body.identity_key, body.noise_key)
+    session = await gateway.calls.accept(username, _session_id(request), keys)
+    return describe(session, username)
+
+
+async def _relay(gateway: Gateway, request: web.Request, body: RelaySessionRequest) -> Credentials:
+    return await gateway.relaying.request(caller_of(request).name, _session_id(request), body)
+
+
+async def _report_path(gateway: Gateway, request: web.Request, body: PathReport) -> None:
+    await gateway.calls.report_path(caller_of(request).name, _session_id(request), body.path)
+
+
+async def _renew(gateway: Gateway, request: web.Request, body: RenewSessionRequest) -> Credentials:
+    return await gateway.relaying.renew(caller_of(request).name, _session_id(request), body.jti)
+
+
+def _session_id(request: web.Request) -> SessionKey:
+    text = request.match_info["session_id"]
+    if _UUID.fullmatch(text) is None:
+        raise RefusedError("unknown_session", "a session id is a UUID in lower case")
+    return SessionKey(text)
+
+
+_ONE: Final = "/v1/sessions/{session_id}"
+_USER: Final = (CallerKind.USER,)
+SESSION_ROUTES: Final = (
+    Route[Gateway](
+        "GET", "/v1/sessions", _USER, _list, "List the caller's sessions.", answer=SessionList
+    ),
+    Route[Gateway](
+        "POST",
+        "/v1/sessions",
+        _USER,
+        _create,
+        "Call a user.",
+        body=CreateSessionRequest,
+        answer=SessionInfo,
+        status=201,
+        errors=("banned", "invalid_message", "invalid_target", "rate_limited", "user_offline"),
+    ),
+    Route[Gateway](
+        "GET",
+        _ONE,
+        _USER,
+        _read,
+        "Tell about one session.",
+        answer=SessionInfo,
+        errors=("unknown_session",),
+    ),
+    Route[Gateway]("DELETE", _ONE, _USER, _end, "End a session.", errors=("unknown_session",)),
+    Route[Gateway](
+        "POST",
+        f"{_ONE}/accept",
+        _USER,
+        _accept,
+        "Accept a call, as the called user.",
+        body=AcceptSessionRequest,
+        answer=SessionInfo,
+        errors=(
+            "invalid_message",
+            "key_mismatch",
+            "not_called_user",
+            "session_closed",
+            "unknown_session",
+            "user_offline",
+        ),
+    ),
+    Route[Gateway](
+        "POST",
+        f"{_ONE}/relay",
+        _USER,
+        _relay,
+        "Ask for a relay, or for another one.",
+        body=RelaySessionRequest,
+        answer=Credentials,
+        errors=(
+            "banned",
+            "busy",
+            "no_relay_available",
+            "not_accepted",
+            "rate_limited",
+            "relay_mode_off",
+            "relay_unavailable",
+            "revoked",
+            "session_closed",
+            "unknown_session",
+        ),
+    ),
+    Route[Gateway](
+        "POST",
+        f"{_ONE}/path",
+        _USER,
+        _report_path,
+        "Report on which path a session talks; only counted.",
+        body=PathReport,
+        errors=("not_accepted", "unknown_session"),
+    ),
+    Route[Gateway](
+        "POST",
+        f"{_ONE}/renew",
+        _USER,
+        _renew,
+        "Renew the caller's own lease.",
+        body=RenewSessionRequest,
+        answer=Credentials,
+        errors=(
+            "banned",
+            "busy",
+            "not_on_relay",
+            "rate_limited",
+            "relay_gone",
+            "relay_unavailable",
+            "revoked",
+            "session_closed",
+            "stale_jti",
+            "unknown_session",
+        ),
+    ),
+)
