@@ -180,7 +180,7 @@ class _Bench:
             return []
 
     def forward(self, master: BenchMaster, endpoints: Endpoints, work: Path) -> None:
-        """The comparison, all subjects side by side."""
+        """Measure the comparison, all subjects side by side."""
         scope, core = self.scope, self._worker_core
         most = scope.largest
         with contextlib.ExitStack() as stack:
@@ -248,7 +248,7 @@ class _Bench:
     def admission_and_memory(
         self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str
     ) -> None:
-        """A relay for each of the two: what the first leaves behind is not in the second."""
+        """Use a relay for each of the two: what the first leaves behind is not in the second."""
         # Two kinds of leases, and a run of each that is not counted.
         sessions = 2 * self.scope.admissions * (self.repetitions + 1) + _SPARE_SESSIONS
         name = f"relay-{engine}"
@@ -279,7 +279,7 @@ class _Bench:
                 run_memory(self.report, relay, name=name)
 
     def kill(self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str) -> None:
-        """A worker dies at half of the capacity at bursts of 1."""
+        """Kill a worker at half of the capacity at bursts of 1."""
         name, directory = f"relay-{engine}", work / f"kill-{engine}"
         with (
             self.part("worker kill", name),
@@ -308,7 +308,7 @@ class _Bench:
             )
 
     def upgrade(self, master: BenchMaster, endpoints: Endpoints, work: Path) -> None:
-        """The native relay is upgraded at half of its capacity at bursts of 1."""
+        """Upgrade the native relay at half of its capacity at bursts of 1."""
         name, directory = "relay-native", work / "upgrade-native"
         sessions = self.scope.sessions
         with (

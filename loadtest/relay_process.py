@@ -88,7 +88,7 @@ class RelayProcess:
         raise RelayStartError(f"relay was not ready in {_START_S:g} s:\n{self._log_end()}")
 
     def _wait_for_keys(self, ops_url: str) -> None:
-        """The ready file says that sockets are open; leases need the master's keys as well."""
+        """Wait for the ready file (sockets are open) and the master's keys (leases need them)."""
         deadline = time.monotonic() + _START_S
         while True:
             try:
@@ -157,5 +157,5 @@ class RelayProcess:
         return parse_address(self.target)
 
     def worker_pids(self) -> list[int]:
-        """Processes that forward, as they are now: all that the supervisor has started."""
+        """Return processes that forward, as they are now: all that the supervisor has started."""
         return sorted(descendants(self.pid))

@@ -62,7 +62,7 @@ def _open_socket(host: str) -> socket.socket:
 
 
 def _loopback_host(index: int) -> str:
-    """An address of its own /24 in 127/8, so that limits per subnet see many users."""
+    """Return an address of its own /24 in 127/8, so that limits per subnet see many users."""
     return f"127.{20 + index // 250}.{index % 250 + 1}.1"
 
 

@@ -66,7 +66,7 @@ class Report:
     skipped: list[Skipped] = field(default_factory=list)
 
     def to_json(self) -> bytes:
-        """The document of design section 8, and beside it what was skipped."""
+        """Return the document of design section 8, and beside it what was skipped."""
         document = _Document(self.machine, self.rows, self.targets, self.skipped)
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
@@ -101,7 +101,7 @@ def judge(name: str, direction: Better, limit: float, got: float, unit: str = ""
 
 
 def find(rows: Sequence[Row], bench: str, case: str, metric: str) -> Row | None:
-    """The row of this name, or None where it was not measured."""
+    """Return the row of this name, or None where it was not measured."""
     for row in rows:
         if (row.bench, row.case, row.metric) == (bench, case, metric):
             return row

@@ -120,7 +120,7 @@ def _announced_port(process: subprocess.Popen[bytes], name: str) -> int:
 def floor(
     mode: str, endpoints: Endpoints, directory: Path, core: int | None, sessions: int
 ) -> Iterator[Subject]:
-    """A bare C forwarder (`plain`, `mmsg` or `gso`) to the first server socket."""
+    """Start a bare C forwarder (`plain`, `mmsg` or `gso`) to the first server socket."""
     name = f"floor-{mode}"
     host, port = endpoints.servers[0].getsockname()
     command = [str(compile_program("floor")), mode, "--to", f"{host}:{port}"]
@@ -150,7 +150,7 @@ def _introduce(target: str, plans: Sequence[SessionPlan], endpoints: Endpoints) 
 def uvloop_relay(
     endpoints: Endpoints, directory: Path, core: int | None, sessions: int
 ) -> Iterator[Subject]:
-    """The relay of 30 lines.
+    """Start the relay of 30 lines.
 
     Raises:
         SubjectMissingError: uvloop is not installed.
@@ -253,7 +253,7 @@ def relay_subject(
     *,
     name: str,
 ) -> Subject:
-    """The relay itself; its sessions are admitted by real, key-bound leases as they are needed."""
+    """Start the relay itself; real, key-bound leases admit its sessions as they are needed."""
     directory.mkdir(parents=True, exist_ok=True)
     clients, servers = len(endpoints.clients), len(endpoints.servers)
     plans = plan_sessions(relay.max_sessions, clients=clients, servers=servers)

@@ -12,7 +12,7 @@ __all__ = ["number", "show"]
 
 
 def number(value: float) -> str:
-    """A number with as many digits as it deserves."""
+    """Return a number with as many digits as it deserves."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

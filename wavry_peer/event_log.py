@@ -28,7 +28,7 @@ class EventLog:
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, error: BaseException) -> None:
-        """A fault of ours, with its traceback."""
+        """Log a fault of ours, with its traceback."""
         self._logger.error(event, exc_info=error)
 
     def _log(self, level: int, event: str, fields: dict[str, object]) -> None:

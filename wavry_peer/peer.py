@@ -156,7 +156,7 @@ class Peer:
                     raise SessionFailedError(text) from error
                 raise
             terms = SessionTerms(session_id, Role.CLIENT, self._identity, username, noise_key)
-            return await self._establish(terms, credentials, timeout_s)
+            return Session(await self._establish(terms, credentials, timeout_s), self._owner())
         except BaseException:
             await self._give_up(session_id)
             raise
@@ -208,7 +208,7 @@ class Peer:
         return None if self._queue is None or self._queue.is_closed else self._queue
 
     def _owner(self) -> Closable | None:
-        """What ends with each session or listener that this peer gives."""
+        """Return what ends with the session or listener that the application asked for."""
         return None
 
     def _stored_token(self) -> str:
@@ -245,7 +245,7 @@ class Peer:
 
     async def _establish(
         self, terms: SessionTerms, credentials: Credentials, timeout_s: float
-    ) -> Session:
+    ) -> Connection:
         environment = Environment(clock=self._options.clock)
         connection = Connection(terms, self._started(), environment)
         self._connections[terms.session_id] = connection
@@ -257,7 +257,7 @@ class Peer:
             await connection.aclose()
             raise
         self._spawn(self._forget_when_closed(connection))
-        return Session(connection, self._owner())
+        return connection
 
     async def _forget_when_closed(self, connection: Connection) -> None:
         await connection.wait_closed()
@@ -276,7 +276,7 @@ class Peer:
     async def _take_call(self, queue: AcceptQueue, offer: s.Offer) -> None:
         session_id, username = offer.session_id or "", offer.from_username or ""
         try:
-            session = await self._answer_call(queue, session_id, username, offer.noise_key)
+            connection = await self._answer_call(queue, session_id, username, offer.noise_key)
         except PeerKeyChangedError as error:
             _log.warning("call_refused", username=username, cause=str(error))
             await self._refuse(session_id, username)
@@ -284,15 +284,15 @@ class Peer:
             _log.info("call_failed", username=username, cause=str(error))
             await self._refuse(session_id, username)
         else:
-            if session is not None:
-                queue.put(session)
+            if connection is not None:
+                queue.put(Session(connection))
         finally:
             self._setting_up.discard(session_id)
             self._pending.forget(session_id)
 
     async def _answer_call(
         self, queue: AcceptQueue, session_id: str, username: str, noise_key_text: str | None
-    ) -> Session | None:
+    ) -> Connection | None:
         noise_key = read_noise_key(noise_key_text)
         self._known_peers.check(self._url, username, noise_key)
         if not await queue.wants(IncomingCall(session_id, username, noise_key)):

@@ -46,7 +46,7 @@ def _ratios(over: Sequence[float] | None, under: Sequence[float] | None) -> list
 
 
 def _cheapest(by_subject: Mapping[str, Sequence[float]]) -> Sequence[float] | None:
-    """The bare C forwarder that does this load at the least cost."""
+    """Return the bare C forwarder that does this load at the least cost."""
     floors = [by_subject[name] for name in FLOORS if by_subject.get(name)]
     return min(floors, key=statistics.median, default=None)
 

@@ -168,7 +168,7 @@ def run_forward(
 
 
 def _add_idle(report: Report, subject: Subject, repetitions: int, duration_ms: int) -> None:
-    """What sessions cost while nothing is sent: sweeps and the like."""
+    """Measure what sessions cost while nothing is sent: sweeps and the like."""
     shares = []
     for _ in range(repetitions):
         pids = subject.pids()

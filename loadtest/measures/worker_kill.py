@@ -27,7 +27,7 @@ _RECOVERY_S: Final = 10.0
 
 
 def busiest_worker(subject: Subject, exercise: Callable[[], object]) -> int:
-    """The process that spends the most CPU time while `exercise` runs."""
+    """Return the process that spends the most CPU time while `exercise` runs."""
     pids = subject.pids()
     before = {pid: cpu_ns([pid]) for pid in pids}
     exercise()

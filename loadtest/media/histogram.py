@@ -58,11 +58,11 @@ class Histogram(msgspec.Struct):
         self.max_ns = max(self.max_ns, other.max_ns)
 
     def copy(self) -> Self:
-        """An independent copy."""
+        """Return an independent copy."""
         return type(self)(dict(self.counts), self.count, self.max_ns)
 
     def since(self, earlier: "Histogram") -> Self:
-        """What came after an earlier copy; its largest value is known to a bucket."""
+        """Return what came after an earlier copy; its largest value is known to a bucket."""
         counts = {
             bucket: count - earlier.counts.get(bucket, 0)
             for bucket, count in self.counts.items()

@@ -95,7 +95,7 @@ class StreamMeter:
         return self._expected == self._next_number and not self._gaps
 
     def frame_sent(self, frame: int, packets: int, due_ns: int, now_ns: int) -> None:
-        """A frame of so many datagrams goes out now."""
+        """Note that a frame of so many datagrams goes out now."""
         self._open_frames[frame] = (packets, due_ns)
         self._next_number += packets
         self._totals.sent += packets
@@ -138,7 +138,7 @@ class StreamMeter:
         return count
 
     def close(self) -> int:
-        """The stream is over: what has not come is lost.
+        """End the stream: what has not come is lost.
 
         Returns:
             Frames that are not whole.

@@ -79,7 +79,7 @@ class MediaShape:
         return self.keyframe_packets if is_key else self.frame_packets
 
     def payloads(self, frame: int, first_number: int, due_ns: int) -> Iterator[bytes]:
-        """The datagrams of a frame, numbered from `first_number`."""
+        """Return the datagrams of a frame, numbered from `first_number`."""
         of = self.packets_of(frame)
         padding = bytes(self.packet_bytes - _HEAD.size)
         for at in range(of):
@@ -98,7 +98,7 @@ class MediaShape:
 
 
 def echo_of(packet: MediaPacket) -> bytes:
-    """What the receiver sends back when a frame is whole."""
+    """Return what the receiver sends back when a frame is whole."""
     return _HEAD.pack(_ECHO, packet.frame, 0, 1, packet.number, packet.due_ns)
 
 

@@ -67,7 +67,7 @@ class LoadRun:
     _user_numbers: int = 0
 
     def next_user_number(self) -> int:
-        """A number that no other user of this run has, in whichever process it is."""
+        """Return a number that no other user of this run has, in whichever process it is."""
         self._user_numbers += 1
         process = getattr(self.environment.runner, "worker_index", 0)
         return int(process) * USERS_PER_PROCESS + self._user_numbers
@@ -112,7 +112,7 @@ def set_current_run(run: LoadRun) -> None:
 
 
 def current_run() -> LoadRun:
-    """The run of this process: locust makes users itself and gives them nothing of ours.
+    """Return the run of this process: locust makes users itself and gives them nothing of ours.
 
     Raises:
         RuntimeError: there is none: users work only under ``loadtest/locustfile.py``.

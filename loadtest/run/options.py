@@ -200,7 +200,7 @@ def _require(*, fits: bool, text: str) -> None:
 
 
 def read_options(parsed: argparse.Namespace) -> LoadOptions:
-    """What a parsed command line asks for.
+    """Return what a parsed command line asks for.
 
     Raises:
         OptionsError: a number is out of its range.

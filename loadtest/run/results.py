@@ -97,7 +97,7 @@ def describe_requests(totals: Totals) -> dict[str, dict[str, Any]]:
 
 
 def describe_media(totals: Totals) -> dict[str, Any]:
-    """Sums of all streams."""
+    """Return sums of all streams."""
     media = totals.media
     return {
         "streams": media.streams,

@@ -41,7 +41,7 @@ class Plan:
     stages: tuple[LoadStage, ...]
 
     def at(self, time_s: float) -> LoadStage | None:
-        """The stage at a time from the start; None when the run is over."""
+        """Return the stage at a time from the start; None when the run is over."""
         return next((stage for stage in self.stages if time_s < stage.until_s), None)
 
 
@@ -81,7 +81,7 @@ SHAPES: Final[Mapping[str, Callable[[int, float, int], Plan]]] = {
 
 
 def make_plan(shape: str, *, peak: int, duration_s: float, steps: int) -> Plan:
-    """The plan of a shape.
+    """Return the plan of a shape.
 
     Args:
         shape: a name of `SHAPES`.

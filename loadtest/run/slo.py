@@ -60,7 +60,7 @@ class Check(msgspec.Struct, frozen=True):
     why: str = ""
 
     def line(self) -> str:
-        """The check as a line of text."""
+        """Return the check as a line of text."""
         got = "nothing" if self.got is None else f"{self.got:g} {self.unit}".rstrip()
         why = f" ({self.why})" if self.why else ""
         verdict = "kept" if self.ok else "BROKEN"

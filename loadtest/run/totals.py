@@ -68,7 +68,7 @@ class Totals(msgspec.Struct):
     media: MediaTotals = msgspec.field(default_factory=MediaTotals)
 
     def request(self, kind: str) -> RequestTotals:
-        """The sums of one kind of request, made if there are none yet."""
+        """Return the sums of one kind of request, made if there are none yet."""
         found = self.requests.get(kind)
         if found is None:
             found = self.requests[kind] = RequestTotals()

@@ -50,7 +50,7 @@ class GatewayUser(CallingUser):
     @task(1)
     @ready
     def refused_call(self) -> None:
-        """A call that the other user declines."""
+        """Make a call that the other user declines."""
         self._answer(self._offer(), accept=False)
 
     @task(1)
@@ -63,7 +63,7 @@ class GatewayUser(CallingUser):
     @task(1)
     @ready
     def list_sessions(self) -> None:
-        """The sessions of the caller."""
+        """Ask for the sessions of the caller."""
         self.calls.call("GET", "/v1/sessions", answer(api.SessionList), token=self._caller.token)
 
     def _offer(self) -> s.Offer:

@@ -106,7 +106,7 @@ class MasterUser(WavryUser):
     @task(5)
     @ready
     def heartbeat(self) -> None:
-        """The simulated relay reports."""
+        """Report as the simulated relay."""
         relay = self._relay
         if relay is None:
             return
@@ -151,7 +151,7 @@ class MasterUser(WavryUser):
     @task(3)
     @ready
     def renew(self) -> None:
-        """The client's next lease of the newest session; the first time there is none yet."""
+        """Renew the client's lease of the newest session; the first time there is none yet."""
         if self._session is None:
             return
         session_id, lease, identity = self._session
@@ -168,7 +168,7 @@ class MasterUser(WavryUser):
     @task(1)
     @ready
     def list_relays(self) -> None:
-        """The list of all relays."""
+        """Ask for the list of all relays."""
         self.calls.call("GET", "/v1/relays", answer(api.RelayList), token=self._service_token)
 
     def _keep(self, session_id: str, token: str, identity: Identity) -> None:

@@ -21,7 +21,7 @@ UNREACHABLE: Final = 0
 
 @functools.cache
 def tls_context(cafile: str | None = None) -> ssl.SSLContext:
-    """Checks certificates by the roots that this machine trusts.
+    """Check certificates by the roots that this machine trusts.
 
     Made once, because reading the roots takes tens of ms.  ``SSL_CERT_FILE`` names other roots, as
     for every program that uses OpenSSL.
@@ -34,12 +34,12 @@ def tls_context(cafile: str | None = None) -> ssl.SSLContext:
 
 
 def answer(kind: type[Struct]) -> Callable[[int, bytes], Struct]:
-    """Reads a body of one kind."""
+    """Read a body of one kind."""
     return lambda _status, raw: api.decode_body(kind, raw)
 
 
 def nothing(_status: int, _raw: bytes) -> None:
-    """Reads no body."""
+    """Read no body."""
 
 
 class ServiceCalls:

@@ -29,7 +29,7 @@ MAX_RETRY_S: Final = 30.0
 
 
 def own_lease(token: str, *, session_id: bytes, role: Role, identity: Identity) -> OwnLease:
-    """A lease that was just received.
+    """Return a lease that was just received.
 
     Raises:
         LoadFailure: it is not for this session, role and key.
@@ -47,7 +47,7 @@ def own_lease(token: str, *, session_id: bytes, role: Role, identity: Identity) 
 
 
 def ready(work: Callable[[User], Any]) -> Callable[[User], None]:
-    """A task that first sets its user up, and again after a failure.
+    """Make a task that first sets its user up, and again after a failure.
 
     A failure has been counted where it happened; the user then waits as long as it was asked to
     (at least a second), so that a system that is down is not hammered.

@@ -37,7 +37,7 @@ class StandardInput:
         threading.Thread(target=self._read, daemon=True, name="wavry-stdin").start()
 
     async def line(self) -> bytes:
-        """The next line with its end, or empty at the end of input (again and again)."""
+        """Wait for the next line with its end; empty at the end of input (again and again)."""
         line = await self._lines.get()
         self._room.release()
         if not line:
@@ -69,7 +69,7 @@ class StandardInput:
 async def chat(
     session: Session, standard_input: StandardInput, output: Output, *, ends_with_input: bool
 ) -> None:
-    """Joins standard input and output to a session until one of them ends.
+    """Join standard input and output to a session until one of them ends.
 
     Args:
         session: not closed here.

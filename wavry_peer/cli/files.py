@@ -29,7 +29,7 @@ __all__ = ["receive_files", "send_one"]
 
 @contextlib.contextmanager
 def _progress_bar(output: Output, title: str) -> Iterator[transfer.Progress]:
-    """A bar on a terminal; nothing for scripts and log files."""
+    """Show a bar on a terminal; nothing for scripts and log files."""
     if output.as_json or not output.remarks.is_terminal:
         yield lambda _done, _total: None
         return
@@ -46,7 +46,7 @@ def _progress_bar(output: Output, title: str) -> Iterator[transfer.Progress]:
 
 
 async def send_one(peer: Peer, username: str, path: Path, name: str | None, output: Output) -> int:
-    """Calls a user and sends a file; gives the exit status."""
+    """Call a user and send a file; return the exit status."""
     session = await peer.connect(username)
     async with session:
         output.remark(f"connected to {username} ({session.statistics().path})")

@@ -59,11 +59,11 @@ class KindStream:
         self._unserved_ns: int | None = None
 
     async def send(self, data: bytes) -> None:
-        """Sends a datagram of our kind; as `Session.send`."""
+        """Send a datagram of our kind; as `Session.send`."""
         await self._session.send(self._prefix + data)
 
     async def receive(self) -> bytes:
-        """Waits for a datagram of our kind; as `Session.receive`.
+        """Wait for a datagram of our kind; as `Session.receive`.
 
         Raises:
             WrongToolError: the other side says that it does not do this.

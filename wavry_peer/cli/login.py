@@ -52,7 +52,7 @@ def check_password(password: str) -> None:
 
 
 def read_password(password_file: Path | None, *, username: str, confirm: bool = False) -> str:
-    """The password from a file, from ``WAVRY_PASSWORD``, or asked for; never from an argument.
+    """Get the password from a file, ``WAVRY_PASSWORD`` or a prompt; never from an argument.
 
     Raises:
         LocalError: there is none, and nobody to ask; or it is too short or too long.
@@ -101,7 +101,7 @@ class CommandUser:
     def make(
         cls, gateway: str | None, home: Path, username: str | None, password_file: Path | None
     ) -> "CommandUser":
-        """An account from options.
+        """Make an account from options.
 
         Raises:
             LocalError: no gateway, or its URL or the user name does not fit.
@@ -115,7 +115,7 @@ class CommandUser:
         return cls(url, home, username, password_file)
 
     def peer(self) -> Peer:
-        """A peer, not started.
+        """Make a peer, not started.
 
         Raises:
             GatewayAuthError: there is no login to use.

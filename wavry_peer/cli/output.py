@@ -61,7 +61,7 @@ class Output:
         self.remarks = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def event(self, event: str, text: str, /, **fields: object) -> None:
-        """A result: `text` for people, the fields for scripts."""
+        """Print a result: `text` for people, the fields for scripts."""
         if self.as_json:
             self._line({"event": event, **fields})
         else:
@@ -94,7 +94,7 @@ def _snake_case(name: str) -> str:
 def run_command(
     output: Output, work: Coroutine[Any, Any, int], *, status_on_signal: int | None = None
 ) -> NoReturn:
-    """Runs a command to its end and leaves with its exit status.
+    """Run a command to its end and leave with its exit status.
 
     Args:
         output: where errors go.

@@ -54,7 +54,7 @@ async def ping_session(
     on_reply: Callable[[int, float], None] | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> PingSummary:
-    """Sends probes and measures their way there and back.
+    """Send probes and measure their way there and back.
 
     Args:
         session: nothing else may receive from it meanwhile.

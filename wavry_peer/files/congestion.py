@@ -61,7 +61,7 @@ class Congestion:
         self._round_was_full = False
 
     def sample(self, round_trip_ns: int) -> None:
-        """A round trip was measured."""
+        """Note a round trip that was measured."""
         rtt_ns = max(round_trip_ns, 1)
         if not self.smoothed_ns:
             self.smoothed_ns = self.shortest_ns = rtt_ns

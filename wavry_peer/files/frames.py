@@ -111,7 +111,7 @@ class TransferOffer:
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 
     def pack(self) -> bytes:
-        """The frame."""
+        """Return the frame."""
         head = _OFFER.pack(
             FrameKind.OFFER, self.transfer_id, self.size_bytes, self.chunk_bytes, self.sha256
         )
@@ -129,7 +129,7 @@ class TransferData:
     data: bytes = field(repr=False)
 
     def pack(self) -> bytes:
-        """The frame."""
+        """Return the frame."""
         head = _DATA.pack(FrameKind.DATA, self.transfer_id, self.index, self.stamp_us, self.flags)
         return head + self.data
 
@@ -146,7 +146,7 @@ class TransferAck:
     have: int
 
     def pack(self) -> bytes:
-        """The frame."""
+        """Return the frame."""
         head = _ACK.pack(
             FrameKind.ACK,
             self.transfer_id,
@@ -167,7 +167,7 @@ class Simple:
     code: int = 0
 
     def pack(self) -> bytes:
-        """The frame."""
+        """Return the frame."""
         head = _HEAD.pack(self.kind, self.transfer_id)
         return head + bytes((self.code,)) if self.kind is FrameKind.RESULT else head
 
@@ -176,7 +176,7 @@ Frame = TransferOffer | TransferData | TransferAck | Simple
 
 
 def parse_frame(frame: bytes) -> Frame:
-    """Reads a frame.
+    """Read a frame.
 
     Raises:
         FrameError: it does not fit.

@@ -20,7 +20,7 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno
 
 
 def safe_name(offered: str) -> str:
-    """The name under which a file that somebody else named may be stored.
+    """Return the name under which a file that somebody else named may be stored.
 
     Only the last part of a path (of any system) is used.  Control, formatting and other unprintable
     characters become ``_``, and so does a leading dot or dash: nobody else may hide a file, plant
@@ -86,7 +86,7 @@ class IncomingFile:
             raise TransferError("disk_error", text) from error
 
     def write(self, offset: int, data: bytes) -> None:
-        """Puts bytes in their place.
+        """Put bytes in their place.
 
         Raises:
             OSError: the disk does not take them.
@@ -97,7 +97,7 @@ class IncomingFile:
             data = data[written:]
 
     def matches(self, sha256: bytes) -> bool:
-        """Reads everything back and compares the hash; takes a second for each gigabyte or so.
+        """Read everything back and compare the hash; takes a second for each gigabyte or so.
 
         Raises:
             OSError: the disk does not give it back.
@@ -110,7 +110,7 @@ class IncomingFile:
         return offset == self._size_bytes and digest.digest() == sha256
 
     def commit(self) -> None:
-        """Gives the file its name, in one step that others see whole or not at all.
+        """Give the file its name, in one step that others see whole or not at all.
 
         Raises:
             TransferError: ``exists`` (it came into being meanwhile) or ``disk_error``.
@@ -128,7 +128,7 @@ class IncomingFile:
             self.discard()
 
     def discard(self) -> None:
-        """Removes what is temporary; again, or after `commit`, it does nothing."""
+        """Remove what is temporary; again, or after `commit`, it does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

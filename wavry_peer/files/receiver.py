@@ -62,7 +62,7 @@ class FileReceiver:
     def __init__(
         self, offer: TransferOffer, write: Callable[[int, bytes], None], now_ns: int
     ) -> None:
-        """Makes a receiver that accepts at once.
+        """Make a receiver that accepts at once.
 
         Args:
             offer: checked by the owner.
@@ -92,7 +92,7 @@ class FileReceiver:
 
     @classmethod
     def refusal(cls, offer: TransferOffer, code: ResultCode, now_ns: int) -> "FileReceiver":
-        """A receiver that only tells the sender "no", reliably."""
+        """Make a receiver that only tells the sender "no", reliably."""
 
         def write(_offset: int, _data: bytes) -> None: ...
 
@@ -107,7 +107,7 @@ class FileReceiver:
         return self._state is _State.COMPLETE
 
     def finish(self, code: ResultCode, now_ns: int) -> None:
-        """The owner's verdict; the sender is told."""
+        """Take the owner's verdict and tell the sender."""
         if self._state in (_State.RESULT, _State.OVER):
             return
         self.result = code
@@ -117,7 +117,7 @@ class FileReceiver:
         self._tell_result(now_ns)
 
     def receive(self, frame: bytes, now_ns: int) -> None:
-        """Takes a frame from the session, whatever it is."""
+        """Take a frame from the session, whatever it is."""
         try:
             parsed = parse_frame(frame)
         except FrameError:
@@ -158,7 +158,7 @@ class FileReceiver:
         return stall_ns if self._ack_due_ns is None else min(self._ack_due_ns, stall_ns)
 
     def handle_timer(self, now_ns: int) -> None:
-        """Does what is due; calling it early does no harm."""
+        """Do what is due; calling it early does no harm."""
         if self._state is _State.OVER:
             return
         if self._state is _State.RESULT:

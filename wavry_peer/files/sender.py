@@ -82,7 +82,7 @@ class FileSender:
     def __init__(
         self, offer: TransferOffer, read: Callable[[int, int], bytes], now_ns: int
     ) -> None:
-        """Makes a sender that offers the file at once.
+        """Make a sender that offers the file at once.
 
         Args:
             offer: names the file; its chunk size must fit the session.
@@ -123,14 +123,14 @@ class FileSender:
         return self._congestion.smoothed_ns
 
     def cancel(self) -> None:
-        """Gives up and tells the receiver."""
+        """Give up and tell the receiver."""
         if not self.is_over:
             cancel = Simple(FrameKind.CANCEL, self.offer.transfer_id).pack()
             self._control += [cancel] * CANCEL_COPIES
             self._end()
 
     def receive(self, frame: bytes, now_ns: int) -> None:
-        """Takes a frame from the session, whatever it is."""
+        """Take a frame from the session, whatever it is."""
         try:
             parsed = parse_frame(frame)
         except FrameError:
@@ -165,7 +165,7 @@ class FileSender:
         return min(self._last_sent_ns + self._congestion.timeout_ns, stall_ns)
 
     def handle_timer(self, now_ns: int) -> None:
-        """Does what is due; calling it early does no harm."""
+        """Do what is due; calling it early does no harm."""
         if self.is_over:
             return
         if now_ns >= self._heard_ns + STALL_NS:
@@ -263,7 +263,7 @@ class FileSender:
             self._congestion.sample((elapsed_us - ack.delay_us) * 1000)
 
     def _take_acked(self, ack: TransferAck, now_ns: int) -> tuple[int, int]:
-        """Removes what arrived; gives how many were new and when the newest was sent."""
+        """Remove what arrived; return how many were new and when the newest was sent."""
         arrived = list(range(self._missing_from, ack.next_index))
         self._have >>= ack.next_index - self._missing_from
         self._missing_from = ack.next_index

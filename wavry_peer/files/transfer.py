@@ -59,10 +59,10 @@ class DatagramSession(Protocol):
         """Largest datagram."""
 
     async def send(self, data: bytes) -> None:
-        """Sends one datagram."""
+        """Send one datagram."""
 
     async def receive(self) -> bytes:
-        """Waits for one datagram; raises `SessionClosedError` at the end."""
+        """Wait for one datagram; raises `SessionClosedError` at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ async def send_file(
     on_progress: Progress | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> Sent:
-    """Sends a file and waits until the receiver has stored and checked it.
+    """Send a file and wait until the receiver has stored and checked it.
 
     Args:
         session: nothing else may receive from it meanwhile.
@@ -181,7 +181,7 @@ async def receive_file(
     on_progress: Progress | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> Received:
-    """Waits for a file and stores it; until it is complete and checked it has no name.
+    """Wait for a file and store it; until it is complete and checked it has no name.
 
     Args:
         session: nothing else may receive from it meanwhile.
@@ -316,7 +316,7 @@ async def _drive(
     clock: Callable[[], int],
     also: asyncio.Event | None = None,
 ) -> None:
-    """Moves frames between the session and a state machine until it is over."""
+    """Move frames between the session and a state machine until it is over."""
     wake = asyncio.Event()
     loop = asyncio.get_running_loop()
     reader = asyncio.create_task(_read(session, core, wake, clock))

@@ -53,7 +53,7 @@ async def is_accepted(policy: AcceptPolicy, call: IncomingCall) -> bool:
 
 
 def read_noise_key(text: str | None) -> bytes:
-    """The 32 bytes of a key in signaling.
+    """Return the 32 bytes of a key in signaling.
 
     Raises:
         PeerUnavailableError: the other peer names none (it is of the first protocol version).
@@ -88,7 +88,7 @@ class PendingCalls:
         return self._slot(self._credentials, session_id)
 
     def put_answer(self, session_id: str, answer: s.Answer) -> None:
-        """An ANSWER came; only the first counts."""
+        """Note an ANSWER; only the first counts."""
         future = self._slot(self._answers, session_id)
         if not future.done():
             future.set_result(answer)
@@ -101,14 +101,14 @@ class PendingCalls:
         future.set_result(credentials)
 
     def put_bye(self, session_id: str) -> None:
-        """The call was given up by the other side."""
+        """Note that the other side gave the call up."""
         for future in (self.answer(session_id), self.credentials(session_id)):
             if not future.done():
                 future.set_exception(PeerUnavailableError("the other peer ended the call"))
                 future.exception()  # marked as read: nobody may be waiting for it.
 
     def forget(self, session_id: str) -> None:
-        """The call is set up or over."""
+        """Forget a call that is set up or over."""
         for futures in (self._answers, self._credentials):
             future = futures.pop(session_id, None)
             if future is not None:

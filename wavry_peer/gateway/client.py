@@ -30,7 +30,7 @@ Answer = TypeVar("Answer", bound=api.Body)
 
 
 def normalize_gateway_url(text: str, *, allow_http: bool = False) -> str:
-    """The one way to write a gateway's URL, under which logins and pins are kept.
+    """Return the one way to write a gateway's URL, under which logins and pins are kept.
 
     Args:
         text: ``https://host[:port][/path]``.
@@ -85,11 +85,11 @@ class GatewayClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._http.close()
 
     async def register(self, username: str, password: str) -> None:
-        """Makes an account.
+        """Make an account.
 
         Raises:
             GatewayError: e.g. ``username_taken``; `GatewayUnreachableError`.
@@ -98,7 +98,7 @@ class GatewayClient:
         await self._call("POST", "/auth/register", body, api.LoginResponse)
 
     async def login(self, username: str, password: str) -> SavedLogin:
-        """Logs in; later calls use the new token.
+        """Log in; later calls use the new token.
 
         Raises:
             GatewayAuthError: wrong user name or password; `GatewayError`,
@@ -112,7 +112,7 @@ class GatewayClient:
         return SavedLogin(answer.username, answer.token, answer.expires_at)
 
     async def logout(self) -> None:
-        """Ends the login at the gateway.
+        """End the login at the gateway.
 
         Raises:
             GatewayError, GatewayUnreachableError: it may still be valid there.
@@ -120,7 +120,7 @@ class GatewayClient:
         await self._call("POST", "/auth/logout", None, None)
 
     async def call_user(self, username: str, identity: Identity) -> api.SessionInfo:
-        """Calls a user: the gateway delivers an OFFER, the answer is an ANSWER.
+        """Call a user: the gateway delivers an OFFER, the answer is an ANSWER.
 
         Raises:
             GatewayError: e.g. ``user_offline``; `GatewayUnreachableError`.
@@ -142,7 +142,7 @@ class GatewayClient:
         return await self._call("GET", f"/v1/sessions/{session_id}", None, api.SessionInfo)
 
     async def accept_call(self, session_id: str, identity: Identity) -> api.SessionInfo:
-        """Accepts a call: this is our consent to leases for the session.
+        """Accept a call: this is our consent to leases for the session.
 
         Raises:
             GatewayError, GatewayUnreachableError: see the class of errors.
@@ -193,7 +193,7 @@ class GatewayClient:
         await self._call("POST", f"/v1/sessions/{session_id}/path", body, None)
 
     async def check(self) -> None:
-        """Makes sure that the gateway answers and, where we have a token, that it takes it.
+        """Make sure that the gateway answers and, where we have a token, that it takes it.
 
         Raises:
             GatewayAuthError: our token is not valid any more; `GatewayError`,
@@ -209,7 +209,7 @@ class GatewayClient:
                 raise
 
     async def close_session(self, session_id: str) -> None:
-        """Ends a session at the gateway, which tells the other side.
+        """End a session at the gateway, which tells the other side.
 
         Raises:
             GatewayError, GatewayUnreachableError: see the class of errors.
@@ -217,7 +217,7 @@ class GatewayClient:
         await self._call("DELETE", f"/v1/sessions/{session_id}", None, None)
 
     async def open_websocket(self) -> aiohttp.ClientWebSocketResponse:
-        """Opens the signaling WebSocket, not yet bound.
+        """Open the signaling WebSocket, not yet bound.
 
         Raises:
             GatewayUnreachableError: it cannot be opened.

@@ -92,7 +92,7 @@ class SignalingLink:
         return self._socket is not None and not self._socket.closed
 
     async def start(self) -> str:
-        """Connects and binds; from then on the link reconnects by itself.
+        """Connect and bind; from then on the link reconnects by itself.
 
         Returns:
             The user name that the token belongs to.
@@ -107,7 +107,7 @@ class SignalingLink:
         return username
 
     async def send(self, message: s.Message) -> bool:
-        """Sends a message if there is a connection; False if not."""
+        """Send a message if there is a connection; False if not."""
         socket = self._socket
         if socket is None or socket.closed:
             return False
@@ -118,7 +118,7 @@ class SignalingLink:
         return True
 
     async def aclose(self) -> None:
-        """Ends the link; again it does nothing."""
+        """End the link; again it does nothing."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -188,7 +188,7 @@ class SignalingLink:
                 self._socket = None
 
     async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> GatewayError | None:
-        """Reads until the connection is lost; gives the reason if that is final."""
+        """Read until the connection is lost; return the reason if that is final."""
         pings = asyncio.create_task(self._ping(socket), name="wavry-signaling-ping")
         displaced: GatewayError | None = None
         try:
@@ -208,7 +208,7 @@ class SignalingLink:
         return displaced or self._final_error(socket)
 
     async def _next(self, socket: aiohttp.ClientWebSocketResponse) -> s.ServerMessage | None:
-        """The next message that we understand; None when the connection is lost."""
+        """Wait for the next message that we understand; None when the connection is lost."""
         while True:
             try:
                 async with asyncio.timeout(self._times.silence_s):

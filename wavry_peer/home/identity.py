@@ -47,7 +47,7 @@ class Identity:
 
     @classmethod
     def generate(cls, random_bytes: Callable[[int], bytes] = os.urandom) -> Self:
-        """Makes a new identity that is stored nowhere."""
+        """Make a new identity that is stored nowhere."""
         return cls(
             SigningKey.from_seed(random_bytes(SEED_BYTES)),
             KeyPair.from_private(random_bytes(KEY_BYTES)),

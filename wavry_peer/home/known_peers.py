@@ -39,11 +39,11 @@ class KnownPeers:
 
     @classmethod
     def in_home(cls, home: Path) -> Self:
-        """The pins of this user."""
+        """Return the pins of this user."""
         return cls(home / KNOWN_PEERS_FILE)
 
     def pinned(self, gateway_url: str, username: str) -> bytes | None:
-        """The 32-byte key pinned for a user, or None.
+        """Return the 32-byte key pinned for a user, or None.
 
         Raises:
             PrivateFileError: the file is open to others or damaged.

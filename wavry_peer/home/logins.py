@@ -48,11 +48,11 @@ class LoginStore:
 
     @classmethod
     def in_home(cls, home: Path) -> Self:
-        """The store in the peer's directory."""
+        """Return the store in the peer's directory."""
         return cls(home / LOGINS_FILE)
 
     def get(self, gateway_url: str) -> SavedLogin | None:
-        """The login at a gateway, or None.
+        """Return the login at a gateway, or None.
 
         Raises:
             PrivateFileError: the file is open to others or damaged.

@@ -111,7 +111,7 @@ class PathSwitch(Generic[Key]):
         return key in self._paths
 
     def ready(self, key: Key, order: tuple[int, str], now_ns: int, *, can_probe: bool) -> None:
-        """A relay has acknowledged a new path.
+        """Add a path that its relay has acknowledged.
 
         Args:
             key: of the path.
@@ -144,7 +144,7 @@ class PathSwitch(Generic[Key]):
             self._probe(key)
 
     def heard(self, key: Key, stage: ProbeStage, now_ns: int) -> None:
-        """An authentic packet came on a path; data counts as `ProbeStage.SETTLED`."""
+        """Note an authentic packet on a path; data counts as `ProbeStage.SETTLED`."""
         path = self._paths.get(key)
         active = None if self.active is None else self._paths[self.active]
         if path is None or active is None:
@@ -163,7 +163,7 @@ class PathSwitch(Generic[Key]):
             self._probe(key)
 
     def gone(self, key: Key, now_ns: int) -> None:
-        """A path failed or was closed."""
+        """Forget a path that failed or was closed."""
         if self._paths.pop(key, None) is None:
             return
         self._probes.pop(key, None)
@@ -174,7 +174,7 @@ class PathSwitch(Generic[Key]):
                 self._activate(max(rest, key=lambda k: (rest[k].heard, rest[k].order)), now_ns)
 
     def probes_to_send(self, now_ns: int) -> list[tuple[Key, ProbeStage]]:
-        """Takes the probes that are due: on which path, saying what."""
+        """Take the probes that are due: on which path, saying what."""
         due, self._probes = self._probes, {}
         probes = []
         for key in due:
@@ -187,7 +187,7 @@ class PathSwitch(Generic[Key]):
         return probes
 
     def next_event(self) -> SwitchEvent[Key] | None:
-        """Takes the oldest event, or None."""
+        """Take the oldest event, or None."""
         return self._events.popleft() if self._events else None
 
     def get_timer(self) -> int | None:
@@ -201,7 +201,7 @@ class PathSwitch(Generic[Key]):
         return min(times_ns, default=None)
 
     def handle_timer(self, now_ns: int) -> None:
-        """Does what is due; calling it early does no harm."""
+        """Do what is due; calling it early does no harm."""
         for key, path in tuple(self._paths.items()):
             if key not in self._paths:
                 continue
@@ -250,7 +250,7 @@ class PathSwitch(Generic[Key]):
         self._probe(key)
 
     def _revert(self, path: _Path, now_ns: int) -> None:
-        """The path in use fell silent before the move was over: back to an older one."""
+        """Go back to an older path: the one in use fell silent before the move was over."""
         older = {k: p for k, p in self._paths.items() if p.order < path.order and p.heard}
         if not older:
             return

@@ -100,7 +100,7 @@ class RelayPath:
         first_counter: int,
         limits: PathLimits = _DEFAULT_LIMITS,
     ) -> None:
-        """Makes a path that does nothing before `start`.
+        """Make a path that does nothing before `start`.
 
         Args:
             session_id: 16 bytes.
@@ -184,17 +184,17 @@ class RelayPath:
             self._counter += 1
 
     def close(self) -> None:
-        """Stops; nothing is sent or told any more."""
+        """Stop; nothing is sent or told any more."""
         self._ended = True
         self._exchange = None
 
     def datagrams_to_send(self) -> list[bytes]:
-        """Takes the queued datagrams, in order."""
+        """Take the queued datagrams, in order."""
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
 
     def next_event(self) -> PathEvent | None:
-        """Takes the oldest event, or None."""
+        """Take the oldest event, or None."""
         return self._events.popleft() if self._events else None
 
     def get_timer(self) -> int | None:
@@ -204,7 +204,7 @@ class RelayPath:
         return self._last_heard_ns + self._limits.silence_ns if self.is_ready else None
 
     def handle_timer(self, now_ns: int) -> None:
-        """Does what is due; calling it early does no harm."""
+        """Do what is due; calling it early does no harm."""
         exchange = self._exchange
         if exchange is None:
             if self.is_ready and now_ns >= self._last_heard_ns + self._limits.silence_ns:
@@ -216,7 +216,7 @@ class RelayPath:
             self._transmit(exchange, now_ns)
 
     def receive_datagram(self, datagram: bytes, now_ns: int) -> None:
-        """Takes a datagram from the relay's address, whatever it is; never raises for it."""
+        """Take a datagram from the relay's address, whatever it is; never raises for it."""
         if self._ended:
             self._drop("closed")
             return

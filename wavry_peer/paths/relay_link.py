@@ -53,7 +53,7 @@ class RelayLink:
         clock: Callable[[], int],
         on_activity: Callable[[], None],
     ) -> Self:
-        """Opens a socket to the first usable address.
+        """Open a socket to the first usable address.
 
         Args:
             path: not started yet.
@@ -85,14 +85,14 @@ class RelayLink:
         return self._udp.statistics
 
     def flush(self) -> None:
-        """Sends what the path has queued."""
+        """Send what the path has queued."""
         for datagram in self.path.datagrams_to_send():
             self._udp.send(datagram)
             if self._udp.has_lost_route and self._find_route():
                 self._udp.send(datagram)
 
     def close(self) -> None:
-        """Closes path and socket."""
+        """Close path and socket."""
         self.path.close()
         self._udp.close()
 

@@ -60,7 +60,7 @@ class RenewalSchedule:
         self.due_ns = min(self.due_ns, now_ns)
 
     def failed(self, now_ns: int, retry_after_s: float | None = None) -> None:
-        """A try did not work: plans the next one.
+        """Plan the next try after one that did not work.
 
         Args:
             now_ns: time now.
@@ -76,5 +76,5 @@ class RenewalSchedule:
         self.due_ns = now_ns + wait_ns
 
     def is_expired(self, now_ns: int) -> bool:
-        """True once the lease in use has ended."""
+        """Return True once the lease in use has ended."""
         return now_ns >= self.expires_ns

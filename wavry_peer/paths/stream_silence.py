@@ -35,7 +35,7 @@ class StreamSilence:
         self._wait_ns = MIN_WAIT_NS
 
     def received(self, now_ns: int) -> None:
-        """A datagram came."""
+        """Note a datagram that came."""
         spacing_ns = STREAM_PAUSE_NS if self._last_ns is None else now_ns - self._last_ns
         self._last_ns = now_ns
         if spacing_ns >= STREAM_PAUSE_NS:
@@ -57,5 +57,5 @@ class StreamSilence:
         return max(self._last_ns, last_sent_ns) + self._wait_ns
 
     def shown(self) -> None:
-        """A keepalive was sent because of `due_ns`."""
+        """Note a keepalive that was sent because of `due_ns`."""
         self._wait_ns *= 2

@@ -78,7 +78,7 @@ class UdpSocket:
         self._closed = False
 
     def send(self, datagram: bytes) -> None:
-        """Sends at once, or drops and counts."""
+        """Send at once, or drop and count."""
         if self._closed:
             return
         try:
@@ -93,7 +93,7 @@ class UdpSocket:
             self.statistics.sent_bytes += len(datagram)
 
     def close(self) -> None:
-        """Closes the socket; again it does nothing."""
+        """Close the socket; again it does nothing."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._socket)
@@ -116,7 +116,7 @@ class UdpSocket:
 
 
 def usable_addresses(addresses: Sequence[str]) -> list[tuple[str, int]]:
-    """The (host, port) pairs that a relay can have, in the order given, each once.
+    """Return the (host, port) pairs that a relay can have, in the order given, each once.
 
     Names, wildcards, multicast, port 0 and whatever has another form are left out.
     """
@@ -133,7 +133,7 @@ def usable_addresses(addresses: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def connect_udp(addresses: Sequence[tuple[str, int]]) -> tuple[socket.socket, int]:
-    """Opens a socket to the first address that this machine has a route to.
+    """Open a socket to the first address that this machine has a route to.
 
     Args:
         addresses: from `usable_addresses`.

@@ -58,7 +58,7 @@ class SigningKey:
 
 
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """True where `signature` (64 bytes) of `message` was made by `public_key` (32 bytes)."""
+    """Return True where `signature` (64 bytes) of `message` was made by `public_key` (32 bytes)."""
     if len(public_key) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:

@@ -120,7 +120,7 @@ def _link_bytes(previous: str, public_key: str, issued_at: int) -> bytes:
 
 
 def link_root(old: ed25519.SigningKey, new_public_key: bytes, *, issued_at: int) -> RootLink:
-    """The link by which a root names its successor; `issued_at` in unix seconds."""
+    """Make the link by which a root names its successor; `issued_at` in unix seconds."""
     previous, following = base64url.encode(old.public_key), base64url.encode(new_public_key)
     signature = old.sign(_link_bytes(previous, following, issued_at))
     return RootLink(

@@ -330,7 +330,7 @@ def check_key(claims: LeaseClaims, keys: Mapping[KeyId, TrustedKey]) -> None:
 
 
 def proof_check(claims: LeaseClaims, present: LeasePresent) -> ed25519.SignatureCheck | None:
-    """The check that a key-bound lease needs; None for a bearer lease.
+    """Return the check that a key-bound lease needs; None for a bearer lease.
 
     Raises:
         LeaseError: PROOF_REQUIRED: there is no proof.

@@ -115,7 +115,7 @@ def parse_ascii(token: bytes) -> UnverifiedToken:
 def signature_check(
     token: UnverifiedToken, public_key: bytes, *, implicit_assertion: bytes = b""
 ) -> ed25519.SignatureCheck:
-    """The check that makes a token's message credible.
+    """Return the check that makes a token's message credible.
 
     Args:
         token: from `parse`.

@@ -15,5 +15,5 @@ def sign_challenge(key: SigningKey, challenge: bytes) -> bytes:
 
 
 def verify_challenge(public_key: bytes, challenge: bytes, signature: bytes) -> bool:
-    """True where the relay with `public_key` signed `challenge`."""
+    """Return True where the relay with `public_key` signed `challenge`."""
     return verify(public_key, _LABEL + challenge, signature)

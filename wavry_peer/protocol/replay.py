@@ -91,7 +91,7 @@ def window_check(
 def window_commit(
     words: WindowWords, head: int, sequence: int, word_count: int = WINDOW_WORDS
 ) -> int:
-    """Marks a sequence as received.
+    """Mark a sequence as received.
 
     Args:
         words: changed in place.
@@ -112,7 +112,7 @@ def window_commit(
 
 
 def _clear(words: WindowWords, start: int, end: int, word_count: int) -> None:
-    """Clears the bits of the sequences from `start` up to, not including, `end`."""
+    """Clear the bits of the sequences from `start` up to, not including, `end`."""
     if end - start >= word_count * WORD_BITS:
         for index in range(word_count):
             words[index] = 0
@@ -165,7 +165,7 @@ class ReplayWindow:
         return window_check(self._words, self._head, sequence, self._max_jump, len(self._words))
 
     def commit(self, sequence: int) -> None:
-        """Marks a sequence as received.
+        """Mark a sequence as received.
 
         Raises:
             LocalError: `check` does not call it `FRESH`.

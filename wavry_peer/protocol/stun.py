@@ -16,7 +16,7 @@ _FAMILY_BY_VALUE_BYTES = {8: b"\x01", 20: b"\x02"}
 
 
 def is_stun(datagram: Buffer) -> bool:
-    """True for a STUN *Binding request* with the magic cookie and a fitting length."""
+    """Return True for a STUN *Binding request* with the magic cookie and a fitting length."""
     if len(datagram) < c.STUN_HEADER_BYTES or len(datagram) > c.MAX_DATAGRAM_BYTES:
         return False
     kind, length, cookie, _ = _HEAD.unpack_from(datagram)

@@ -278,3 +278,24 @@ async def test_more_calls_than_anybody_takes_are_refused(world: PeerWorld, monke
     async with world.listen("bob"), world.connect("u1", "bob"), world.connect("u2", "bob"):
         with pytest.raises(wavry_peer.PeerUnavailableError, match="refused"):
             await world.connect("u3", "bob")
+
+
+async def test_a_listener_goes_on_after_one_of_its_sessions_is_closed(world: PeerWorld) -> None:
+    async with world.listen("bob") as calls:
+        for _ in range(2):
+            async with (
+                asyncio.timeout(5),
+                world.connect("alice", "bob") as session,
+                await calls.accept() as answered,
+            ):
+                await session.send(b"x")
+                assert await answered.receive() == b"x"
+        assert "bob" in world.gateway.sockets
+
+
+async def test_a_session_of_connect_ends_its_login_link(world: PeerWorld) -> None:
+    async with world.listen("bob"):
+        session = await world.connect("alice", "bob")
+        assert "alice" in world.gateway.sockets
+        await session.aclose()
+        await eventually(lambda: "alice" not in world.gateway.sockets)

@@ -89,7 +89,7 @@ class Channel:
         random_bytes: Callable[[int], bytes],
         limits: ChannelLimits = _DEFAULT_LIMITS,
     ) -> None:
-        """Makes a channel that does nothing before `start`.
+        """Make a channel that does nothing before `start`.
 
         Args:
             role: `Role.CLIENT` initiates, `Role.SERVER` responds.
@@ -183,7 +183,7 @@ class Channel:
         self._emit_sealed(ChannelKind.CONFIRM, b"", now_ns)
 
     def make_probe(self, stage: ProbeStage, now_ns: int) -> bytes | None:
-        """Makes a packet that probes one path; it is not queued, because the caller knows the path.
+        """Make a packet that probes one path; it is not queued, because the caller knows the path.
 
         Args:
             stage: how far this side is with moving to that path.
@@ -200,7 +200,7 @@ class Channel:
         )
 
     def close(self, now_ns: int = 0) -> None:
-        """Ends the channel and tells the peer if there are keys; again it does nothing.
+        """End the channel and tell the peer if there are keys; again it does nothing.
 
         Args:
             now_ns: time now; 0 is good enough, it can only delay a rekey that is due.
@@ -213,12 +213,12 @@ class Channel:
         self._end(ChannelClosed(by_remote=False))
 
     def datagrams_to_send(self) -> list[bytes]:
-        """Takes the queued FORWARD bodies, sequence included, in order."""
+        """Take the queued FORWARD bodies, sequence included, in order."""
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
 
     def next_event(self) -> Event | None:
-        """Takes the oldest event, or None."""
+        """Take the oldest event, or None."""
         return self._events.popleft() if self._events else None
 
     def get_timer(self) -> int | None:
@@ -229,7 +229,7 @@ class Channel:
         return min((time_ns for time_ns in times_ns if time_ns is not None), default=None)
 
     def handle_timer(self, now_ns: int) -> None:
-        """Does what is due; calling it early does no harm."""
+        """Do what is due; calling it early does no harm."""
         self._keys.forget_expired(now_ns)
         if self._deadline_ns is not None and now_ns >= self._deadline_ns:
             self._give_up()
@@ -238,7 +238,7 @@ class Channel:
             self._retransmit(now_ns)
 
     def receive_datagram(self, payload: bytes, now_ns: int) -> None:
-        """Takes a FORWARD body from the network, whatever it is; never raises for its content."""
+        """Take a FORWARD body from the network, whatever it is; never raises for its content."""
         self.statistics.packets_received += 1
         reason = self._dispatch(payload, now_ns)
         if reason is not None:

@@ -84,7 +84,7 @@ class Backoff:
         self.due_ns = now_ns + self._wait_ns
 
     def advance(self, now_ns: int) -> None:
-        """It was sent again: waits twice as long, counted from now."""
+        """Note that it was sent again: wait twice as long, counted from now."""
         self._wait_ns = min(self._wait_ns * 2, self._max_ns)
         self.due_ns = now_ns + self._wait_ns
 
@@ -114,13 +114,13 @@ class InitiatorHandshake:
         self._accepted_message_2: bytes | None = None
 
     def is_accepted(self, message_2: bytes) -> bool:
-        """True for a copy of the message 2 that was accepted."""
+        """Return True for a copy of the message 2 that was accepted."""
         return message_2 == self._accepted_message_2
 
     def read_message_2(
         self, message_2: bytes, is_right_peer: Callable[[bytes], bool]
     ) -> HandshakeResult | None:
-        """Reads a message 2; another one may follow, from a responder that was started anew.
+        """Read a message 2; another one may follow, from a responder that was started anew.
 
         Args:
             message_2: rest of the packet.
@@ -173,7 +173,7 @@ class ResponderHandshake:
         return self._after_message_2(message_1)[1]
 
     def read_message_3(self, message_3: bytes) -> HandshakeResult:
-        """Reads a message 3 against the current secret.
+        """Read a message 3 against the current secret.
 
         Raises:
             HandshakeError: forged, damaged, or of a handshake from before `settle`.
@@ -187,11 +187,11 @@ class ResponderHandshake:
         return HandshakeResult(state.split(), state.remote_static, instance_id)
 
     def is_settled(self, message_3: bytes) -> bool:
-        """True for a copy of the message 3 that completed the latest handshake."""
+        """Return True for a copy of the message 3 that completed the latest handshake."""
         return message_3 == self._settled_message_3
 
     def settle(self, message_3: bytes) -> None:
-        """The handshake that ended with this message 3 is the one that counts.
+        """Note that the handshake which ended with this message 3 counts.
 
         Replaces the secret: no other handshake begun before can be completed any more.
 

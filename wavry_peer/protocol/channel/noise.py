@@ -79,7 +79,7 @@ class KeyPair:
 
     @classmethod
     def from_private(cls, private: bytes) -> Self:
-        """Computes the public half.
+        """Compute the public half.
 
         Raises:
             LocalError: `private` is not 32 bytes.
@@ -171,7 +171,7 @@ class CipherState:
         self.nonce = 0
 
     def clone(self) -> "CipherState":
-        """A copy that goes its own way."""
+        """Return a copy that goes its own way."""
         twin = CipherState(self.key)
         twin.nonce = self.nonce
         return twin
@@ -206,7 +206,7 @@ class CipherState:
         return plaintext
 
     def rekey(self) -> None:
-        """Replaces the key by REKEY of it; the nonce goes on."""
+        """Replace the key by REKEY of it; the nonce goes on."""
         if self.key is not None:
             self.key = rekey(self.key)
 
@@ -225,7 +225,7 @@ class SymmetricState:
         self.cipher = CipherState()
 
     def clone(self) -> "SymmetricState":
-        """A copy that goes its own way."""
+        """Return a copy that goes its own way."""
         twin = SymmetricState.__new__(SymmetricState)
         twin.handshake_hash = self.handshake_hash
         twin.chaining_key = self.chaining_key
@@ -233,7 +233,7 @@ class SymmetricState:
         return twin
 
     def mix_key(self, input_key: bytes) -> None:
-        """Feeds a Diffie-Hellman result into the chaining key and takes a new cipher key."""
+        """Feed a Diffie-Hellman result into the chaining key and take a new cipher key."""
         self.chaining_key, key = _hkdf(self.chaining_key, input_key)
         self.cipher = CipherState(key)
 
@@ -310,7 +310,7 @@ class HandshakeState:
         return self._symmetric.handshake_hash
 
     def clone(self) -> "HandshakeState":
-        """A copy that goes its own way, for a message that may yet be refused."""
+        """Return a copy that goes its own way, for a message that may yet be refused."""
         twin = HandshakeState.__new__(HandshakeState)
         twin.__dict__.update(self.__dict__, _symmetric=self._symmetric.clone())
         return twin
@@ -345,7 +345,7 @@ class HandshakeState:
         return bytes(message)
 
     def read_message(self, message: bytes) -> bytes:
-        """Reads the other side's next message and returns its payload.
+        """Read the other side's next message and return its payload.
 
         Raises:
             HandshakeError: too short, too long, forged, or with a key of small order.  The

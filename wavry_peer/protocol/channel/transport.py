@@ -55,7 +55,7 @@ class Transport:
         self._window = ReplayWindow()
 
     def seal(self, kind: ChannelKind, sequence: int, data: bytes, now_ns: int) -> bytes:
-        """Makes a complete FORWARD body, in a new epoch if the old one is used up.
+        """Make a complete FORWARD body, in a new epoch if the old one is used up.
 
         Args:
             kind: a transport kind.
@@ -76,7 +76,7 @@ class Transport:
         return header + aead_seal(self._send_key, sequence, header, data)
 
     def open(self, body: bytes, now_ns: int) -> bytes | DropReason:
-        """Authenticates a transport packet and gives its content, or why it is dropped.
+        """Authenticate a transport packet and return its content, or why it is dropped.
 
         Nothing changes unless the packet is authentic.
         """
@@ -157,14 +157,14 @@ class ChannelKeys:
         self._previous_until_ns: int | None = None
 
     def install(self, transport: Transport) -> None:
-        """Makes a transport current; the one before it goes on receiving."""
+        """Make a transport current; the one before it goes on receiving."""
         self.previous = self.current
         self._previous_until_ns = None
         self.current = transport
         self.candidate = None
 
     def open(self, body: bytes, now_ns: int) -> tuple[Slot, bytes] | DropReason:
-        """Opens a packet with whichever keys fit; a candidate that fits is installed.
+        """Open a packet with whichever keys fit; a candidate that fits is installed.
 
         Returns:
             The slot whose keys fitted, as it was before, and the content; or the reason
