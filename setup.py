@@ -8,8 +8,8 @@ first fault (see docs/security.md).  It needs a directory of its own (``setup.py
 DIRECTORY``): the tree's extension is the one that serves.
 """
 
-import hashlib
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
 ENGINE = Path("wavry_relay/engine")
-SOURCES = (
-    "layout.h",
-    "tables.h",
-    "decide.h",
-    "decide.c",
-    "admit.h",
-    "admit.c",
-    "token.h",
-    "token.c",
-    "fastpath.h",
-    "fastpath.c",
-    "_native.pyx",
-)
-"""Also in wavry_relay/engine/choice.py, which compares their digest with the one built in here."""
+CORE = ENGINE / "core"
 STRICT = ["-std=c11", "-O2", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 
@@ -49,7 +36,7 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Any) -> None:
         """Compile the C sources and hand the objects to the shell's link."""
         objects = self.compiler.compile(
-            [str(ENGINE / f"{name}.c") for name in ("decide", "admit", "token", "fastpath")],
+            [str(path) for path in sources if path.suffix == ".c"],
             output_dir=self.build_temp,
             extra_postargs=STRICT + sanitizer_flags(),
             depends=ext.depends,
@@ -81,17 +68,15 @@ def extensions() -> list[Any]:
             raise
         print("Cython is missing: the native engine is not built")
         return []
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((ENGINE / name).read_bytes())
-    layout = hashlib.sha256((ENGINE / "layout.h").read_bytes()).hexdigest()
+    digest_of = listing["digest_of"]
     shell = Extension(
         "wavry_relay.engine._native",
         [str(ENGINE / "_native.pyx")],
-        depends=[str(ENGINE / name) for name in SOURCES],
+        include_dirs=[str(CORE)],
+        depends=[str(path) for path in sources],
         define_macros=[
-            ("WAVRY_LAYOUT_DIGEST", f'"{layout}"'),
-            ("WAVRY_SOURCES_DIGEST", f'"{digest.hexdigest()}"'),
+            ("WAVRY_LAYOUT_DIGEST", f'"{digest_of([CORE / "layout.h"])}"'),
+            ("WAVRY_SOURCES_DIGEST", f'"{digest_of(sources)}"'),
         ],
         extra_compile_args=["-O2", "-fno-strict-aliasing", *sanitizer_flags()],
         extra_link_args=sanitizer_flags(),
@@ -105,6 +90,8 @@ wanted = os.environ.get("WAVRY_BUILD_NATIVE", "try")
 if wanted not in ("require", "skip", "try"):
     sys.exit("WAVRY_BUILD_NATIVE must be require, skip or try")
 sanitize = os.environ.get("WAVRY_BUILD_SANITIZE", "")
+listing = runpy.run_path(str(ENGINE / "sources.py"))
+sources: list[Path] = listing["native_sources"](ENGINE)
 possible = sys.platform == "linux"
 if wanted == "require" and not possible:
     sys.exit("the native engine needs Linux")

@@ -142,6 +142,9 @@ RIFT_MAGIC: Final = b"RI"
 RIFT_VERSION: Final = 1
 RIFT_HANDSHAKE_MIN_BYTES: Final = 30
 RIFT_TRANSPORT_MIN_BYTES: Final = 18
+RIFT_HANDSHAKE_ID_OFFSET: Final = 20
+RIFT_TRANSPORT_ID_OFFSET: Final = 8
+"""Of the 64-bit packet id; the CRC of what is before it and of itself follows."""
 
 # -- STUN on the relay port (RFC 8489) -------------------------------------------------
 

@@ -9,7 +9,7 @@ What needs memory (per-IP limit, ban, revoked, replay, identity limit, capacity,
 the relay's own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -217,12 +217,7 @@ class UnopenedLease(msgspec.Struct, frozen=True, gc=False):
         return f"UnopenedLease(kid={self.kid!r})"
 
 
-def begin_lease(
-    token: bytes,
-    keys: Mapping[KeyId, TrustedKey],
-    *,
-    parse: Callable[[bytes], paseto.UnverifiedToken] = paseto.parse_ascii,
-) -> UnopenedLease:
+def begin_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> UnopenedLease:
     """Check shape and key id of a token.
 
     Args:
@@ -230,7 +225,6 @@ def begin_lease(
         keys: the relay's key set.  A `pending` key verifies too: the master may activate it
             before this relay hears of that, and no valid lease may be rejected.  A `revoked` one
             verifies as well: whether it counts is asked behind the claims, by `check_key`.
-        parse: a faster twin of `paseto.parse_ascii`.
 
     Raises:
         LeaseError: INVALID_SIGNATURE (shape) or UNKNOWN_KEY.
@@ -238,7 +232,7 @@ def begin_lease(
     if len(token) > c.MAX_TOKEN_BYTES:
         raise _bad(f"token has {len(token)} bytes, at most {c.MAX_TOKEN_BYTES} are allowed")
     try:
-        parts = parse(token)
+        parts = paseto.parse_ascii(token)
         kid = KeyId(_FOOTER_DECODER.decode(parts.footer).kid)
     except (paseto.PasetoError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
         raise _bad("token has not the shape of a lease") from error

@@ -295,7 +295,8 @@ def _rift_packet_id(body: Buffer) -> int:
     if version != c.RIFT_VERSION:
         raise PacketError("bad_rift", "unknown RIFT version")
     handshake = connection == 0 and len(body) >= c.RIFT_HANDSHAKE_MIN_BYTES
-    id_at, crc_at = (20, 28) if handshake else (8, 16)
+    id_at = c.RIFT_HANDSHAKE_ID_OFFSET if handshake else c.RIFT_TRANSPORT_ID_OFFSET
+    crc_at = id_at + _U64.size
     (crc,) = _U16.unpack_from(body, crc_at)
     if crc != crc16_kermit(bytes(body[:crc_at])):
         raise PacketError("bad_crc")

@@ -35,17 +35,14 @@ from wavry_peer.protocol.packets import (
     parse_header,
     parse_present,
 )
-from wavry_peer.protocol.paseto import parse_ascii
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import AdmissionLane, ControlKind, ControlPacket
+from wavry_relay.engine.base import ControlKind, ControlPacket, Engine
 from wavry_relay.engine.verified_lease import in_words
 from wavry_relay.shm.address import Address
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
-from wavry_relay.shm.locks import LockBusyError, Locks
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionTable, session_words
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.locks import LockBusyError
+from wavry_relay.shm.sessions import session_words
+from wavry_relay.shm.tables import Tables
 
 from .cookie import PathCookies
 from .limited_bytes import LimitedBytes
@@ -84,45 +81,38 @@ class Admission:
     """Answers control packets of one worker.
 
     Args:
-        segment: shared memory.
-        locks: of the engine.
+        tables: shared with the other workers.
+        engine: may take the ordinary cases.
         counters: row of this worker.
-        gate: bans, revocations and load.
+        policy: bans, revocations and load.
         transitions: counts the steps of slots.
-        lane: of the engine, for the ordinary cases.
     """
 
     def __init__(
         self,
-        segment: Segment,
-        locks: Locks,
+        tables: Tables,
+        engine: Engine,
         counters: CounterRow,
-        gate: AdmissionPolicy | None = None,
+        policy: AdmissionPolicy | None = None,
         transitions: LeaseTransitions | None = None,
-        lane: AdmissionLane | None = None,
     ) -> None:
-        self._segment = segment
-        self._locks = locks
+        self._segment = tables.segment
+        self._locks = tables.locks
+        self._tags = tables.tags
+        self._sessions = tables.sessions
         self._counters = counters
-        self._gate: AdmissionPolicy = gate or OpenPolicy()
-        self._control = ControlBlock(segment)
-        self._tags = Tags(segment)
-        self._sessions = SessionTable(segment, self._tags)
-        self._limits = SourceLimits(segment, locks, counters, lane)
-        self._verifier = LeaseVerifier(
-            self._control, counters, parse_ascii if lane is None else lane.parse_token
-        )
-        self._cookies = PathCookies(self._control.cookie_key)
-        self._strikes = Strikes(segment, locks, counters)
+        self._policy: AdmissionPolicy = policy or OpenPolicy()
+        self._limits = SourceLimits(tables, counters)
+        self._verifier = LeaseVerifier(tables.control, counters)
+        self._cookies = PathCookies(tables.control.cookie_key)
+        self._strikes = Strikes(tables, counters)
         self._limited_bytes = LimitedBytes(counters)
         self._slots = LeaseSlots(
-            segment,
-            self._sessions,
-            locks,
+            tables,
+            engine,
             counters,
             self._cookies,
-            transitions or LeaseTransitions(segment, counters),
-            lane,
+            transitions or LeaseTransitions(tables, counters),
         )
 
     def handle(self, packet: ControlPacket, now: Instant) -> ControlAnswer | None:
@@ -202,7 +192,7 @@ class Admission:
     def _drop_blocked(self, source: Address, now: Instant) -> None:
         """A blocked source gets no answer but BANNED to its leases."""
         try:
-            self._gate.check_source(source, now)
+            self._policy.check_source(source, now)
         except LeaseError as error:
             raise PacketError("blocked") from error
 
@@ -225,18 +215,18 @@ class Admission:
         try:
             if not allowed:
                 raise _refuse(c.RejectReason.RATE_LIMITED, "too many packets from this address")
-            if self._gate.wants_cookie(now):
+            if self._policy.wants_cookie(now):
                 self._check_cookie(header, present, packet.source, now)
-            self._gate.check_source(packet.source, now)
+            self._policy.check_source(packet.source, now)
             claims = yield from self._verifier.verify(header, present, now.wall_ms)
-            self._gate.check_claims(claims, now)
+            self._policy.check_claims(claims, now)
             proof = proof_check(claims, present)
             if proof is not None:
                 require_proof(holds=bool((yield proof)))
             lease = in_words(self._tags, header, present, claims, packet.datagram)
             with self._locks.table():
                 # Again, because a revocation may have come since; see `RevocationScan`.
-                self._gate.check_claims(claims, now)
+                self._policy.check_claims(claims, now)
                 return self._slots.place(header, lease, packet.source, now)
         except LeaseError as error:
             self._counters.add(f"reject_{error.reason.name.lower()}")

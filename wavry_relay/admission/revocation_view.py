@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from wavry_peer.protocol.lease import LeaseClaims
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.layout import CONTROL
-from wavry_relay.shm.revocations import RevocationEntry, RevocationTable, RevokedKind, TablePosition
-from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.revocations import RevocationEntry, RevokedKind, TablePosition
 from wavry_relay.shm.sessions import session_words
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import Tables
 
 __all__ = ["EVERY_LEASE_S", "RevocationView"]
 
@@ -27,11 +25,11 @@ _JTI, _SESSION, _SUB, _KID = RevokedKind
 class RevocationView:
     """One worker's copy."""
 
-    def __init__(self, segment: Segment) -> None:
-        self._table = RevocationTable(segment)
-        self._tags = Tags(segment)
-        self._control = control = ControlBlock(segment)
-        self._words = segment.u64
+    def __init__(self, tables: Tables) -> None:
+        self._table = tables.revocations
+        self._tags = tables.tags
+        self._control = control = tables.control
+        self._words = tables.segment.u64
         self._epoch_at, self._count_at, self._key_epoch_at = (
             (control.base + CONTROL[name].offset) // 8
             for name in ("revocation_epoch", "revocation_count", "key_epoch")

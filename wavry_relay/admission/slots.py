@@ -5,7 +5,7 @@ packet cannot both accept it.  A lease without `cnf` is a bearer lease: its data
 once, and it never moves to another address.
 
 Every step of a slot's state goes through `LeaseTransitions`.  The ordinary cases (an empty slot, a
-renewal from where the peer is) may be taken by the engine's lane instead, to the same effect.
+renewal from where the peer is) may be taken by `Engine.admit` instead, to the same effect.
 """
 
 from typing import Final
@@ -14,21 +14,17 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.protocol.packets import Header, LeaseAck, build_ack
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import AdmissionLane
+from wavry_relay.engine.base import Engine
 from wavry_relay.engine.verified_lease import VerifiedLease
 from wavry_relay.shm.address import Address
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SESSION_WAITING
-from wavry_relay.shm.lease_origins import LeaseOrigins
-from wavry_relay.shm.locks import Locks
-from wavry_relay.shm.rate_limit import RateTable
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
-from wavry_relay.shm.used_leases import DENIED, UsedLeases
+from wavry_relay.shm.lease_states import LeaseState
+from wavry_relay.shm.leases import DENIED
+from wavry_relay.shm.sessions import SessionRecord, SlotRecord, session_words
+from wavry_relay.shm.tables import Tables
 
 from .cookie import PathCookies
-from .states import LeaseState
 from .transitions import LeaseTransitions, state_of
 
 __all__ = ["LeaseSlots", "PathChallengeError"]
@@ -46,41 +42,33 @@ class LeaseSlots:
     """Places the leases that one worker verified.
 
     Args:
-        segment: shared memory.
-        sessions: its sessions.
-        locks: of the engine.
+        tables: shared with the other workers.
+        engine: may take the ordinary cases.
         counters: row of this worker.
         cookies: prove the path of a slot that moves.
         transitions: counts the steps of slots.
-        lane: of the engine.
     """
 
     def __init__(
         self,
-        segment: Segment,
-        sessions: SessionTable,
-        locks: Locks,
+        tables: Tables,
+        engine: Engine,
         counters: CounterRow,
         cookies: PathCookies,
         transitions: LeaseTransitions,
-        lane: AdmissionLane | None = None,
     ) -> None:
-        self._segment = segment
-        self._sessions = sessions
-        self._locks = locks
+        self._segment = tables.segment
+        self._sessions = tables.sessions
+        self._locks = tables.locks
+        self._engine = engine
         self._counters = counters
         self._cookies = cookies
         self._transitions = transitions
-        self._lane = lane
-        self._control = control = ControlBlock(segment)
-        self._used = UsedLeases(segment)
-        self._origins = LeaseOrigins(segment)
-        self._identity_rates = RateTable(
-            segment,
-            segment.geometry.regions["identity_rates"],
-            locks,
-            per_s=control.identity_per_s,
-            burst=control.identity_burst,
+        self._control = control = tables.control
+        self._used = tables.used_leases
+        self._origins = tables.lease_origins
+        self._identity_rates = tables.rates(
+            "identity_rates", per_s=control.identity_per_s, burst=control.identity_burst
         )
 
     def place(self, header: Header, lease: VerifiedLease, source: Address, now: Instant) -> bytes:
@@ -99,11 +87,7 @@ class LeaseSlots:
         """
         words = session_words(header.session_id)
         is_release = lease.cookie == c.RELEASE_COOKIE
-        if (
-            self._lane is not None
-            and not is_release
-            and self._lane.seat(words, lease, source, now.mono_ns)
-        ):
+        if not is_release and self._engine.admit(words, lease, source, now.mono_ns):
             return self._ack(header, lease, source)
         record = self._sessions.find(*words)
         slot = record.slot(lease.role) if record is not None else None

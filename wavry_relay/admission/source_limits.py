@@ -3,14 +3,10 @@
 from typing import Final
 
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import AdmissionLane
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
-from wavry_relay.shm.locks import Locks
-from wavry_relay.shm.rate_limit import RateTable
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import Tables
 
 __all__ = ["PURPOSE_CONTROL", "PURPOSE_PATH", "SourceLimits"]
 
@@ -19,35 +15,24 @@ PURPOSE_PATH: Final = 2
 """A roaming peer's stream must not use up the allowance that its next LEASE_PRESENT needs."""
 
 _NETWORK_FACTOR: Final = 20
-"""Of one address's limit, where no limit is set for its network.  Also in engine/admit.c."""
+"""Of one address's limit, where no limit is set for its network."""
 
 
 class SourceLimits:
     """The limits as one worker asks for them.
 
     Args:
-        segment: shared memory.
-        locks: of the engine.
+        tables: shared with the other workers.
         counters: row of this worker.
-        lane: of the engine; it decides as the rules here do.
     """
 
-    def __init__(
-        self,
-        segment: Segment,
-        locks: Locks,
-        counters: CounterRow,
-        lane: AdmissionLane | None = None,
-    ) -> None:
-        self._control = control = ControlBlock(segment)
+    def __init__(self, tables: Tables, counters: CounterRow) -> None:
+        self._control = control = tables.control
         self._counters = counters
-        self._lane = lane
-        self._tags = Tags(segment)
-        regions, (host, network) = segment.geometry.regions, _limits(control)
-        self._hosts = RateTable(segment, regions["ip_rates"], locks, per_s=host[0], burst=host[1])
-        self._networks = RateTable(
-            segment, regions["network_rates"], locks, per_s=network[0], burst=network[1]
-        )
+        self._tags = tables.tags
+        host, network = _limits(control)
+        self._hosts = tables.rates("ip_rates", per_s=host[0], burst=host[1])
+        self._networks = tables.rates("network_rates", per_s=network[0], burst=network[1])
 
     def allows(self, source: Address, purpose: int, now: Instant) -> bool:
         """Take one packet from the allowances of an address and of its network.
@@ -64,8 +49,6 @@ class SourceLimits:
         Raises:
             LockBusyError: a lock is held by a stopped process.
         """
-        if self._lane is not None:
-            return self._lane.allow_source(source, purpose, now.mono_ns)
         network, family = source.network_key
         key = self._tags.pair(network, family << 8 | purpose & 0xFF)  # without a port
         self._networks.set_limit(*_limits(self._control)[1])

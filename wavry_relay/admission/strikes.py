@@ -12,13 +12,8 @@ from typing import Final
 from wavry_peer.protocol.constants import RejectReason
 from wavry_peer.service.clock import Instant
 from wavry_relay.shm.address import Address
-from wavry_relay.shm.blocks import Blocks
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
-from wavry_relay.shm.locks import Locks
-from wavry_relay.shm.rate_limit import RateTable
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import Tables
 from wavry_relay.worker_log import worker_log
 
 __all__ = ["VIOLATIONS", "Strikes"]
@@ -41,21 +36,18 @@ class Strikes:
     """The strikes that one worker gives.
 
     Args:
-        segment: shared memory.
-        locks: of the engine.
+        tables: shared with the other workers.
         counters: row of this worker.
     """
 
-    def __init__(self, segment: Segment, locks: Locks, counters: CounterRow) -> None:
-        self._control = ControlBlock(segment)
-        self._locks = locks
+    def __init__(self, tables: Tables, counters: CounterRow) -> None:
+        self._control = tables.control
+        self._locks = tables.locks
         self._counters = counters
-        self._tags = Tags(segment)
-        self._blocks = Blocks(segment)
-        self._rates = RateTable(
-            segment,
-            segment.geometry.regions["strike_rates"],
-            locks,
+        self._tags = tables.tags
+        self._blocks = tables.blocks
+        self._rates = tables.rates(
+            "strike_rates",
             per_s=_FORGIVEN_PER_S,
             burst=max(1, self._control.block_after),
             shares_overflow=False,

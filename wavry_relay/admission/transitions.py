@@ -9,23 +9,19 @@ key), only so many lines a second are written and the next one says how many wer
 from typing import Final
 
 from wavry_peer.service.clock import Instant
-from wavry_relay.shm.control import ControlBlock
+from wavry_relay.shm.control import DEBUG_LEVEL, INFO_LEVEL
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE
-from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.lease_states import TRANSITIONS, LeaseState, counter_name
 from wavry_relay.shm.sessions import SessionRecord
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import Tables
 from wavry_relay.worker_log import worker_log
-
-from .states import TRANSITIONS, LeaseState, counter_name
 
 __all__ = ["IllegalTransitionError", "LeaseTransitions", "state_of"]
 
 LINES_PER_S: Final = 100
 """A line costs a worker 50 µs: half a per cent of its time at most."""
 
-_DEBUG: Final = 10
-_INFO: Final = 20
 _NS: Final = 1_000_000_000
 _ENDS: Final = frozenset((LeaseState.EXPIRED, LeaseState.REVOKED, LeaseState.CLOSED))
 
@@ -43,15 +39,15 @@ class LeaseTransitions:
     """Counts and tells the steps of one worker.
 
     Args:
-        segment: shared memory.
+        tables: shared with the other workers.
         counters: row of this worker.
         strict: raise on a step that is not in the table, as tests want it; a relay counts it as an
             internal error and goes on.
     """
 
-    def __init__(self, segment: Segment, counters: CounterRow, *, strict: bool = False) -> None:
-        self._control = ControlBlock(segment)
-        self._tags = Tags(segment)
+    def __init__(self, tables: Tables, counters: CounterRow, *, strict: bool = False) -> None:
+        self._control = tables.control
+        self._tags = tables.tags
         self._counters = counters
         self._strict = strict
         self._names = {pair: counter_name(*pair) for pair in TRANSITIONS}
@@ -87,7 +83,7 @@ class LeaseTransitions:
             return
         self._counters.add(name)
         level = self._control.log_level
-        if level <= (_INFO if after in _ENDS else _DEBUG):
+        if level <= (INFO_LEVEL if after in _ENDS else DEBUG_LEVEL):
             self._tell(before, after, words, now, role, cause)
 
     def _refuse(self, before: LeaseState, after: LeaseState) -> None:

@@ -5,7 +5,7 @@ ACK was lost, or that moved, presents the same token again with a new proof.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Final
 
 from wavry_peer.protocol.ed25519 import SignatureCheck
@@ -19,7 +19,6 @@ from wavry_peer.protocol.lease import (
     finish_lease,
 )
 from wavry_peer.protocol.packets import Header, LeasePresent
-from wavry_peer.protocol.paseto import UnverifiedToken, parse_ascii
 from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import CONTROL
@@ -36,18 +35,11 @@ class LeaseVerifier:
     Args:
         control: of the segment.
         counters: row of this worker.
-        parse: takes tokens apart.
     """
 
-    def __init__(
-        self,
-        control: ControlBlock,
-        counters: CounterRow,
-        parse: Callable[[bytes], UnverifiedToken] = parse_ascii,
-    ) -> None:
+    def __init__(self, control: ControlBlock, counters: CounterRow) -> None:
         self._control = control
         self._counters = counters
-        self._parse = parse
         self._epoch = -1
         self._keys: Mapping[KeyId, TrustedKey] = {}
         # Not a dict: to find the first key of one whose front was deleted is a long walk.
@@ -79,7 +71,7 @@ class LeaseVerifier:
         if claims is not None:
             self._counters.add("token_cache_hits")
         else:
-            unopened, epoch = begin_lease(present.token, self._keys, parse=self._parse), self._epoch
+            unopened, epoch = begin_lease(present.token, self._keys), self._epoch
             claims = finish_lease(unopened, signature_holds=bool((yield unopened.signature)))
             if epoch == self._epoch:  # else the keys changed meanwhile: good for now only
                 self._remember(present.token, claims)

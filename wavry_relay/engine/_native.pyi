@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from wavry_peer.protocol.packets import Buffer
-from wavry_peer.protocol.paseto import UnverifiedToken
 from wavry_peer.service.clock import Clock, Instant
 from wavry_relay.engine.base import ControlPacket, Decision
 from wavry_relay.engine.verified_lease import VerifiedLease
@@ -22,18 +21,9 @@ class NativeLocks:
     def global_rate(self) -> AbstractContextManager[None]: ...
     def free_locks_of(self, worker: int) -> int: ...
 
-class NativeLane:
-    @staticmethod
-    def parse_token(token: bytes) -> UnverifiedToken: ...
-    def allow_source(self, source: Address, purpose: int, mono_ns: int) -> bool: ...
-    def seat(
-        self, words: tuple[int, int], lease: VerifiedLease, source: Address, mono_ns: int
-    ) -> bool: ...
-
 class NativeEngine:
     name: str
     locks: NativeLocks
-    lane: NativeLane
     def __init__(
         self,
         segment: Segment,
@@ -47,6 +37,9 @@ class NativeEngine:
     def decide(self, datagram: Buffer, source: Address, now: Instant) -> Decision: ...
     def run(self, timeout_ms: int) -> Sequence[ControlPacket]: ...
     def send(self, datagram: bytes, to: Address) -> bool: ...
+    def admit(
+        self, session: tuple[int, int], lease: VerifiedLease, source: Address, mono_ns: int
+    ) -> bool: ...
     def close(self) -> None: ...
     @property
     def offload(self) -> list[tuple[bool, bool]]: ...

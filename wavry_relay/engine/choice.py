@@ -1,6 +1,5 @@
 """Choosing an engine: the native one where it is built, the pure one otherwise."""
 
-import hashlib
 import importlib
 import importlib.util
 import socket
@@ -17,24 +16,11 @@ from wavry_relay.shm.segment import Segment
 from .base import Engine
 from .c_header import header_digest
 from .reference import ReferenceEngine
+from .sources import digest_of, native_sources
 
 __all__ = ["EngineUnavailableError", "choose_engine", "load_engine", "open_engine"]
 
 _NATIVE_MODULE: Final = f"{__package__}._native"
-_SOURCES: Final = (
-    "layout.h",
-    "tables.h",
-    "decide.h",
-    "decide.c",
-    "admit.h",
-    "admit.c",
-    "token.h",
-    "token.c",
-    "fastpath.h",
-    "fastpath.c",
-    "_native.pyx",
-)
-"""As in setup.py."""
 
 
 class EngineUnavailableError(LocalError):
@@ -87,9 +73,8 @@ def _refuse_stale(layout_digest: str, sources_digest: str) -> None:
     """Compare an extension with the layout in use and with the sources beside it, if any."""
     here = Path(__file__).parent
     fits = layout_digest == header_digest()
-    if fits and all((here / name).exists() for name in _SOURCES):
-        digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES))
-        fits = sources_digest == digest.hexdigest()
+    if fits and (sources := native_sources(here)):
+        fits = sources_digest == digest_of(sources)
     if not fits:
         raise EngineUnavailableError(
             "the native engine was built from other sources than these; build it again"

@@ -17,25 +17,24 @@ from wavry_peer.protocol.errors import PacketError
 from wavry_peer.protocol.packets import Buffer, forward_sequence, parse_header
 from wavry_peer.protocol.replay import Verdict
 from wavry_peer.service.clock import Clock, Instant
-from wavry_relay.shm import gcra
 from wavry_relay.shm.address import Address
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SHARED
 from wavry_relay.shm.locks import FileLocks, LockBusyError, Locks
+from wavry_relay.shm.rate_limit import conforms, cost_ns, soft_exceeded
 from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.sessions import SessionRecord, SlotRecord, session_words
+from wavry_relay.shm.tables import Tables
 
 from .base import (
     BATCH_DATAGRAMS,
-    AdmissionLane,
     ControlKind,
     ControlPacket,
     Decision,
     Drop,
     Forward,
 )
+from .verified_lease import VerifiedLease
 
 __all__ = ["ReferenceEngine"]
 
@@ -74,7 +73,6 @@ class ReferenceEngine:
     """
 
     name = "reference"
-    lane: AdmissionLane | None = None
 
     def __init__(
         self,
@@ -90,8 +88,8 @@ class ReferenceEngine:
         self._sockets = list(sockets)
         self._counters = counters
         self._clock = clock
-        self._control = ControlBlock(segment)
-        self._table = SessionTable(segment, Tags(segment))
+        tables = Tables(segment, self.locks)
+        self._control, self._table = tables.control, tables.sessions
         shared = segment.geometry.regions["shared"].offset
         self._bits_tat_at = (shared + SHARED["global_bits_tat"].offset) // 8
         self._packets_tat_at = (shared + SHARED["global_packets_tat"].offset) // 8
@@ -200,11 +198,11 @@ class ReferenceEngine:
         with self.locks.global_rate():
             bits_tat = packets_tat = 1
             if kbps:
-                cost = gcra.cost_ns(size, kbps)
-                bits_tat = gcra.conforms(words[self._bits_tat_at], now_ns, burst_ns, cost)
+                cost = cost_ns(size, kbps)
+                bits_tat = conforms(words[self._bits_tat_at], now_ns, burst_ns, cost)
             if pps:
                 cost = 1_000_000_000 // pps
-                packets_tat = gcra.conforms(words[self._packets_tat_at], now_ns, burst_ns, cost)
+                packets_tat = conforms(words[self._packets_tat_at], now_ns, burst_ns, cost)
             if not bits_tat or not packets_tat:
                 return False
             if kbps:
@@ -218,7 +216,7 @@ class ReferenceEngine:
         soft_kbps = sender.soft_kbps
         if soft_kbps:
             burst_us = self._control.peer_burst_ms * 1000
-            exceeded, sender.soft_tat_us = gcra.soft_exceeded(
+            exceeded, sender.soft_tat_us = soft_exceeded(
                 sender.soft_tat_us, now_ns // 1000 & _U32, size, soft_kbps, burst_us
             )
             if not exceeded:
@@ -294,6 +292,16 @@ class ReferenceEngine:
         """Send an answer; see `Engine.send`."""
         return self._transmit(datagram, to)
 
+    def admit(
+        self,
+        session: tuple[int, int],  # noqa: ARG002  # of the seam
+        lease: VerifiedLease,  # noqa: ARG002  # of the seam
+        source: Address,  # noqa: ARG002  # of the seam
+        mono_ns: int,  # noqa: ARG002  # of the seam
+    ) -> bool:
+        """Leave every lease to the rules in Python."""
+        return False
+
     def close(self) -> None:
         """Close the sockets."""
         self._view.release()
@@ -302,7 +310,7 @@ class ReferenceEngine:
 
 
 def _bit_rate(tat_ns: int, kbps: int, size: int, now_ns: int, burst_ns: int) -> int:
-    """`gcra.conforms` for a datagram under a hard limit; a limit of 0 lets nothing through."""
+    """`conforms` for a datagram under a hard limit; a limit of 0 lets nothing through."""
     if not kbps:
         return 0
-    return gcra.conforms(tat_ns, now_ns, burst_ns, gcra.cost_ns(size, kbps))
+    return conforms(tat_ns, now_ns, burst_ns, cost_ns(size, kbps))

@@ -7,7 +7,7 @@ from wavry_peer.service import log_stream
 from wavry_relay.master.link import MASTER_STATES
 from wavry_relay.shm.control import Shedding
 from wavry_relay.shm.counters import totals
-from wavry_relay.shm.used_leases import UsedLeases
+from wavry_relay.shm.leases import UsedLeases
 
 from .figures import RelayFigures
 from .metrics import Sample

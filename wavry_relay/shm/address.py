@@ -12,6 +12,10 @@ from typing import Final, NamedTuple, Self
 
 __all__ = ["Address", "network_text"]
 
+FAMILY_SHIFT: Final = 16
+LISTEN_SHIFT: Final = 24
+SCOPE_SHIFT: Final = 32
+
 _WORDS: Final = struct.Struct("=QQ")
 _V4_PREFIX: Final = bytes(10) + b"\xff\xff"
 _V4_NETWORK: Final = _WORDS.unpack(bytes(12) + b"\xff\xff\xff\0")[1]
@@ -37,7 +41,9 @@ class Address(NamedTuple):
         """Make an address from 4 or 16 packed bytes."""
         family = 4 if len(packed) == 4 else 6
         high, low = _WORDS.unpack(_V4_PREFIX + packed if family == 4 else packed)
-        return cls(high, low, port | family << 16 | listen << 24 | scope << 32)
+        return cls(
+            high, low, port | family << FAMILY_SHIFT | listen << LISTEN_SHIFT | scope << SCOPE_SHIFT
+        )
 
     @classmethod
     def from_sockaddr(cls, sockaddr: tuple[str | int, ...], *, listen: int = 0) -> Self:
@@ -56,12 +62,12 @@ class Address(NamedTuple):
     @property
     def family(self) -> int:
         """4 or 6."""
-        return self.endpoint >> 16 & 0xFF
+        return self.endpoint >> FAMILY_SHIFT & 0xFF
 
     @property
     def listen(self) -> int:
         """Number of the relay's listen address."""
-        return self.endpoint >> 24 & 0xFF
+        return self.endpoint >> LISTEN_SHIFT & 0xFF
 
     @property
     def packed(self) -> bytes:
@@ -73,7 +79,12 @@ class Address(NamedTuple):
         """What `sendto` takes."""
         if self.family == 4:
             return socket.inet_ntoa(self.packed), self.port
-        return socket.inet_ntop(socket.AF_INET6, self.packed), self.port, 0, self.endpoint >> 32
+        return (
+            socket.inet_ntop(socket.AF_INET6, self.packed),
+            self.port,
+            0,
+            self.endpoint >> SCOPE_SHIFT,
+        )
 
     @property
     def network_key(self) -> tuple[int, int]:
@@ -85,7 +96,7 @@ class Address(NamedTuple):
         Returns:
             The word with those bytes, and the family.
         """
-        family = self.endpoint >> 16 & 0xFF
+        family = self.endpoint >> FAMILY_SHIFT & 0xFF
         if family == 4:
             return self.low & _V4_NETWORK, family
         return self.high & _V6_NETWORK, family

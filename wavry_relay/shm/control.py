@@ -13,14 +13,16 @@ from typing import Final
 from wavry_peer.protocol.keyset import MAX_KEYS
 from wavry_peer.protocol.lease import KeyId, RelayId, TrustedKey
 
+from .fields import U32, U64
 from .layout import CONTROL, KEY, WORKER
 from .segment import Segment
-from .words import U32, U64
 
 __all__ = ["ControlBlock", "Drain", "EngineKind", "Limits", "Shedding", "WorkerRow", "WorkerState"]
 
 _STATUSES: Final = ("pending", "active", "retiring", "revoked")
-_INFO_LEVEL: Final = 20
+DEBUG_LEVEL: Final = 10
+INFO_LEVEL: Final = 20
+"""`ControlBlock.log_level`, as in `logging`, which a worker does not import."""
 _READ_ATTEMPTS: Final = 1000
 """A writer is done in microseconds; one that died half-way leaves the old keys in use."""
 
@@ -132,7 +134,7 @@ class ControlBlock:
         self.relay_id_bytes = len(encoded)
         self.engine = engine
         self.limits = limits
-        self.log_level = _INFO_LEVEL
+        self.log_level = INFO_LEVEL
 
     def _write(self, offset: int, data: bytes) -> None:
         at = self.base + offset

@@ -19,7 +19,8 @@ from typing import Final
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.keyset import MAX_KEYS
 from wavry_peer.protocol.replay import WINDOW_WORDS
-from wavry_relay.admission.states import TRANSITIONS, counter_name
+
+from .lease_states import TRANSITIONS, counter_name
 
 __all__ = [
     "BLOCK",

@@ -4,7 +4,7 @@ Python has no atomic read-modify-write on shared memory, so whoever changes a ta
 of the kernel first: a POSIX byte-range lock on the segment's descriptor, one byte number for each
 thing that can be locked (the bytes need not exist).  The kernel frees the locks of a dead process,
 so a killed worker blocks nobody.  A stopped one could: nobody waits longer than
-`LOCK_WAIT_S`, the packet is dropped and counted instead, and the supervisor kills the owner.
+`LOCK_WAIT_NS`, the packet is dropped and counted instead, and the supervisor kills the owner.
 
 Order, to exclude deadlock: table → session → one rate word.  The native engine brings an
 implementation of its own over the lock words of the records.
@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 __all__ = ["FileLocks", "LockBusyError", "Locks"]
 
-LOCK_WAIT_S: Final = 0.05
+LOCK_WAIT_NS: Final = 50_000_000
 """Longer than any section under a lock, short enough to keep a worker's heartbeat going."""
 _RETRY_S: Final = 0.0001
 
@@ -58,7 +58,7 @@ class _ByteLock:
         self._number = number
 
     def __enter__(self) -> None:
-        deadline_s = 0.0
+        deadline_ns = 0
         while True:
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._number)
@@ -67,10 +67,10 @@ class _ByteLock:
                     raise
             else:
                 return
-            now_s = time.monotonic()
-            if not deadline_s:
-                deadline_s = now_s + LOCK_WAIT_S
-            elif now_s >= deadline_s:
+            now_ns = time.monotonic_ns()
+            if not deadline_ns:
+                deadline_ns = now_ns + LOCK_WAIT_NS
+            elif now_ns >= deadline_ns:
                 raise LockBusyError
             time.sleep(_RETRY_S)
 

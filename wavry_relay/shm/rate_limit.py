@@ -1,8 +1,14 @@
-"""Bounded table of rate limits: a GCRA word for each key, three keys and a shared word a bucket.
+"""Rate limits: GCRA, and a bounded table with one GCRA word for each key.
 
-A key's bucket comes from a keyed hash, so nobody can aim at one.  A newcomer takes the place of
-a key whose allowance is fully recovered (forgetting that one changes nothing); where all
-three are still limited, newcomers share the bucket's overflow word, which has four times the rate.
+GCRA is a leaky bucket in one word, the theoretical arrival time (TAT) of the next unit.  A packet
+conforms if TAT is not more than `burst` ahead of now; it then moves TAT by its own cost.  A word
+of 0 is a full allowance, so the first second is limited from its first packet.  There is no window
+whose edge lets double the rate through.
+
+The table has buckets of three keys and a shared word.  A key's bucket comes from a keyed hash, so
+nobody can aim at one.  A newcomer takes the place of a key whose allowance is fully recovered
+(forgetting that one changes nothing); where all three are still limited, newcomers share the
+bucket's overflow word, which has four times the rate.
 So a flood of keys never frees a limited one, never grows the table, and never locks out good
 newcomers beyond the buckets that it keeps full with a steady stream to each.
 
@@ -11,12 +17,13 @@ A limit may change at any time: words are bounded by the limit in force when the
 
 from typing import Final
 
-from . import gcra
+from wavry_peer.protocol.constants import MAX_DATAGRAM_BYTES
+
 from .layout import RATE_BUCKET, RATE_WAYS, Region
 from .locks import Locks
 from .segment import Segment
 
-__all__ = ["RateTable"]
+__all__ = ["RateTable", "conforms", "cost_ns", "soft_exceeded"]
 
 OVERFLOW_FACTOR: Final = 4
 """Newcomers of a full bucket share this many times one key's rate: enough for several good ones,
@@ -25,6 +32,49 @@ _NS: Final = 1_000_000_000
 _WAYS: Final = range(RATE_WAYS)
 _TAGS_AT: Final = RATE_BUCKET["tags"].offset // 8
 _TATS_AT: Final = RATE_BUCKET["tats"].offset // 8
+_U32: Final = 0xFFFFFFFF
+BYTE_KBPS_NS: Final = 8_000_000
+"""Time of a byte at 1 kbit/s."""
+
+
+def cost_ns(size_bytes: int, kbps: int) -> int:
+    """Time that a datagram takes at a rate; `kbps` must not be 0."""
+    return size_bytes * BYTE_KBPS_NS // kbps
+
+
+def conforms(tat_ns: int, now_ns: int, burst_ns: int, cost: int) -> int:
+    """Judge one unit.
+
+    Args:
+        tat_ns: the word.
+        now_ns: CLOCK_MONOTONIC.
+        burst_ns: tolerance.
+        cost: time that the unit takes at the limit, in ns.
+
+    Returns:
+        The word to store if the unit is let through, or 0 if it is over the limit.
+    """
+    if tat_ns > now_ns + burst_ns:
+        return 0
+    return max(tat_ns, now_ns) + cost
+
+
+def soft_exceeded(
+    tat_us: int, now_us: int, size_bytes: int, kbps: int, burst_us: int
+) -> tuple[bool, int]:
+    """The same for the soft limit, whose word has 32 bits of microseconds modulo 2^32.
+
+    A word that is further ahead than a burst and one full datagram can be is a stale one from
+    before a wrap (71 minutes) and counts as a full allowance.
+
+    Returns:
+        Whether the datagram is over the limit, and the word to store.
+    """
+    ahead_us = tat_us - now_us & _U32
+    if burst_us < ahead_us <= burst_us + cost_ns(MAX_DATAGRAM_BYTES, kbps) // 1000:
+        return True, tat_us
+    start_us = tat_us if ahead_us <= burst_us else now_us
+    return False, start_us + cost_ns(size_bytes, kbps) // 1000 & _U32
 
 
 class RateTable:
@@ -102,10 +152,10 @@ class RateTable:
         words = self._words
         tags, tats = base + _TAGS_AT, base + _TATS_AT
         place = tats + RATE_WAYS  # the overflow word
-        cost_ns = self._cost_ns // OVERFLOW_FACTOR
+        unit_ns = self._cost_ns // OVERFLOW_FACTOR
         for way in _WAYS:
             if words[tags + way] == key:
-                place, cost_ns = tats + way, self._cost_ns
+                place, unit_ns = tats + way, self._cost_ns
                 break
         else:
             for way in _WAYS:
@@ -115,13 +165,13 @@ class RateTable:
                     # stranger's debt.
                     words[tats + way] = 0
                     words[tags + way] = key
-                    place, cost_ns = tats + way, self._cost_ns
+                    place, unit_ns = tats + way, self._cost_ns
                     break
             else:
                 if not self._shares_overflow:
                     return True
         self._bound(place, now_ns)
-        tat_ns = gcra.conforms(words[place], now_ns, self._burst_ns, cost_ns)
+        tat_ns = conforms(words[place], now_ns, self._burst_ns, unit_ns)
         if not tat_ns:
             return False
         words[place] = tat_ns

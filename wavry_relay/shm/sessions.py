@@ -17,10 +17,10 @@ from wavry_peer.protocol.replay import WINDOW_WORDS, Verdict, window_check, wind
 
 from . import layout
 from .address import Address
+from .fields import U8, U32, U64
 from .layout import INDEX_DELETED, INDEX_EMPTY, SESSION, SESSION_FREE, SHARED, SLOT
 from .segment import Segment
 from .tags import Tags
-from .words import U8, U32, U64
 
 __all__ = ["SessionRecord", "SessionTable", "SlotRecord", "session_words"]
 

@@ -11,11 +11,9 @@ from typing import Final
 from wavry_peer.protocol.constants import NoticeCode
 from wavry_peer.protocol.packets import build_notice
 from wavry_peer.service.clock import Instant
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_FREE
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionTable
+from wavry_relay.shm.tables import Tables
 
 from .sweep import SendNotice
 
@@ -35,26 +33,18 @@ class DrainNotices:
     """The notices of one worker's share of the sessions.
 
     Args:
-        segment: shared memory.
-        table: sessions.
+        tables: shared with the other workers.
         counters: row of this worker.
         worker: number of this worker.
         send: sends NOTICE, best effort.
     """
 
-    def __init__(
-        self,
-        segment: Segment,
-        table: SessionTable,
-        counters: CounterRow,
-        worker: int,
-        send: SendNotice,
-    ) -> None:
-        self._control = ControlBlock(segment)
-        self._table = table
+    def __init__(self, tables: Tables, counters: CounterRow, worker: int, send: SendNotice) -> None:
+        self._control = tables.control
+        self._sessions = tables.sessions
         self._counters = counters
         self._send = send
-        self._words = range(worker, table.bitmap_words, segment.geometry.workers)
+        self._words = range(worker, self._sessions.bitmap_words, tables.segment.geometry.workers)
         self._next_word = 0
         self._next_ns = 0
         self._pass_began_ns = 0
@@ -88,7 +78,7 @@ class DrainNotices:
     def _tell(self, word: int) -> int:
         """Notices to all sessions of one bitmap word; how many there were."""
         told = 0
-        for record in self._table.live(word, 1):
+        for record in self._sessions.live(word, 1):
             if record.state == SESSION_FREE:
                 continue
             told += 1

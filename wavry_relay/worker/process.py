@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from wavry_peer.protocol.constants import NoticeCode
 from wavry_peer.service import log_stream
 from wavry_peer.service.clock import Clock
 from wavry_relay.admission.admission import Admission
@@ -27,18 +26,14 @@ from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.verify_load import VerifyLoad
 from wavry_relay.engine import load_engine, open_engine
 from wavry_relay.engine.base import ControlPacket, Engine
-from wavry_relay.shm.blocks import Blocks
 from wavry_relay.shm.control import ControlBlock, EngineKind, WorkerRow, WorkerState
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionTable
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import Tables
 from wavry_relay.worker_log import worker_log
 
-from .drain_notices import DrainNotices
+from .chores import Chores
 from .placement import pin_to
-from .revocation_scan import RevocationScan
-from .sweep import Sweep
 
 __all__ = [
     "BOOT_FAILURE",
@@ -84,10 +79,7 @@ class Worker:
     Args:
         engine: owns the sockets.
         admission: answers control packets.
-        gate: of the admission; looks at the load where nothing comes.
-        sweep: ends sessions.
-        scan: cuts revoked sessions.
-        drain_notices: tells peers to leave while the relay drains.
+        chores: what is done between two batches.
         row: heartbeat.
         counters: of this worker.
         control: socket to the supervisor.
@@ -98,10 +90,7 @@ class Worker:
         self,
         engine: Engine,
         admission: Admission,
-        gate: RelayPolicy,
-        sweep: Sweep,
-        scan: RevocationScan,
-        drain_notices: DrainNotices,
+        chores: Chores,
         row: WorkerRow,
         counters: CounterRow,
         control: socket.socket,
@@ -109,10 +98,7 @@ class Worker:
     ) -> None:
         self._engine = engine
         self._admission = admission
-        self._gate = gate
-        self._sweep = sweep
-        self._scan = scan
-        self._drain_notices = drain_notices
+        self._chores = chores
         self._row = row
         self._counters = counters
         self._control = control
@@ -125,12 +111,9 @@ class Worker:
         """Forward until told to stop; the supervisor's end counts as that too."""
         self._control.settimeout(0)
         while not self.stopping:
-            self._answer(self._engine.run(0 if self._scan.is_busy else _ROUND_MS))
+            self._answer(self._engine.run(0 if self._chores.is_busy else _ROUND_MS))
             now = self._clock.now()
-            self._gate.step(now)
-            self._sweep.step(now)
-            self._scan.step()
-            self._drain_notices.step(now)
+            self._chores.step(now)
             self._row.heartbeat_ns = now.mono_ns
             self._row.rounds += 1
             self._count_lost_lines()
@@ -177,7 +160,7 @@ class Worker:
         except ConnectionError:
             order = b""
         if STOP in order:
-            self._sweep.announce(NoticeCode.SHUTDOWN)
+            self._chores.announce_end()
         self._leaving = LEAVE in order
         self.stopping = not order or STOP in order or self._leaving
 
@@ -218,14 +201,12 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
         wake_fd=control.fileno(),
         busy_poll_us=options.busy_poll_us,
     )
-    table = SessionTable(segment, Tags(segment))
-    sweep = Sweep(segment, table, engine.locks, counters, options.number, engine.send)
-    view = RevocationView(segment)
-    scan = RevocationScan(segment, table, engine.locks, view, options.number, sweep)
+    tables = Tables(segment, engine.locks)
     row = WorkerRow(segment, options.number)
-    gate = RelayPolicy(view, Blocks(segment), VerifyLoad(ControlBlock(segment), row, counters))
-    admission = Admission(segment, engine.locks, counters, gate, lane=engine.lane)
-    drain_notices = DrainNotices(segment, table, counters, options.number, engine.send)
+    view = RevocationView(tables)
+    policy = RelayPolicy(view, tables.blocks, VerifyLoad(tables.control, row, counters))
+    admission = Admission(tables, engine, counters, policy)
+    chores = Chores(tables, counters, options.number, policy, view, engine.send)
     if options.parked:
         control.sendall(OPENED)
         _await_order(control, GO)
@@ -233,9 +214,7 @@ def _build(options: argparse.Namespace, clock: Clock) -> Worker:
     row.pid, row.booted_ns, row.heartbeat_ns = os.getpid(), now_ns, now_ns
     row.state = WorkerState.RUNNING
     control.sendall(READY)
-    return Worker(
-        engine, admission, gate, sweep, scan, drain_notices, row, counters, control, clock
-    )
+    return Worker(engine, admission, chores, row, counters, control, clock)
 
 
 def _await_order(control: socket.socket, order: bytes) -> None:

@@ -19,11 +19,10 @@ from typing import Final
 from wavry_peer.protocol.constants import NoticeCode, Role
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.shm.layout import SESSION, SESSION_FREE, SLOT
-from wavry_relay.shm.lease_origins import LeaseOrigins
-from wavry_relay.shm.locks import LockBusyError, Locks
+from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.shm.revocations import RevocationEntry, RevokedKind
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionRecord, SessionTable
+from wavry_relay.shm.sessions import SessionRecord
+from wavry_relay.shm.tables import Tables
 
 from .sweep import Sweep
 
@@ -46,34 +45,24 @@ class RevocationScan:
     """The passes of one worker.
 
     Args:
-        segment: shared memory.
-        table: sessions.
-        locks: of the engine.
-        view: revocations, shared with the gate of this worker.
+        tables: shared with the other workers.
+        view: revocations, shared with the admission of this worker.
         worker: number of this worker.
         sweep: closes sessions.
     """
 
-    def __init__(
-        self,
-        segment: Segment,
-        table: SessionTable,
-        locks: Locks,
-        view: RevocationView,
-        worker: int,
-        sweep: Sweep,
-    ) -> None:
-        geometry = segment.geometry
+    def __init__(self, tables: Tables, view: RevocationView, worker: int, sweep: Sweep) -> None:
+        geometry = tables.segment.geometry
         share = -(-geometry.max_sessions // geometry.workers)
         self._run = range(
             min(worker * share, geometry.max_sessions),
             min((worker + 1) * share, geometry.max_sessions),
         )
-        self._words = segment.u64
+        self._words = tables.segment.u64
         self._records_at = geometry.regions["sessions"].offset // 8
-        self._origins = LeaseOrigins(segment)
-        self._table = table
-        self._locks = locks
+        self._origins = tables.lease_origins
+        self._sessions = tables.sessions
+        self._locks = tables.locks
         self._view = view
         self._sweep = sweep
         self._news: list[RevocationEntry] = []
@@ -142,7 +131,7 @@ class RevocationScan:
 
     def _close_some(self) -> None:
         for _ in range(min(CLOSES_PER_STEP, len(self._hit))):
-            record = self._table.record(self._hit[-1])
+            record = self._sessions.record(self._hit[-1])
             with self._locks.table(), self._locks.session(record.number):
                 if record.state != SESSION_FREE and self._is_hit(record):
                     self._sweep.close(record, "session_closed_revoked", NoticeCode.REVOKED)

@@ -12,16 +12,15 @@ from typing import Final
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.packets import build_notice
 from wavry_peer.service.clock import Instant
-from wavry_relay.admission.states import LeaseState
 from wavry_relay.admission.transitions import LeaseTransitions, state_of
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_FREE, SESSION_WAITING
-from wavry_relay.shm.lease_origins import LeaseOrigins
-from wavry_relay.shm.locks import LockBusyError, Locks
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord
-from wavry_relay.shm.used_leases import DENIED, UsedLeases
+from wavry_relay.shm.lease_states import LeaseState
+from wavry_relay.shm.leases import DENIED
+from wavry_relay.shm.locks import LockBusyError
+from wavry_relay.shm.sessions import SessionRecord, SlotRecord
+from wavry_relay.shm.tables import Tables
 
 __all__ = ["Sweep"]
 
@@ -42,9 +41,7 @@ class Sweep:
     """Sweeps one worker's share of the tables.
 
     Args:
-        segment: shared memory.
-        table: sessions.
-        locks: of the engine.
+        tables: shared with the other workers.
         counters: row of this worker.
         worker: number of this worker; number 0 also sweeps the used leases.
         send: sends NOTICE, best effort.
@@ -53,26 +50,24 @@ class Sweep:
 
     def __init__(
         self,
-        segment: Segment,
-        table: SessionTable,
-        locks: Locks,
+        tables: Tables,
         counters: CounterRow,
         worker: int,
         send: SendNotice,
         transitions: LeaseTransitions | None = None,
     ) -> None:
-        self._transitions = transitions or LeaseTransitions(segment, counters)
+        self._transitions = transitions or LeaseTransitions(tables, counters)
         self._now = Instant(0, 0)
-        self._segment = segment
-        self._table = table
-        self._locks = locks
+        self._segment = tables.segment
+        self._sessions = tables.sessions
+        self._locks = tables.locks
         self._counters = counters
-        self._used = UsedLeases(segment)
-        self._origins = LeaseOrigins(segment)
+        self._used = tables.used_leases
+        self._origins = tables.lease_origins
         self._send = send
         self._sweeps_used = worker == 0
         self._used_slots = min(_MOST_USED_SLOTS, -(-self._used.slots // _SLICES))
-        self._words = range(worker, table.bitmap_words, segment.geometry.workers)
+        self._words = range(worker, self._sessions.bitmap_words, tables.segment.geometry.workers)
         self._next_word = 0
         self._next_used = 0
         self._next_ns = 0
@@ -87,7 +82,7 @@ class Sweep:
         stamp = self._segment.milliseconds(now.mono_ns)
         try:
             for word in self._words[self._next_word : self._next_word + slice_words]:
-                for record in self._table.doubtful(word, now.wall_ms, stamp, _IDLE_MS):
+                for record in self._sessions.doubtful(word, now.wall_ms, stamp, _IDLE_MS):
                     self._look_at(record, now)
             if self._sweeps_used:
                 self._purge(now)
@@ -112,7 +107,7 @@ class Sweep:
         with self._locks.table(), self._locks.session(record.number):
             if record.state == SESSION_FREE:
                 # Its bit was set by a worker that died before, or after, the record's life.
-                self._table.free_bit(record.number)
+                self._sessions.free_bit(record.number)
                 return
             verdict = self._verdict(record, now)
             if verdict is not None:
@@ -149,7 +144,7 @@ class Sweep:
                 self._used.put(slot.jti, slot.mark if slot.cnf else DENIED, slot.expires_ms)
                 if self._send(notice, slot.address):
                     self._counters.add("sent_notices")
-        self._table.release(record)
+        self._sessions.release(record)
         self._origins.clear(record.number)
         self._counters.add(counter)
 
@@ -164,7 +159,7 @@ class Sweep:
     def announce(self, code: c.NoticeCode) -> None:
         """Send a NOTICE to every peer of this worker's share, e.g. SHUTDOWN."""
         for word in self._words:
-            for record in self._table.live(word, 1):
+            for record in self._sessions.live(word, 1):
                 if record.state == SESSION_FREE:
                     continue
                 notice = build_notice(record.session_id, code)

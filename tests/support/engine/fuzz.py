@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.engine.corpus import CORPUS, seeds
-from support.engine.native import C_TESTS_DIR, ENGINE_DIR, SANITIZERS, STRICT_FLAGS, compile_c
+from support.engine.native import C_TESTS_DIR, CORE_DIR, SANITIZERS, STRICT_FLAGS, compile_c
 from support.paths import REPOSITORY
 
 FINDS = REPOSITORY / "build" / "fuzz"
@@ -84,10 +84,10 @@ def build(target: str, directory: Path) -> FuzzProgram:
         return FuzzProgram(
             target, compile_c(program, source, "fuzz_main.c", flags=[*SANITIZERS, "-O1"]), False
         )
-    command = ["clang", *STRICT_FLAGS, "-O1", f"-I{ENGINE_DIR}", f"-I{C_TESTS_DIR}"]
+    command = ["clang", *STRICT_FLAGS, "-O1", f"-I{CORE_DIR}", f"-I{C_TESTS_DIR}"]
     command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-o"]
     command += [str(program), str(C_TESTS_DIR / source)]
-    command += [str(ENGINE_DIR / name) for name in ("decide.c", "admit.c", "token.c", "fastpath.c")]
+    command += map(str, sorted(CORE_DIR.glob("*.c")))
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return FuzzProgram(target, program, True)

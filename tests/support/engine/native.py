@@ -21,6 +21,7 @@ from wavry_relay.shm.counters import CounterRow, totals
 from wavry_relay.shm.segment import Segment
 
 ENGINE_DIR = REPOSITORY / "wavry_relay" / "engine"
+CORE_DIR = ENGINE_DIR / "core"
 C_TESTS_DIR = REPOSITORY / "tests" / "unit" / "engine" / "c"
 STRICT_FLAGS = ["-std=c11", "-g", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -29,9 +30,9 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 def compile_c(target: Path, *sources: str, flags: Sequence[str] = ()) -> Path:
     """Compile C tests together with the packet path."""
     need_program("gcc")
-    command = ["gcc", *STRICT_FLAGS, *flags, f"-I{ENGINE_DIR}", f"-I{C_TESTS_DIR}", "-o", target]
+    command = ["gcc", *STRICT_FLAGS, *flags, f"-I{CORE_DIR}", f"-I{C_TESTS_DIR}", "-o", target]
     command += [C_TESTS_DIR / name for name in sources]
-    command += [ENGINE_DIR / name for name in ("decide.c", "admit.c", "token.c", "fastpath.c")]
+    command += sorted(CORE_DIR.glob("*.c"))
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return target

@@ -19,14 +19,12 @@ from wavry_relay.admission.verify_load import VerifyLoad
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import Decision, Forward
 from wavry_relay.shm.address import Address
-from wavry_relay.shm.blocks import Blocks
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits, WorkerRow
 from wavry_relay.shm.counters import CounterRow, totals
 from wavry_relay.shm.layout import Geometry
 from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionRecord, SessionTable, SlotRecord, session_words
-from wavry_relay.shm.tags import Tags
-from wavry_relay.shm.used_leases import UsedLeases
+from wavry_relay.shm.sessions import SessionRecord, SlotRecord, session_words
+from wavry_relay.shm.tables import Tables
 from wavry_relay.worker.revocation_scan import RevocationScan
 from wavry_relay.worker.sweep import Sweep
 
@@ -146,7 +144,7 @@ class World:
         limits: Limits | None = None,
         max_sessions: int = 64,
         workers: int = 1,
-        gate: AdmissionPolicy | None = None,
+        policy: AdmissionPolicy | None = None,
         sockets: Any = (),
     ) -> None:
         self.clock = FakeClock()
@@ -166,39 +164,25 @@ class World:
         self.control.write_keys(self.mint.trusted(), 1)
         self.row = CounterRow(self.segment, 0)
         self.engine = open_engine(kind, self.segment, sockets, self.row, self.clock)
-        self.views = [RevocationView(self.segment) for _ in range(workers)]
-        self.blocks = Blocks(self.segment)
+        self.tables = Tables(self.segment, self.engine.locks)
+        self.views = [RevocationView(self.tables) for _ in range(workers)]
+        self.blocks = self.tables.blocks
         self.worker_row = WorkerRow(self.segment, 0)
         self.load = VerifyLoad(self.control, self.worker_row, self.row)
-        self.gate = RelayPolicy(self.views[0], self.blocks, self.load)
-        self.transitions = LeaseTransitions(self.segment, self.row, strict=True)
+        self.policy = RelayPolicy(self.views[0], self.blocks, self.load)
+        self.transitions = LeaseTransitions(self.tables, self.row, strict=True)
         self.admission = Admission(
-            self.segment,
-            self.engine.locks,
-            self.row,
-            gate or self.gate,
-            self.transitions,
-            self.engine.lane,
+            self.tables, self.engine, self.row, policy or self.policy, self.transitions
         )
-        self.table = SessionTable(self.segment, Tags(self.segment))
-        self.used = UsedLeases(self.segment)
+        self.table = self.tables.sessions
+        self.used = self.tables.used_leases
         self.notices: list[tuple[packets.Packet, Address]] = []
         self.sweeps = [
-            Sweep(
-                self.segment,
-                self.table,
-                self.engine.locks,
-                self.row,
-                number,
-                self._notice,
-                self.transitions,
-            )
+            Sweep(self.tables, self.row, number, self._notice, self.transitions)
             for number in range(workers)
         ]
         self.scans = [
-            RevocationScan(
-                self.segment, self.table, self.engine.locks, view, number, self.sweeps[number]
-            )
+            RevocationScan(self.tables, view, number, self.sweeps[number])
             for number, view in enumerate(self.views)
         ]
 

@@ -20,7 +20,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_peer.service.metrics import CATALOGUE, OTHER
 from wavry_peer.service.settings import parse_address
-from wavry_relay.admission.states import TRANSITIONS
+from wavry_relay.shm.lease_states import TRANSITIONS
 
 SERVICES = ("gateway", "master", "relay")
 

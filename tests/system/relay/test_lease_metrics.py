@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import lease, packets
 from wavry_peer.protocol.constants import RejectReason as R
-from wavry_relay.admission.states import TRANSITIONS
-from wavry_relay.admission.states import LeaseState as S
 from wavry_relay.cli import app
+from wavry_relay.shm.lease_states import TRANSITIONS
+from wavry_relay.shm.lease_states import LeaseState as S
 
 MINT = Mint()
 Running = tuple[RelayProcess, EventMaster]

@@ -1,8 +1,9 @@
-"""The engine's lane of the admission against the rules in Python: equal answers, equal tables."""
+"""`Engine.admit` in C against the rules in Python: equal answers, equal tables."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,29 +13,29 @@ from support.engine.native import Twin, twins
 from support.relay.world import Peer, World, open_world, v4, v6
 
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol import paseto
 from wavry_relay.admission.admission import Admission
 from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.transitions import LeaseTransitions
-from wavry_relay.engine.base import AdmissionLane, ControlKind, ControlPacket
-from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
+from wavry_relay.engine.base import ControlKind, ControlPacket, Engine
+from wavry_relay.shm.control import ControlBlock, Limits
 from wavry_relay.shm.layout import RATE_BUCKET
+from wavry_relay.shm.tables import Tables
 from wavry_relay.shm.tags import Tags
 
 pytestmark = pytest.mark.usefixtures("native")
 
 
 class Counted:
-    """A lane that remembers how often it took a lease."""
+    """`Engine.admit` that remembers how often it took a lease."""
 
-    def __init__(self, lane: AdmissionLane) -> None:
-        self.lane, self.seated = lane, 0
-        self.allow_source, self.parse_token = lane.allow_source, lane.parse_token
+    def __init__(self, engine: Engine) -> None:
+        self.taken = 0
+        self._admit = engine.admit
 
-    def seat(self, *arguments: Any) -> bool:
-        taken = self.lane.seat(*arguments)
-        self.seated += taken
+    def __call__(self, *arguments: Any) -> bool:
+        taken = self._admit(*arguments)
+        self.taken += taken
         return taken
 
 
@@ -43,17 +44,19 @@ class Side:
     """A twin with an admission of its own."""
 
     twin: Twin
-    lane: Counted | None
+    counted: Counted
     admission: Admission
     control: ControlBlock
 
 
 def side_of(twin: Twin) -> Side:
-    lane = None if twin.engine.lane is None else Counted(twin.engine.lane)
-    gate = RelayPolicy(RevocationView(twin.segment))
-    transitions = LeaseTransitions(twin.segment, twin.row, strict=True)
-    admission = Admission(twin.segment, twin.engine.locks, twin.row, gate, transitions, lane)
-    return Side(twin, lane, admission, ControlBlock(twin.segment))
+    tables = Tables(twin.segment, twin.engine.locks)
+    policy = RelayPolicy(RevocationView(tables))
+    transitions = LeaseTransitions(tables, twin.row, strict=True)
+    counted = Counted(twin.engine)
+    engine: Any = SimpleNamespace(admit=counted)
+    admission = Admission(tables, engine, twin.row, policy, transitions)
+    return Side(twin, counted, admission, tables.control)
 
 
 LIMITS = st.builds(
@@ -109,7 +112,6 @@ def test_equal_answers_counters_and_tables(limits: Limits, data: st.DataObject) 
         peers, sent = peers_of(world), list[ControlPacket]()
         with twins(world) as made:
             python, native = (side_of(twin) for twin in made)
-            assert native.lane is not None
             for _ in range(data.draw(st.integers(1, 40))):
                 packet = draw_packet(data.draw, peers, sent)
                 for name, value in (("drain", 1), ("shedding", 1), ("log_level", 20)):
@@ -124,14 +126,13 @@ def test_equal_answers_counters_and_tables(limits: Limits, data: st.DataObject) 
             assert native.twin.tables() == python.twin.tables()
 
 
-def test_lane_takes_first_leases_and_renewals_and_nothing_while_steps_are_told() -> None:
+def test_engine_takes_first_leases_and_renewals_and_nothing_while_steps_are_told() -> None:
     with open_world(max_sessions=8) as world:
         client, server = world.peer(), world.peer(c.Role.SERVER, address=v4(2))
         server.sid = client.sid
         server.token = server.new_token()
         with twins(world) as made:
             side = side_of(made[1])
-            assert side.lane is not None
 
             def handle(peer: Peer, **options: Any) -> None:
                 packet = ControlPacket(ControlKind.LEASE, peer.datagram(**options), peer.address)
@@ -139,76 +140,40 @@ def test_lane_takes_first_leases_and_renewals_and_nothing_while_steps_are_told()
 
             handle(client)
             handle(server)
-            assert side.lane.seated == 2
+            assert side.counted.taken == 2
             client.token = client.new_token()
             handle(client, renew=True)
-            assert side.lane.seated == 3
+            assert side.counted.taken == 3
             side.control.log_level = 10
             handle(world.peer())
-            assert side.lane.seated == 3
+            assert side.counted.taken == 3
 
 
 def test_limits_agree_over_a_full_bucket() -> None:
-    """Six keys of one bucket of three: they take turns, and the overflow word is used."""
-    limits = Limits(ip_per_s=2, ip_burst=2, network_per_s=40, network_burst=30)
-    with open_world(limits=limits) as world, twins(world) as made:
+    """Six identities of one bucket of three: they take turns, and the overflow word is used."""
+    limits = Limits(
+        ip_per_s=1000, ip_burst=1000, identity_per_s=2, identity_burst=2, cookie_at_per_s=1_000_000
+    )
+    with open_world(limits=limits, max_sessions=256) as world, twins(world) as made:
         sides = [side_of(twin) for twin in made]
-        pair, buckets = Tags(world.segment).pair, world.segment.geometry.regions["ip_rates"].count
-        source = v4(1)
-        host = pair(source.high, source.low)
-        first = pair(host, 1) % buckets
-        same = (purpose for purpose in count(1) if pair(host, purpose) % buckets == first)
-        purposes = list(islice(same, 6))
-        for number in range(200):
-            purpose = purposes[number * 7 % 11 % 6]
-            asked = [side.admission._limits.allows(source, purpose, world.now) for side in sides]
+        tag, region = Tags(world.segment).tag, world.segment.geometry.regions["identity_rates"]
+        first = tag(b"sub", b"user-0") % region.count
+        same = (
+            name
+            for name in map("user-{}".format, count())
+            if tag(b"sub", name.encode()) % region.count == first
+        )
+        names = list(islice(same, 6))
+        for number in range(120):
+            peer = world.peer(sub=names[number * 7 % 11 % 6])
+            packet = ControlPacket(ControlKind.LEASE, peer.datagram(), peer.address)
+            asked = [side.admission.handle(packet, world.now) for side in sides]
             assert asked[0] == asked[1]
             world.advance(0.013 * (number % 4))
         assert sides[0].twin.counters() == sides[1].twin.counters()
         assert sides[0].twin.tables() == sides[1].twin.tables()
-        bucket = sides[0].twin.segment.geometry.regions["ip_rates"].offset + first * 64
+        assert sides[1].counted.taken
+        bucket = region.offset + first * RATE_BUCKET.size
         overflow = (bucket + RATE_BUCKET["overflow_tat"].offset) // 8
         assert sides[0].twin.segment.u64[overflow]
-        assert sides[0].twin.row["limited_host"]
-
-
-# -- Tokens ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def lane(native: None) -> Iterator[AdmissionLane]:
-    with open_world(kind=EngineKind.NATIVE) as world:
-        assert world.engine.lane is not None
-        yield world.engine.lane
-
-
-def outcome(parse: Callable[[bytes], paseto.UnverifiedToken], token: bytes) -> object:
-    try:
-        return parse(token)
-    except paseto.PasetoError:
-        return None
-
-
-TEXT = st.text("ABab01-_=.+/\n\u00e9", max_size=8).map(str.encode)
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    body=st.integers(80, 100), footer=st.integers(0, 8), cut=st.integers(0, 130), extra=TEXT,
-    at=st.integers(0, 130),
-)  # fmt: skip
-def test_tokens_are_taken_apart_alike(
-    lane: AdmissionLane, body: int, footer: int, cut: int, extra: bytes, at: int
-) -> None:
-    whole = b"v4.public." + b"QUJDREVG" * 13
-    token = whole[: 10 + body] + (b"." + b"QUJDREVG"[:footer] if footer else b"")
-    for tried in (token, token[:cut], token[:at] + extra + token[at:], token[:at] + extra):
-        assert outcome(lane.parse_token, tried) == outcome(paseto.parse_ascii, tried)
-
-
-def test_real_tokens_are_taken_apart_and_long_ones_are_not(lane: AdmissionLane) -> None:
-    with open_world() as world:
-        token = world.peer().token
-    assert lane.parse_token(token) == paseto.parse_ascii(token)
-    with pytest.raises(paseto.PasetoError):
-        lane.parse_token(b"v4.public." + b"A" * c.MAX_TOKEN_BYTES)
+        assert sides[0].twin.row["limited_identity"]

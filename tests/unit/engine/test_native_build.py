@@ -1,6 +1,5 @@
 """The built extension belongs to these sources, and a stale one is refused, never used."""
 
-import ast
 import importlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from support.paths import REPOSITORY
 
 from wavry_relay.engine import EngineUnavailableError, c_header, choose_engine
 from wavry_relay.engine import choice as choice_module
+from wavry_relay.engine.sources import native_sources
 from wavry_relay.shm.control import EngineKind
 
 
@@ -86,7 +86,7 @@ def test_a_missing_compiler_fails_only_where_the_engine_is_required(
     wanted: str, fails: bool, tmp_path: Path
 ) -> None:
     shutil.copy(REPOSITORY / "setup.py", tmp_path)
-    sources = shutil.ignore_patterns("*.py", "*.so")
+    sources = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ENGINE_DIR, tmp_path / "wavry_relay/engine", ignore=sources)
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
@@ -102,12 +102,17 @@ def test_a_missing_compiler_fails_only_where_the_engine_is_required(
     assert ("was not built" in done.stdout) is (wanted == "try")
 
 
-def test_sources_are_the_same_list_in_setup_and_choice() -> None:
-    lines = ast.parse((REPOSITORY / "setup.py").read_text()).body
-    values = {
-        ast.unparse(line.targets[0]): line.value for line in lines if isinstance(line, ast.Assign)
-    }
-    assert ast.literal_eval(values["SOURCES"]) == choice_module._SOURCES
+def test_every_source_of_the_engine_is_listed() -> None:
+    listed = native_sources(ENGINE_DIR)
+    present = [
+        path for path in ENGINE_DIR.rglob("*") if path.suffix in {".c", ".h", ".pyx", ".pxd"}
+    ]
+    assert listed == sorted(present)
+    assert {"decide.c", "layout.h", "_native.pyx", "_native.pxd"} <= {path.name for path in listed}
+
+
+def test_installed_engine_has_no_sources_to_compare(tmp_path: Path) -> None:
+    assert native_sources(tmp_path) == []
 
 
 def test_digest_is_of_the_rendered_header() -> None:

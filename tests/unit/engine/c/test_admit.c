@@ -12,8 +12,8 @@ static void open_table(struct test_segment *segment) {
     CHECK(wv_open(&t, segment->base, segment->bytes, 1, (uint32_t)getpid()) == WV_OPEN_OK);
     struct wv_control *control = t.control;
     control->log_level = 20;
-    control->ip_per_s = control->identity_per_s = 10;
-    control->ip_burst = control->identity_burst = 3;
+    control->identity_per_s = 10;
+    control->identity_burst = 3;
 }
 
 static struct wv_lease lease_of(unsigned number, unsigned role) {
@@ -29,9 +29,9 @@ static struct wv_lease lease_of(unsigned number, unsigned role) {
     return lease;
 }
 
-static enum wv_answer seat(const struct wv_lease *lease, unsigned port) {
+static enum wv_answer admit(const struct wv_lease *lease, unsigned port) {
     const struct wv_address from = test_v4(1, port);
-    return wv_seat(&t, lease, &from, TEST_NOW.mono_ns);
+    return wv_admit(&t, lease, &from, TEST_NOW.mono_ns);
 }
 
 static void fills_the_table_and_no_more(void) {
@@ -41,13 +41,13 @@ static void fills_the_table_and_no_more(void) {
     for (unsigned number = 0; number < TEST_SESSIONS; number++) {
         for (unsigned role = 0; role < 2; role++) {
             const struct wv_lease lease = lease_of(number, role);
-            CHECK(seat(&lease, 2000 + 2 * number + role) == WV_ANSWER_YES);
+            CHECK(admit(&lease, 2000 + 2 * number + role) == WV_ANSWER_YES);
         }
         CHECK(t.sessions[number].state == WV_SESSION_ACTIVE);
     }
     CHECK(t.row[WV_COUNT_SESSION_ACTIVATED] == TEST_SESSIONS);
     const struct wv_lease another = lease_of(TEST_SESSIONS, 0);
-    CHECK(seat(&another, 9) == WV_ANSWER_NO);
+    CHECK(admit(&another, 9) == WV_ANSWER_NO);
     CHECK(t.row[WV_COUNT_SESSION_CREATED] == TEST_SESSIONS);
     free(s.base);
 }
@@ -57,23 +57,23 @@ static void leaves_what_is_not_ordinary(void) {
     open_table(&s);
     struct wv_lease lease = lease_of(3, 0);
     t.control->log_level = 10;
-    CHECK(seat(&lease, 7) == WV_ANSWER_NO);
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO);
     t.control->log_level = 20;
     t.control->drain = 1;
-    CHECK(seat(&lease, 7) == WV_ANSWER_NO);
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO);
     t.control->drain = 0;
     t.shared->used_leases = t.used_slots;
-    CHECK(seat(&lease, 7) == WV_ANSWER_NO);
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO);
     t.shared->used_leases = 0;
     CHECK(t.row[WV_COUNT_TRANSITION_ISSUED_PRESENTED] == 0);
-    CHECK(seat(&lease, 7) == WV_ANSWER_YES);
-    CHECK(seat(&lease, 7) == WV_ANSWER_NO); /* the same lease again */
+    CHECK(admit(&lease, 7) == WV_ANSWER_YES);
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO); /* the same lease again */
     lease.jti += 50;
-    CHECK(seat(&lease, 8) == WV_ANSWER_NO); /* from elsewhere */
-    CHECK(seat(&lease, 7) == WV_ANSWER_YES);
+    CHECK(admit(&lease, 8) == WV_ANSWER_NO); /* from elsewhere */
+    CHECK(admit(&lease, 7) == WV_ANSWER_YES);
     CHECK(t.shared->used_leases == 1);
     lease.jti -= 50;
-    CHECK(seat(&lease, 7) == WV_ANSWER_NO); /* the denied one */
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO); /* the denied one */
     free(s.base);
 }
 
@@ -85,26 +85,20 @@ static void waits_for_nobody_who_stopped(void) {
     const struct wv_lease lease = lease_of(4, 1);
     const uint64_t bucket = t.identities.at + lease.sub % t.identities.buckets * 64;
     CHECK(wv_lock(&other, WV_LOCK_RATE, bucket, 0) == 1);
-    CHECK(seat(&lease, 7) == WV_ANSWER_BUSY);
+    CHECK(admit(&lease, 7) == WV_ANSWER_BUSY);
     wv_unlock(&other, WV_LOCK_RATE, bucket);
-    CHECK(seat(&lease, 7) == WV_ANSWER_YES);
+    CHECK(admit(&lease, 7) == WV_ANSWER_YES);
     free(s.base);
 }
 
-static void limits_an_address(void) {
+static void limits_an_identity(void) {
     struct test_segment s;
     open_table(&s);
-    const struct wv_address one = test_v4(1, 7), other = test_v4(2, 7);
-    for (int i = 0; i < 3; i++)
-        CHECK(wv_allow_source(&t, &one, 1, TEST_NOW.mono_ns) == WV_ANSWER_YES);
-    CHECK(wv_allow_source(&t, &one, 1, TEST_NOW.mono_ns) == WV_ANSWER_NO);
-    CHECK(wv_allow_source(&t, &other, 1, TEST_NOW.mono_ns) == WV_ANSWER_YES);
-    CHECK(wv_allow_source(&t, &one, 1, TEST_NOW.mono_ns + 100000000u) == WV_ANSWER_YES);
-    CHECK(t.row[WV_COUNT_LIMITED_HOST] == 1 && t.row[WV_COUNT_LIMITED_NETWORK] == 0);
-    t.control->ip_per_s = t.control->ip_burst = 0; /* no setting allows it: no division by it */
-    wv_allow_source(&t, &other, 1, TEST_NOW.mono_ns);
-    t.control->network_per_s = 1, t.control->network_burst = UINT32_MAX;
-    wv_allow_source(&t, &other, 1, TEST_NOW.mono_ns);
+    struct wv_lease lease = lease_of(5, 0);
+    for (int i = 0; i < 3; i++, lease.jti += 50) CHECK(admit(&lease, 7) == WV_ANSWER_YES);
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO);
+    t.control->identity_per_s = t.control->identity_burst = 0; /* no division by it */
+    admit(&lease, 7);
     free(s.base);
 }
 
@@ -112,7 +106,7 @@ int main(void) {
     fills_the_table_and_no_more();
     leaves_what_is_not_ordinary();
     waits_for_nobody_who_stopped();
-    limits_an_address();
+    limits_an_identity();
     puts("admit: ok");
     return 0;
 }

@@ -585,7 +585,7 @@ def test_draining_takes_no_new_sessions_but_second_peers_and_renewals(world: Wor
 
 
 class _Ban(OpenPolicy):
-    """A gate that bans an address and revokes an identity."""
+    """A policy that bans an address and revokes an identity."""
 
     def check_source(self, source: Address, now: Instant) -> None:
         if source.port == 666:
@@ -597,7 +597,7 @@ class _Ban(OpenPolicy):
 
 
 def test_ban_comes_before_the_signature_and_revocation_after_the_claims() -> None:
-    with open_world(gate=_Ban()) as world:
+    with open_world(policy=_Ban()) as world:
         banned = world.peer(address=v4(1, 666))
         assert reject_reason(banned.present(token=b"garbage")) == R.BANNED
         revoked = world.peer(sub="revoked")
@@ -608,7 +608,7 @@ def test_ban_comes_before_the_signature_and_revocation_after_the_claims() -> Non
 
 
 class _Load(OpenPolicy):
-    """A gate under load."""
+    """A policy under load."""
 
     def wants_cookie(self, now: Instant) -> bool:
         return True
@@ -617,7 +617,7 @@ class _Load(OpenPolicy):
 def test_pitfall_under_load_no_signature_is_checked_before_the_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with open_world(gate=_Load()) as world:
+    with open_world(policy=_Load()) as world:
         peer = world.peer()
         with monkeypatch.context() as patch:
             patch.setattr(world.admission, "_verifier", None)  # any use of it would fail

@@ -25,13 +25,14 @@ from wavry_peer.protocol.constants import RejectReason as R
 from wavry_relay.admission.admission import Admission
 from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
-from wavry_relay.admission.states import TRANSITIONS, LeaseState, counter_name
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.base import ControlKind, ControlPacket, Drop, Forward
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import Drain, EngineKind
 from wavry_relay.shm.counters import totals
 from wavry_relay.shm.layout import SESSION_ACTIVE
+from wavry_relay.shm.lease_states import TRANSITIONS, LeaseState, counter_name
+from wavry_relay.shm.tables import Tables
 from wavry_relay.worker.revocation_scan import RevocationScan
 from wavry_relay.worker.sweep import Sweep
 
@@ -404,8 +405,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         Sweep(
-            self.world.segment, self.world.table, self.world.engine.locks, self.world.row, 0,
-            self.world._notice, self.world.transitions,
+            self.world.tables, self.world.row, 0, self.world._notice, self.world.transitions
         ).step(self.world.now)  # fmt: skip
         self.model.sweep(self.now_ms)
 
@@ -433,18 +433,14 @@ class LeaseMachine(RuleBasedStateMachine):
         world = self.world
         world.engine.close()
         world.engine = open_engine(self.kind, world.segment, (), world.row, world.clock)
-        locks = world.engine.locks
-        world.views = [RevocationView(world.segment)]
-        world.gate = RelayPolicy(world.views[0], world.blocks, world.load)
+        world.tables = tables = Tables(world.segment, world.engine.locks)
+        world.views = [RevocationView(tables)]
+        world.policy = RelayPolicy(world.views[0], world.blocks, world.load)
         world.admission = Admission(
-            world.segment, locks, world.row, world.gate, world.transitions, world.engine.lane
+            tables, world.engine, world.row, world.policy, world.transitions
         )
-        world.sweeps = [
-            Sweep(world.segment, world.table, locks, world.row, 0, world._notice, world.transitions)
-        ]
-        world.scans = [
-            RevocationScan(world.segment, world.table, locks, world.views[0], 0, world.sweeps[0])
-        ]
+        world.sweeps = [Sweep(tables, world.row, 0, world._notice, world.transitions)]
+        world.scans = [RevocationScan(tables, world.views[0], 0, world.sweeps[0])]
 
     # -- What always holds -----------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from support.relay.world import Peer, World, reject_reason
 from wavry_peer.protocol import constants as c
 from wavry_peer.service import logs
 from wavry_relay.admission import transitions as lease_transitions
-from wavry_relay.admission.states import TRANSITIONS, LeaseState, counter_name, table_rows
 from wavry_relay.admission.transitions import IllegalTransitionError, LeaseTransitions
 from wavry_relay.shm.counters import totals
+from wavry_relay.shm.lease_states import TRANSITIONS, LeaseState, counter_name, table_rows
 
 S = LeaseState
 Step = tuple[LeaseState, LeaseState]
@@ -168,7 +168,7 @@ def test_illegal_transitions_raise(world: World, before: LeaseState, after: Leas
         return
     with pytest.raises(IllegalTransitionError):
         world.transitions.take(before, after, (1, 2), world.now, role=0)
-    lenient = LeaseTransitions(world.segment, world.row)
+    lenient = LeaseTransitions(world.tables, world.row)
     lenient.take(before, after, (1, 2), world.now, role=0)
     assert world.count("internal_errors") == 1, "a running relay counts it and goes on"
 

@@ -218,20 +218,20 @@ def test_cookie_gate_holds_for_two_seconds_at_least(world: World) -> None:
     limited(world, cookie_at_per_s=200)
     flood(world, 400, per_s=1000)
     world.advance(1.4)
-    world.gate.step(world.now)
+    world.policy.step(world.now)
     assert world.worker_row.cookie_gate == 1, "the flood is over, and may come back at once"
     world.advance(1)
-    world.gate.step(world.now)
+    world.policy.step(world.now)
     assert world.worker_row.cookie_gate == 0
 
 
 def test_cookie_gate_closes_by_itself_when_nothing_comes(world: World) -> None:
     limited(world, cookie_at_per_s=200)
     flood(world, 400, per_s=1000)
-    world.gate.step(world.now)
+    world.policy.step(world.now)
     assert world.worker_row.cookie_gate == 1
     world.advance(HOLD_NS / 1e9 + 1)
-    world.gate.step(world.now)
+    world.policy.step(world.now)
     assert world.worker_row.cookie_gate == 0
 
 

@@ -20,7 +20,7 @@ from wavry_relay.cli import app
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.shm.control import EngineKind
 from wavry_relay.shm.counters import CounterRow
-from wavry_relay.shm.used_leases import KEEP_MS
+from wavry_relay.shm.leases import KEEP_MS
 
 OTHER_KEY = ed25519.SigningKey.from_seed(b"o" * 32)
 
@@ -43,9 +43,8 @@ def engine(kind: EngineKind) -> str:
 def test_replay_across_workers(world: World, *, bearer: bool) -> None:
     """The same bytes at the other worker: REPLAYED, or the repeated ACK of a bearer lease."""
     other = Admission(
-        world.segment, world.engine.locks, CounterRow(world.segment, 1), world.gate,
-        world.transitions, world.engine.lane,
-    )  # fmt: skip
+        world.tables, world.engine, CounterRow(world.segment, 1), world.policy, world.transitions
+    )
     peer = world.peer(bearer=bearer)
     datagram = peer.datagram()
     assert world.answer(datagram, peer.address) is not None

@@ -1,4 +1,4 @@
-"""Revocations at the relay: the table, the book on disk, the gate, and the cut of live sessions."""
+"""Revocations at the relay: the table, the book on disk, the policy, and cut sessions."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.master.revocations import FILE_NAME, KEEP_S
 from wavry_relay.shm.control import ControlBlock, EngineKind
 from wavry_relay.shm.layout import REVOCATION_SLOTS, Geometry
-from wavry_relay.shm.lease_origins import LeaseOrigins
+from wavry_relay.shm.leases import LeaseOrigins
 from wavry_relay.shm.revocations import RevocationEntry, RevocationTable, RevokedKind, TablePosition
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.tags import Tags
@@ -155,10 +155,7 @@ def test_lease_that_was_issued_after_the_revocation_is_good(world: World, book: 
     again, partner = session(world, "kicked")
     world.scan()
     # A replacement of a dead worker looks at everything that is in force, and spares it as well.
-    scan = RevocationScan(
-        world.segment, world.table, world.engine.locks, RevocationView(world.segment), 0,
-        world.sweeps[0],
-    )  # fmt: skip
+    scan = RevocationScan(world.tables, RevocationView(world.tables), 0, world.sweeps[0])
     scan.step()
     while scan.is_busy:
         scan.step()
@@ -171,10 +168,8 @@ def test_replacement_of_a_dead_worker_cuts_what_was_revoked_meanwhile(
     client, _ = session(world, "hit")
     book.revoke("session", str(client.sid))
     for number in range(2):
-        view = RevocationView(world.segment)
-        scan = RevocationScan(
-            world.segment, world.table, world.engine.locks, view, number, world.sweeps[number]
-        )
+        view = RevocationView(world.tables)
+        scan = RevocationScan(world.tables, view, number, world.sweeps[number])
         scan.step()
         while scan.is_busy:
             scan.step()
@@ -214,7 +209,7 @@ def test_news_during_a_pass_wait_for_the_next_and_are_not_lost(world: World, boo
     assert not world.has(second.sid)
 
 
-# -- The gate ------------------------------------------------------------------------------------
+# -- The policy ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,9 +223,9 @@ def test_revoked_lease_is_refused_at_every_worker_and_after_a_restart(
     assert not world.has(peer.sid)
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
     for number in range(2):  # another worker, and one that has just started
-        gate = RelayPolicy(RevocationView(world.segment) if number else world.views[1])
+        policy = RelayPolicy(RevocationView(world.tables) if number else world.views[1])
         with pytest.raises(lease.LeaseError) as caught:
-            gate.check_claims(claims(peer), world.now)
+            policy.check_claims(claims(peer), world.now)
         assert caught.value.reason == c.RejectReason.REVOKED
 
 
@@ -296,9 +291,9 @@ def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
             if self.looks == 1:
                 book.revoke("sub", "eve")
 
-    world.admission._gate = gate = Late(world.views[0])
+    world.admission._policy = policy = Late(world.views[0])
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
-    assert gate.looks == 1
+    assert policy.looks == 1
     assert not world.has(peer.sid)
 
 
@@ -481,7 +476,7 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
     with tempfile.TemporaryDirectory() as name, open_world() as world:
         start_s = world.now.wall_ms // 1000
         book = Book(world, Path(name))
-        view = RevocationView(world.segment)
+        view = RevocationView(world.tables)
         tags = Tags(world.segment)
         # Issued until (at least, at most), and the end: one that is over may be forgotten or not.
         model: dict[tuple[str, str], tuple[int, int, int]] = {}

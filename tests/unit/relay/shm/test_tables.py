@@ -14,10 +14,10 @@ from wavry_peer.protocol.lease import RelayId
 from wavry_relay.shm import layout
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.layout import Geometry
+from wavry_relay.shm.leases import DENIED, KEEP_MS, UsedLeases
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import SessionTable, session_words
 from wavry_relay.shm.tags import Tags
-from wavry_relay.shm.used_leases import DENIED, KEEP_MS, UsedLeases
 
 
 @pytest.fixture

@@ -19,10 +19,7 @@ def world() -> Iterator[World]:
 
 
 def notices_of(world: World) -> list[DrainNotices]:
-    return [
-        DrainNotices(world.segment, world.table, world.row, number, world._notice)
-        for number in range(2)
-    ]
+    return [DrainNotices(world.tables, world.row, number, world._notice) for number in range(2)]
 
 
 def steps(world: World, parts: list[DrainNotices], seconds: float) -> None:

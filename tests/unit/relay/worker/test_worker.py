@@ -10,7 +10,7 @@ from wavry_relay.admission.admission import ControlAnswer
 from wavry_relay.engine.base import ControlKind, ControlPacket
 from wavry_relay.shm.control import WorkerRow
 from wavry_relay.worker import process as worker_module
-from wavry_relay.worker.drain_notices import DrainNotices
+from wavry_relay.worker.chores import Chores
 from wavry_relay.worker.process import STOP, Worker
 
 PACKET = ControlPacket(ControlKind.LEASE, b"datagram", v4(1))
@@ -57,19 +57,8 @@ def run(world: World, *, rounds: int, farewell: bytes = b"") -> Script:
     script = Script(rounds, theirs, farewell)
     row = WorkerRow(world.segment, 0)
     with mine:
-        notices = DrainNotices(world.segment, world.table, world.row, 0, world._notice)
-        Worker(
-            script,
-            script,
-            world.gate,
-            world.sweeps[0],
-            world.scans[0],
-            notices,
-            row,
-            world.row,
-            mine,
-            world.clock,
-        ).run()
+        chores = Chores(world.tables, world.row, 0, world.policy, world.views[0], world._notice)
+        Worker(script, script, chores, row, world.row, mine, world.clock).run()
     return script
 
 

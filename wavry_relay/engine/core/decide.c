@@ -9,7 +9,6 @@
 #include <string.h>
 #include <time.h>
 
-#define BITS_KBPS_NS UINT64_C(8000000) /* ns of a byte at 1 kbit/s */
 #define OWNER_BITS 9u
 #define OWNER_MASK ((1u << OWNER_BITS) - 1u)
 #define GENERATION_MASK 0x7fu
@@ -55,7 +54,7 @@ static int inside(uint64_t bytes, uint64_t offset, uint64_t size, uint64_t count
     return offset % 64 == 0 && offset <= bytes && size * count <= bytes - offset;
 }
 
-/* The buckets of a rate table are all there is between it and the next. */
+/* The buckets of a rate table are all there is between it and the next one. */
 static int open_rates(struct wv_rates *rates, uint64_t bytes, uint64_t offset, uint64_t end) {
     if (offset >= end || !inside(bytes, offset, end - offset, 1)) return 0;
     rates->at = offset;
@@ -84,10 +83,9 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
         !inside(bytes, head->at_used_leases, sizeof *t->used, head->used_slots) ||
         !inside(bytes, head->at_lease_origins, sizeof *t->origins, head->max_sessions) ||
         head->used_slots == 0 ||
-        !open_rates(&t->hosts, bytes, head->at_ip_rates, head->at_identity_rates) ||
         !open_rates(&t->identities, bytes, head->at_identity_rates, head->at_network_rates) ||
-        !open_rates(&t->networks, bytes, head->at_network_rates, head->at_strike_rates) ||
-        head->at_bitmap < head->at_strike_rates)
+        head->at_ip_rates % 64 != 0 || head->at_ip_rates >= head->at_identity_rates ||
+        head->at_network_rates >= head->at_strike_rates || head->at_bitmap < head->at_strike_rates)
         return WV_OPEN_BAD_GEOMETRY;
     if (worker >= head->workers) return WV_OPEN_NO_SUCH_WORKER;
     t->base = base;
@@ -270,14 +268,14 @@ struct wv_session *wv_find_session(struct wv_tables *t, uint64_t high, uint64_t 
 void wv_prefetch_index(const struct wv_tables *t, const uint8_t *datagram, size_t bytes) {
     uint64_t id[2];
     if (bytes < WV_HEADER_BYTES) return;
-    memcpy(id, datagram + 4, sizeof id);
+    memcpy(id, datagram + WV_SESSION_ID_OFFSET, sizeof id);
     __builtin_prefetch(&t->index[hash_pair(t, id[0], id[1]) & t->index_mask]);
 }
 
 void wv_prefetch_record(const struct wv_tables *t, const uint8_t *datagram, size_t bytes) {
     uint64_t id[2];
     if (bytes < WV_HEADER_BYTES) return;
-    memcpy(id, datagram + 4, sizeof id);
+    memcpy(id, datagram + WV_SESSION_ID_OFFSET, sizeof id);
     uint64_t word = load64(&t->index[hash_pair(t, id[0], id[1]) & t->index_mask]);
     const struct wv_session *session = word == WV_INDEX_EMPTY ? NULL : record_of(t, word);
     if (session == NULL) return;
@@ -323,9 +321,9 @@ static void window_commit(struct wv_slot *slot, uint64_t sequence) {
     slot->window[sequence / 64 % WV_WINDOW_WORDS] |= UINT64_C(1) << sequence % 64;
 }
 
-/* -- Rates (wavry_relay/shm/gcra.py) ----------------------------------------------------------- */
+/* -- Rates (wavry_relay/shm/rate_limit.py) ------------------------------------------------------- */
 
-static inline uint64_t cost_ns(uint64_t bytes, uint32_t kbps) { return bytes * BITS_KBPS_NS / kbps; }
+static inline uint64_t cost_ns(uint64_t bytes, uint32_t kbps) { return bytes * WV_BYTE_KBPS_NS / kbps; }
 
 /* A burst of the control block, which may change between two datagrams, in ns. */
 static inline uint64_t burst_ns(const uint32_t *burst_ms) { return load32(burst_ms) * NS_PER_MS; }
@@ -443,7 +441,7 @@ static uint32_t check_header(const uint8_t *datagram, size_t bytes) {
     if (allowed < 0) return WV_COUNT_DROP_UNKNOWN_TYPE;
     if (datagram[3] & ~(unsigned)allowed) return WV_COUNT_DROP_UNKNOWN_FLAG;
     uint64_t id[2];
-    memcpy(id, datagram + 4, sizeof id);
+    memcpy(id, datagram + WV_SESSION_ID_OFFSET, sizeof id);
     if ((id[0] | id[1]) == 0) return WV_COUNT_DROP_NIL_SESSION;
     return 0;
 }
@@ -452,7 +450,8 @@ static uint32_t rift_sequence(const uint8_t *body, size_t bytes, uint64_t *seque
     if (bytes < WV_RIFT_TRANSPORT_MIN_BYTES) return WV_COUNT_DROP_BAD_RIFT;
     if (read_be16(body + 2) != WV_RIFT_VERSION) return WV_COUNT_DROP_BAD_RIFT;
     const int handshake = read_be32(body + 4) == 0 && bytes >= WV_RIFT_HANDSHAKE_MIN_BYTES;
-    const size_t id_at = handshake ? 20 : 8, crc_at = handshake ? 28 : 16;
+    const size_t id_at = handshake ? WV_RIFT_HANDSHAKE_ID_OFFSET : WV_RIFT_TRANSPORT_ID_OFFSET;
+    const size_t crc_at = id_at + sizeof *sequence;
     uint16_t crc = 0;
     for (size_t i = 0; i < crc_at; i++)
         crc = (uint16_t)(crc >> 8 ^ WV_CRC16[(crc ^ body[i]) & 0xff]);
@@ -462,7 +461,7 @@ static uint32_t rift_sequence(const uint8_t *body, size_t bytes, uint64_t *seque
 }
 
 static uint32_t forward_sequence(const uint8_t *body, size_t bytes, uint64_t *sequence) {
-    if (bytes >= 2 && body[0] == 'R' && body[1] == 'I') return rift_sequence(body, bytes, sequence);
+    if (bytes >= 2 && read_be16(body) == WV_RIFT_MAGIC) return rift_sequence(body, bytes, sequence);
     if (bytes < WV_FORWARD_SEQUENCE_BYTES) return WV_COUNT_DROP_BAD_BODY;
     if (bytes > WV_FORWARD_SEQUENCE_BYTES + WV_MAX_FORWARD_PAYLOAD_BYTES)
         return WV_COUNT_DROP_BAD_BODY;
@@ -508,7 +507,7 @@ static enum wv_kind decide_forward(struct wv_tables *t, const uint8_t *datagram,
     decision->drop =
         forward_sequence(datagram + WV_HEADER_BYTES, bytes - WV_HEADER_BYTES, &sequence);
     if (decision->drop != 0) return WV_KIND_DROP;
-    memcpy(id, datagram + 4, sizeof id);
+    memcpy(id, datagram + WV_SESSION_ID_OFFSET, sizeof id);
     struct wv_session *session = wv_find_session(t, id[0], id[1]);
     if (session == NULL) return decision->drop = WV_COUNT_DROP_UNKNOWN_SESSION, WV_KIND_DROP;
     if (!lock_session(t, (uint64_t)(session - t->sessions)))

@@ -1,9 +1,9 @@
-/* The ordinary cases of the admission, without Python: limits of a source, and a lease that takes
- * an empty slot or renews its own.
+/* The ordinary cases of the admission, without Python: a verified lease that takes an empty slot or
+ * renews its own.
  *
  * Which cases are ordinary is for this file to say and for Python to trust: what is not is left
- * untouched, and the rules in Python (wavry_relay/admission/slots.py, source_limits.py) decide it.  In
- * the ordinary ones both leave the same bytes in every table.
+ * untouched, and the rules in Python (wavry_relay/admission/slots.py) decide it.  In the ordinary
+ * ones both leave the same bytes in every table.
  */
 #ifndef WAVRY_ADMIT_H
 #define WAVRY_ADMIT_H
@@ -29,12 +29,8 @@ enum wv_answer {
     WV_ANSWER_BUSY = 2, /* a lock is held by a stopped process */
 };
 
-/* Take one packet from the allowances of an address and of its network; counts a refusal. */
-enum wv_answer wv_allow_source(struct wv_tables *tables, const struct wv_address *from,
-                               uint64_t purpose, uint64_t now_ns);
-
 /* Put a lease into its slot; needs the table lock.  NO: not an ordinary case, nothing changed. */
-enum wv_answer wv_seat(struct wv_tables *tables, const struct wv_lease *lease,
-                       const struct wv_address *from, uint64_t now_ns);
+enum wv_answer wv_admit(struct wv_tables *tables, const struct wv_lease *lease,
+                         const struct wv_address *from, uint64_t now_ns);
 
 #endif

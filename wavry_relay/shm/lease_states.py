@@ -2,7 +2,7 @@
 
 A peer's slot of a session is what has a state (protocol.md section 3).  The state is never kept by
 itself: `state_of` reads it from the record, so a crash cannot leave a state that the record does
-not have.  Whoever changes a record tells `LeaseTransitions` (lease_transitions.py) which step that
+not have.  Whoever changes a record tells `LeaseTransitions` which step that
 is.
 
 Issued is the master's; a lease that the relay refuses takes no step, it is counted as a reject and

@@ -1,4 +1,6 @@
-"""Used leases: jtis that may not be presented again although they have not expired.
+"""What is kept of leases beside their slots: which were used, and who signed a live one.
+
+Used leases are jtis that may not be presented again although they have not expired.
 
 Two kinds of entries.  A lease that a renewal replaced is denied outright (`DENIED`).  A lease of
 a session that was closed may come back only with a proof counter above the highest one seen, and
@@ -12,16 +14,25 @@ An open-addressed table with linear probing; everything here needs the table loc
 
 from typing import Final
 
-from .layout import SHARED, USED_LEASE
+from .layout import LEASE_ORIGIN, SHARED, USED_LEASE
 from .segment import Segment
 
-__all__ = ["DENIED", "KEEP_MS", "UsedLeases"]
+__all__ = ["DENIED", "KEEP_MS", "LeaseOrigins", "UsedLeases"]
 
 DENIED: Final = (1 << 64) - 1
 KEEP_MS: Final = 60_000
 """An entry is kept this much longer than its lease, in case the wall clock is set back."""
 
+KEPT_BACK: Final = 2
+"""Places of each possible session that are kept back for its close."""
+FILLED_QUARTERS: Final = 3
+"""Of the table; a fuller one would make probes long."""
+
 _WORDS: Final = USED_LEASE.size // 8
+_ORIGIN_WORDS: Final = LEASE_ORIGIN.size // 4
+_KID: Final = LEASE_ORIGIN["kid"].offset // 4
+_ISSUED: Final = LEASE_ORIGIN["issued_s"].offset // 4
+_U32: Final = 0xFFFFFFFF
 
 
 class UsedLeases:
@@ -33,7 +44,7 @@ class UsedLeases:
         self._at = regions["used_leases"].offset // 8
         self._slots = segment.geometry.used_slots
         self._count_at = (regions["shared"].offset + SHARED["used_leases"].offset) // 8
-        self._limit = self._slots * 3 // 4 - 2 * segment.geometry.max_sessions
+        self._limit = self._slots * FILLED_QUARTERS // 4 - KEPT_BACK * segment.geometry.max_sessions
 
     @property
     def slots(self) -> int:
@@ -135,3 +146,36 @@ class UsedLeases:
         words[self._at + hole * _WORDS] = 0
         # A worker that was killed inside `put` may have left an entry that was never counted.
         words[self._count_at] = max(words[self._count_at] - 1, 0)
+
+
+class LeaseOrigins:
+    """The origins of all sessions of a segment, by record number."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._words = segment.u32
+        self._at = segment.geometry.regions["lease_origins"].offset // 4
+
+    def put(self, record: int, role: int, kid: int, issued_s: int) -> None:
+        """Remember the lease of a role; `kid` is `Tags.key_id`, 2106 is the last year."""
+        at = self._at + record * _ORIGIN_WORDS + role
+        self._words[at + _KID] = kid
+        self._words[at + _ISSUED] = min(issued_s, _U32)
+
+    def get(self, record: int, role: int) -> tuple[int, int]:
+        """Key tag and unix seconds of issue."""
+        at = self._at + record * _ORIGIN_WORDS + role
+        return self._words[at + _KID], self._words[at + _ISSUED]
+
+    def clear(self, record: int) -> None:
+        """The session is over."""
+        at = self._at + record * _ORIGIN_WORDS
+        for word in range(at, at + _ORIGIN_WORDS):
+            self._words[word] = 0
+
+    def kids(self, first: int, end: int, role: int) -> list[int]:
+        """Key tags of a run of records."""
+        at = self._at + role + _KID
+        tags: list[int] = self._words[
+            at + first * _ORIGIN_WORDS : at + end * _ORIGIN_WORDS : _ORIGIN_WORDS
+        ].tolist()
+        return tags

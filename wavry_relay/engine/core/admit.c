@@ -4,15 +4,6 @@
 
 #include <string.h>
 
-#define NETWORK_FACTOR 20u /* source_limits.py */
-#define OVERFLOW_FACTOR 4u /* shm/rate_limit.py */
-#define DENIED UINT64_MAX
-#define KEEP_MS UINT64_C(60000) /* shm/used_leases.py */
-#define LOG_DEBUG 10u
-
-static const uint8_t V4_NETWORK[8] = {0, 0, 0, 0, 0xff, 0xff, 0xff, 0};
-static const uint8_t V6_NETWORK[8] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0};
-
 /* -- Rates (wavry_relay/shm/rate_limit.py) ------------------------------------------------------ */
 
 struct limit {
@@ -26,11 +17,6 @@ static struct limit limit_of(uint64_t per_s, uint64_t burst) {
     return (struct limit){cost, ahead < INT64_MAX ? (uint64_t)ahead : (uint64_t)INT64_MAX};
 }
 
-static struct wv_rate_bucket *bucket_of(const struct wv_tables *t, const struct wv_rates *rates,
-                                        uint64_t key) {
-    return (struct wv_rate_bucket *)(t->base + rates->at) + key % rates->buckets;
-}
-
 /* A word of a slower limit comes as near as this one would have let it. */
 static void bound(uint64_t *tat, uint64_t now_ns, struct limit limit) {
     const uint64_t full_ns = now_ns + limit.burst_ns;
@@ -39,31 +25,31 @@ static void bound(uint64_t *tat, uint64_t now_ns, struct limit limit) {
 
 static int take_unit(struct wv_rate_bucket *bucket, uint64_t key, uint64_t now_ns,
                      struct limit limit) {
-    uint64_t *place = NULL;
+    uint64_t *tat = NULL;
     uint64_t cost_ns = limit.cost_ns;
-    for (unsigned way = 0; way < WV_RATE_WAYS && place == NULL; way++)
-        if (load64(&bucket->tags[way]) == key) place = &bucket->tats[way];
-    for (unsigned way = 0; way < WV_RATE_WAYS && place == NULL; way++) {
+    for (unsigned way = 0; way < WV_RATE_WAYS && tat == NULL; way++)
+        if (load64(&bucket->tags[way]) == key) tat = &bucket->tats[way];
+    for (unsigned way = 0; way < WV_RATE_WAYS && tat == NULL; way++) {
         bound(&bucket->tats[way], now_ns, limit);
         if (load64(&bucket->tats[way]) > now_ns) continue;
         /* The word is reset first: a crash in between leaves a free place, never a debt. */
         store64(&bucket->tats[way], 0);
         publish64(&bucket->tags[way], key);
-        place = &bucket->tats[way];
+        tat = &bucket->tats[way];
     }
-    if (place == NULL) {
-        place = &bucket->overflow_tat;
-        cost_ns /= OVERFLOW_FACTOR;
+    if (tat == NULL) {
+        tat = &bucket->overflow_tat;
+        cost_ns /= WV_RATE_OVERFLOW_FACTOR;
     }
-    bound(place, now_ns, limit);
-    const uint64_t tat_ns = conforms(load64(place), now_ns, limit.burst_ns, cost_ns);
-    if (tat_ns != 0) store64(place, tat_ns);
+    bound(tat, now_ns, limit);
+    const uint64_t tat_ns = conforms(load64(tat), now_ns, limit.burst_ns, cost_ns);
+    if (tat_ns != 0) store64(tat, tat_ns);
     return tat_ns != 0;
 }
 
-static enum wv_answer allow(struct wv_tables *t, const struct wv_rates *rates, uint64_t key,
-                            uint64_t now_ns, struct limit limit) {
-    struct wv_rate_bucket *bucket = bucket_of(t, rates, key);
+static enum wv_answer allow(struct wv_tables *t, uint64_t key, uint64_t now_ns, struct limit limit) {
+    struct wv_rate_bucket *bucket =
+        (struct wv_rate_bucket *)(t->base + t->identities.at) + key % t->identities.buckets;
     const uint64_t which = (uint64_t)((uint8_t *)bucket - t->base);
     if (wv_lock(t, WV_LOCK_RATE, which, WV_LOCK_WAIT_NS) != 1) return WV_ANSWER_BUSY;
     const int taken = take_unit(bucket, key, now_ns, limit);
@@ -71,52 +57,7 @@ static enum wv_answer allow(struct wv_tables *t, const struct wv_rates *rates, u
     return taken ? WV_ANSWER_YES : WV_ANSWER_NO;
 }
 
-/* Whether `allow` would say no. */
-static int is_limited(const struct wv_rate_bucket *bucket, uint64_t key, uint64_t now_ns,
-                      struct limit limit) {
-    const uint64_t full_ns = now_ns + limit.burst_ns;
-    int taken = 1;
-    for (unsigned way = 0; way < WV_RATE_WAYS; way++) {
-        const uint64_t tat_ns = load64(&bucket->tats[way]);
-        if (load64(&bucket->tags[way]) == key)
-            return full_ns < tat_ns && tat_ns <= full_ns + limit.cost_ns;
-        taken = taken && tat_ns > now_ns;
-    }
-    return taken && load64(&bucket->overflow_tat) > full_ns;
-}
-
-/* -- Limits of a source (wavry_relay/admission/source_limits.py) ------------------------------------------ */
-
-static uint64_t network_of(const struct wv_address *from, uint64_t *family) {
-    uint64_t mask;
-    *family = from->endpoint >> 16 & 0xff;
-    memcpy(&mask, *family == 4 ? V4_NETWORK : V6_NETWORK, sizeof mask);
-    return (*family == 4 ? from->low : from->high) & mask;
-}
-
-enum wv_answer wv_allow_source(struct wv_tables *t, const struct wv_address *from, uint64_t purpose,
-                               uint64_t now_ns) {
-    const uint64_t per_s = load32(&t->control->ip_per_s), burst = load32(&t->control->ip_burst);
-    const uint64_t wide_per_s = load32(&t->control->network_per_s);
-    const uint64_t wide_burst = load32(&t->control->network_burst);
-    const struct limit network = limit_of(wide_per_s != 0 ? wide_per_s : per_s * NETWORK_FACTOR,
-                                          wide_burst != 0 ? wide_burst : burst * NETWORK_FACTOR);
-    uint64_t family;
-    const uint64_t prefix = network_of(from, &family);
-    const uint64_t network_key = hash_pair(t, prefix, family << 8 | (purpose & 0xff));
-    if (!is_limited(bucket_of(t, &t->networks, network_key), network_key, now_ns, network)) {
-        const uint64_t host_key = hash_pair(t, hash_pair(t, from->high, from->low), purpose);
-        enum wv_answer answer = allow(t, &t->hosts, host_key, now_ns, limit_of(per_s, burst));
-        if (answer == WV_ANSWER_NO) wv_count(t, WV_COUNT_LIMITED_HOST, 1);
-        if (answer != WV_ANSWER_YES) return answer;
-        answer = allow(t, &t->networks, network_key, now_ns, network);
-        if (answer != WV_ANSWER_NO) return answer;
-    }
-    wv_count(t, WV_COUNT_LIMITED_NETWORK, 1);
-    return WV_ANSWER_NO;
-}
-
-/* -- Used leases (wavry_relay/shm/used_leases.py) ------------------------------------------------ */
+/* -- Used leases (wavry_relay/shm/leases.py) ------------------------------------------------------ */
 
 /* The tag's entry, or the empty place where it belongs; NULL: the table is full. */
 static struct wv_used_lease *probe_used(const struct wv_tables *t, uint64_t tag) {
@@ -128,18 +69,18 @@ static struct wv_used_lease *probe_used(const struct wv_tables *t, uint64_t tag)
 }
 
 static int used_has_room(const struct wv_tables *t) {
-    const uint64_t kept_back = 2u * (uint64_t)t->max_sessions;
-    return t->shared->used_leases + kept_back < (uint64_t)t->used_slots * 3 / 4;
+    const uint64_t kept_back = WV_USED_KEPT_BACK * (uint64_t)t->max_sessions;
+    return t->shared->used_leases + kept_back < (uint64_t)t->used_slots * WV_USED_QUARTERS / 4;
 }
 
 static void deny(struct wv_tables *t, struct wv_used_lease *entry, uint64_t jti, uint64_t expires_ms) {
-    const uint64_t until_ms = expires_ms + KEEP_MS;
+    const uint64_t until_ms = expires_ms + WV_USED_KEEP_MS;
     if (entry->tag != 0) {
-        entry->counter = DENIED;
+        entry->counter = WV_LEASE_DENIED;
         if (entry->expires_ms < until_ms) store64(&entry->expires_ms, until_ms);
         return;
     }
-    entry->counter = DENIED;
+    entry->counter = WV_LEASE_DENIED;
     store64(&entry->expires_ms, until_ms);
     publish64(&entry->tag, jti); /* last: after a crash the place is empty or complete */
     store64(&t->shared->used_leases, t->shared->used_leases + 1);
@@ -238,10 +179,10 @@ static int is_renewal(const struct wv_slot *slot, const struct wv_lease *lease,
            is_at(slot, from);
 }
 
-enum wv_answer wv_seat(struct wv_tables *t, const struct wv_lease *lease, const struct wv_address *from,
+enum wv_answer wv_admit(struct wv_tables *t, const struct wv_lease *lease, const struct wv_address *from,
                        uint64_t now_ns) {
     const struct wv_control *control = t->control;
-    if (load32(&control->log_level) <= LOG_DEBUG) return WV_ANSWER_NO; /* each step is told there */
+    if (load32(&control->log_level) <= WV_LOG_DEBUG) return WV_ANSWER_NO; /* each step is told there */
     struct wv_session *session = wv_find_session(t, lease->id[0], lease->id[1]);
     const struct wv_slot *held = session != NULL ? slot_of(session, lease->role) : NULL;
     if (held != NULL && held->jti != 0 && !is_renewal(held, lease, from)) return WV_ANSWER_NO;
@@ -253,7 +194,7 @@ enum wv_answer wv_seat(struct wv_tables *t, const struct wv_lease *lease, const 
     if (number >= t->max_sessions) return WV_ANSWER_NO;
     const struct limit limit =
         limit_of(load32(&control->identity_per_s), load32(&control->identity_burst));
-    const enum wv_answer allowed = allow(t, &t->identities, lease->sub, now_ns, limit);
+    const enum wv_answer allowed = allow(t, lease->sub, now_ns, limit);
     if (allowed != WV_ANSWER_YES) return allowed; /* who asks again is refused again */
     wv_count(t, WV_COUNT_TRANSITION_ISSUED_PRESENTED, 1);
     if (session == NULL) session = claim(t, lease->id, number, now_ns);

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "fastpath.h"
+#include "tables.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -24,8 +25,6 @@
 #define UDP_GRO 104
 #endif
 
-#define NS_PER_MS UINT64_C(1000000)
-#define NS_PER_S UINT64_C(1000000000)
 #define NONE UINT32_MAX
 #define CONTROL_SPACE CMSG_SPACE(sizeof(int))
 /* Room for options that somebody set on the socket: UDP_GRO must not be the one that is cut off. */
@@ -91,7 +90,8 @@ static void address_from(const struct sockaddr_storage *name, uint32_t listen, s
     }
     memcpy(&to->high, bytes, 8);
     memcpy(&to->low, bytes + 8, 8);
-    to->endpoint = port | family << 16 | (uint64_t)listen << 24 | scope << 32;
+    to->endpoint = port | family << WV_FAMILY_SHIFT | (uint64_t)listen << WV_LISTEN_SHIFT |
+                   scope << WV_SCOPE_SHIFT;
 }
 
 static socklen_t address_to(const struct wv_address *from, int socket_family,
@@ -108,7 +108,7 @@ static socklen_t address_to(const struct wv_address *from, int socket_family,
     /* An IPv4 address is kept as ::ffff:a.b.c.d, which is what a dual-stack socket wants. */
     struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
                               .sin6_port = htons((uint16_t)from->endpoint),
-                              .sin6_scope_id = (uint32_t)(from->endpoint >> 32)};
+                              .sin6_scope_id = (uint32_t)(from->endpoint >> WV_SCOPE_SHIFT)};
     memcpy(&v6.sin6_addr, bytes, 16);
     memcpy(name, &v6, sizeof v6);
     return sizeof v6;
@@ -124,12 +124,12 @@ static uint64_t address_hash(const struct wv_address *a) {
     return mixed ^ mixed >> 29;
 }
 
-static int is_v4(const struct wv_address *a) { return (a->endpoint >> 16 & 0xff) == 4; }
+static int is_v4(const struct wv_address *a) { return (a->endpoint >> WV_FAMILY_SHIFT & 0xff) == 4; }
 
 /* The socket that the peer wrote to; where it has no such number (the list of listen addresses
  * changed), the first that can carry the family. */
 static uint32_t socket_for(const struct wv_engine *e, const struct wv_address *to) {
-    const uint32_t listen = to->endpoint >> 24 & 0xff;
+    const uint32_t listen = to->endpoint >> WV_LISTEN_SHIFT & 0xff;
     const int family = is_v4(to) ? AF_INET : AF_INET6;
     if (listen < e->socket_count && e->sockets[listen].family == family) return listen;
     for (uint32_t i = 0; i < e->socket_count; i++)

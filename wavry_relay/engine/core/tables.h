@@ -1,4 +1,4 @@
-/* What decide.c and admit.c share: words that several processes look at, and the small rules over
+/* What the C files share: units of time, words that several processes look at, and the small rules over
  * them.  Everything is under one of three rules: a word that is written under a record's lock is
  * plain, a word that others read or write at the same time is atomic, and a counter has one
  * writer. */

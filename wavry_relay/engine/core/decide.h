@@ -8,13 +8,13 @@
 
 #include "layout.h"
 
-/* What happens to a datagram; the control kinds have the numbers of base.ControlKind. */
+/* What happens to a datagram; the middle three are base.ControlKind. */
 enum wv_kind {
     WV_KIND_DROP = 0,
-    WV_KIND_LEASE = 1,
-    WV_KIND_STUN = 2,
-    WV_KIND_UNKNOWN_PATH = 3,
-    WV_KIND_FORWARD = 4,
+    WV_KIND_LEASE = WV_CONTROL_LEASE,
+    WV_KIND_STUN = WV_CONTROL_STUN,
+    WV_KIND_UNKNOWN_PATH = WV_CONTROL_UNKNOWN_PATH,
+    WV_KIND_FORWARD,
 };
 
 /* The three words of wavry_relay/shm/address.py. */
@@ -56,7 +56,7 @@ struct wv_tables {
     uint64_t *bitmap;
     struct wv_used_lease *used;
     struct wv_lease_origin *origins;
-    struct wv_rates hosts, networks, identities;
+    struct wv_rates identities;
     uint32_t used_slots;
     uint64_t index_mask;
     uint64_t hash_high, hash_low;
@@ -104,8 +104,6 @@ void wv_count_drop(struct wv_tables *tables, enum wv_counter reason, uint64_t da
 /* Locks that outlive nobody.  A lock word names its owner (worker and generation); whoever meets
  * one of a dead owner takes it over.  Order: table, session, one rate bucket. */
 enum wv_lock_kind { WV_LOCK_TABLE = 0, WV_LOCK_SESSION = 1, WV_LOCK_RATE = 2, WV_LOCK_GLOBAL = 3 };
-
-#define WV_LOCK_WAIT_NS UINT64_C(50000000)
 
 /* `which` is the record number or the bucket's offset.  Returns 1, 0 when a living owner did not
  * give the lock back in `wait_ns`, -1 when there is no such lock. */
