@@ -222,7 +222,7 @@ class _Bench:
             )
 
     def latency(self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str) -> None:
-        """Latencies of a relay at bursts of 1 and of 16; it holds no other sessions."""
+        """Measure latencies of a relay at bursts of 1 and of 16; it holds no other sessions."""
         name, directory = f"relay-{engine}", work / f"latency-{engine}"
         sessions = self.scope.sessions + _SPARE_SESSIONS
         with (
@@ -337,7 +337,7 @@ class _Bench:
             )
 
     def scaling(self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str) -> None:
-        """One relay of one worker and one of two."""
+        """Measure one relay of one worker and one of two."""
         name = f"relay-{engine}"
         with self.part("scaling", name), contextlib.ExitStack() as stack:
             subjects = {}

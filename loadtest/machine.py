@@ -15,7 +15,7 @@ def _cpu_model() -> str:
 
 
 def first_line(path: str) -> str:
-    """First line of a file of /proc or /sys, or ``unknown``."""
+    """Return the first line of a file of /proc or /sys, or ``unknown``."""
     try:
         return Path(path).read_text().splitlines()[0]
     except (OSError, IndexError):
@@ -23,7 +23,7 @@ def first_line(path: str) -> str:
 
 
 def worker_cores() -> tuple[int | None, int | None]:
-    """Cores for (generator, measured worker); (None, None) where there is only one core."""
+    """Return cores for (generator, measured worker); (None, None) where there is only one."""
     cores = sorted(os.sched_getaffinity(0))
     return (None, None) if len(cores) < 2 else (cores[0], cores[1])
 

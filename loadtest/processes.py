@@ -90,7 +90,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Return whether a process exists and is no zombie."""
     return pid in _parents()
 
 
@@ -101,7 +101,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def shared_memory_bytes(pid: int) -> int:
-    """Bytes of POSIX shared memory that a process has mapped, each segment once."""
+    """Return the bytes of POSIX shared memory that a process has mapped, each segment once."""
     segments: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)

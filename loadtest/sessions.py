@@ -130,7 +130,7 @@ class SessionFile:
         return SessionFile(self.path, self.count + len(plans))
 
     def received(self) -> list[int]:
-        """Packets that came back for each session in the last run."""
+        """Return how many packets came back for each session in the last run."""
         with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
             counts = []
             for index in range(self.count):

@@ -20,11 +20,11 @@ class EventLog:
         self._logger = logging.getLogger(name)
 
     def info(self, event: str, **fields: object) -> None:
-        """Something happened that explains what a user sees."""
+        """Log what explains what a user sees."""
         self._log(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Something is wrong that the user should look at."""
+        """Log what is wrong and the user should look at."""
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, error: BaseException) -> None:

@@ -33,7 +33,7 @@ WANTED_SHARE: Final = 0.7
 
 
 def bare_verify_rate(master: BenchMaster, relay_id: str, count: int) -> float:
-    """Signatures of a lease's size that pynacl verifies in one second of CPU."""
+    """Measure how many signatures of a lease's size pynacl verifies in one second of CPU."""
     minted = master.mint(
         SessionId(bytes([1] * 16)), c.Role.CLIENT, relay_id, now_s=int(time.time())
     )

@@ -71,7 +71,7 @@ def forward_once(
     core: int | None,
     duration_ms: int,
 ) -> _Sample:
-    """One closed-loop run.
+    """Measure one closed-loop run.
 
     Raises:
         MeasurementError: more than half of the packets were lost.

@@ -72,7 +72,7 @@ class Histogram(msgspec.Struct):
         return type(self)(counts, self.count - earlier.count, largest_ns)
 
     def percentile_ms(self, share: float) -> float | None:
-        """Milliseconds that `share` (0 to 1) of the values do not exceed; None of none."""
+        """Return milliseconds that `share` (0 to 1) of the values do not exceed; None of none."""
         if not self.count:
             return None
         rank = share * self.count

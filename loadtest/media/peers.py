@@ -25,7 +25,7 @@ _HANDSHAKE_TURN_S: Final = 0.05
 
 
 def _ignore(_payload: bytes, _now_ns: int) -> None:
-    """Payloads before anybody asked for them."""
+    """Drop payloads that come before anybody asked for them."""
 
 
 class MediaPeer(Protocol):
@@ -46,7 +46,7 @@ class MediaPeer(Protocol):
         """Do what is due."""
 
     def failure(self) -> str | None:
-        """Why nothing can be sent any more, or None."""
+        """Return why nothing can be sent any more, or None."""
 
     def close(self) -> None:
         """End this end."""
@@ -86,7 +86,7 @@ class PlainPeer:
         self.channel.tick()
 
     def failure(self) -> str | None:
-        """Why nothing can be sent any more, or None."""
+        """Return why nothing can be sent any more, or None."""
         return self.channel.failure
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class SecurePeer:
         self.channel.tick()
 
     def failure(self) -> str | None:
-        """Why nothing can be sent any more, or None."""
+        """Return why nothing can be sent any more, or None."""
         return self._failure or self.channel.failure
 
     def close(self) -> None:

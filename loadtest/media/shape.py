@@ -70,11 +70,11 @@ class MediaShape:
     packet_bytes: int = 1100
 
     def due_ns(self, frame: int) -> int:
-        """When a frame is due, from the start of the stream."""
+        """Return when a frame is due, from the start of the stream."""
         return frame * _SECOND_NS // self.fps
 
     def packets_of(self, frame: int) -> int:
-        """Datagrams of a frame."""
+        """Return how many datagrams a frame has."""
         is_key = frame % self.keyframe_every == 0
         return self.keyframe_packets if is_key else self.frame_packets
 

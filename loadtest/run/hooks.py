@@ -58,7 +58,7 @@ class PlannedShape(LoadTestShape):
         self._plan = plan
 
     def tick(self) -> tuple[int, float] | None:
-        """Users and users per second now; None at the end."""
+        """Return users and users per second now; None at the end."""
         time_s = self.get_run_time()  # type: ignore[no-untyped-call]  # as above
         stage = self._plan.at(time_s)
         return None if stage is None else (stage.users, stage.users_per_s)

@@ -132,7 +132,7 @@ class MasterUser(WavryUser):
     @task(3)
     @ready
     def lease(self) -> None:
-        """Leases for a new session, which nobody presents."""
+        """Get leases for a new session, which nobody presents."""
         identity, other = Identity.generate(), Identity.generate()
         issued = self.calls.call(
             "POST",

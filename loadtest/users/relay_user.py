@@ -31,7 +31,7 @@ class RelayUser(WavryUser):
     @task
     @ready
     def session(self) -> None:
-        """One session from lease to the end."""
+        """Run one session from lease to the end."""
         load = self.load
         _, token = load.target.need_master()
         identities = {role: Identity.generate() for role in Role}

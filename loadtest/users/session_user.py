@@ -39,7 +39,7 @@ class SessionUser(CallingUser):
     @task
     @ready
     def session(self) -> None:
-        """One session from the call to its end."""
+        """Run one session from the call to its end."""
         began_ns = now_ns()
         peers: dict[Role, SecurePeer] = {}
         session_id: str | None = None

@@ -111,7 +111,7 @@ class WavryUser(FastHttpUser):
         self.take_down()
 
     def wait_time(self) -> float:
-        """Seconds between two tasks."""
+        """Return seconds between two tasks."""
         return self.load.options.pause_s
 
     # -- What RelayUser and SessionUser do with two peers ------------------------------

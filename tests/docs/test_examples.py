@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 from support.paths import REPOSITORY
-from support.system.peers import new_user
+from support.system.real_peers import new_user
 from support.system.system import RunningSystem, clean_environment, running_system
 
 EXAMPLES = REPOSITORY / "examples"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.system.peers import echo_one, new_user, two_peers
+from support.system.real_peers import echo_one, new_user, two_peers
 from support.system.services import Services
 from support.system.system import get_json, get_text
 

@@ -79,7 +79,7 @@ class _Inbox:
         self._output = output
 
     async def take(self, session: Session) -> bool:
-        """Receives one file; False if the caller left without sending one.
+        """Receive one file; False if the caller left without sending one.
 
         Raises:
             TransferError: it was refused or failed.
@@ -128,7 +128,7 @@ async def receive_files(
     keep: bool,
     output: Output,
 ) -> int:
-    """Receives one file, or with `keep` one after the other; gives the exit status.
+    """Receive one file, or with `keep` one after the other; return the exit status.
 
     Callers are served side by side: one who connects and says nothing keeps nobody waiting.
 

@@ -144,5 +144,5 @@ class CommandUser:
 
 
 def allows_http() -> bool:
-    """Whether the user lets ``http://`` pass for other machines."""
+    """Return whether the user lets ``http://`` pass for other machines."""
     return os.environ.get(ALLOW_HTTP_VARIABLE, "").lower() in ("1", "true", "yes", "on")

@@ -68,12 +68,12 @@ class Output:
             print(text, flush=True)
 
     def remark(self, text: str) -> None:
-        """Something for people only."""
+        """Print something for people only."""
         if not self.as_json:
             self.remarks.print(text, markup=False)
 
     def error(self, error: WavryError) -> None:
-        """Why the command ends."""
+        """Say why the command ends."""
         code = error.code if isinstance(error, GatewayError | TransferError) else None
         name = code or _snake_case(type(error).__name__.removesuffix("Error"))
         if self.as_json:

@@ -106,7 +106,7 @@ async def ping_session(
 
 
 def summarize(sent: int, round_trips_ms: list[float]) -> PingSummary:
-    """Numbers for people from the round trips in the order of sending."""
+    """Return numbers for people from the round trips in the order of sending."""
     received = len(round_trips_ms)
     lost_pct = 100.0 * (sent - received) / sent if sent else 0.0
     if not round_trips_ms:

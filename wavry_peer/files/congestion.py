@@ -74,7 +74,7 @@ class Congestion:
         self._round_shortest_ns = min(self._round_shortest_ns or rtt_ns, rtt_ns)
 
     def acked(self, chunks: int, newest_sent_ns: int, now_ns: int) -> None:
-        """Chunks arrived.
+        """Note chunks that arrived.
 
         Args:
             chunks: how many were new.
@@ -89,7 +89,7 @@ class Congestion:
             self._end_round(now_ns)
 
     def lost(self, chunks: int) -> None:
-        """Chunks were lost."""
+        """Note chunks that were lost."""
         self._round_lost += chunks
 
     def timed_out(self) -> None:
@@ -115,7 +115,7 @@ class Congestion:
         return min(max(base_ns, MIN_TIMEOUT_NS) << min(self._timeouts, 6), MAX_TIMEOUT_NS)
 
     def room(self, flying: int) -> int:
-        """Chunks that may be sent in addition to those on their way."""
+        """Return how many chunks may be sent in addition to those on their way."""
         room = int(self.window_chunks) - flying
         if room <= 0:
             self._round_was_full = True
@@ -127,7 +127,7 @@ class Congestion:
         return self._next_send_ns
 
     def sent(self, chunks: int, now_ns: int) -> None:
-        """Chunks were sent just now."""
+        """Note chunks that were sent just now."""
         gain = 2.0 if self._in_slow_start else 1.25
         interval_ns = self.smoothed_ns / (self.window_chunks * gain)
         begin_ns = max(self._next_send_ns, now_ns - _SLACK_NS)

@@ -107,7 +107,7 @@ class TransferOffer:
         return -(-self.size_bytes // self.chunk_bytes)
 
     def chunk_size(self, index: int) -> int:
-        """Bytes of a chunk: the last one may be shorter."""
+        """Return the bytes of a chunk: the last one may be shorter."""
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 
     def pack(self) -> bytes:

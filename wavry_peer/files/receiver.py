@@ -143,13 +143,13 @@ class FileReceiver:
                 self._ack_due_ns = now_ns
 
     def frames_to_send(self, now_ns: int) -> list[bytes]:
-        """Frames for now."""
+        """Return frames for now."""
         self.handle_timer(now_ns)
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
 
     def get_timer(self) -> int | None:
-        """When to call `frames_to_send` again; None when it is over."""
+        """Return when to call `frames_to_send` again; None when it is over."""
         if self._state is _State.OVER:
             return None
         if self._state is _State.RESULT:

@@ -147,14 +147,14 @@ class FileSender:
                 self._on_result(parsed.code)
 
     def frames_to_send(self, now_ns: int) -> list[bytes]:
-        """Frames for now: at most a burst; asks to be called again by `get_timer`."""
+        """Return frames for now: at most a burst; asks to be called again by `get_timer`."""
         frames, self._control = self._control, []
         if self._state is _State.SENDING and now_ns >= self._congestion.next_send_ns:
             frames += self._chunks(now_ns)
         return frames
 
     def get_timer(self) -> int | None:
-        """When to call `handle_timer` and `frames_to_send`; None when it is over."""
+        """Return when to call `handle_timer` and `frames_to_send`; None when it is over."""
         if self.is_over:
             return None
         stall_ns = self._heard_ns + STALL_NS

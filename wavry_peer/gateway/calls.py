@@ -42,7 +42,7 @@ AcceptPolicy = Literal["all"] | Collection[str] | Callable[[IncomingCall], bool 
 
 
 async def is_accepted(policy: AcceptPolicy, call: IncomingCall) -> bool:
-    """Asks the policy about a call; whatever a policy function raises goes through."""
+    """Ask the policy about a call; whatever a policy function raises goes through."""
     if policy == "all":
         return True
     if callable(policy):

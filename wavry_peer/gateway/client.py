@@ -134,7 +134,7 @@ class GatewayClient:
         return await self._call("POST", "/v1/sessions", body, api.SessionInfo)
 
     async def session_info(self, session_id: str) -> api.SessionInfo:
-        """One session as the gateway sees it.
+        """Ask for one session as the gateway sees it.
 
         Raises:
             GatewayError, GatewayUnreachableError: see the class of errors.
@@ -157,7 +157,7 @@ class GatewayClient:
     async def request_relay(
         self, session_id: str, exclude: tuple[str, ...] = ()
     ) -> api.Credentials:
-        """Asks for leases on a relay; the other side gets its own over its WebSocket.
+        """Ask for leases on a relay; the other side gets its own over its WebSocket.
 
         Args:
             session_id: of an accepted session.
@@ -170,7 +170,7 @@ class GatewayClient:
         return await self._call("POST", f"/v1/sessions/{session_id}/relay", body, api.Credentials)
 
     async def renew(self, session_id: str, jti: str) -> api.Credentials:
-        """Asks for the next lease of our side.
+        """Ask for the next lease of our side.
 
         Args:
             session_id: of a live session.
@@ -183,7 +183,7 @@ class GatewayClient:
         return await self._call("POST", f"/v1/sessions/{session_id}/renew", body, api.Credentials)
 
     async def report_path(self, session_id: str, path: Literal["direct", "relay"]) -> None:
-        """Tells how the two peers reach each other: the operator's statistics know no other way.
+        """Tell how the two peers reach each other: the operator's statistics know no other way.
 
         Raises:
             GatewayError: e.g. ``not_found`` of a gateway that does not ask for it;

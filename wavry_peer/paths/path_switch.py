@@ -191,7 +191,7 @@ class PathSwitch(Generic[Key]):
         return self._events.popleft() if self._events else None
 
     def get_timer(self) -> int | None:
-        """When to call `handle_timer`, in ns of the caller's clock; None for never."""
+        """Return when to call `handle_timer`, in ns of the caller's clock; None for never."""
         times_ns = []
         for key, path in self._paths.items():
             if path.close_ns is not None:
@@ -219,7 +219,7 @@ class PathSwitch(Generic[Key]):
         return ProbeStage.HEARD if path.heard else ProbeStage.PROBING
 
     def _is_asking(self, key: Key) -> bool:
-        """Whether a path waits for something that the other side must say."""
+        """Return whether a path waits for something that the other side must say."""
         path = self._paths[key]
         if key == self.active:
             return not path.settled

@@ -135,7 +135,7 @@ class RelayPath:
         return self._is_ready and not self._ended
 
     def start(self, now_ns: int) -> None:
-        """Presents the lease.
+        """Present the lease.
 
         Raises:
             LocalError: it was started or closed before.
@@ -145,7 +145,7 @@ class RelayPath:
         self._begin(self.lease, now_ns, is_renewal=False)
 
     def renew(self, lease: OwnLease, now_ns: int) -> None:
-        """Brings the relay a new lease of the same session.
+        """Bring the relay a new lease of the same session.
 
         Raises:
             LocalError: the path is not ready, or the lease is for another relay.
@@ -157,7 +157,7 @@ class RelayPath:
         self._begin(lease, now_ns, is_renewal=True)
 
     def send(self, body: bytes) -> None:
-        """Queues a FORWARD around a channel packet; dropped and counted while not ready."""
+        """Queue a FORWARD around a channel packet; dropped and counted while not ready."""
         if not self.is_ready:
             self._drop("not_ready")
             return
@@ -165,7 +165,7 @@ class RelayPath:
         self._outgoing.append(self._forward_header + body)
 
     def release(self) -> None:
-        """Tells the relay that its slot is free, as the last word before `close`.
+        """Tell the relay that its slot is free, as the last word before `close`.
 
         Sent once and not answered: if it is lost, the slot ends when it was idle long enough.
         """
@@ -198,7 +198,7 @@ class RelayPath:
         return self._events.popleft() if self._events else None
 
     def get_timer(self) -> int | None:
-        """When to call `handle_timer`, in ns of the caller's clock; None for never."""
+        """Return when to call `handle_timer`, in ns of the caller's clock; None for never."""
         if self._exchange is not None:
             return min(self._exchange.due_ns, self._exchange.deadline_ns)
         return self._last_heard_ns + self._limits.silence_ns if self.is_ready else None

@@ -56,7 +56,7 @@ class RenewalSchedule:
         self._wait_ns = _FIRST_WAIT_NS
 
     def hasten(self, now_ns: int) -> None:
-        """Somebody hinted that the lease is about to end: ask now, if not earlier."""
+        """Ask now, if not earlier: somebody hinted that the lease is about to end."""
         self.due_ns = min(self.due_ns, now_ns)
 
     def failed(self, now_ns: int, retry_after_s: float | None = None) -> None:

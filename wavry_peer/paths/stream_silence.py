@@ -47,7 +47,7 @@ class StreamSilence:
         self._wait_ns = max(MIN_WAIT_NS, SPACINGS * self._spacing_ns)
 
     def due_ns(self, last_sent_ns: int) -> int | None:
-        """When to send a keepalive unless something comes or is sent before; None for never.
+        """Return when to send a keepalive unless something comes or is sent before; None for never.
 
         Args:
             last_sent_ns: when we sent anything last: whatever it was, it showed where we are.

@@ -24,7 +24,7 @@ def encode(data: bytes) -> str:
 
 
 def decode(text: str, *, size: int | None = None) -> bytes:
-    """Bytes of a canonical base64url text.
+    """Return the bytes of a canonical base64url text.
 
     Alphabet and last character are looked at instead of encoding the bytes again: a relay does
     this twice for each lease.

@@ -221,7 +221,7 @@ def _follow_chain(keyset: KeySet, pinned: bytes) -> None:
 
 
 def trusted_keys(keyset: KeySet) -> dict[KeyId, TrustedKey]:
-    """Keys of a checked document in the form that `lease.open_lease` takes."""
+    """Return the keys of a checked document in the form that `lease.open_lease` takes."""
     return {
         KeyId(key.kid): TrustedKey(base64url.decode(key.public_key), key.status)
         for key in keyset.keys

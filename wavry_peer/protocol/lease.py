@@ -68,7 +68,7 @@ _ProofKeyText = Annotated[str, msgspec.Meta(min_length=43, max_length=43)]
 
 @lru_cache(maxsize=256)
 def _public_key(text: str) -> bytes:
-    """Bytes of `cnf`; remembered, because one presented lease asks for them three times."""
+    """Return the bytes of `cnf`; remembered, as one presented lease asks for them three times."""
     return base64url.decode(text, size=32)
 
 
@@ -159,7 +159,7 @@ def make_claims(
     cnf: str | None = None,
     issuer: str = ISSUER,
 ) -> LeaseClaims:
-    """Claims of a new lease that is good from `now_s` (unix seconds) for `ttl_s` seconds."""
+    """Return the claims of a new lease good from `now_s` (unix seconds) for `ttl_s` seconds."""
     issued = datetime.fromtimestamp(now_s, UTC)
     expires = datetime.fromtimestamp(now_s + ttl_s, UTC)
     issued_text = issued.isoformat().replace("+00:00", "Z")
@@ -243,7 +243,7 @@ def begin_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> UnopenedLease
 
 
 def finish_lease(unopened: UnopenedLease, *, signature_holds: bool) -> LeaseClaims:
-    """Claims of a token whose signature was checked.
+    """Return the claims of a token whose signature was checked.
 
     Raises:
         LeaseError: INVALID_SIGNATURE (signature or claims).

@@ -343,7 +343,7 @@ def present_signing_input(
     *,
     renew: bool = False,
 ) -> bytes:
-    """Bytes that the `cnf` key signs for a LEASE_PRESENT (or LEASE_RENEW) with proof.
+    """Return the bytes that the `cnf` key signs for a LEASE_PRESENT (or LEASE_RENEW) with proof.
 
     Raises:
         LocalError: an argument that the packet cannot carry.

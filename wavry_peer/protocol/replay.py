@@ -59,7 +59,7 @@ def window_check(
     max_jump: int | None = None,
     word_count: int = WINDOW_WORDS,
 ) -> Verdict:
-    """Judges a sequence and changes nothing.
+    """Judge a sequence and change nothing.
 
     Args:
         words: `word_count` words of 64 bits.
@@ -155,7 +155,7 @@ class ReplayWindow:
         return self._head - 1 if self._head else None
 
     def check(self, sequence: int) -> Verdict:
-        """Judges a sequence and changes nothing.
+        """Judge a sequence and change nothing.
 
         Raises:
             LocalError: `sequence` is not a u64.
@@ -176,7 +176,7 @@ class ReplayWindow:
         self._head = window_commit(self._words, self._head, sequence, len(self._words))
 
     def reset(self) -> None:
-        """Forgets everything, as after an accepted PRESENT with proof."""
+        """Forget everything, as after an accepted PRESENT with proof."""
         for index in range(len(self._words)):
             self._words[index] = 0
         self._head = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.system.peers import echo_one, new_user, two_peers
+from support.system.real_peers import echo_one, new_user, two_peers
 from support.system.services import Services
 from support.system.system import get_json, is_alive, wait_until
 

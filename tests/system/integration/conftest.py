@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.system.peers import new_user
+from support.system.real_peers import new_user
 from support.system.system import RunningSystem, running_system
 
 

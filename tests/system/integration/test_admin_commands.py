@@ -18,7 +18,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import pytest
-from support.system.peers import echo_one, two_peers
+from support.system.real_peers import echo_one, two_peers
 from support.system.system import RunningSystem, clean_environment, get_json, get_text, wait_until
 
 import wavry_peer

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.system.media import Traffic
-from support.system.peers import new_user
+from support.system.real_peers import new_user
 from support.system.system import RunningSystem, is_alive, running_system, wait_until
 
 import wavry_peer

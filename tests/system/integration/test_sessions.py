@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.system.peers import echo_one, two_peers
+from support.system.real_peers import echo_one, two_peers
 from support.system.system import RunningSystem, get_text, is_alive, wait_until
 from typer.testing import CliRunner
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.system.peers import echo_one, two_peers
+from support.system.real_peers import echo_one, two_peers
 from support.system.system import (
     RunningSystem,
     clean_environment,
@@ -224,7 +224,7 @@ def test_a_service_that_dies_ends_dev_up_with_its_name(tmp_path: Path) -> None:
 
 
 def test_the_same_data_comes_up_again_with_its_users_and_keys(tmp_path: Path) -> None:
-    from support.system.peers import new_user
+    from support.system.real_peers import new_user
 
     with running_system(tmp_path / "data", workers=1) as system:
         user = new_user(system.gateway_url, tmp_path, "erin")

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from support.system.metrics import Series, families, misfits, scrape, series_of
-from support.system.peers import echo_one, new_user, two_peers
+from support.system.real_peers import echo_one, new_user, two_peers
 from support.system.services import Services
 from support.system.system import wait_until
 

@@ -2,7 +2,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.peer.peer import PeerWorld, peer_world
+from support.peer.peer_world import PeerWorld, peer_world
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.peer.peer import PASSWORD, PeerWorld, eventually, noise_key_text
+from support.peer.fake_gateway import PASSWORD
+from support.peer.peer_world import PeerWorld, eventually, noise_key_text
 
 import wavry_peer
 from wavry_peer.gateway.calls import IncomingCall, is_accepted

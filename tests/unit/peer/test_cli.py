@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import typer.main
 from support.paths import REPOSITORY
-from support.peer.peer import PASSWORD, PeerWorld
+from support.peer.fake_gateway import PASSWORD
+from support.peer.peer_world import PeerWorld
 from typer.testing import CliRunner
 
 from wavry_peer.cli.app import app

@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from support.peer.peer import PeerWorld, StubRelay, eventually
+from support.peer.peer_world import PeerWorld, eventually
+from support.peer.stub_relay import StubRelay
 from support.system.media import Traffic
 
 import wavry_peer

@@ -9,7 +9,8 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.peer.peer import PASSWORD, FakeGateway, PeerWorld, eventually
+from support.peer.fake_gateway import PASSWORD, FakeGateway
+from support.peer.peer_world import PeerWorld, eventually
 
 from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachableError, PeerError
 from wavry_peer.gateway.client import GatewayClient, normalize_gateway_url

@@ -1,7 +1,7 @@
 """Make before break, with a fake clock: what is lost, how late it is, and where both sides end."""
 
 import pytest
-from support.peer.path_switch import FRAME_NS, FakeRelay, Move
+from support.peer.simulated_paths import FRAME_NS, FakeRelay, Move
 from support.protocol.fakelink import MS, SECOND
 
 from wavry_peer.paths.path_switch import PATIENCE_NS, RETIRE_NS, REVERT_NS

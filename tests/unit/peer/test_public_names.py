@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.peer.peer import PeerWorld
+from support.peer.peer_world import PeerWorld
 
 import wavry_peer
 from wavry_peer.options import PeerKeywords

@@ -6,7 +6,8 @@ import os
 import sys
 
 import pytest
-from support.peer.peer import PASSWORD, PeerWorld, eventually
+from support.peer.fake_gateway import PASSWORD
+from support.peer.peer_world import PeerWorld, eventually
 
 import wavry_peer
 from wavry_peer.cli.output import EXIT_STATUSES

@@ -6,7 +6,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.peer.peer import KID, MASTER_KEY, mint_lease
+from support.peer.stub_relay import KID, MASTER_KEY, mint_lease
 
 from wavry_peer.errors import LeaseMismatchError
 from wavry_peer.home.identity import Identity

@@ -5,7 +5,8 @@ import dataclasses
 import time
 
 import pytest
-from support.peer.peer import PeerWorld, StubRelay, eventually
+from support.peer.peer_world import PeerWorld, eventually
+from support.peer.stub_relay import StubRelay
 
 import wavry_peer
 from wavry_peer.paths.relay_events import PathLimits

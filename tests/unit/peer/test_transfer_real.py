@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from support.peer.peer import PeerWorld, eventually
+from support.peer.peer_world import PeerWorld, eventually
 
 import wavry_peer
 from wavry_peer.files.transfer import Received, Sent, receive_file, send_file

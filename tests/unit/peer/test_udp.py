@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.peer.peer import PeerWorld, eventually
+from support.peer.peer_world import PeerWorld, eventually
 
 from wavry_peer.errors import SessionFailedError
 from wavry_peer.paths.relay_events import PathLimits

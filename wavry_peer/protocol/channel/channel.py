@@ -144,7 +144,7 @@ class Channel:
         return self._remote_static
 
     def start(self, now_ns: int) -> None:
-        """Begins the handshake, or waiting for it; the deadline counts from here.
+        """Begin the handshake, or waiting for it; the deadline counts from here.
 
         Raises:
             LocalError: it was started or closed before.
@@ -161,7 +161,7 @@ class Channel:
             self._emit(ChannelKind.KNOCK)
 
     def send(self, data: bytes, now_ns: int) -> None:
-        """Queues one datagram; it may be lost, and is never delivered twice.
+        """Queue one datagram; it may be lost, and is never delivered twice.
 
         Raises:
             LocalError: not established (wait for `HandshakeCompleted`), ended, or `data` is
@@ -175,7 +175,7 @@ class Channel:
         self.statistics.datagrams_sent += 1
 
     def send_keepalive(self, now_ns: int) -> None:
-        """Queues an empty transport packet, which makes no event at the peer.
+        """Queue an empty transport packet, which makes no event at the peer.
 
         Raises:
             LocalError: not established.
@@ -222,7 +222,7 @@ class Channel:
         return self._events.popleft() if self._events else None
 
     def get_timer(self) -> int | None:
-        """When to call `handle_timer`, in ns of the caller's clock; None for never."""
+        """Return when to call `handle_timer`, in ns of the caller's clock; None for never."""
         times_ns = [self._keys.get_timer(), self._deadline_ns]
         if self._backoff is not None:
             times_ns.append(self._backoff.due_ns)

@@ -177,7 +177,7 @@ class CipherState:
         return twin
 
     def encrypt_with_ad(self, associated_data: bytes, plaintext: bytes) -> bytes:
-        """Encrypts with the next nonce.
+        """Encrypt with the next nonce.
 
         Raises:
             LocalError: the nonces of this key are used up.
@@ -191,7 +191,7 @@ class CipherState:
         return ciphertext
 
     def decrypt_with_ad(self, associated_data: bytes, ciphertext: bytes) -> bytes:
-        """Decrypts with the next nonce; on failure the nonce stays.
+        """Decrypt with the next nonce; on failure the nonce stays.
 
         Raises:
             HandshakeError: not authentic.
@@ -238,11 +238,11 @@ class SymmetricState:
         self.cipher = CipherState(key)
 
     def mix_hash(self, data: bytes) -> None:
-        """Binds `data` into the handshake hash."""
+        """Bind `data` into the handshake hash."""
         self.handshake_hash = hashlib.blake2s(self.handshake_hash + data).digest()
 
     def encrypt_and_hash(self, plaintext: bytes) -> bytes:
-        """Encrypts (once there is a key) and binds the ciphertext into the hash."""
+        """Encrypt (once there is a key) and bind the ciphertext into the hash."""
         ciphertext = self.cipher.encrypt_with_ad(self.handshake_hash, plaintext)
         self.mix_hash(ciphertext)
         return ciphertext
@@ -258,7 +258,7 @@ class SymmetricState:
         return plaintext
 
     def split(self) -> tuple[bytes, bytes]:
-        """Two transport keys: initiator to responder, responder to initiator."""
+        """Return two transport keys: initiator to responder, responder to initiator."""
         return _hkdf(self.chaining_key, b"")
 
 
@@ -281,7 +281,7 @@ class HandshakeState:
         generate_ephemeral: Callable[[], bytes],
         prologue: bytes = b"",
     ) -> None:
-        """Begins a handshake.
+        """Begin a handshake.
 
         Args:
             initiator: True on the side that writes the first message.

@@ -103,11 +103,11 @@ class Transport:
         return data
 
     def get_timer(self) -> int | None:
-        """When `forget_expired` has something to do, in ns, or None."""
+        """Return when `forget_expired` has something to do, in ns, or None."""
         return self._previous_until_ns
 
     def forget_expired(self, now_ns: int) -> None:
-        """Erases the receiving key of the previous epoch once its time is over."""
+        """Erase the receiving key of the previous epoch once its time is over."""
         if self._previous_until_ns is not None and now_ns >= self._previous_until_ns:
             self._receive_keys.pop(self.receive_epoch - 1, None)
             self._previous_until_ns = None
@@ -189,13 +189,13 @@ class ChannelKeys:
         return reason or DropReason.NO_KEYS
 
     def get_timer(self) -> int | None:
-        """When `forget_expired` has something to do, in ns, or None."""
+        """Return when `forget_expired` has something to do, in ns, or None."""
         times_ns = [self._previous_until_ns]
         times_ns += [t.get_timer() for t in (self.current, self.candidate, self.previous) if t]
         return min((t for t in times_ns if t is not None), default=None)
 
     def forget_expired(self, now_ns: int) -> None:
-        """Erases keys whose time is over."""
+        """Erase keys whose time is over."""
         if self._previous_until_ns is not None and now_ns >= self._previous_until_ns:
             self.previous = None
             self._previous_until_ns = None
@@ -204,7 +204,7 @@ class ChannelKeys:
                 transport.forget_expired(now_ns)
 
     def clear(self) -> None:
-        """Erases everything."""
+        """Erase everything."""
         self.current = self.candidate = self.previous = None
         self._previous_until_ns = None
 
