@@ -38,6 +38,7 @@ MAX_MEDIA_LOSS: Final = 0.01
 """Media is datagrams without repetition: a killed worker may take the few with it that it had just
 read.  The file is repeated until it is whole, so it has no such share."""
 STEP_TIMEOUT_S: Final = 120.0
+PEER_END_TIMEOUT_S: Final = 5.0
 DRAIN_MEDIA_S: Final = 16.0
 """The order reaches the relay with its next heartbeat (5 s), the peers ask within a second, and the
 old path is kept for two more."""
@@ -140,6 +141,11 @@ async def _peer(
     log.close()
     try:
         yield process
+        # It has said all; it gives its place at the relay back before it ends, or the relay that
+        # is drained next keeps that session until it is idle.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PEER_END_TIMEOUT_S):
+                await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
