@@ -26,7 +26,6 @@ MISSING: Final = "apt-get install --no-install-recommends python3-venv libc6-dev
 """End of the one line that a user without root reads."""
 SHORT_TESTS: Final = (
     "tests/docs/test_docs.py",
-    "tests/unit/protocol",
     "tests/unit/engine/test_choice.py",
     "tests/unit/engine/test_native.py",
     "tests/unit/engine/test_native_admission.py",
