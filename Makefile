@@ -27,7 +27,7 @@ $(STAMP): again
 endif
 again:
 
-$(STAMP): pyproject.toml setup.py $(NATIVE_SOURCES)
+$(STAMP): pyproject.toml setup.py wavry_relay/engine/sources.py $(NATIVE_SOURCES)
 	@PYTHON=$(PYTHON) WAVRY_BUILD_NATIVE=$(WAVRY_BUILD_NATIVE) .ci/system-packages needed
 	@$(PYTHON) -c 'import sys; sys.exit("Wavry needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
