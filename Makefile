@@ -8,6 +8,10 @@ STAMP := $(VENV)/.installed
 WAVRY_BUILD_NATIVE ?= require
 NATIVE_SOURCES := $(wildcard $(foreach kind,c h pyx pxd,wavry_relay/engine/*.$(kind) wavry_relay/engine/*/*.$(kind)))
 PYTEST_ARGS ?=
+# The tests wait more than they compute: two processes for each core, eight at most.
+JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 4 ? 8 : 2 * cores)))
+SLOW_SESSIONS ?= 200
+SLOW_FUZZ_SECONDS ?= 30
 LOAD_USERS ?= 5
 LOAD_TIME ?= 1m
 FUZZ_DATAGRAMS ?= 10000000
@@ -17,7 +21,7 @@ FUZZ_SEED ?= 1
 IMAGE_BASE ?= debootstrap
 LOCK_ARGS ?=
 
-.PHONY: help demo test lint format release-check bench load fuzz docs lock images images-smoke clean system again fresh-machine
+.PHONY: help demo test test-slow lint format release-check bench load fuzz docs lock images images-smoke clean system again fresh-machine
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +42,11 @@ demo: $(STAMP)  ## two peers, one relay, a real file and 10 s of media; writes b
 	$(BIN)/wavryctl demo --output build/demo.json
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## the long form of the tests marked `long` (SLOW_SESSIONS, SLOW_FUZZ_SECONDS), one after the other
+	WAVRY_TEST_SESSIONS=$(SLOW_SESSIONS) WAVRY_FUZZ_SECONDS=$(SLOW_FUZZ_SECONDS) \
+		$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## formatting, lint rules, types, import directions
 	$(BIN)/ruff format --check .

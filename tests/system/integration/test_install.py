@@ -32,9 +32,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(source: Path, directory: Path, extra: str, **environment: str) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    """Into an empty environment, by the pip of this one; nothing is compiled to byte code."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin/python")]
     done = subprocess.run(
-        [str(directory / "bin/python"), "-m", "pip", "install", "--quiet", f"{source}{extra}"],
+        [*pip, "install", "--quiet", "--no-compile", f"{source}{extra}"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,7 +15,7 @@ from support.needs import lack
 
 from wavry_relay.engine import c_header
 
-FUZZ_SECONDS = float(os.environ.get("WAVRY_FUZZ_SECONDS", "10"))
+FUZZ_SECONDS = float(os.environ.get("WAVRY_FUZZ_SECONDS", "3"))
 FUZZ_SEED = int(os.environ.get("WAVRY_FUZZ_SEED", "1"))
 
 
@@ -102,6 +102,7 @@ def test_corpora_stay_small() -> None:
         assert sum(sizes) <= 150_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("target", "share"), [("segments", 1.0), ("batches", 0.5), ("head", 0.2)])
 def test_fuzz_target_finds_nothing(target: str, share: float, tmp_path: Path) -> None:
     """WAVRY_FUZZ_SECONDS for the segment parser, less for the others; `make fuzz` runs long."""
