@@ -1,10 +1,14 @@
 """The event link: what the master pushes to this relay, with a poll as the net under it.
 
 Strategy: four small loops over one state.  The *stream* holds a WebSocket and takes frames as they
-come; the *poll* asks for the same every 30 s over plain HTTP, so that a proxy that breaks
-WebSockets costs half a minute and no more.  Both put rows into force at once.  The *keeper*
-writes what took effect to disk, as many rows at a time as came meanwhile, and confirms them over
-the stream.  The *key fetcher* gets a new key set when either of them heard of one.
+come; the *poll* asks for revocations and the key set every 30 s over plain HTTP, so that a proxy
+that breaks WebSockets costs half a minute and no more.  Both put rows into force at once.  The
+*keeper* writes what took effect to disk, as many rows at a time as came meanwhile, and confirms
+them over the stream.  The *key fetcher* gets a new key set when either of them heard of one.
+
+A drain comes over the stream only.  The net under that is the answer to the heartbeat (`link`), not
+the poll: it comes every few seconds, and the master repeats its order until the relay reports that
+it is done.
 
 The link needs the relay token of `MasterLink`; where the master refuses it, the heartbeat notices
 too and registers again.  Sessions and revocations in force need no link at all.
@@ -213,7 +217,8 @@ class EventLink:
             self._ws, self.connected = ws, True
             self._seen = self._acked = after
             _log.info("event_stream_open", number=after, master_number=hello.number)
-            self._hear_state(hello.keyset_serial, drain=hello.drain)
+            self._hear_of_keys(hello.keyset_serial)
+            self._orders.drain_by_master(drain=hello.drain)
             while (frame := await self._next_frame(ws)) is not None:
                 self._hear(frame)
             _log.info("event_stream_closed", code=ws.close_code)
@@ -252,9 +257,9 @@ class EventLink:
     def _hear(self, frame: MasterFrame) -> None:
         match frame:
             case KeysFrame():
-                self._hear_state(frame.serial, drain=None)
+                self._hear_of_keys(frame.serial)
             case DrainFrame():
-                self._hear_state(0, drain=frame.drain)
+                self._orders.drain_by_master(drain=frame.drain)
             case StreamHello():
                 raise _FrameRefusedError("a second hello")
             case _:
@@ -264,11 +269,9 @@ class EventLink:
                 self._revocations.take(frame, "stream")
                 self._dirty.set()
 
-    def _hear_state(self, keyset_serial: int, *, drain: bool | None) -> None:
-        if keyset_serial > self._master.keyset_serial:
+    def _hear_of_keys(self, serial: int) -> None:
+        if serial > self._master.keyset_serial:
             self._keys_wanted.set()
-        if drain is not None:
-            self._orders.drain_by_master(drain=drain)
 
     # -- Poll ------------------------------------------------------------------------------
 
@@ -302,7 +305,7 @@ class EventLink:
                 if self._ws is not None:
                     await self._ws.close()  # It counts by the old log.
                 continue
-            self._hear_state(page.keyset_serial, drain=page.drain)
+            self._hear_of_keys(page.keyset_serial)
             for row in page.revocations:
                 if self._revocations.take(row, "poll"):
                     self._dirty.set()

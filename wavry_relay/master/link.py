@@ -209,7 +209,10 @@ class MasterLink:
                 continue
             self.registrations["ok"] += 1
             self.state, self.last_error, self._failures = "registered", None, 0
-            self._banned = False
+            if self._banned:
+                # A drain that stands besides the ban is ordered again by the next heartbeat.
+                self._banned = False
+                self._orders.drain_by_master(drain=False)
             _log.info("registered", heartbeat_s=self._interval_s)
             return
 
@@ -259,7 +262,7 @@ class MasterLink:
         self.last_error = str(error)
 
     def _heed_ban(self, error: MasterCallError) -> None:
-        """A banned relay lets its sessions go; the event stream ends that when the ban is over."""
+        """Let the sessions of a banned relay go; a registration that is accepted ends that."""
         if error.code == "banned" and not self._banned:
             self._banned = True
             _log.warning(

@@ -92,7 +92,6 @@ class EventMaster(FakeMaster):
             log=self.log_id,
             number=self._head,
             keyset_serial=self.serial,
-            drain=self.drain,
             revocations=tuple(left[:3]),
             more=len(left) > 3,
         )

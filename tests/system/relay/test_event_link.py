@@ -141,10 +141,11 @@ def test_poll_is_the_net_where_the_stream_is_cut_off_and_refused(
     assert relay.metric("wavry_relay_revocations_received_total", way="poll") == 1
 
 
+@pytest.mark.parametrize("stream_status", [101, 503], ids=["stream", "no stream"])
 def test_banned_relay_drains_and_serves_again_when_the_ban_is_over(
-    start: Start, master: EventMaster
+    start: Start, master: EventMaster, stream_status: int
 ) -> None:
-    """Also where no stream told it so: the refusal of its heartbeat is enough."""
+    """Also where no stream tells it so: the answers of the master are enough."""
     relay = start(WAVRY_RELAY_EVENT_POLL_S="0.5")
     soon(lambda: connected(relay), "stream open")
     with active_session(relay, MINT) as (client, server):
@@ -163,7 +164,7 @@ def test_banned_relay_drains_and_serves_again_when_the_ban_is_over(
             assert refusal(new) == c.RejectReason.DRAINING
             master.refusal_code = ""
             master.heartbeat_status = master.register_status = 200
-            master.stream_status, master.poll_status = 101, 200
+            master.stream_status, master.poll_status = stream_status, 200
             soon(lambda: relay.health()["draining"] == [], "serves again")
             new.present()
     assert len(relay.events("relay_banned")) == 1

@@ -131,7 +131,8 @@ async def test_drain_and_undrain_are_pushed(master, relay):
             await master.post(f"/v1/admin/relays/{relay.relay_id}/{order}", token="admin")
             assert await frame(ws) == {"type": "drain", "drain": drain}
     await master.post(f"/v1/admin/relays/{relay.relay_id}/drain", token="admin")
-    assert (await page(relay)).body["drain"] is True
+    assert (await relay.heartbeat()).body == {"commands": [{"type": "drain"}]}, "the net"
+    assert "drain" not in (await page(relay)).body
 
 
 async def test_a_stranger_without_relay_token_learns_nothing(master, relay):

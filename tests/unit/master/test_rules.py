@@ -83,6 +83,16 @@ def test_registering_again_keeps_standing_and_needs_the_same_key():
     assert caught.value.code == "key_mismatch"
 
 
+def test_an_undrain_that_the_relay_has_not_heard_survives_its_registration():
+    relay = FakeRelay(None)
+    known = registry.register(body(relay), None, token_hash="a", now_s=1)
+    assert not known.undrain_pending
+    for event in (RelayEvent.HEARTBEAT, RelayEvent.DRAIN, RelayEvent.UNDRAIN):
+        known = registry.after_event(known, event)
+    assert known.undrain_pending
+    assert registry.register(body(relay), known, token_hash="b", now_s=2).undrain_pending
+
+
 @pytest.mark.parametrize(
     ("stored", "reported", "alive", "seen"),
     [

@@ -42,7 +42,6 @@ def _page(master: MasterContext, relay_id: str, token: str, after: int) -> Event
         log=index.log_id,
         number=index.head,
         keyset_serial=state.keyset_serial,
-        drain=state.drain,
         revocations=tuple(rows[:PAGE_ROWS]),
         more=len(rows) > PAGE_ROWS,
     )

@@ -213,7 +213,7 @@ def register(
         features=body.features,
         version=body.version,
         state=transition(state, RelayEvent.REGISTERED),
-        undrain_pending=False,
+        undrain_pending=known is not None and known.undrain_pending,
         token_hash=token_hash,
         registered_at_s=now_s,
         last_heartbeat_at_s=0 if known is None else known.last_heartbeat_at_s,

@@ -107,15 +107,15 @@ MasterFrame = StreamHello | Revocation | KeysFrame | DrainFrame
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /v1/relays/events`` without a WebSocket: `StreamHello` and the rows behind `after`.
+    """``GET /v1/relays/events`` without a WebSocket: the rows behind `after`, and the key set.
 
+    A drain is not in it: the net under the stream's drain is the answer to the heartbeat.
     Where `more` is set, the relay asks again behind the last row.
     """
 
     log: LogId
     number: Count
     keyset_serial: Count
-    drain: bool
     revocations: Annotated[tuple[Revocation, ...], msgspec.Meta(max_length=PAGE_ROWS)] = ()
     more: bool = False
 
