@@ -277,7 +277,7 @@ app.command("undrain")(_control_command("undrain", "Take new sessions again afte
 
 
 def _no_worker(body: dict[str, Any]) -> str:
-    """A supervisor that answers while nobody forwards is not well."""
+    """Tell why a supervisor that answers is not well: nobody forwards."""
     workers = body.get("workers", {})
     return "" if workers.get("running") else "no worker runs; the supervisor's log names the cause"
 
@@ -293,5 +293,5 @@ app.command("health")(
 
 
 def main() -> None:
-    """Entry point of `wavry-relay`."""
+    """Run `wavry-relay`."""
     app(prog_name="wavry-relay")

@@ -372,7 +372,7 @@ class RelayConfig:
     def guard(
         self, listen: Sequence[ListenAddress], source: str = "WAVRY_RELAY_LISTEN"
     ) -> list[str]:
-        """Why the relay must not serve these addresses; empty if it may.
+        """Tell why the relay must not serve these addresses; empty if it may.
 
         Args:
             listen: the settings' own, or those of passed sockets.
@@ -452,7 +452,7 @@ class RelayConfig:
         )
 
     def trusted_root(self) -> bytes | None:
-        """The pinned root public key (32 bytes), None in insecure development mode.
+        """Return the pinned root public key (32 bytes), None in insecure development mode.
 
         Raises:
             SettingsError: the key or its file does not fit.

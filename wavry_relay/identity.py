@@ -88,7 +88,7 @@ class StateDirectory:
             self._lock_fd = -1
 
     def identity(self, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> SigningKey:
-        """The relay's key, made if there is none.
+        """Return the relay's key; make it if there is none.
 
         Raises:
             StateError: the file is readable by others, or not a key.

@@ -6,7 +6,7 @@ __all__ = ["worker_log"]
 
 
 def worker_log(level: int = 0) -> Any:
-    """A structlog logger of the role ``relay-worker``.
+    """Return a structlog logger of the role ``relay-worker``.
 
     Args:
         level: number of the level in force (`logging`), where the caller knows it.

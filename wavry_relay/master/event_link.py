@@ -80,7 +80,7 @@ class MasterSide(Protocol):
         """Serial of the key set in use."""
 
     async def get(self, path: str, limit: int) -> bytes:
-        """GET with the relay token; raises `MasterCallError`."""
+        """Ask with the relay token; raises `MasterCallError`."""
 
     async def refresh_keys(self) -> None:
         """Fetch the key set."""
@@ -187,7 +187,7 @@ class EventLink:
             await asyncio.sleep(TOKEN_POLL_S)
 
     async def _stream(self, http: aiohttp.ClientSession) -> bool:
-        """One connection; True where it worked and ended in peace.
+        """Follow one connection; True where it worked and ended in peace.
 
         Raises:
             MasterCallError: it was refused or broke off before its hello.
@@ -230,7 +230,7 @@ class EventLink:
     async def _next_frame(
         self, ws: aiohttp.ClientWebSocketResponse, timeout_s: float | None = None
     ) -> MasterFrame | None:
-        """The next frame that this version knows; None at the end of the stream."""
+        """Return the next frame that this version knows, None at the end of the stream."""
         while True:
             try:
                 async with asyncio.timeout(timeout_s):

@@ -68,7 +68,12 @@ class KeyRing:
         except FileNotFoundError:
             return
         except OSError as error:
-            _log.warning("keyset_cache_unreadable", path=str(path), reason=error.strerror)
+            _log.warning(
+                "keyset_cache_unreadable",
+                path=str(path),
+                reason=error.strerror,
+                next_step="waiting for the master's key set; check the state directory",
+            )
             return
         try:
             self._use(self._check(raw))

@@ -168,7 +168,7 @@ class MasterLink:
         self._description_changed = True
 
     def unheard_s(self) -> float:
-        """Seconds since the master took a registration or heartbeat, or since the start."""
+        """Return the seconds since the master took a registration or heartbeat, or the start."""
         return self._monotonic_s() - self._heard_s
 
     async def run(self) -> None:
@@ -352,7 +352,7 @@ class MasterLink:
         return self._keyring.serial
 
     async def get(self, path: str, limit: int) -> bytes:
-        """GET with the relay token, at most `limit` bytes.
+        """Ask with the relay token, for at most `limit` bytes.
 
         Raises:
             MasterCallError: no answer, a status from 300 on, or a longer one.

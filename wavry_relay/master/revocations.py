@@ -134,7 +134,7 @@ class RelayRevocations:
         self._rewrite()
 
     def agrees(self, log: str, head: int, *, asked: int) -> bool:
-        """Whether our numbers mean the same to the master; else everything is read anew.
+        """Tell whether our numbers mean the same to the master; else everything is read anew.
 
         Args:
             log: id of the master's log.
@@ -177,7 +177,7 @@ class RelayRevocations:
         return True
 
     def _merged(self, row: Revocation) -> _Kept | None:
-        """What a row makes of the entry with its key, None where it changes nothing."""
+        """Return the entry after a row, None where it changes nothing."""
         if row.kind == "unban":
             known = self._kept.get(("sub", row.value))
             if known is None:
@@ -236,7 +236,7 @@ class RelayRevocations:
         return RevocationEntry(kind, first, second, kept.issued_until_s, kept.expires_s)
 
     def snapshot(self) -> Snapshot:
-        """What the file should hold now."""
+        """Return what the file should hold now."""
         now_s = self._now_s()
         entries = [one for one in self._kept.values() if one.expires_s + KEEP_S > now_s]
         raw = msgspec.json.encode(_File(log=self.log, number=self.number, entries=entries))
@@ -252,7 +252,7 @@ class RelayRevocations:
 
 
 def _is_sound(kept: _Kept) -> bool:
-    """Whether a line of the file can be an entry: an edited file must not stop the relay."""
+    """Tell whether a line of the file can be an entry: an edited file must not stop the relay."""
     if kept.kind not in _KINDS or not 0 <= kept.issued_until_s <= FOREVER_S:
         return False
     if not 0 <= kept.expires_s <= FOREVER_S:

@@ -1,4 +1,4 @@
-"""What the relay tells of itself: /health, /ready, the status line and the control socket's status.
+"""What describes the relay: /health, /ready, the status line and the control socket's status.
 
 It only reads.  Orders are carried out in `orders`; what heartbeats tell is in `load_meter`.
 """

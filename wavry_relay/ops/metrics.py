@@ -34,7 +34,7 @@ class SampleSource(Protocol):
     """Where the values come from."""
 
     def samples(self) -> Iterable[Sample]:
-        """All values of the moment; names without ``wavry_relay_`` and ``_total``."""
+        """Return all values of the moment; names without ``wavry_relay_`` and ``_total``."""
 
 
 class RelayCollector(Collector):
@@ -44,7 +44,7 @@ class RelayCollector(Collector):
         self._source = source
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric of the catalogue, also those without a value yet."""
+        """Yield every metric of the catalogue, also those without a value yet."""
         values: dict[str, list[Sample]] = {}
         for sample in self._source.samples():
             values.setdefault(sample.name, []).append(sample)
@@ -66,7 +66,7 @@ class RelayCollector(Collector):
 
 
 def registry(source: SampleSource) -> CollectorRegistry:
-    """A registry of its own, with nothing in it but the relay's metrics."""
+    """Make a registry with nothing in it but the relay's metrics."""
     made = CollectorRegistry()
     ProcessCollector(registry=made)
     made.register(RelayCollector(source))

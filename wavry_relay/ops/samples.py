@@ -72,7 +72,7 @@ class RelaySamples:
         self._used = UsedLeases(relay.segment)
 
     def samples(self) -> Iterator[Sample]:
-        """Values of the catalogue, `wavry_peer.service.metrics.relay`."""
+        """Yield the values of the catalogue, `wavry_peer.service.metrics.relay`."""
         yield from self._counter_samples()
         yield from self._table_samples()
         yield from self._process_samples()

@@ -48,7 +48,7 @@ class Host:
         return cls(notifier, Activation.sort(take_passed(environ, pid)), read_settings)
 
     def ops_address(self, config: RelayConfig) -> ListenAddress:
-        """Where /health, /ready and /metrics will be."""
+        """Return where /health, /ready and /metrics will be."""
         if self.activation.ops is None:
             return config.ops_address
         return ListenAddress(*self.activation.ops.getsockname()[:2])
@@ -69,7 +69,7 @@ class DrainReport:
 
 
 def any_worker_serves(segment: Segment, mono_ns: int, hang_timeout_s: float) -> bool:
-    """Whether the packet loop of at least one worker went round lately."""
+    """Tell whether the packet loop of at least one worker went round lately."""
     rows = (WorkerRow(segment, number) for number in range(segment.geometry.workers))
     return any(
         row.state == WorkerState.RUNNING and mono_ns - row.heartbeat_ns < hang_timeout_s * 1e9

@@ -158,15 +158,15 @@ class WorkerPool:
         return self._segment.geometry.workers
 
     def pids(self) -> list[int]:
-        """Process ids, in worker order."""
+        """Return the process ids, in worker order."""
         return [process.popen.pid for _, process in sorted(self._processes.items())]
 
     def running(self) -> int:
-        """Number of workers that are ready."""
+        """Return the number of workers that are ready."""
         return sum(process.ready for process in self._processes.values())
 
     def heartbeat_ages_s(self) -> list[float]:
-        """Seconds since each worker's last heartbeat."""
+        """Return the seconds since each worker's last heartbeat."""
         now_ns = self._clock.now().mono_ns
         return [
             max(0, now_ns - WorkerRow(self._segment, number).heartbeat_ns) / 1e9
@@ -174,7 +174,7 @@ class WorkerPool:
         ]
 
     def cpu_seconds(self) -> dict[int, float]:
-        """CPU time of each worker's process, by worker number; without those that have ended."""
+        """Return the CPU time of each worker that lives, by its number."""
         times: dict[int, float] = {}
         for number, process in self._processes.items():
             with contextlib.suppress(OSError):
@@ -185,7 +185,7 @@ class WorkerPool:
         return times
 
     def cookie_gates(self) -> int:
-        """Number of workers that want cookies now."""
+        """Return the number of workers that want cookies now."""
         rows = (WorkerRow(self._segment, number) for number in range(self.count))
         return sum(row.cookie_gate for row in rows)
 

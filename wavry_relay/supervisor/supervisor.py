@@ -304,7 +304,7 @@ class Supervisor:
             raise
 
     def _handed_over(self, successor_pid: int) -> None:
-        """The commit is done: from here on this process only ends."""
+        """Give the relay up after the commit: from here on this process only ends."""
         self._owner = False
         self._host.notifier.main_pid(successor_pid)
         self._successor_pid = successor_pid

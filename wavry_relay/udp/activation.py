@@ -94,7 +94,7 @@ class Activation:
         return [sockets[0].getsockname()[:2] for sockets in self.udp]
 
     def worker_count(self, asked: int, default: int) -> int:
-        """Number of workers that leaves no passed socket unread.
+        """Return the number of workers that leaves no passed socket unread.
 
         Args:
             asked: for by the operator, 0 = none in particular.

@@ -42,13 +42,13 @@ class PeerCredentials(NamedTuple):
 
 
 def peer_credentials(sock: socket.socket) -> PeerCredentials:
-    """Credentials of the process at the other end, from the kernel."""
+    """Ask the kernel which process is at the other end."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return PeerCredentials(*_CREDENTIALS.unpack(raw))
 
 
 def why_foreign(peer: PeerCredentials, *, own_uid: int, said_pid: int) -> str | None:
-    """Why a process must not get this relay's descriptors, or None.
+    """Tell why a process must not get this relay's descriptors, or None.
 
     Args:
         peer: from the kernel.
@@ -101,7 +101,7 @@ class FdChannel:
             raise ChannelEndedError("the other relay is gone") from error
 
     async def receive(self) -> bytes:
-        """The next line.
+        """Return the next line.
 
         Raises:
             ChannelEndedError: the connection ended.
@@ -141,7 +141,7 @@ class FdChannel:
         self._buffer += data
 
     def take(self, count: int) -> list[int]:
-        """The oldest `count` descriptors that came; the caller owns them from here on.
+        """Return the oldest `count` descriptors; the caller owns them from here on.
 
         Raises:
             TakeOverError: fewer have come.
@@ -205,7 +205,7 @@ class ProcessHandle:
         return True
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         if not self.is_gone:
             signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 

@@ -57,7 +57,7 @@ Progress = Callable[[str], Awaitable[None]]
 
 
 def successor_command() -> list[str]:
-    """This process's own command line, run by the same interpreter: newly installed code."""
+    """Return this process's own command line: it runs newly installed code."""
     given = [word for word in sys.orig_argv[1:] if word != "--take-over"]
     return [sys.executable, *given, "--take-over"]
 
@@ -170,7 +170,7 @@ class Handover:
     async def _watch(
         self, process: subprocess.Popen[bytes], outcome: asyncio.Future[HandoverOutcome]
     ) -> HandoverOutcome:
-        """The outcome, or why the successor never came to take over."""
+        """Wait for the outcome, or tell why the successor never came to take over."""
         handle = ProcessHandle(process.pid)
         try:
             gone = asyncio.ensure_future(handle.wait(CONNECT_TIMEOUT_S))
@@ -324,7 +324,7 @@ class Handover:
         return len(moved)
 
     async def _commit(self, channel: FdChannel) -> None:
-        """The successor confirms when it serves; until then everything can still be taken back."""
+        """Let go, and take everything back unless the successor confirms that it serves."""
         await self._owner.let_go()
         try:
             counts = self._relay.counts()

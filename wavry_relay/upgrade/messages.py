@@ -186,7 +186,7 @@ _HELLO: Final = msgspec.json.Decoder(UpgradeHello)
 
 
 def encode(message: Message | UpgradeHello) -> bytes:
-    """A message as a line."""
+    """Encode a message as a line."""
     return _ENCODER.encode(message) + b"\n"
 
 
@@ -215,14 +215,14 @@ def decode_hello(line: bytes) -> UpgradeHello:
 
 
 def layout_name() -> str:
-    """The shared memory's layout: its version, and a digest in case one forgot to raise it."""
+    """Name the shared memory's layout: version, and a digest in case one forgot to raise it."""
     return f"{LAYOUT_VERSION}-{header_digest()[:16]}"
 
 
 def why_unfit(
     hello: UpgradeHello, *, own: UpgradeHello, groups: Sequence[GroupFacts], ops: tuple[str, int]
 ) -> str | None:
-    """Why a successor cannot take over, or None.
+    """Tell why a successor cannot take over, or None.
 
     Args:
         hello: of the successor.
@@ -255,7 +255,7 @@ def why_unfit(
 
 
 def _same_addresses(texts: Sequence[str], here: Sequence[tuple[str, int]]) -> bool:
-    """Port 0 asks for any port, so the one in use will do."""
+    """Compare addresses; port 0 asks for any port, so the one in use will do."""
     try:
         wanted = [parse_address(text) for text in texts]
     except ValueError:

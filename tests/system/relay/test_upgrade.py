@@ -47,8 +47,8 @@ from wavry_relay.cli import main
 main()
 """
 AT_WORKER_1 = """\
-from wavry_relay import successor
-from wavry_relay.takeover import Release
+from wavry_relay.upgrade import successor
+from wavry_relay.upgrade.messages import Release
 ask = successor.Predecessor._ask
 async def ask_or_not(self, question, expected, pool):
     if question == Release(1):
@@ -418,7 +418,7 @@ def test_number_that_a_dead_successor_opened_is_opened_anew(
 
 
 def test_successor_that_hangs_is_ended(start: Start, versions: Versions) -> None:
-    versions.install("from wavry_relay import handover\nhandover.STEP_TIMEOUT_S = 1.0")
+    versions.install("from wavry_relay.upgrade import handover\nhandover.STEP_TIMEOUT_S = 1.0")
     relay = start()
     with ExitStack() as stack:
         streams = traffic(relay, stack)
@@ -435,8 +435,8 @@ def test_successor_that_fails_after_the_commit_is_undone(start: Start, versions:
             streams = traffic(relay, stack)
             versions.install(
                 """
-                from wavry_relay import supervisor
-                supervisor.Supervisor._announce = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                from wavry_relay.supervisor import supervisor
+                supervisor.announce = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
                 """
             )
             failed_upgrade(relay)
