@@ -238,7 +238,6 @@ def set_busy_poll(groups: Sequence[ReuseportGroup], busy_poll_us: int) -> str | 
     return None
 
 
-<<<<<<< HEAD
 def steering_program(
     sockets: int, read: Collection[int] | None = None
 ) -> Sequence[tuple[int, int, int, int]]:
@@ -254,15 +253,6 @@ def steering_program(
     for at, place in enumerate(unread):
         rows += [(_BPF_JMP_EQ_K, 0, 1, place), (_BPF_RET_K, 0, 0, places[at % len(places)])]
     return (*rows, (_BPF_RET_A, 0, 0, 0))
-=======
-def steering_program(workers: int) -> Sequence[tuple[int, int, int, int]]:
-    """Return the program as rows of (code, jump if true, jump if false, k)."""
-    return (
-        (_BPF_LD_W_ABS, 0, 0, _STEERING_OFFSET),
-        (_BPF_ALU_MOD_K, 0, 0, workers),
-        (_BPF_RET_A, 0, 0, 0),
-    )
->>>>>>> e1bd61d (Docstrings of the relay are orders; every warning names a next step; upgrade tests patch the modules where they lie now)
 
 
 def attach_steering(
