@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from support.needs import lack, need_program
+from support.paths import TESTS
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -198,10 +199,14 @@ class DelayLink:
         ends = [near.tun(near_name), far.tun(far_name)]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(ends[0].fd), str(ends[1].fd), str(delay_s)],
+                [
+                    sys.executable, "-m", "support.machines.namespaces",
+                    str(ends[0].fd), str(ends[1].fd), str(delay_s),
+                ],
+                cwd=TESTS,
                 stdin=subprocess.PIPE,
                 pass_fds=[end.fd for end in ends],
-            )
+            )  # fmt: skip
         finally:
             for end in ends:
                 end.close()
