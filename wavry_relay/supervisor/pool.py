@@ -83,14 +83,14 @@ class _Process:
     pidfd: int
     spawned_ns: int
     parked: bool = False
-    ready: bool = False
-    generation: int = 0
-    gone_ns: int = 0
-    aborted_ns: int = 0
-    killed: bool = False
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: bool = field(default=False, init=False)
+    generation: int = field(default=0, init=False)
+    gone_ns: int = field(default=0, init=False)
+    aborted_ns: int = field(default=0, init=False)
+    killed: bool = field(default=False, init=False)
+    gone: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     said: defaultdict[bytes, asyncio.Event] = field(
-        default_factory=lambda: defaultdict(asyncio.Event)
+        default_factory=lambda: defaultdict(asyncio.Event), init=False
     )
 
     async def says(self, word: bytes, timeout_s: float) -> bool:

@@ -14,9 +14,8 @@ from wavry_cp.gateway.refused import STATUS
 from wavry_cp.master.metrics import MasterMetrics
 from wavry_peer.service.metrics import CATALOGUE, GATEWAY, MASTER, OTHER, RELAY, MetricSpec, by_name
 from wavry_peer.service.metrics.spec import closed, counter
-from wavry_relay.admission import states as lease_states
 from wavry_relay.ops import running_relay
-from wavry_relay.shm import layout
+from wavry_relay.shm import layout, lease_states
 
 EVERY = [pytest.param(s, id=f"{k}-{s.name}") for k, specs in CATALOGUE.items() for s in specs]
 
