@@ -7,7 +7,8 @@ says that it drains.  Both try again until the lease ends, and with it the sessi
 
 That a relay drains is a hint that anybody can forge.  So the gateway is asked without a word
 against the relay: its master knows whether it drains, and whether there is another one.  If it
-names the same relay again, nothing has changed but the lease, and the next hints have to wait.
+names the same relay again, nothing has changed but the lease, and the next hints have to wait
+(`DrainHints`).
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from wavry_peer.protocol.channel.wire import ProbeStage
 from wavry_peer.protocol.constants import NoticeCode, RejectReason, Role
 from wavry_peer.protocol.http.api import Credentials
 
+from .drain_hints import DrainHints
 from .environment import Environment, LeaseBroker
 from .events import (
     BodyReceived,
@@ -67,14 +69,6 @@ that not both ask at once."""
 
 LEAVE_SPREAD_S: Final = 1.0
 """All sessions of a relay learn at the same time that it drains; they ask within so long."""
-
-LEAVE_FIRST_S: Final = 4.0
-LEAVE_MAX_S: Final = 120.0
-"""Wait before a hint to leave the same relay is followed again: doubles, because each time costs
-the master a pair of leases, and a relay that nobody can leave says it every 5 s."""
-
-HINT_LIFE_S: Final = 15.0
-"""A relay says every 5 s that it drains; one that has not for so long does not drain any more."""
 
 MAX_EXCLUDED: Final = 32
 """As many as a request may name."""
@@ -132,9 +126,7 @@ class RelayPaths:
         self._events: deque[PathsEvent] = deque()
         self._switch: PathSwitch[RelayLink] = PathSwitch()
         self._newest_lease: OwnLease | None = None
-        self._hinted_ns: int | None = None
-        self._leave_due_ns = 0
-        self._leave_wait_s = LEAVE_FIRST_S
+        self._hints = DrainHints()
         self._closed = asyncio.Event()
         self._renewal: RenewalSchedule | None = None
         self._renewal_wake = asyncio.Event()
@@ -314,8 +306,7 @@ class RelayPaths:
             self._counts.path_changes += 1
             _log.info("moved_to_relay", relay_id=link.relay_id)
         self.active = self.latest = link
-        self._hinted_ns = None
-        self._leave_due_ns, self._leave_wait_s = 0, LEAVE_FIRST_S
+        self._hints = DrainHints()
         self._events.append(PathChanged())
 
     def _on_candidate_failed(self, link: RelayLink) -> None:
@@ -370,13 +361,9 @@ class RelayPaths:
         if link is not self.active:
             return
         if code in (NoticeCode.DRAINING, NoticeCode.SHUTDOWN):
-            self._hinted_ns = now_ns
-            if now_ns >= self._leave_due_ns and link is self.links[-1]:
-                wait_s, self._leave_wait_s = (
-                    self._leave_wait_s,
-                    min(self._leave_wait_s * 2, LEAVE_MAX_S),
-                )
-                self._leave_due_ns = now_ns + int(wait_s * _SECOND_NS)
+            self._hints.heard(now_ns)
+            if self._hints.is_due(now_ns) and link is self.links[-1]:
+                self._hints.followed(now_ns)
                 delay_s = self._patience_s() + self._rng.random() * LEAVE_SPREAD_S
                 self._begin_move(delay_s, "the relay drains", must_leave=False)
             return
@@ -461,7 +448,7 @@ class RelayPaths:
         await asyncio.sleep(delay_s)
         # The other side may be faster: then we have its lease already.
         while not self._closed.is_set() and self._newest_lease is before:
-            if not must_leave and not self._is_told_to_leave():
+            if not must_leave and not self._hints.is_fresh(self._clock()):
                 return
             exclude = tuple(self._failed_relays)[-MAX_EXCLUDED:]
             try:
@@ -488,10 +475,6 @@ class RelayPaths:
                 return
             await asyncio.sleep(wait_s * (0.5 + 0.5 * self._rng.random()))
             wait_s = min(wait_s * 2, 10.0)
-
-    def _is_told_to_leave(self) -> bool:
-        hinted_ns = self._hinted_ns
-        return hinted_ns is not None and self._clock() - hinted_ns < int(HINT_LIFE_S * _SECOND_NS)
 
     def _end(self, error: PeerError) -> None:
         self._events.append(PathsEnded(error))
