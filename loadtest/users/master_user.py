@@ -16,6 +16,7 @@ from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.ed25519 import SigningKey
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import api
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.registration import sign_challenge
 
 from .service_calls import answer, nothing
@@ -183,4 +184,4 @@ def _registration(status: int, raw: bytes) -> api.RegisterResponse | api.VerifyR
         return api.decode_body(api.VerifyResponse, raw)
     if status == 200:
         return api.decode_body(api.RegisterResponse, raw)
-    raise MessageError("unexpected_status", f"status {status}")
+    raise MessageError(ErrorCode.INVALID_BODY, f"status {status}")

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.keys.files import read_seed, write_seed
 from wavry_cp.master.keys.rules import KeyStep, next_keys
-from wavry_cp.master.refusal import RefusedError
 from wavry_peer.protocol import base64url, ed25519
 from wavry_peer.protocol.errors import KeySetError
 from wavry_peer.protocol.http.keys import (

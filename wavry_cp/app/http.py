@@ -18,8 +18,10 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
-from wavry_peer.protocol.errors import LocalError, MessageError, WavryError
+from wavry_cp.app.refusal import RefusedError
+from wavry_peer.protocol.errors import LocalError, MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody, decode_body
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.systemd import Notifier
 
 from .client_address import IpNetwork, client_address, is_within, parse_networks
@@ -28,7 +30,6 @@ from .token_files import TokenFile, TokenFileError
 
 __all__ = [
     "MAX_BODY_BYTES",
-    "ApiError",
     "Handler",
     "HttpListenError",
     "IpNetwork",
@@ -83,48 +84,28 @@ _SECURE_HEADERS: Final = {
     "X-Frame-Options": "DENY",
 }
 _HTTP_ERRORS: Final = {
-    404: ("not_found", "there is nothing at this path"),
-    405: ("method_not_allowed", "this path does not know this method"),
-    413: ("body_too_large", f"body is over {MAX_BODY_BYTES} bytes"),
-    417: ("expectation_failed", "only the expectation 100-continue is known"),
+    404: (ErrorCode.NOT_FOUND, "there is nothing at this path"),
+    405: (ErrorCode.METHOD_NOT_ALLOWED, "this path does not know this method"),
+    413: (ErrorCode.BODY_TOO_LARGE, f"body is over {MAX_BODY_BYTES} bytes"),
+    417: (ErrorCode.EXPECTATION_FAILED, "only the expectation 100-continue is known"),
 }
-_BODY_STATUS: Final = {"body_too_large": 413}
 
 _log = structlog.get_logger(__name__)
 
 
-class ApiError(WavryError):
-    """A failed call, as the client sees it.
-
-    Attributes:
-        status: HTTP status.
-        code: stable machine-readable code.
-        headers: extra headers of the answer, e.g. Retry-After.
-    """
-
-    def __init__(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.headers = dict(headers or {})
-
-
-def rate_limited(retry_after_s: float) -> ApiError:
-    """The 429 answer; Retry-After is in whole seconds, rounded up."""
+def rate_limited(retry_after_s: float) -> RefusedError:
+    """Return the 429 answer; Retry-After is in whole seconds, rounded up."""
     seconds = max(1, math.ceil(retry_after_s))
-    return ApiError(
-        429,
-        "rate_limited",
+    return RefusedError(
+        ErrorCode.RATE_LIMITED,
         f"too many requests; retry in {seconds} s",
-        {"Retry-After": f"{seconds}"},
+        retry_after_s=seconds,
     )
 
 
-def unauthorized(message: str = "a valid bearer token is required") -> ApiError:
-    """The 401 answer."""
-    return ApiError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+def unauthorized(message: str = "a valid bearer token is required") -> RefusedError:
+    """Return the 401 answer."""
+    return RefusedError(ErrorCode.UNAUTHORIZED, message)
 
 
 def json_response(body: msgspec.Struct, status: int = 200) -> web.Response:
@@ -147,27 +128,27 @@ async def read_body(request: web.Request, kind: type[BodyType]) -> BodyType:
     """Read and check a JSON body of at most 64 KiB.
 
     Raises:
-        ApiError: 413 ``body_too_large``, 400 ``invalid_body`` or ``invalid_json``,
+        RefusedError: 413 ``body_too_large``, 400 ``invalid_body`` or ``invalid_json``,
             408 ``request_timeout``, 415 ``unsupported_encoding``.
     """
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise ApiError(415, "unsupported_encoding", "send the body without Content-Encoding")
+        raise RefusedError(ErrorCode.UNSUPPORTED_ENCODING, "send the body without Content-Encoding")
     if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise ApiError(413, *_HTTP_ERRORS[413])
+        raise RefusedError(*_HTTP_ERRORS[413])
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             raw = await request.read()
         return decode_body(kind, raw)
     except TimeoutError as error:
-        raise ApiError(408, "request_timeout", "body did not arrive in time") from error
+        raise RefusedError(ErrorCode.REQUEST_TIMEOUT, "body did not arrive in time") from error
     except web.HTTPRequestEntityTooLarge as error:
-        raise ApiError(413, *_HTTP_ERRORS[413]) from error
+        raise RefusedError(*_HTTP_ERRORS[413]) from error
     except web.RequestPayloadError as error:
-        raise ApiError(
-            400, "invalid_body", "body has a broken transfer or content coding"
+        raise RefusedError(
+            ErrorCode.INVALID_BODY, "body has a broken transfer or content coding"
         ) from error
     except MessageError as error:
-        raise ApiError(_BODY_STATUS.get(error.code, 400), error.code, str(error)) from error
+        raise RefusedError(error.code, str(error)) from error
 
 
 async def read_optional_body(request: web.Request, kind: type[BodyType]) -> BodyType:
@@ -197,7 +178,8 @@ def route_template(request: web.Request) -> str:
 
 
 def _from_http_exception(error: web.HTTPException) -> web.Response:
-    code, message = _HTTP_ERRORS.get(error.status, (f"http_{error.status}", error.reason))
+    known = _HTTP_ERRORS.get(error.status)
+    code, message = known or (f"http_{error.status}", error.reason)
     kept = {"Allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
     return error_response(error.status, code, message, kept)
 
@@ -207,15 +189,15 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     """Turn whatever a handler raises into the error form."""
     try:
         return await handler(request)
-    except ApiError as error:
-        return error_response(error.status, error.code, str(error), error.headers)
+    except RefusedError as error:
+        return error_response(error.status, error.code, str(error), error.headers())
     except MessageError as error:
-        return error_response(_BODY_STATUS.get(error.code, 400), error.code, str(error))
+        return error_response(error.code.status, error.code, str(error))
     except StoreUnavailableError as error:
         _log.error("store_unavailable", route=route_template(request), cause=str(error))
         return error_response(
             503,
-            "store_unavailable",
+            ErrorCode.STORE_UNAVAILABLE,
             "the store cannot answer now; try again",
             {"Retry-After": str(STORE_RETRY_AFTER_S)},
         )
@@ -231,7 +213,9 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
             "unhandled_error", error_id=error_id, route=route_template(request), exc_info=error
         )
         return error_response(
-            500, "internal_error", f"this is our fault; quote error id {error_id} to the operator"
+            500,
+            ErrorCode.INTERNAL_ERROR,
+            f"this is our fault; quote error id {error_id} to the operator",
         )
 
 
@@ -250,7 +234,8 @@ def new_application(*middlewares: Any, observers: Sequence[Any] = ()) -> web.App
     """An application with bounded bodies, the error form and secure headers.
 
     Args:
-        middlewares: run inside the error middleware, the first one outermost; may raise ApiError.
+        middlewares: run inside the error middleware, the first one outermost; may raise
+            RefusedError.
         observers: middlewares that run outside of it and see every answer as it is sent.
     """
     app = web.Application(
@@ -315,13 +300,15 @@ class HttpConnection(web.RequestHandler):
             raise ConnectionError("answer was already begun")
         if isinstance(exc, ConnectionError):  # It went away while it sent; nobody reads this.
             _log.debug("client_left")
-            response = error_response(400, "bad_request", "the request ends in its middle")
+            response = error_response(400, ErrorCode.BAD_REQUEST, "the request ends in its middle")
         elif status < 500:
             _log.debug("bad_http", status=status, cause=type(exc).__name__)
-            response = error_response(status, "bad_request", "this is not a valid HTTP request")
+            response = error_response(
+                status, ErrorCode.BAD_REQUEST, "this is not a valid HTTP request"
+            )
         else:
             _log.error("unhandled_error", status=status, detail=message, exc_info=exc)
-            response = error_response(status, "internal_error", "this is our fault")
+            response = error_response(status, ErrorCode.INTERNAL_ERROR, "this is our fault")
         response.headers.update(_SECURE_HEADERS)
         response.force_close()
         return response

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from wavry_peer.protocol.http.api import ErrorBody
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.version import software_version
 
 from .routes import CallerKind, Route
@@ -18,11 +19,11 @@ __all__ = ["PATH", "document", "with_document"]
 PATH: Final = "/openapi.json"
 SCHEMA_PATH: Final = "#/components/schemas/{name}"
 BODY_ERRORS: Final = (
-    "body_too_large",
-    "invalid_body",
-    "invalid_json",
-    "request_timeout",
-    "unsupported_encoding",
+    ErrorCode.BODY_TOO_LARGE,
+    ErrorCode.INVALID_BODY,
+    ErrorCode.INVALID_JSON,
+    ErrorCode.REQUEST_TIMEOUT,
+    ErrorCode.UNSUPPORTED_ENCODING,
 )
 _SCHEMES: Final = {
     "userToken": "Of a user, from POST /auth/login of the gateway.",

@@ -15,6 +15,8 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import msgspec
 from aiohttp import web
 
+from wavry_peer.protocol.http.codes import ErrorCode
+
 from .http import Handler, json_response, read_body, read_optional_body
 
 __all__ = ["Admitted", "CallerKind", "Guard", "Route", "bind", "caller_of"]
@@ -102,7 +104,7 @@ class Route(Generic[Service]):
     answer: type[msgspec.Struct] | None = None
     status: int = 200
     media_type: str = ""
-    errors: tuple[str, ...] = ()
+    errors: tuple[ErrorCode, ...] = ()
     in_lockdown: bool = False
     websocket: bool = False
     before: Callable[[Service, web.Request], None] | None = None

@@ -6,11 +6,12 @@ from typing import Final
 from aiohttp import web
 
 from wavry_cp.app.client_address import MetricsReaders
-from wavry_cp.app.http import ApiError, bearer_token
+from wavry_cp.app.http import bearer_token
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import Admitted, CallerKind
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .gateway import Gateway
-from .refused import RefusedError
 
 __all__ = ["GatewayAccess"]
 
@@ -29,14 +30,15 @@ class GatewayAccess:
         """See `Guard`.
 
         Raises:
-            ApiError: 403 ``forbidden`` for metrics, 429 ``rate_limited`` for wrong admin tokens.
             RefusedError: ``invalid_token``, ``banned``, ``rate_limited``, ``forbidden``,
                 ``admin_disabled``, ``admin_check_unavailable``.
         """
         kind = callers[0]
         if kind is CallerKind.NETWORK:
             if not (self._near.includes(request) or await self._shows_admin_token(request)):
-                raise ApiError(403, "forbidden", "metrics are for the operator's networks only")
+                raise RefusedError(
+                    ErrorCode.FORBIDDEN, "metrics are for the operator's networks only"
+                )
             return Admitted(kind)
         if kind is CallerKind.USER:
             return Admitted(kind, await self._user(request))
@@ -52,7 +54,9 @@ class GatewayAccess:
         wait_s = gateway.request_limit.check(owner.username, gateway.clock.monotonic_s())
         if wait_s:
             gateway.metrics.limited.labels("request").inc()
-            raise RefusedError("rate_limited", "too many requests; wait", retry_after_s=wait_s)
+            raise RefusedError(
+                ErrorCode.RATE_LIMITED, "too many requests; wait", retry_after_s=wait_s
+            )
         return owner.username
 
     async def _shows_admin_token(self, request: web.Request) -> bool:

@@ -14,13 +14,13 @@ from aiohttp import web
 
 from wavry_cp.app.http import bearer_token
 from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.token_files import TokenFile
 from wavry_cp.operators.admin_tokens import ShownToken
 from wavry_cp.operators.auth_failures import LIMIT_KEYS, AuthFailures
 from wavry_cp.operators.roles import AdminRole, Caller
 from wavry_peer.protocol.http.admin import TokenCheck, TokenCheckRequest
-
-from .refused import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["AdminAccess"]
 
@@ -71,13 +71,13 @@ class AdminAccess:
         """Who shows a valid admin token.
 
         Raises:
-            ApiError: 429 ``rate_limited``: wrong tokens come too often from this address.
+            RefusedError: 429 ``rate_limited``: wrong tokens come too often from this address.
             RefusedError: ``admin_disabled``, or ``admin_check_unavailable`` where only the
                 master could tell.
         """
         if self._bootstrap is None:
             raise RefusedError(
-                "admin_disabled", "set WAVRY_GATEWAY_ADMIN_TOKEN_FILE to use admin calls"
+                ErrorCode.ADMIN_DISABLED, "set WAVRY_GATEWAY_ADMIN_TOKEN_FILE to use admin calls"
             )
         given = bearer_token(request)
         if self._bootstrap.matches(given):
@@ -92,15 +92,17 @@ class AdminAccess:
         """Name of the caller, who must have the role `needed`.
 
         Raises:
-            ApiError, RefusedError: as `caller`; ``invalid_token`` without a valid token and
+            RefusedError: as `caller`; ``invalid_token`` without a valid token and
                 ``forbidden`` where its role is not enough.
         """
         caller = await self.caller(request)
         if caller is None:
-            raise RefusedError("invalid_token", "this call needs a valid admin token")
+            raise RefusedError(ErrorCode.INVALID_TOKEN, "this call needs a valid admin token")
         if not caller.may(needed):
             self._failures.wrong_role(request, caller.name)
-            raise RefusedError("forbidden", f"this call needs an admin token with role {needed}")
+            raise RefusedError(
+                ErrorCode.FORBIDDEN, f"this call needs an admin token with role {needed}"
+            )
         return caller.name
 
     async def _named(self, request: web.Request, shown: ShownToken) -> Caller | None:
@@ -111,13 +113,15 @@ class AdminAccess:
         self._failures.require_patience(request)
         wait_s = self._asks.check(self._failures.address_key(request), now_s)
         if wait_s > 0:
-            raise RefusedError("busy", "too many admin tokens to check", retry_after_s=wait_s)
+            raise RefusedError(
+                ErrorCode.BUSY, "too many admin tokens to check", retry_after_s=wait_s
+            )
         body = TokenCheckRequest(token_id=shown.token_id, secret_hash=shown.secret_hash)
         try:
             answer = await self._ask_master(body)
         except RefusedError as error:
             raise RefusedError(
-                "admin_check_unavailable",
+                ErrorCode.ADMIN_CHECK_UNAVAILABLE,
                 "the master cannot be asked about this token; try again, or use the token of "
                 "WAVRY_GATEWAY_ADMIN_TOKEN_FILE",
                 retry_after_s=1,

@@ -1,12 +1,11 @@
 """The gateway as an aiohttp application."""
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
-from wavry_cp.app.http import ApiError, Handler, new_application, route_template
+from wavry_cp.app.http import Handler, new_application, route_template
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
 from wavry_peer.service.metrics import OTHER
@@ -14,7 +13,6 @@ from wavry_peer.service.metrics import OTHER
 from .access import GatewayAccess
 from .cors import origin_marker, preflight_middleware
 from .gateway import Gateway
-from .refused import RefusedError
 from .routes import ROUTES
 
 __all__ = ["make_app"]
@@ -35,7 +33,6 @@ def make_app(gateway: Gateway) -> web.Application:
             is_admin=lambda _request: False,  # every admin call is below /v1/admin/
             refused=gateway.metrics.lockdown_refused,
         ),
-        refused_middleware,
     )
     app.on_response_prepare.append(origin_marker(config.cors_origins))
     app.on_response_prepare.append(_counting(gateway))
@@ -53,20 +50,6 @@ def make_app(gateway: Gateway) -> web.Application:
 
 
 # -- Around every request ------------------------------------------------------------------
-
-
-@web.middleware
-async def refused_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn what a rule refuses into the error form."""
-    try:
-        return await handler(request)
-    except RefusedError as error:
-        headers: dict[str, str] = {}
-        if error.retry_after_s > 0:
-            headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(error.retry_after_s)))
-        if error.status == 401:
-            headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
-        raise ApiError(error.status, error.code, str(error), headers) from error
 
 
 def _timing(

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Collection
 from aiohttp import hdrs, web
 from yarl import URL
 
-from .refused import RefusedError
+from wavry_cp.app.refusal import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["origin_marker", "preflight_middleware", "require_known_origin"]
 
@@ -58,7 +59,9 @@ def require_known_origin(request: web.Request, origins: Collection[str]) -> None
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is None or origin in origins or _is_same_host(origin, request.host):
         return
-    raise RefusedError("origin_not_allowed", "the operator has not allowed pages of this origin")
+    raise RefusedError(
+        ErrorCode.ORIGIN_NOT_ALLOWED, "the operator has not allowed pages of this origin"
+    )
 
 
 def _is_same_host(origin: str, host: str) -> bool:

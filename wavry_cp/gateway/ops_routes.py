@@ -7,10 +7,12 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from wavry_cp.app.http import ApiError, json_response
+from wavry_cp.app.http import json_response
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_peer.protocol.http.api import UserInfo, UserList
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.version import software_version
 
 from .gateway import Gateway
@@ -93,9 +95,9 @@ async def _metrics(gateway: Gateway, _request: web.Request) -> web.Response:
 async def _users(gateway: Gateway, request: web.Request) -> UserList:
     after, limit = request.query.get("after", ""), request.query.get("limit", str(MAX_USERS))
     if _NAME.fullmatch(after) is None:
-        raise ApiError(400, "invalid_query", "after must be a user name")
+        raise RefusedError(ErrorCode.INVALID_QUERY, "after must be a user name")
     if re.fullmatch(r"[0-9]{1,4}", limit) is None or not 1 <= int(limit) <= MAX_USERS:
-        raise ApiError(400, "invalid_query", f"limit must be 1 to {MAX_USERS}")
+        raise RefusedError(ErrorCode.INVALID_QUERY, f"limit must be 1 to {MAX_USERS}")
     found = await gateway.store.users(after=after, limit=int(limit))
     return UserList(
         users=tuple(
@@ -183,7 +185,7 @@ OPS_ROUTES: Final = (
         "List users in the order of names: those behind `after`.",
         query=("after", "limit"),
         answer=UserList,
-        errors=("invalid_query",),
+        errors=(ErrorCode.INVALID_QUERY,),
     ),
     Route[Gateway](
         "GET",

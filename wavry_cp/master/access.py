@@ -6,11 +6,13 @@ from typing import Final, Protocol
 from aiohttp import web
 
 from wavry_cp.app.client_address import MetricsReaders
-from wavry_cp.app.http import ApiError, TokenFile, bearer_token, unauthorized
+from wavry_cp.app.http import TokenFile, bearer_token, unauthorized
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import Admitted, CallerKind
 from wavry_cp.operators.admin_tokens import ShownToken, TokenTable
 from wavry_cp.operators.auth_failures import AuthFailures
 from wavry_cp.operators.roles import SERVICE, AdminRole, Caller
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["Access"]
 
@@ -87,7 +89,7 @@ class Access:
                 ``"operator"`` or ``"admin"``.
 
         Raises:
-            ApiError: 401 without a valid token, 403 with one that is not enough, 429 where
+            RefusedError: 401 without a valid token, 403 with one that is not enough, 429 where
                 wrong admin tokens come too often from an address.
         """
         caller = self.caller(request)
@@ -102,14 +104,14 @@ class Access:
                 "the service token" if who == SERVICE else f"an admin token with role {who}"
                 for who in needed
             )
-            raise ApiError(403, "forbidden", f"this call needs {wanted}")
+            raise RefusedError(ErrorCode.FORBIDDEN, f"this call needs {wanted}")
         return caller.name
 
     async def admit(self, request: web.Request, callers: Sequence[CallerKind]) -> Admitted:
         """See `Guard`.
 
         Raises:
-            ApiError: as `require`.
+            RefusedError: as `require`.
             RefusedError: ``unknown_relay``, ``invalid_relay_token``, ``banned``.
         """
         token = bearer_token(request)

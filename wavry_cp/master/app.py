@@ -12,7 +12,6 @@ from aiohttp import web
 
 from wavry_cp.app.client_address import MetricsReaders
 from wavry_cp.app.http import (
-    ApiError,
     Handler,
     TokenFile,
     new_application,
@@ -50,10 +49,9 @@ from .ban_effects import MasterBanEffects
 from .config import MasterConfig
 from .context import MasterContext
 from .metrics import MasterMetrics
-from .refusal import RefusedError
 from .routes import ROUTES
 
-__all__ = ["DATABASE_FILE", "REFUSAL_STATUS", "build_app", "open_master"]
+__all__ = ["DATABASE_FILE", "build_app", "open_master"]
 
 DATABASE_FILE: Final = "master.db"
 LIMIT_KEYS: Final = 65_536
@@ -66,58 +64,6 @@ PRUNE_INTERVAL_S: Final = 60.0
 PRUNE_BATCH: Final = 5_000
 KEEP_EXPIRED_S: Final = 3600
 """An expired session is kept for an hour, so that a late caller is told why and not "unknown"."""
-
-REFUSAL_STATUS: Final = {
-    "banned": 403,
-    "busy_session": 409,
-    "invalid_cnf": 400,
-    "invalid_document": 400,
-    "invalid_endpoint": 400,
-    "invalid_public_key": 400,
-    "invalid_relay_id": 400,
-    "invalid_relay_token": 401,
-    "invalid_signature": 401,
-    "key_mismatch": 409,
-    "keys_not_written": 503,
-    "lease_expired": 409,
-    "lease_too_large": 400,
-    "name_taken": 409,
-    "no_relay_available": 503,
-    "relay_mode_off": 503,
-    "relay_not_allowed": 403,
-    "relay_unavailable": 409,
-    "reserved_name": 400,
-    "leases_running": 409,
-    "no_successor": 409,
-    "nothing_to_roll_back": 409,
-    "pending_exists": 409,
-    "plan_changed": 409,
-    "private_key_missing": 409,
-    "relay_lacks_key": 503,
-    "relays_lack_key": 409,
-    "root_key_here": 409,
-    "revoked": 409,
-    "same_party": 400,
-    "invalid_session": 400,
-    "session_conflict": 409,
-    "stale_jti": 409,
-    "too_many_tokens": 409,
-    "stale_root": 409,
-    "too_many_keys": 409,
-    "too_many_orders": 409,
-    "too_many_revocations": 503,
-    "unknown_challenge": 404,
-    "unknown_key": 404,
-    "unknown_relay": 404,
-    "unknown_session": 404,
-    "unknown_token": 404,
-    "wrong_key_status": 409,
-    "wrong_state": 409,
-}
-_EXTRA_HEADERS: Final = {
-    401: {"WWW-Authenticate": "Bearer"},
-    503: {"Retry-After": "2"},
-}
 
 _log = structlog.get_logger(__name__)
 
@@ -245,7 +191,7 @@ def build_app(context: MasterContext) -> web.Application:
         is_admin=context.access.is_admin,
         refused=context.metrics.lockdown_refused,
     )
-    app = new_application(_refusals, lockdown, observers=[_request_metrics(context.metrics)])
+    app = new_application(lockdown, observers=[_request_metrics(context.metrics)])
     app.router.add_routes(bind(ROUTES, context, context.access))
 
     async def end_waits(_app: web.Application) -> None:
@@ -254,15 +200,6 @@ def build_app(context: MasterContext) -> web.Application:
 
     app.on_shutdown.append(end_waits)
     return app
-
-
-@web.middleware
-async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except RefusedError as error:
-        status = REFUSAL_STATUS[error.code]
-        raise ApiError(status, error.code, str(error), _EXTRA_HEADERS.get(status)) from error
 
 
 def _request_metrics(metrics: MasterMetrics) -> object:

@@ -9,13 +9,12 @@ from typing import Final, Literal, Protocol
 
 import structlog
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban, BanKind
 from wavry_cp.operators.store import AdminStore
-
-from .refusal import RefusedError
 
 __all__ = ["MasterBanEffects", "Revoker"]
 

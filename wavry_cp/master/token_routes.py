@@ -16,6 +16,7 @@ from wavry_peer.protocol.http.admin import (
     TokenCheckRequest,
     TokenList,
 )
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .context import MasterContext
 
@@ -81,7 +82,7 @@ TOKEN_ROUTES: Final = (
         body=NewTokenRequest,
         answer=NewToken,
         status=201,
-        errors=("name_taken", "reserved_name", "too_many_tokens"),
+        errors=(ErrorCode.NAME_TAKEN, ErrorCode.RESERVED_NAME, ErrorCode.TOO_MANY_TOKENS),
     ),
     Route[MasterContext](
         "POST",
@@ -102,7 +103,7 @@ TOKEN_ROUTES: Final = (
         body_optional=True,
         answer=NewToken,
         status=201,
-        errors=("too_many_tokens", "unknown_token"),
+        errors=(ErrorCode.TOO_MANY_TOKENS, ErrorCode.UNKNOWN_TOKEN),
     ),
     Route[MasterContext](
         "POST",
@@ -112,6 +113,6 @@ TOKEN_ROUTES: Final = (
         "End every token of a name.",
         body=RevokeTokenRequest,
         answer=TokenList,
-        errors=("unknown_token",),
+        errors=(ErrorCode.UNKNOWN_TOKEN,),
     ),
 )

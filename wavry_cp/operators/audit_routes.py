@@ -5,9 +5,10 @@ from typing import Final, Protocol
 
 from aiohttp import web
 
-from wavry_cp.app.http import ApiError
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .audit import AuditLog, AuditRecord
 
@@ -26,7 +27,7 @@ class _Service(Protocol):
 async def _page(service: _Service, request: web.Request) -> AuditPage:
     limit = _number(request, "limit")
     if limit is not None and not 1 <= limit <= MAX_AUDIT_ROWS:
-        raise ApiError(400, "invalid_query", f"limit must be 1 to {MAX_AUDIT_ROWS}")
+        raise RefusedError(ErrorCode.INVALID_QUERY, f"limit must be 1 to {MAX_AUDIT_ROWS}")
     records = await service.store.audit_page(
         after=_number(request, "after"),
         since_s=_number(request, "since"),
@@ -40,7 +41,7 @@ def _number(request: web.Request, name: str) -> int | None:
     if text is None:
         return None
     if _NUMBER.fullmatch(text) is None:
-        raise ApiError(400, "invalid_query", f"{name} must be a whole number")
+        raise RefusedError(ErrorCode.INVALID_QUERY, f"{name} must be a whole number")
     return int(text)
 
 
@@ -66,6 +67,6 @@ AUDIT_ROUTES: Final = (
         "List the operators' acts in the order of writing: those behind `after`, or the last ones.",
         query=("after", "since", "limit"),
         answer=AuditPage,
-        errors=("invalid_query",),
+        errors=(ErrorCode.INVALID_QUERY,),
     ),
 )

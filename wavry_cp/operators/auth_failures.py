@@ -43,7 +43,7 @@ class AuthFailures:
         """A request showed a token that is not valid.
 
         Raises:
-            ApiError: 429 ``rate_limited``: too many of them came from its address.
+            RefusedError: 429 ``rate_limited``: too many of them came from its address.
         """
         wait_s = self._limit.check(self.address_key(request), self._monotonic_s())
         if wait_s > 0:
@@ -61,7 +61,7 @@ class AuthFailures:
         """Refuse a token that would cost a call to check, where its address failed too often.
 
         Raises:
-            ApiError: 429 ``rate_limited``.
+            RefusedError: 429 ``rate_limited``.
         """
         wait_s = self._limit.wait_s(self.address_key(request), self._monotonic_s())
         if wait_s > 0:

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .ban_service import BanService
 
@@ -46,7 +47,7 @@ BAN_ROUTES: Final = (
         "Ban a user or a relay.",
         body=BanRequest,
         answer=BanInfo,
-        errors=("not_banned_here", "too_many_bans"),
+        errors=(ErrorCode.NOT_BANNED_HERE, ErrorCode.TOO_MANY_BANS),
     ),
     Route[_Service](
         "POST",
@@ -56,6 +57,6 @@ BAN_ROUTES: Final = (
         "End a ban.",
         body=LiftBanRequest,
         answer=BanInfo,
-        errors=("not_banned_here", "unknown_ban"),
+        errors=(ErrorCode.NOT_BANNED_HERE, ErrorCode.UNKNOWN_BAN),
     ),
 )

@@ -10,8 +10,9 @@ from typing import Final, Protocol
 
 import structlog
 
-from wavry_cp.app.http import ApiError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .audit import SYSTEM, AuditEntry, AuditLog, attempted
 from .bans import Ban, BanKind, BanTable
@@ -75,7 +76,7 @@ class BanService:
         """Ban somebody, or change the end and the reason of a ban.
 
         Raises:
-            ApiError: 400 ``not_banned_here``: this service has no such kind;
+            RefusedError: 400 ``not_banned_here``: this service has no such kind;
                 409 ``too_many_bans``.
         """
         now_s = self._now_s()
@@ -86,8 +87,8 @@ class BanService:
                 self._check_kind(kind)
                 older = self._table.find(kind, order.value)
                 if older is None and len(self._table) >= MAX_BANS:
-                    raise ApiError(
-                        409, "too_many_bans", f"there are {MAX_BANS} bans; lift some first"
+                    raise RefusedError(
+                        ErrorCode.TOO_MANY_BANS, f"there are {MAX_BANS} bans; lift some first"
                     )
                 ban = Ban(
                     kind=kind,
@@ -112,7 +113,7 @@ class BanService:
         """End a ban now.
 
         Raises:
-            ApiError: 404 ``unknown_ban``, 400 ``not_banned_here``.
+            RefusedError: 404 ``unknown_ban``, 400 ``not_banned_here``.
         """
         now_s = self._now_s()
         kind = BanKind(order.kind)
@@ -122,8 +123,8 @@ class BanService:
                 self._check_kind(kind)
                 ban = self._table.find(kind, order.value)
                 if ban is None:
-                    raise ApiError(
-                        404, "unknown_ban", "there is no such ban; see `wavryctl bans list`"
+                    raise RefusedError(
+                        ErrorCode.UNKNOWN_BAN, "there is no such ban; see `wavryctl bans list`"
                     )
                 await self._effects.take_away(ban, audit)
                 self._table.remove(kind, order.value)
@@ -145,8 +146,9 @@ class BanService:
 
     def _check_kind(self, kind: BanKind) -> None:
         if kind not in self._kinds:
-            raise ApiError(
-                400, "not_banned_here", f"this service does not ban a {kind.value}: ask the master"
+            raise RefusedError(
+                ErrorCode.NOT_BANNED_HERE,
+                f"this service does not ban a {kind.value}: ask the master",
             )
 
 

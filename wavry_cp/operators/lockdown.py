@@ -10,7 +10,9 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import Counter
 
-from wavry_cp.app.http import ApiError, Handler, route_template
+from wavry_cp.app.http import Handler, route_template
+from wavry_cp.app.refusal import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .switches import SwitchTable
 
@@ -45,11 +47,10 @@ def lockdown_middleware(
             passes = template in open_templates or template.startswith(ADMIN_PREFIX)
             if not passes and not is_admin(request):
                 refused.inc()
-                raise ApiError(
-                    503,
-                    "lockdown",
+                raise RefusedError(
+                    ErrorCode.LOCKDOWN,
                     "the operator has closed the service for now; try again later",
-                    {"Retry-After": str(RETRY_AFTER_S)},
+                    retry_after_s=RETRY_AFTER_S,
                 )
         return await handler(request)
 

@@ -5,9 +5,10 @@ from typing import Protocol
 
 from aiohttp import web
 
-from wavry_cp.app.http import ApiError
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_peer.protocol.http.admin import SwitchInfo, SwitchList, SwitchRequest
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .switch_service import SwitchService, switch_info
 from .switches import Switch, SwitchTable
@@ -37,7 +38,7 @@ def switch_routes(roles: Mapping[Switch, CallerKind]) -> tuple[Route[_Service], 
         return switch_info(order)
 
     async def refuse(_service: _Service, _request: web.Request) -> None:
-        raise ApiError(404, "unknown_switch", f"the switches here are: {', '.join(named)}")
+        raise RefusedError(ErrorCode.UNKNOWN_SWITCH, f"the switches here are: {', '.join(named)}")
 
     return (
         Route(
@@ -67,6 +68,6 @@ def switch_routes(roles: Mapping[Switch, CallerKind]) -> tuple[Route[_Service], 
             (CallerKind.ADMIN,),
             refuse,
             "Refuse any other switch by naming those that there are.",
-            errors=("unknown_switch",),
+            errors=(ErrorCode.UNKNOWN_SWITCH,),
         ),
     )

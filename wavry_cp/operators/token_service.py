@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from wavry_cp.master.refusal import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.http.admin import (
     NewToken,
     NewTokenRequest,
@@ -13,6 +13,7 @@ from wavry_peer.protocol.http.admin import (
     TokenInfo,
     TokenList,
 )
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.clock import Clock
 
 from .admin_tokens import RESERVED_NAMES, AdminToken, TokenTable, new_token, rotation
@@ -60,15 +61,17 @@ class TokenService:
         audit = AuditEntry(now_s, who, "token_create", target, request.reason)
         async with self._changing, attempted(self._store, audit):
             if request.name in RESERVED_NAMES:
-                raise RefusedError("reserved_name", "this name is the system's; choose another")
+                raise RefusedError(
+                    ErrorCode.RESERVED_NAME, "this name is the system's; choose another"
+                )
             held = self._table.named(request.name)
             if any(token.is_valid(now_s) for token in held):
                 raise RefusedError(
-                    "name_taken", "this name has a valid token; rotate or revoke that one"
+                    ErrorCode.NAME_TAKEN, "this name has a valid token; rotate or revoke that one"
                 )
             if len(self._table) - len(held) >= MAX_TOKENS:
                 raise RefusedError(
-                    "too_many_tokens", f"there are {MAX_TOKENS} tokens; revoke some first"
+                    ErrorCode.TOO_MANY_TOKENS, f"there are {MAX_TOKENS} tokens; revoke some first"
                 )
             token, text = new_token(
                 request.name,
@@ -132,7 +135,7 @@ class TokenService:
         held = self._table.named(name)
         if not held:
             raise RefusedError(
-                "unknown_token", "no token has this name; see `wavryctl tokens list`"
+                ErrorCode.UNKNOWN_TOKEN, "no token has this name; see `wavryctl tokens list`"
             )
         return held
 

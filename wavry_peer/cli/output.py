@@ -22,6 +22,7 @@ from wavry_peer.errors import (
     TransferError,
 )
 from wavry_peer.protocol.errors import LocalError, WavryError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["EXIT_STATUSES", "Output", "run_command"]
 
@@ -127,7 +128,7 @@ def run_command(
     except WavryError as error:
         output.error(error)
         status = next((code for kind, code in _STATUS_OF if isinstance(error, kind)), 1)
-        if isinstance(error, GatewayError) and error.code == "banned":
+        if isinstance(error, GatewayError) and error.code == ErrorCode.BANNED:
             status = 4
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

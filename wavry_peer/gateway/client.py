@@ -16,6 +16,7 @@ from wavry_peer.home.identity import Identity
 from wavry_peer.home.logins import SavedLogin
 from wavry_peer.protocol.errors import LocalError, MessageError, ProtocolError
 from wavry_peer.protocol.http import api
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 __all__ = ["GatewayClient", "normalize_gateway_url"]
@@ -205,7 +206,7 @@ class GatewayClient:
             if self.token is not None:
                 raise
         except GatewayError as error:
-            if error.code != "unknown_session":
+            if error.code != ErrorCode.UNKNOWN_SESSION:
                 raise
 
     async def close_session(self, session_id: str) -> None:

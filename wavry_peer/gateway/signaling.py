@@ -19,6 +19,7 @@ from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachable
 from wavry_peer.event_log import EventLog
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import signaling as s
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .client import GatewayClient
 
@@ -28,7 +29,10 @@ _log = EventLog(__name__)
 
 CLOSE_INVALID_TOKEN: Final = 4401
 CLOSE_DISPLACED: Final = 4409
-_FINAL_CODES: Final = {CLOSE_INVALID_TOKEN: "invalid_token", CLOSE_DISPLACED: "displaced"}
+_FINAL_CODES: Final = {
+    CLOSE_INVALID_TOKEN: ErrorCode.INVALID_TOKEN,
+    CLOSE_DISPLACED: ErrorCode.DISPLACED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ class SignalingLink:
             while (message := await self._next(socket)) is not None:
                 if isinstance(message, s.Error):
                     error = _error_of(message)
-                    if error.code in _FINAL_CODES.values() or error.code == "banned":
+                    if error.code in _FINAL_CODES.values() or error.code == ErrorCode.BANNED:
                         displaced = error
                         break
                 if not isinstance(message, s.Bound | s.Pong | s.Ping):
@@ -243,9 +247,11 @@ class SignalingLink:
 
 
 def _error_of(message: s.Error) -> GatewayError:
-    if message.code == "displaced":
+    if message.code == ErrorCode.DISPLACED:
         text = "another connection of the same user took the place of this one"
         return GatewayError("displaced", text)
-    if message.code == "invalid_token":
-        return GatewayAuthError("invalid_token", "the login has ended; run: wavry-peer login")
+    if message.code == ErrorCode.INVALID_TOKEN:
+        return GatewayAuthError(
+            ErrorCode.INVALID_TOKEN, "the login has ended; run: wavry-peer login"
+        )
     return GatewayError(message.code, message.message)

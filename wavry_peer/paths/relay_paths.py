@@ -30,6 +30,7 @@ from wavry_peer.event_log import EventLog
 from wavry_peer.protocol.channel.wire import ProbeStage
 from wavry_peer.protocol.constants import NoticeCode, RejectReason, Role
 from wavry_peer.protocol.http.api import Credentials
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .drain_hints import DrainHints
 from .environment import Environment, LeaseBroker
@@ -75,9 +76,13 @@ MAX_EXCLUDED: Final = 32
 
 _SECOND_NS: Final = 1_000_000_000
 _MAX_SLEEP_S: Final = 5.0
-_ORDERED_CODES: Final = frozenset({"revoked", "banned"})
+_ORDERED_CODES: Final = frozenset({ErrorCode.REVOKED, ErrorCode.BANNED})
 """An operator wanted it: the user is told in the gateway's words."""
-_GONE_CODES: Final = _ORDERED_CODES | {"session_closed", "unknown_session", "not_found"}
+_GONE_CODES: Final = _ORDERED_CODES | {
+    ErrorCode.SESSION_CLOSED,
+    ErrorCode.UNKNOWN_SESSION,
+    ErrorCode.NOT_FOUND,
+}
 
 
 class RelayPaths:

@@ -14,6 +14,7 @@ Messages say what to do next and never carry a secret or a full peer address.
 """
 
 from .constants import RejectReason
+from .http.codes import ErrorCode
 
 __all__ = [
     "KeySetError",
@@ -70,9 +71,9 @@ class MessageError(ProtocolError):
     """A JSON body or signaling frame that does not fit.
 
     Attributes:
-        code: stable machine-readable code, e.g. ``"invalid_message"``.
+        code: stable code, e.g. ``invalid_message``.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code

@@ -12,6 +12,7 @@ import msgspec
 
 from wavry_peer.protocol.errors import MessageError, ProtocolError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.redaction import fault_text
 
 __all__ = ["CallError", "JsonAnswer", "JsonCaller"]
@@ -60,9 +61,9 @@ class JsonAnswer:
             return msgspec.json.decode(self.raw, type=kind)
         except msgspec.ValidationError as error:
             # Without the cause: it repeats what the server sent, and causes are logged.
-            raise MessageError("invalid_body", fault_text(error)) from None
+            raise MessageError(ErrorCode.INVALID_BODY, fault_text(error)) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise MessageError("invalid_json", "body is not valid JSON") from None
+            raise MessageError(ErrorCode.INVALID_JSON, "body is not valid JSON") from None
 
     def error_body(self) -> ErrorBody | None:
         """Return the reason of a failure, None where the body is not one of ours."""

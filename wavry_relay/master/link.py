@@ -23,6 +23,7 @@ from wavry_peer.protocol import base64url
 from wavry_peer.protocol.ed25519 import SigningKey
 from wavry_peer.protocol.errors import KeySetError, MessageError, ProtocolError
 from wavry_peer.protocol.http import api
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.keyset import MAX_DOCUMENT_BYTES, encode_keyset, relay_id
 from wavry_peer.protocol.registration import sign_challenge
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
@@ -263,7 +264,7 @@ class MasterLink:
 
     def _heed_ban(self, error: MasterCallError) -> None:
         """Let the sessions of a banned relay go; a registration that is accepted ends that."""
-        if error.code == "banned" and not self._banned:
+        if error.code == ErrorCode.BANNED and not self._banned:
             self._banned = True
             _log.warning(
                 "relay_banned",

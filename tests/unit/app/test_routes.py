@@ -14,12 +14,14 @@ from support.control.gateway import make_config, running_gateway
 from support.control.master import MasterFiles, running_master
 
 from wavry_cp.app import openapi
-from wavry_cp.app.http import ApiError, listening, new_application
+from wavry_cp.app.http import listening, new_application
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import Admitted, CallerKind, Route, bind, caller_of
 from wavry_cp.gateway.app import make_app
 from wavry_cp.gateway.routes import ROUTES as GATEWAY
 from wavry_cp.master.app import open_master
 from wavry_cp.master.routes import ROUTES as MASTER
+from wavry_peer.protocol.http.codes import ErrorCode
 
 TABLES = {"gateway": GATEWAY, "master": MASTER}
 METHODS = {"get", "post", "delete", "put", "patch", "head", "options", "trace"}
@@ -73,7 +75,7 @@ class OneGuard:
     async def admit(self, request, callers):
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if shown not in callers:
-            raise ApiError(401, "unauthorized", "no")
+            raise RefusedError(ErrorCode.UNAUTHORIZED, "no")
         return Admitted(CallerKind(shown), "ann")
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from support.control.gateway import accepted_call, connected, eventually, public_key
 
-from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.sessions.rules import Keys, SessionKey, new_session
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.http import signaling as wire

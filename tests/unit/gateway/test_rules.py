@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.control.gateway import public_key
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.accounts.login_delays import (
     FORGET_S,
     FREE_ATTEMPTS,
@@ -16,7 +17,6 @@ from wavry_cp.gateway.accounts.login_delays import (
     LoginDelays,
 )
 from wavry_cp.gateway.accounts.tokens import TokenHash, make_token, token_hash
-from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.sessions import rules as sessions
 from wavry_cp.gateway.sessions.breaker import FAILURES, OPEN_S, Breaker
 from wavry_cp.gateway.sessions.keyed_lock import KeyedLock

@@ -3,9 +3,9 @@ import resource
 
 import pytest
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.store_errors import StoreUnavailableError, StoreVersionError
 from wavry_cp.gateway.accounts.tokens import TokenHash
-from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.sessions import rules as sessions
 from wavry_cp.gateway.sessions.rules import CallLimits, Keys, SessionKey, new_session
 from wavry_cp.gateway.store import GatewayStore

@@ -8,8 +8,8 @@ import pytest
 from support.control.lease_parts import parties, renewal
 from support.control.master import FakeClock, FakeRelay, MasterFiles, running_master
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.ban_effects import MasterBanEffects
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.operators.bans import Ban, BanKind, BanTable
 
 BANS = "/v1/admin/bans"

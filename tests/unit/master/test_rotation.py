@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.keys.rules import (
     STATUS_AFTER,
     KeyStep,
@@ -21,7 +22,6 @@ from wavry_cp.master.keys.rules import (
     pick_successor,
     removable_at_s,
 )
-from wavry_cp.master.refusal import RefusedError
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.keyset import MAX_KEYS, PublishedKey
 

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.control.master import FakeRelay
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.leases import rules as leases
 from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
 from wavry_cp.master.leases.selection import RelayCandidate, choose, weight
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.relays import rules as registry
 from wavry_cp.master.relays.challenges import Challenges
 from wavry_cp.master.relays.rules import RelayEvent, RelayRecord, RelayReport, RelayState

@@ -15,8 +15,8 @@ from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.commands.app import app as wavryctl
 from wavry_cp.admin.doctor.reach import Asker
 from wavry_cp.admin.output import CommandError
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.sessions.broker import Broker
 from wavry_peer.errors import GatewayUnreachableError
 from wavry_peer.gateway.client import GatewayClient

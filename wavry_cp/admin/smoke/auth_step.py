@@ -5,6 +5,7 @@ import uuid
 
 from wavry_peer.errors import GatewayAuthError, GatewayError
 from wavry_peer.gateway.client import GatewayClient
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .report import Passed, StepFailedError
 from .stage import SmokeContext
@@ -26,7 +27,7 @@ async def check_auth(stage: SmokeContext) -> Passed:
         try:
             await gateway.register(account.username, secrets.token_urlsafe(24))
         except GatewayError as error:
-            if error.code != "username_taken":
+            if error.code != ErrorCode.USERNAME_TAKEN:
                 raise
         else:
             raise StepFailedError("a name that is taken was registered again")
@@ -57,7 +58,7 @@ async def _token_is_good(gateway: GatewayClient) -> bool:
     except GatewayAuthError:
         return False
     except GatewayError as error:
-        if error.code == "unknown_session":
+        if error.code == ErrorCode.UNKNOWN_SESSION:
             return True
         raise
     return True

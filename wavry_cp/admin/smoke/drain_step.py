@@ -17,6 +17,7 @@ from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 from wavry_peer.errors import GatewayError
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .echo import Echo
 from .relay_step import require_whole
@@ -119,7 +120,7 @@ async def _stays_and_is_alone(stage: SmokeContext, pair: Pair, echo: Echo) -> st
             raise StepFailedError("a new session was given to a drained relay")
     except wavry_peer.SessionFailedError as error:
         told = error.__cause__
-        if not isinstance(told, GatewayError) or told.code != "no_relay_available":
+        if not isinstance(told, GatewayError) or told.code != ErrorCode.NO_RELAY_AVAILABLE:
             raise
     before = echo.answered
     await asyncio.sleep(STAYS_S)

@@ -2,9 +2,10 @@
 
 from prometheus_client import Counter
 
-from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.clock import Clock
 
 __all__ = ["UserAccess"]
@@ -30,10 +31,10 @@ class UserAccess:
         """
         if self._switches.lockdown:
             raise RefusedError(
-                "lockdown", "the operator has closed the service for now", retry_after_s=10
+                ErrorCode.LOCKDOWN, "the operator has closed the service for now", retry_after_s=10
             )
         now_s = self._clock.now_s()
         for username in usernames:
             if self._bans.is_banned(BanKind.USER, username, now_s):
                 self._refused.inc()
-                raise RefusedError("banned", "this user is banned; ask the operator")
+                raise RefusedError(ErrorCode.BANNED, "this user is banned; ask the operator")

@@ -16,7 +16,8 @@ import nacl.exceptions
 import nacl.pwhash
 from nacl.pwhash import argon2id
 
-from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.app.refusal import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["PasswordCost", "PasswordHasher"]
 
@@ -90,7 +91,7 @@ class PasswordHasher:
     async def _work(self, job: Callable[[], Result]) -> Result:
         if self._waiting >= self._max_waiting:
             raise RefusedError(
-                "busy", "too many logins at once, try again shortly", retry_after_s=1
+                ErrorCode.BUSY, "too many logins at once, try again shortly", retry_after_s=1
             )
         self._waiting += 1
         try:

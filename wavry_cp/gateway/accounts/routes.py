@@ -8,6 +8,7 @@ from wavry_cp.app.http import bearer_token
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.gateway.gateway import Gateway
 from wavry_peer.protocol.http.api import LoginResponse, UserCredentials
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["ACCOUNT_ROUTES"]
 
@@ -38,7 +39,7 @@ ACCOUNT_ROUTES: Final = (
         body=UserCredentials,
         answer=LoginResponse,
         status=201,
-        errors=("busy", "rate_limited", "username_taken"),
+        errors=(ErrorCode.BUSY, ErrorCode.RATE_LIMITED, ErrorCode.USERNAME_TAKEN),
     ),
     Route[Gateway](
         "POST",
@@ -48,7 +49,13 @@ ACCOUNT_ROUTES: Final = (
         "Check a password and make a token.",
         body=UserCredentials,
         answer=LoginResponse,
-        errors=("banned", "busy", "invalid_credentials", "rate_limited", "too_many_attempts"),
+        errors=(
+            ErrorCode.BANNED,
+            ErrorCode.BUSY,
+            ErrorCode.INVALID_CREDENTIALS,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.TOO_MANY_ATTEMPTS,
+        ),
     ),
     Route[Gateway](
         "POST",

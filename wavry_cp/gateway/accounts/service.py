@@ -7,10 +7,11 @@ from typing import Literal
 
 from wavry_cp.app.metric_families import LabelledCounter
 from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.store import GatewayStore, TokenOwner
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.clock import Clock
 
 from .access import UserAccess
@@ -78,7 +79,7 @@ class AccountService:
             raise
         if not await self._store.add_user(username, hashed, now_s=self._clock.now_s()):
             self._metrics.registrations.labels("taken").inc()
-            raise RefusedError("username_taken", "this name is taken; choose another")
+            raise RefusedError(ErrorCode.USERNAME_TAKEN, "this name is taken; choose another")
         self._metrics.registrations.labels("ok").inc()
 
     async def login(self, username: str, password: str, address: str) -> Login:
@@ -93,7 +94,7 @@ class AccountService:
         if wait_s:
             self._metrics.logins.labels("delayed").inc()
             raise RefusedError(
-                "too_many_attempts",
+                ErrorCode.TOO_MANY_ATTEMPTS,
                 "too many wrong passwords from here; wait before the next try",
                 retry_after_s=wait_s,
             )
@@ -110,7 +111,7 @@ class AccountService:
             raise
         if not fits or stored is None:
             self._metrics.logins.labels("wrong").inc()
-            raise RefusedError("invalid_credentials", "user name or password is wrong")
+            raise RefusedError(ErrorCode.INVALID_CREDENTIALS, "user name or password is wrong")
         self._delays.succeeded(username, address)
         # Only now: a ban is told to who holds the account, not to who guesses names.
         try:
@@ -183,11 +184,13 @@ class AccountService:
             self._metrics.limited.labels(name).inc()
             results.labels("limited").inc()
             raise RefusedError(
-                "rate_limited", "too many tries from this address; wait", retry_after_s=wait_s
+                ErrorCode.RATE_LIMITED,
+                "too many tries from this address; wait",
+                retry_after_s=wait_s,
             )
 
 
 def _invalid_token() -> RefusedError:
     return RefusedError(
-        "invalid_token", "the token is missing or not valid (any more); log in again"
+        ErrorCode.INVALID_TOKEN, "the token is missing or not valid (any more); log in again"
     )

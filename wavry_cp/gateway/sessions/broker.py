@@ -11,8 +11,8 @@ import aiohttp
 import msgspec
 import structlog
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.refused import RefusedError
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.admin import TokenCheck, TokenCheckRequest
@@ -24,6 +24,7 @@ from wavry_peer.protocol.http.api import (
     RenewRequest,
     RenewResponse,
 )
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .breaker import Breaker
@@ -34,13 +35,13 @@ __all__ = ["Broker", "unavailable"]
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 PASSED_ON: Final = {
-    "no_relay_available": "no relay is free now; try again shortly",
-    "relay_mode_off": "the operator has switched relays off for now; try again later",
-    "banned": "one of the two users is banned; ask the operator",
-    "lockdown": "the operator has closed the service for now; try again later",
-    "revoked": "the operator revoked this session; make a new call, or ask the operator",
-    "stale_jti": "this is not the newest lease of the session; use the newest",
-    "rate_limited": "the master is limited now; try again shortly",
+    ErrorCode.NO_RELAY_AVAILABLE: "no relay is free now; try again shortly",
+    ErrorCode.RELAY_MODE_OFF: "the operator has switched relays off for now; try again later",
+    ErrorCode.BANNED: "one of the two users is banned; ask the operator",
+    ErrorCode.LOCKDOWN: "the operator has closed the service for now; try again later",
+    ErrorCode.REVOKED: "the operator revoked this session; make a new call, or ask the operator",
+    ErrorCode.STALE_JTI: "this is not the newest lease of the session; use the newest",
+    ErrorCode.RATE_LIMITED: "the master is limited now; try again shortly",
 }
 """Codes of the master that a user can act on."""
 PROBE_FRESH_S: Final = 5.0
@@ -176,16 +177,21 @@ class Broker:
             raise _Unanswered(f"status {status} without an error body")
         code = refusal.error
         if code in PASSED_ON:
+            known = ErrorCode[code.upper()]
             self._metrics.master_calls.labels(name, "refused").inc()
             raise RefusedError(
-                code, PASSED_ON[code], retry_after_s=1 if status in {429, 503} else 0
+                known, PASSED_ON[known], retry_after_s=1 if status in {429, 503} else 0
             )
-        if code == "busy_session":
+        if code == ErrorCode.BUSY_SESSION:
             self._metrics.master_calls.labels(name, "refused").inc()
-            raise RefusedError("busy", "this session is being changed; again", retry_after_s=1)
+            raise RefusedError(
+                ErrorCode.BUSY, "this session is being changed; again", retry_after_s=1
+            )
         if status in {404, 409}:
             self._metrics.master_calls.labels(name, "refused").inc()
-            raise RefusedError("relay_gone", "this relay or lease is gone; ask for a relay again")
+            raise RefusedError(
+                ErrorCode.RELAY_GONE, "this relay or lease is gone; ask for a relay again"
+            )
         if status < 500 and status not in {401, 403}:
             # The master is well, this one request is not: no reason to stop asking for others.
             self._metrics.master_calls.labels(name, "refused").inc()
@@ -197,7 +203,7 @@ class Broker:
 def unavailable() -> RefusedError:
     """The one answer for a master that does not answer."""
     return RefusedError(
-        "relay_unavailable",
+        ErrorCode.RELAY_UNAVAILABLE,
         "relays cannot be asked for now; the direct path still works, try again shortly",
         retry_after_s=1,
     )

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.accounts.access import UserAccess
 from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.store import GatewayStore
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import Credentials, LeaseResponse, RelaySessionRequest
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import RelayCredentials
 from wavry_peer.service.clock import Clock
 
@@ -142,7 +143,9 @@ class SessionLeases:
     async def _session(self, session_id: SessionKey) -> CallSession:
         session = await self._store.session(session_id)
         if session is None:
-            raise RefusedError("unknown_session", "you have no such session; make a new call")
+            raise RefusedError(
+                ErrorCode.UNKNOWN_SESSION, "you have no such session; make a new call"
+            )
         return session
 
     def _shared(
@@ -174,7 +177,9 @@ class SessionLeases:
         # Refused here where a user has hung up in the meantime: then nobody gets a lease.
         changed = await self._store.change_session(session.session_id, rule)
         if changed is None:
-            raise RefusedError("unknown_session", "you have no such session; make a new call")
+            raise RefusedError(
+                ErrorCode.UNKNOWN_SESSION, "you have no such session; make a new call"
+            )
         self._metrics.sessions.labels("moved" if changed[0].relay_id else "relayed").inc()
         other = sessions.other_user(session, username)
         other_role = sessions.role_of(session, other)
@@ -195,7 +200,9 @@ class SessionLeases:
 
         changed = await self._store.change_session(session_id, rule)
         if changed is None:
-            raise RefusedError("unknown_session", "you have no such session; make a new call")
+            raise RefusedError(
+                ErrorCode.UNKNOWN_SESSION, "you have no such session; make a new call"
+            )
         self._metrics.sessions.labels("renewed").inc()
         return changed[1]
 
@@ -204,7 +211,7 @@ class SessionLeases:
         if wait_s:
             self._metrics.limited.labels("relay").inc()
             raise RefusedError(
-                "rate_limited", "too many relay requests; wait", retry_after_s=wait_s
+                ErrorCode.RATE_LIMITED, "too many relay requests; wait", retry_after_s=wait_s
             )
 
 

@@ -5,9 +5,9 @@ from typing import Final
 
 from aiohttp import web
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.gateway.gateway import Gateway
-from wavry_cp.gateway.refused import RefusedError
 from wavry_peer.protocol.http.api import (
     AcceptSessionRequest,
     CreateSessionRequest,
@@ -18,6 +18,7 @@ from wavry_peer.protocol.http.api import (
     SessionInfo,
     SessionList,
 )
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import Offer
 
 from .rules import SessionKey, checked_keys, describe
@@ -76,7 +77,7 @@ async def _renew(gateway: Gateway, request: web.Request, body: RenewSessionReque
 def _session_id(request: web.Request) -> SessionKey:
     text = request.match_info["session_id"]
     if _UUID.fullmatch(text) is None:
-        raise RefusedError("unknown_session", "a session id is a UUID in lower case")
+        raise RefusedError(ErrorCode.UNKNOWN_SESSION, "a session id is a UUID in lower case")
     return SessionKey(text)
 
 
@@ -95,7 +96,13 @@ SESSION_ROUTES: Final = (
         body=CreateSessionRequest,
         answer=SessionInfo,
         status=201,
-        errors=("banned", "invalid_message", "invalid_target", "rate_limited", "user_offline"),
+        errors=(
+            ErrorCode.BANNED,
+            ErrorCode.INVALID_MESSAGE,
+            ErrorCode.INVALID_TARGET,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.USER_OFFLINE,
+        ),
     ),
     Route[Gateway](
         "GET",
@@ -104,9 +111,11 @@ SESSION_ROUTES: Final = (
         _read,
         "Tell about one session.",
         answer=SessionInfo,
-        errors=("unknown_session",),
+        errors=(ErrorCode.UNKNOWN_SESSION,),
     ),
-    Route[Gateway]("DELETE", _ONE, _USER, _end, "End a session.", errors=("unknown_session",)),
+    Route[Gateway](
+        "DELETE", _ONE, _USER, _end, "End a session.", errors=(ErrorCode.UNKNOWN_SESSION,)
+    ),
     Route[Gateway](
         "POST",
         f"{_ONE}/accept",
@@ -116,12 +125,12 @@ SESSION_ROUTES: Final = (
         body=AcceptSessionRequest,
         answer=SessionInfo,
         errors=(
-            "invalid_message",
-            "key_mismatch",
-            "not_called_user",
-            "session_closed",
-            "unknown_session",
-            "user_offline",
+            ErrorCode.INVALID_MESSAGE,
+            ErrorCode.KEY_MISMATCH,
+            ErrorCode.NOT_CALLED_USER,
+            ErrorCode.SESSION_CLOSED,
+            ErrorCode.UNKNOWN_SESSION,
+            ErrorCode.USER_OFFLINE,
         ),
     ),
     Route[Gateway](
@@ -133,16 +142,16 @@ SESSION_ROUTES: Final = (
         body=RelaySessionRequest,
         answer=Credentials,
         errors=(
-            "banned",
-            "busy",
-            "no_relay_available",
-            "not_accepted",
-            "rate_limited",
-            "relay_mode_off",
-            "relay_unavailable",
-            "revoked",
-            "session_closed",
-            "unknown_session",
+            ErrorCode.BANNED,
+            ErrorCode.BUSY,
+            ErrorCode.NO_RELAY_AVAILABLE,
+            ErrorCode.NOT_ACCEPTED,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.RELAY_MODE_OFF,
+            ErrorCode.RELAY_UNAVAILABLE,
+            ErrorCode.REVOKED,
+            ErrorCode.SESSION_CLOSED,
+            ErrorCode.UNKNOWN_SESSION,
         ),
     ),
     Route[Gateway](
@@ -152,7 +161,7 @@ SESSION_ROUTES: Final = (
         _report_path,
         "Report on which path a session talks; only counted.",
         body=PathReport,
-        errors=("not_accepted", "unknown_session"),
+        errors=(ErrorCode.NOT_ACCEPTED, ErrorCode.UNKNOWN_SESSION),
     ),
     Route[Gateway](
         "POST",
@@ -163,16 +172,16 @@ SESSION_ROUTES: Final = (
         body=RenewSessionRequest,
         answer=Credentials,
         errors=(
-            "banned",
-            "busy",
-            "not_on_relay",
-            "rate_limited",
-            "relay_gone",
-            "relay_unavailable",
-            "revoked",
-            "session_closed",
-            "stale_jti",
-            "unknown_session",
+            ErrorCode.BANNED,
+            ErrorCode.BUSY,
+            ErrorCode.NOT_ON_RELAY,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.RELAY_GONE,
+            ErrorCode.RELAY_UNAVAILABLE,
+            ErrorCode.REVOKED,
+            ErrorCode.SESSION_CLOSED,
+            ErrorCode.STALE_JTI,
+            ErrorCode.UNKNOWN_SESSION,
         ),
     ),
 )

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NewType
 
-from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol import base64url
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import SessionInfo
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = [
     "CallLimits",
@@ -126,7 +127,7 @@ def checked_keys(identity: str | None, noise: str | None) -> Keys:
             if text is not None:
                 base64url.decode(text, size=32)
         except ValueError as error:
-            raise RefusedError("invalid_message", f"{name} is {error}") from error
+            raise RefusedError(ErrorCode.INVALID_MESSAGE, f"{name} is {error}") from error
     return Keys(identity, noise)
 
 
@@ -143,14 +144,14 @@ def new_session(
         RefusedError: ``invalid_target``: a user cannot call himself.
     """
     if caller == callee:
-        raise RefusedError("invalid_target", "you cannot call yourself")
+        raise RefusedError(ErrorCode.INVALID_TARGET, "you cannot call yourself")
     return CallSession(
         session_id, caller, callee, "pending", now_s, now_s + pending_s, caller_keys=keys
     )
 
 
 def _unknown() -> RefusedError:
-    return RefusedError("unknown_session", "you have no such session; make a new call")
+    return RefusedError(ErrorCode.UNKNOWN_SESSION, "you have no such session; make a new call")
 
 
 def role_of(session: CallSession, username: str) -> c.Role:
@@ -178,7 +179,7 @@ def require_open(session: CallSession, *, now_s: int) -> None:
         RefusedError: ``session_closed``.
     """
     if session.state == "closed" or session.expires_at <= now_s:
-        raise RefusedError("session_closed", "the session has ended; make a new call")
+        raise RefusedError(ErrorCode.SESSION_CLOSED, "the session has ended; make a new call")
 
 
 def _move(session: CallSession, event: Event) -> SessionState:
@@ -195,7 +196,7 @@ def accept(
             ``key_mismatch`` (accepted before with other keys).
     """
     if role_of(session, username) is not c.Role.SERVER:
-        raise RefusedError("not_called_user", "only the called user can accept")
+        raise RefusedError(ErrorCode.NOT_CALLED_USER, "only the called user can accept")
     require_open(session, now_s=now_s)
     if session.state != "pending":
         require_same_keys(session, username, keys)
@@ -216,7 +217,9 @@ def require_same_keys(session: CallSession, username: str, keys: Keys) -> None:
     """
     known = session.caller_keys if username == session.caller else session.callee_keys
     if keys.identity not in (None, known.identity) or keys.noise not in (None, known.noise):
-        raise RefusedError("key_mismatch", "keys of a session cannot change; make a new call")
+        raise RefusedError(
+            ErrorCode.KEY_MISMATCH, "keys of a session cannot change; make a new call"
+        )
 
 
 def require_grantable(session: CallSession, *, now_s: int) -> None:
@@ -227,7 +230,9 @@ def require_grantable(session: CallSession, *, now_s: int) -> None:
     """
     require_open(session, now_s=now_s)
     if (session.state, "relay") not in TRANSITIONS:
-        raise RefusedError("not_accepted", "the called user has not accepted yet; wait for ANSWER")
+        raise RefusedError(
+            ErrorCode.NOT_ACCEPTED, "the called user has not accepted yet; wait for ANSWER"
+        )
 
 
 def grant(
@@ -263,7 +268,9 @@ def require_renewable(session: CallSession, *, now_s: int) -> None:
     """
     require_open(session, now_s=now_s)
     if (session.state, "renew") not in TRANSITIONS:
-        raise RefusedError("not_on_relay", "the session has no lease yet; ask for a relay first")
+        raise RefusedError(
+            ErrorCode.NOT_ON_RELAY, "the session has no lease yet; ask for a relay first"
+        )
 
 
 def renew(

@@ -10,10 +10,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.store import GatewayStore
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import Answer, AnswerRift, Bye, Candidate, Offer, OfferRift
 from wavry_peer.service.clock import Clock
 
@@ -94,7 +95,7 @@ class SessionService:
         """
         session = await self._common(username, message.target_username, message.session_id)
         if session.state == "pending" and username != session.caller:
-            raise RefusedError("not_accepted", "answer the call first")
+            raise RefusedError(ErrorCode.NOT_ACCEPTED, "answer the call first")
         keys = checked_keys(message.identity_key, message.noise_key)
         sessions.require_same_keys(session, username, keys)
         self._pass_on(session, username, message)
@@ -257,7 +258,9 @@ class SessionService:
 
     async def _refuse(self, username: str, session: CallSession, message: Answer) -> None:
         if username != session.callee:
-            raise RefusedError("not_called_user", "only the called user can refuse; send BYE")
+            raise RefusedError(
+                ErrorCode.NOT_CALLED_USER, "only the called user can refuse; send BYE"
+            )
         if await self._close(session.session_id):
             self._metrics.sessions.labels("refused").inc()
             self._hub.deliver(session.caller, _signed(message, username, session))
@@ -289,7 +292,7 @@ class SessionService:
 
     async def _between(self, username: str, target: str | None) -> tuple[CallSession, ...]:
         if target is None:
-            raise RefusedError("invalid_message", "target_username is missing")
+            raise RefusedError(ErrorCode.INVALID_MESSAGE, "target_username is missing")
         found = await self._store.open_sessions_between(username, target, now_s=self._clock.now_s())
         if not found:
             raise _unknown()
@@ -313,7 +316,7 @@ class SessionService:
 
     def _limited(self, text: str, wait_s: float) -> RefusedError:
         self._metrics.limited.labels("call").inc()
-        return RefusedError("rate_limited", text, retry_after_s=wait_s)
+        return RefusedError(ErrorCode.RATE_LIMITED, text, retry_after_s=wait_s)
 
 
 def _signed(message: Addressed, username: str, session: CallSession) -> Addressed:
@@ -329,8 +332,8 @@ def _signed(message: Addressed, username: str, session: CallSession) -> Addresse
 
 
 def _unknown() -> RefusedError:
-    return RefusedError("unknown_session", "you have no such session; make a new call")
+    return RefusedError(ErrorCode.UNKNOWN_SESSION, "you have no such session; make a new call")
 
 
 def _offline() -> RefusedError:
-    return RefusedError("user_offline", "this user is not online or does not exist")
+    return RefusedError(ErrorCode.USER_OFFLINE, "this user is not online or does not exist")

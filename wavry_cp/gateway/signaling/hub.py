@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from wavry_cp.gateway.accounts.tokens import TokenHash
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import Error, Message
 
 from .connection import CLOSE_AUTH, CLOSE_DISPLACED, CLOSE_GOING_AWAY, SignalingConnection
@@ -44,7 +45,9 @@ class Hub:
             older.end(
                 CLOSE_DISPLACED,
                 "displaced",
-                Error(code="displaced", message="a newer connection of this user took over"),
+                Error(
+                    code=ErrorCode.DISPLACED, message="a newer connection of this user took over"
+                ),
             )
 
     def remove(self, connection: SignalingConnection) -> None:
@@ -70,7 +73,7 @@ class Hub:
             connection.end(
                 CLOSE_GOING_AWAY,
                 "shutdown",
-                Error(code="shutting_down", message="the gateway stops; connect again"),
+                Error(code=ErrorCode.SHUTTING_DOWN, message="the gateway stops; connect again"),
             )
 
     def end_user(self, username: str) -> None:
@@ -84,8 +87,10 @@ class Hub:
         for connection in tuple(self._all):
             connection.end(
                 CLOSE_GOING_AWAY,
-                "lockdown",
-                Error(code="lockdown", message="the operator has closed the service for now"),
+                ErrorCode.LOCKDOWN,
+                Error(
+                    code=ErrorCode.LOCKDOWN, message="the operator has closed the service for now"
+                ),
             )
 
     def deliver(self, username: str, message: Message) -> bool:
@@ -107,7 +112,9 @@ class Hub:
 def end_for_ban(connection: SignalingConnection) -> None:
     """Close the connection of a banned user."""
     connection.end(
-        CLOSE_AUTH, "banned", Error(code="banned", message="this user is banned; ask the operator")
+        CLOSE_AUTH,
+        ErrorCode.BANNED,
+        Error(code=ErrorCode.BANNED, message="this user is banned; ask the operator"),
     )
 
 
@@ -115,6 +122,8 @@ def end_for_token(connection: SignalingConnection) -> None:
     """Close a connection whose token is not good (any more)."""
     connection.end(
         CLOSE_AUTH,
-        "invalid_token",
-        Error(code="invalid_token", message="the token is not valid (any more); log in again"),
+        ErrorCode.INVALID_TOKEN,
+        Error(
+            code=ErrorCode.INVALID_TOKEN, message="the token is not valid (any more); log in again"
+        ),
     )

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
-from wavry_cp.gateway.refused import RefusedError
+from wavry_cp.app.refusal import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["ConnectionFaults", "ConnectionSlots", "KeyedCounter"]
 
@@ -43,10 +44,12 @@ class ConnectionSlots:
             RefusedError: ``too_many_connections`` or ``busy``.
         """
         if self._in_use >= self._total:
-            raise RefusedError("busy", "the gateway is full, try again shortly", retry_after_s=5)
+            raise RefusedError(
+                ErrorCode.BUSY, "the gateway is full, try again shortly", retry_after_s=5
+            )
         if self._used.get(address, 0) >= self._per_address:
             raise RefusedError(
-                "too_many_connections",
+                ErrorCode.TOO_MANY_CONNECTIONS,
                 "too many connections from this address; close one first",
                 retry_after_s=10,
             )

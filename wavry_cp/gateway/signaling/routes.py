@@ -4,10 +4,11 @@ from typing import Final
 
 from aiohttp import web
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.gateway.cors import require_known_origin
 from wavry_cp.gateway.gateway import Gateway
-from wavry_cp.gateway.refused import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["SIGNALING_ROUTES"]
 
@@ -19,10 +20,10 @@ async def _open(gateway: Gateway, request: web.Request) -> web.StreamResponse:
     if wait_s:
         gateway.metrics.limited.labels("connect").inc()
         raise RefusedError(
-            "rate_limited", "too many connections from this address", retry_after_s=wait_s
+            ErrorCode.RATE_LIMITED, "too many connections from this address", retry_after_s=wait_s
         )
     if gateway.stopping:
-        raise RefusedError("busy", "the gateway stops; connect again", retry_after_s=1)
+        raise RefusedError(ErrorCode.BUSY, "the gateway stops; connect again", retry_after_s=1)
     try:
         slot = gateway.slots.take(address)
     except RefusedError:
@@ -39,7 +40,12 @@ SIGNALING_ROUTES: Final = (
         (CallerKind.ANYONE,),
         _open,
         "Open the WebSocket of signaling; the user's token comes in its first message, BIND.",
-        errors=("busy", "origin_not_allowed", "rate_limited", "too_many_connections"),
+        errors=(
+            ErrorCode.BUSY,
+            ErrorCode.ORIGIN_NOT_ALLOWED,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.TOO_MANY_CONNECTIONS,
+        ),
         websocket=True,
     ),
 )

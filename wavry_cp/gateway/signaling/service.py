@@ -14,14 +14,13 @@ from typing import Any, Final
 import structlog
 from aiohttp import WSMsgType, web
 
-from wavry_cp.app.http import ApiError
 from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.accounts.tokens import token_hash
 from wavry_cp.gateway.config import GatewayConfig
 from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.refused import RefusedError
 from wavry_cp.gateway.sessions.leases import SessionLeases, credentials_message
 from wavry_cp.gateway.sessions.rules import Keys, SessionKey, checked_keys
 from wavry_cp.gateway.sessions.service import SessionService
@@ -29,6 +28,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import signaling as wire
 from wavry_peer.protocol.http.api import RelaySessionRequest
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.clock import Clock
 
 from .connection import (
@@ -98,7 +98,7 @@ class Signaling:
         """Upgrade a request and serve it to the end.
 
         Raises:
-            ApiError: 400 ``websocket_required``: the request is no WebSocket upgrade.
+            RefusedError: 400 ``websocket_required``: the request is no WebSocket upgrade.
         """
         ws = web.WebSocketResponse(
             timeout=1.0,
@@ -110,9 +110,8 @@ class Signaling:
         try:
             await ws.prepare(request)
         except web.HTTPBadRequest as error:
-            raise ApiError(
-                400,
-                "websocket_required",
+            raise RefusedError(
+                ErrorCode.WEBSOCKET_REQUIRED,
                 "this path speaks WebSocket only: send GET with Upgrade: websocket",
             ) from error
         transport = request.transport
@@ -152,12 +151,15 @@ class Signaling:
             pass
         except StoreUnavailableError as error:
             _log.error("store_unavailable", at="bind", cause=str(error))
-            self._fail(connection, CLOSE_INTERNAL, "store_unavailable", "try again shortly")
+            self._fail(connection, CLOSE_INTERNAL, ErrorCode.STORE_UNAVAILABLE, "try again shortly")
         except Exception as error:  # noqa: BLE001  # last resort: the client gets an id, not a traceback
             error_id = secrets.token_hex(4)
             _log.error("unhandled_error", at="websocket", error_id=error_id, exc_info=error)
             self._fail(
-                connection, CLOSE_INTERNAL, "internal_error", f"our fault; quote id {error_id}"
+                connection,
+                CLOSE_INTERNAL,
+                ErrorCode.INTERNAL_ERROR,
+                f"our fault; quote id {error_id}",
             )
         finally:
             timer.cancel()
@@ -173,7 +175,9 @@ class Signaling:
             self._fail_frame(connection, message)
             raise _Ended
         if not isinstance(message, wire.Bind):
-            self._fail(connection, CLOSE_AUTH, "bind_required", "the first message must be BIND")
+            self._fail(
+                connection, CLOSE_AUTH, ErrorCode.BIND_REQUIRED, "the first message must be BIND"
+            )
             raise _Ended
         hashed = token_hash(message.token)
         if hashed is not None:
@@ -181,7 +185,7 @@ class Signaling:
         try:
             owner = await self._accounts.owner(message.token, via="websocket")
         except RefusedError as error:
-            if error.code == "invalid_token":
+            if error.code == ErrorCode.INVALID_TOKEN:
                 end_for_token(connection)
             else:
                 self._fail(connection, CLOSE_AUTH, error.code, str(error))
@@ -194,7 +198,7 @@ class Signaling:
         return owner.username, owner.expires_at
 
     def _bind_timeout(self, connection: SignalingConnection) -> None:
-        self._fail(connection, CLOSE_BIND_TIMEOUT, "bind_timeout", "no BIND came in time")
+        self._fail(connection, CLOSE_BIND_TIMEOUT, ErrorCode.BIND_TIMEOUT, "no BIND came in time")
 
     def _expiry_timer(
         self, connection: SignalingConnection, expires_at: int
@@ -217,13 +221,15 @@ class Signaling:
             if self._message_limit.check(username, now_s):
                 self._metrics.limited.labels("message").inc()
                 if flood.add(now_s):
-                    self._fail(connection, CLOSE_FLOOD, "rate_limited", "too many messages")
+                    self._fail(connection, CLOSE_FLOOD, ErrorCode.RATE_LIMITED, "too many messages")
                     raise _Ended
-                self._say(connection, "rate_limited", "too many messages; this one was dropped")
+                self._say(
+                    connection, ErrorCode.RATE_LIMITED, "too many messages; this one was dropped"
+                )
                 continue
             message = self._decode(frame)
             if isinstance(message, MessageError):
-                if message.code == "frame_too_large" or bad.add(now_s):
+                if message.code == ErrorCode.FRAME_TOO_LARGE or bad.add(now_s):
                     self._fail_frame(connection, message)
                     raise _Ended
                 self._say(connection, message.code, str(message))
@@ -243,7 +249,9 @@ class Signaling:
             self._say(connection, error.code, str(error))
         except StoreUnavailableError as error:
             _log.error("store_unavailable", at="websocket", cause=str(error))
-            self._say(connection, "store_unavailable", "the store cannot answer now; try again")
+            self._say(
+                connection, ErrorCode.STORE_UNAVAILABLE, "the store cannot answer now; try again"
+            )
 
     def _start_relay_request(
         self,
@@ -254,7 +262,9 @@ class Signaling:
     ) -> None:
         if len(waiting) >= RELAY_REQUESTS_AT_ONCE:
             self._metrics.limited.labels("relay").inc()
-            self._say(connection, "rate_limited", "relay requests are under way; wait for them")
+            self._say(
+                connection, ErrorCode.RATE_LIMITED, "relay requests are under way; wait for them"
+            )
             return
         task = asyncio.create_task(self._request_relay_guarded(connection, username, message))
         waiting.add(task)
@@ -268,7 +278,7 @@ class Signaling:
         except Exception as error:  # noqa: BLE001  # as in _converse, for the task of its own
             error_id = secrets.token_hex(4)
             _log.error("unhandled_error", at="request_relay", error_id=error_id, exc_info=error)
-            self._say(connection, "internal_error", f"our fault; quote id {error_id}")
+            self._say(connection, ErrorCode.INTERNAL_ERROR, f"our fault; quote id {error_id}")
 
     # -- actions ----------------------------------------------------------------------------
 
@@ -338,7 +348,7 @@ class Signaling:
             connection.end(close_code, code, wire.Error(code=code, message=text))
 
     def _fail_frame(self, connection: SignalingConnection, error: MessageError) -> None:
-        too_big = error.code == "frame_too_large"
+        too_big = error.code == ErrorCode.FRAME_TOO_LARGE
         self._fail(connection, CLOSE_TOO_BIG if too_big else CLOSE_ABUSE, error.code, str(error))
 
 
@@ -348,7 +358,7 @@ async def _next_frame(connection: SignalingConnection) -> str | MessageError:
             text: str = message.data
             return text
         if message.type is WSMsgType.BINARY:
-            return MessageError("invalid_message", "frames must be text")
+            return MessageError(ErrorCode.INVALID_MESSAGE, "frames must be text")
         if message.type in {
             WSMsgType.CLOSE,
             WSMsgType.CLOSING,
@@ -366,10 +376,12 @@ async def _ignore(_connection: SignalingConnection, _username: str, _message: wi
 async def _bound_twice(
     _connection: SignalingConnection, _username: str, _message: wire.Bind
 ) -> None:
-    raise RefusedError("invalid_message", "this connection is bound already; open another one")
+    raise RefusedError(
+        ErrorCode.INVALID_MESSAGE, "this connection is bound already; open another one"
+    )
 
 
 def _target(message: wire.Offer | wire.OfferRift) -> str:
     if message.target_username is None:
-        raise RefusedError("invalid_message", "target_username is missing")
+        raise RefusedError(ErrorCode.INVALID_MESSAGE, "target_username is missing")
     return message.target_username

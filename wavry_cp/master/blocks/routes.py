@@ -5,11 +5,12 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from wavry_cp.app.http import ApiError
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.context import MasterContext
 from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_peer.protocol.http.admin import BlockList, ClearBlocksRequest, ClearBlocksResponse
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .service import subnet_text
 
@@ -45,8 +46,8 @@ def _subnet(text: str) -> str:
     try:
         return subnet_text(text)
     except ValueError as error:
-        raise ApiError(
-            400, "invalid_subnet", "subnet must be like 192.0.2.0/24 or 2001:db8::/48"
+        raise RefusedError(
+            ErrorCode.INVALID_SUBNET, "subnet must be like 192.0.2.0/24 or 2001:db8::/48"
         ) from error
 
 
@@ -68,6 +69,6 @@ BLOCK_ROUTES: Final = (
         "Order a relay to lift one block, or all.",
         body=ClearBlocksRequest,
         answer=ClearBlocksResponse,
-        errors=("invalid_subnet", "too_many_orders", "unknown_relay"),
+        errors=(ErrorCode.INVALID_SUBNET, ErrorCode.TOO_MANY_ORDERS, ErrorCode.UNKNOWN_RELAY),
     ),
 )

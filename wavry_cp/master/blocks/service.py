@@ -11,9 +11,10 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import Final
 
-from wavry_cp.master.refusal import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.http.admin import RelayBlock
 from wavry_peer.protocol.http.api import BlockedNetwork, Command
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["BlockService", "subnet_text"]
 
@@ -59,7 +60,9 @@ class BlockService:
         """
         orders = self._orders.setdefault(relay_id, {})
         if subnet not in orders and len(orders) >= MOST_ORDERS:
-            raise RefusedError("too_many_orders", "the relay follows none; lift all at once")
+            raise RefusedError(
+                ErrorCode.TOO_MANY_ORDERS, "the relay follows none; lift all at once"
+            )
         orders.setdefault(subnet, _Order()).tries = 0
         return sum(subnet in (None, block.subnet) for block in self._told.get(relay_id, ()))
 

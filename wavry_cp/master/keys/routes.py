@@ -8,6 +8,7 @@ from wavry_cp.app.http import client_address, rate_limited
 from wavry_cp.app.rate_limit import address_key
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.context import MasterContext
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.keys import (
     KeysStatus,
     KeyStepRequest,
@@ -21,7 +22,12 @@ from .rules import KeyStep
 __all__ = ["KEY_ROUTES"]
 
 KEYS_MAX_AGE_S: Final = 30
-KEY_ERRORS: Final = ("invalid_document", "keys_not_written", "plan_changed", "root_key_here")
+KEY_ERRORS: Final = (
+    ErrorCode.INVALID_DOCUMENT,
+    ErrorCode.KEYS_NOT_WRITTEN,
+    ErrorCode.PLAN_CHANGED,
+    ErrorCode.ROOT_KEY_HERE,
+)
 
 
 async def _document(master: MasterContext, _request: web.Request) -> web.Response:
@@ -51,7 +57,7 @@ async def _root(
     return await master.key_service.change_root(body, who=caller_of(request).name)
 
 
-def _step_route(step: KeyStep, sentence: str, *errors: str) -> Route[MasterContext]:
+def _step_route(step: KeyStep, sentence: str, *errors: ErrorCode) -> Route[MasterContext]:
     async def take_step(
         master: MasterContext, request: web.Request, body: KeyStepRequest
     ) -> KeyStepResponse:
@@ -79,7 +85,7 @@ KEY_ROUTES: Final = (
         answer=KeySet,
         in_lockdown=True,
         before=_limit,
-        errors=("rate_limited",),
+        errors=(ErrorCode.RATE_LIMITED,),
     ),
     Route[MasterContext](
         "GET",
@@ -105,38 +111,41 @@ KEY_ROUTES: Final = (
         "Change the root key.",
         body=RootStepRequest,
         answer=KeyStepResponse,
-        errors=(*KEY_ERRORS, "stale_root"),
+        errors=(*KEY_ERRORS, ErrorCode.STALE_ROOT),
     ),
     _step_route(
-        KeyStep.CREATE, "Make a pending key and publish it.", "pending_exists", "too_many_keys"
+        KeyStep.CREATE,
+        "Make a pending key and publish it.",
+        ErrorCode.PENDING_EXISTS,
+        ErrorCode.TOO_MANY_KEYS,
     ),
     _step_route(
         KeyStep.ACTIVATE,
         "Let a pending key sign from now on.",
-        "private_key_missing",
-        "relays_lack_key",
-        "unknown_key",
-        "wrong_key_status",
+        ErrorCode.PRIVATE_KEY_MISSING,
+        ErrorCode.RELAYS_LACK_KEY,
+        ErrorCode.UNKNOWN_KEY,
+        ErrorCode.WRONG_KEY_STATUS,
     ),
     _step_route(
         KeyStep.ROLLBACK,
         "Let the key before sign again.",
-        "nothing_to_roll_back",
-        "private_key_missing",
-        "relays_lack_key",
+        ErrorCode.NOTHING_TO_ROLL_BACK,
+        ErrorCode.PRIVATE_KEY_MISSING,
+        ErrorCode.RELAYS_LACK_KEY,
     ),
     _step_route(
         KeyStep.REMOVE,
         "Take a key out of the document once its last lease has ended.",
-        "leases_running",
-        "unknown_key",
-        "wrong_key_status",
+        ErrorCode.LEASES_RUNNING,
+        ErrorCode.UNKNOWN_KEY,
+        ErrorCode.WRONG_KEY_STATUS,
     ),
     _step_route(
         KeyStep.REVOKE,
         "Revoke a key at once; every lease that it signed ends.",
-        "no_successor",
-        "unknown_key",
-        "wrong_key_status",
+        ErrorCode.NO_SUCCESSOR,
+        ErrorCode.UNKNOWN_KEY,
+        ErrorCode.WRONG_KEY_STATUS,
     ),
 )

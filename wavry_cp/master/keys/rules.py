@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import msgspec
 
-from wavry_cp.master.refusal import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.keyset import MAX_KEYS, PublishedKey
 
 __all__ = [
@@ -112,7 +113,9 @@ def active_key(keys: Sequence[PublishedKey]) -> PublishedKey:
     """
     active = [key for key in keys if key.status == "active"]
     if len(active) != 1:
-        raise RefusedError("wrong_key_status", f"{len(active)} keys are active, it must be one")
+        raise RefusedError(
+            ErrorCode.WRONG_KEY_STATUS, f"{len(active)} keys are active, it must be one"
+        )
     return active[0]
 
 
@@ -164,7 +167,8 @@ def _create(document: dict[str, PublishedKey], new_key: PublishedKey | None, now
     pending = [key.kid for key in document.values() if key.status == "pending"]
     if pending:
         raise RefusedError(
-            "pending_exists", f"key {pending[0]} is pending already: activate it or roll it back"
+            ErrorCode.PENDING_EXISTS,
+            f"key {pending[0]} is pending already: activate it or roll it back",
         )
     _add(document, new_key, KeyEvent.PUBLISH, now_s)
 
@@ -172,7 +176,7 @@ def _create(document: dict[str, PublishedKey], new_key: PublishedKey | None, now
 def _activate(document: dict[str, PublishedKey], key: PublishedKey, now_s: int) -> None:
     before = active_key(tuple(document.values()))
     if key.kid == before.kid:
-        raise RefusedError("wrong_key_status", f"key {key.kid} is the active one already")
+        raise RefusedError(ErrorCode.WRONG_KEY_STATUS, f"key {key.kid} is the active one already")
     first_time = {"not_before": now_s} if key.status == "pending" else {}
     _change(document, key, KeyEvent.ACTIVATE, not_after=0, **first_time)
     last_s = now_s + c.LEASE_TTL_MAX_S + REMOVE_MARGIN_S
@@ -197,16 +201,20 @@ def _revoke(
     elif new_key is not None:
         _add(document, new_key, KeyEvent.STEP_IN, now_s)
     else:
-        raise RefusedError("no_successor", "the active key can only be revoked with a successor")
+        raise RefusedError(
+            ErrorCode.NO_SUCCESSOR, "the active key can only be revoked with a successor"
+        )
 
 
 def _add(
     document: dict[str, PublishedKey], key: PublishedKey | None, event: KeyEvent, now_s: int
 ) -> None:
     if key is None or key.kid in document:
-        raise RefusedError("unknown_key", "a new key is needed, with an id of its own")
+        raise RefusedError(ErrorCode.UNKNOWN_KEY, "a new key is needed, with an id of its own")
     if len(document) >= MAX_KEYS:
-        raise RefusedError("too_many_keys", f"the document holds {MAX_KEYS} keys: remove old ones")
+        raise RefusedError(
+            ErrorCode.TOO_MANY_KEYS, f"the document holds {MAX_KEYS} keys: remove old ones"
+        )
     status = STATUS_AFTER[None, event]
     document[key.kid] = msgspec.structs.replace(key, status=status, not_before=now_s, not_after=0)
 
@@ -214,7 +222,9 @@ def _add(
 def _named(document: Mapping[str, PublishedKey], kid: str | None) -> PublishedKey:
     key = document.get(kid or "")
     if key is None:
-        raise RefusedError("unknown_key", f"no key {kid} is published; see `wavryctl keys status`")
+        raise RefusedError(
+            ErrorCode.UNKNOWN_KEY, f"no key {kid} is published; see `wavryctl keys status`"
+        )
     return key
 
 
@@ -222,7 +232,9 @@ def _change(
     document: dict[str, PublishedKey], key: PublishedKey, event: KeyEvent, **validity: Any
 ) -> None:
     if (key.status, event) not in STATUS_AFTER:
-        raise RefusedError("wrong_key_status", f"key {key.kid} is {key.status}: cannot {event} it")
+        raise RefusedError(
+            ErrorCode.WRONG_KEY_STATUS, f"key {key.kid} is {key.status}: cannot {event} it"
+        )
     status = STATUS_AFTER[key.status, event]
     if status is None:
         del document[key.kid]
@@ -241,7 +253,7 @@ def rollback_target(keys: Sequence[PublishedKey]) -> PublishedKey:
         if found:
             return max(found, key=lambda key: key.not_after)
     raise RefusedError(
-        "nothing_to_roll_back",
+        ErrorCode.NOTHING_TO_ROLL_BACK,
         "no key is pending or retiring: the key before is gone, so rotate to a new one instead",
     )
 
@@ -275,7 +287,7 @@ def check_held(kid: str, relays: RelayKeys, *, quorum_pct: float = 100.0) -> Non
     names = ", ".join(lacking[:_NAMED_RELAYS])
     more = f" and {len(lacking) - _NAMED_RELAYS} more" if len(lacking) > _NAMED_RELAYS else ""
     raise RefusedError(
-        "relays_lack_key",
+        ErrorCode.RELAYS_LACK_KEY,
         f"{len(lacking)} of {len(relays.held)} live relays have not reported key {kid}: {names}"
         f"{more}; see keyset_refused or keyset_refresh_failed in their logs",
     )
@@ -307,5 +319,5 @@ def check_removable(key: PublishedKey, last_expiry_s: int, *, now_s: int) -> Non
     wait_s = removable_at_s(last_expiry_s) - now_s
     if wait_s > 0:
         raise RefusedError(
-            "leases_running", f"leases of key {key.kid} are valid for another {wait_s} s"
+            ErrorCode.LEASES_RUNNING, f"leases of key {key.kid} are valid for another {wait_s} s"
         )

@@ -12,13 +12,14 @@ from typing import Final
 
 import structlog
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.metrics import MasterMetrics
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.store import AuditEntry, MasterStore
 from wavry_cp.operators.audit import attempted
 from wavry_peer.protocol import base64url, ed25519
 from wavry_peer.protocol.errors import KeySetError
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.keys import (
     KeyPlan,
     KeysStatus,
@@ -192,7 +193,9 @@ class KeyService:
         async with self._changing, attempted(self._store, entry):
             before = self._keys.keyset
             if request.expected_root != before.root_public_key:
-                raise RefusedError("stale_root", f"the root is {before.root_public_key} now")
+                raise RefusedError(
+                    ErrorCode.STALE_ROOT, f"the root is {before.root_public_key} now"
+                )
             signed = request.signed
             now_s = self._clock.now_s() if signed is None else self._signed_at_s(signed)
             plan = KeyPlan(
@@ -211,7 +214,9 @@ class KeyService:
             if signed is None:  # pragma: no cover  # for the type checker: one branch has signed it
                 raise _root_is_here()
             if signed.root_public_key == before.root_public_key:
-                raise RefusedError("invalid_document", "the document is signed by the same root")
+                raise RefusedError(
+                    ErrorCode.INVALID_DOCUMENT, "the document is signed by the same root"
+                )
             self._check_signed(signed, plan)
             await self._record("keys root", signed.root_public_key, who, request.reason)
             await self._publish(signed, "root")
@@ -267,7 +272,7 @@ class KeyService:
         if step in (KeyStep.ACTIVATE, KeyStep.ROLLBACK) and begins != self._keys.active_kid:
             if begins not in self._keys.signing_keys:
                 raise RefusedError(
-                    "private_key_missing", f"the private half of key {begins} is not here"
+                    ErrorCode.PRIVATE_KEY_MISSING, f"the private half of key {begins} is not here"
                 )
             if not request.force:
                 rotation.check_held(begins, self._relays(), quorum_pct=request.quorum_pct)
@@ -281,7 +286,8 @@ class KeyService:
     def _signed_at_s(self, signed: KeySet) -> int:
         if abs(self._clock.now_s() - signed.issued_at) > PLAN_MAX_AGE_S:
             raise RefusedError(
-                "plan_changed", "the signed document is too old or too new; ask for the plan again"
+                ErrorCode.PLAN_CHANGED,
+                "the signed document is too old or too new; ask for the plan again",
             )
         return signed.issued_at
 
@@ -292,12 +298,14 @@ class KeyService:
         try:
             decode_keyset(encode_keyset(signed), root_public_key=root_public_key)
         except KeySetError as error:
-            raise RefusedError("invalid_document", str(error)) from error
+            raise RefusedError(ErrorCode.INVALID_DOCUMENT, str(error)) from error
         chain = plan.root_chain
         if signed.root_public_key != before.root_public_key:
             chain = (*chain, signed.root_chain[-1])[-MAX_ROOT_LINKS:]
         if (signed.serial, signed.keys, signed.root_chain) != (plan.serial, plan.keys, chain):
-            raise RefusedError("plan_changed", "the keys changed meanwhile; ask for the plan again")
+            raise RefusedError(
+                ErrorCode.PLAN_CHANGED, "the keys changed meanwhile; ask for the plan again"
+            )
 
     def _with_next_root(self, root: ed25519.SigningKey, plan: KeyPlan) -> KeySet:
         try:
@@ -348,7 +356,7 @@ def _subject_kid(
 
 def _root_is_here() -> RefusedError:
     return RefusedError(
-        "root_key_here", "root.key lies on the master, which signs itself: send no document"
+        ErrorCode.ROOT_KEY_HERE, "root.key lies on the master, which signs itself: send no document"
     )
 
 
@@ -358,4 +366,6 @@ def _not_written(error: KeyFileError) -> RefusedError:
         cause=str(error),
         next_step="the keys in use stay; repair the key directory and repeat the step",
     )
-    return RefusedError("keys_not_written", "the key files cannot be read or written; see the log")
+    return RefusedError(
+        ErrorCode.KEYS_NOT_WRITTEN, "the key files cannot be read or written; see the log"
+    )

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from wavry_cp.master.refusal import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol import base64url
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import LeaseParty, LeaseRequest
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.lease import LeaseClaims, make_claims
 
 __all__ = [
@@ -131,15 +132,15 @@ def check_parties(request: LeaseRequest) -> None:
         RefusedError: ``invalid_session``, ``same_party`` or ``invalid_cnf``.
     """
     if request.session_id == NIL_SESSION_ID:
-        raise RefusedError("invalid_session", "session_id must not be the nil UUID")
+        raise RefusedError(ErrorCode.INVALID_SESSION, "session_id must not be the nil UUID")
     if request.client.sub == request.server.sub:
-        raise RefusedError("same_party", "client and server must be two different users")
+        raise RefusedError(ErrorCode.SAME_PARTY, "client and server must be two different users")
     for party in (request.client, request.server):
         try:
             if party.cnf is not None:
                 base64url.decode(party.cnf, size=32)
         except ValueError as error:
-            raise RefusedError("invalid_cnf", f"cnf is {error}") from error
+            raise RefusedError(ErrorCode.INVALID_CNF, f"cnf is {error}") from error
 
 
 def check_owner(session: LeasedSession, request: LeaseRequest) -> None:
@@ -152,7 +153,8 @@ def check_owner(session: LeasedSession, request: LeaseRequest) -> None:
     for slot, party in ((session.client, request.client), (session.server, request.server)):
         if (slot.sub, slot.cnf) != (party.sub, party.cnf):
             raise RefusedError(
-                "session_conflict", "session_id is a live session of other users or other keys"
+                ErrorCode.SESSION_CONFLICT,
+                "session_id is a live session of other users or other keys",
             )
 
 
@@ -224,11 +226,11 @@ def renew(
     """
     slot = session.slot(role)
     if slot.expires_at_s <= now_s:
-        raise RefusedError("lease_expired", "the lease has expired; ask for new leases")
+        raise RefusedError(ErrorCode.LEASE_EXPIRED, "the lease has expired; ask for new leases")
     if jti == slot.previous_jti and slot.kid == kid and now_s - slot.issued_at_s <= REPEAT_S:
         return LeaseRenewal(session, repeated=True)
     if jti != slot.jti:
-        raise RefusedError("stale_jti", "jti is not the current lease of this role")
+        raise RefusedError(ErrorCode.STALE_JTI, "jti is not the current lease of this role")
     renewed = replace(slot, jti=new_jti, previous_jti=slot.jti, kid=kid, issued_at_s=now_s)
     revision = session.revision + 1
     if role is c.Role.CLIENT:

@@ -5,10 +5,10 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.rules import may_sign_for
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.master.revocations.service import RevocationIndex
@@ -25,6 +25,7 @@ from wavry_peer.protocol.http.api import (
     RenewRequest,
     RenewResponse,
 )
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.lease import MAX_KBPS, sign_lease
 from wavry_peer.service.clock import Clock
 
@@ -85,7 +86,8 @@ class LeaseService:
             # After the wait: nothing is signed once the operator has been told that it is off.
             if not self._switches.relay_mode:
                 raise RefusedError(
-                    "relay_mode_off", "the operator has switched relays off; try again later"
+                    ErrorCode.RELAY_MODE_OFF,
+                    "the operator has switched relays off; try again later",
                 )
             self._check_bans(request.client.sub, request.server.sub)
             now_s = self._clock.now_s()
@@ -131,7 +133,9 @@ class LeaseService:
         for _ in range(_ATTEMPTS):
             session = await self._store.session(request.session_id)
             if session is None:
-                raise RefusedError("unknown_session", "no session with this id; ask for new leases")
+                raise RefusedError(
+                    ErrorCode.UNKNOWN_SESSION, "no session with this id; ask for new leases"
+                )
             self._check_bans(session.slot(role).sub)
             self._require_good(session)
             renewal = leases.renew(
@@ -144,11 +148,13 @@ class LeaseService:
             )
             if not self._directory.serves_sessions(session.relay_id, self._clock.monotonic_s()):
                 raise RefusedError(
-                    "relay_unavailable", "the session's relay is gone; ask for another relay"
+                    ErrorCode.RELAY_UNAVAILABLE,
+                    "the session's relay is gone; ask for another relay",
+                    status=409,  # The gateway asks for another one; waiting does not help.
                 )
             if not self._relay_holds_key(session.relay_id):
                 raise RefusedError(
-                    "relay_lacks_key",
+                    ErrorCode.RELAY_LACKS_KEY,
                     "the session's relay has not fetched the signing key yet; try again",
                 )
             token = self._sign(renewal.session, role)
@@ -163,7 +169,7 @@ class LeaseService:
     def _check_bans(self, *subs: str) -> None:
         now_s = self._clock.now_s()
         if any(self._bans.is_banned(BanKind.USER, sub, now_s) for sub in subs):
-            raise RefusedError("banned", "this user is banned; ask the operator")
+            raise RefusedError(ErrorCode.BANNED, "this user is banned; ask the operator")
 
     def _require_good(self, session: LeasedSession) -> None:
         """Refuse a session of which a lease is revoked.
@@ -197,7 +203,8 @@ class LeaseService:
                 return stay_at, None if choice is None else choice.relay_id
         if choice is None:
             raise RefusedError(
-                "no_relay_available", "no healthy relay has room now; try again in a few seconds"
+                ErrorCode.NO_RELAY_AVAILABLE,
+                "no healthy relay has room now; try again in a few seconds",
             )
         return choice.relay_id, choice.standby_id
 
@@ -225,12 +232,16 @@ class LeaseService:
         try:
             return sign_lease(claims, self._keys.signing_keys[claims.kid])
         except LeaseError as error:
-            raise RefusedError("lease_too_large", "sub is too long for a lease") from error
+            raise RefusedError(ErrorCode.LEASE_TOO_LARGE, "sub is too long for a lease") from error
 
 
 def _revoked() -> RefusedError:
-    return RefusedError("revoked", "this session was revoked by the operator; it gets no lease")
+    return RefusedError(
+        ErrorCode.REVOKED, "this session was revoked by the operator; it gets no lease"
+    )
 
 
 def _busy() -> RefusedError:
-    return RefusedError("busy_session", "the session is being changed by other calls; try again")
+    return RefusedError(
+        ErrorCode.BUSY_SESSION, "the session is being changed by other calls; try again"
+    )

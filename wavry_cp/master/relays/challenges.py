@@ -4,8 +4,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from wavry_cp.master.refusal import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.http.api import RegisterRequest
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["CHALLENGE_BYTES", "Challenges", "PendingChallenge"]
 
@@ -55,5 +56,7 @@ class Challenges:
         """
         pending = self._pending.pop(challenge_id, None)
         if pending is None or pending.expires_at_s <= now_s:
-            raise RefusedError("unknown_challenge", "challenge is used or expired; register again")
+            raise RefusedError(
+                ErrorCode.UNKNOWN_CHALLENGE, "challenge is used or expired; register again"
+            )
         return pending

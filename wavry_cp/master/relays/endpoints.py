@@ -3,7 +3,8 @@
 import ipaddress
 from typing import Final
 
-from wavry_cp.master.refusal import RefusedError
+from wavry_cp.app.refusal import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.settings import parse_address
 
 __all__ = ["check_endpoint"]
@@ -44,4 +45,4 @@ def check_endpoint(text: str) -> str:
 
 
 def _refused(why: str) -> RefusedError:
-    return RefusedError("invalid_endpoint", f"an endpoint {why}")
+    return RefusedError(ErrorCode.INVALID_ENDPOINT, f"an endpoint {why}")

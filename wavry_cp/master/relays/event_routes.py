@@ -5,10 +5,11 @@ from typing import Final
 import structlog
 from aiohttp import hdrs, web
 
-from wavry_cp.app.http import ApiError, bearer_token, unauthorized
+from wavry_cp.app.http import bearer_token, unauthorized
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.context import MasterContext
-from wavry_cp.master.refusal import RefusedError
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.relay_events import MAX_RELAY_FRAME_BYTES, PAGE_ROWS, EventPage
 
 from .event_stream import EVENT_PING_S, EventStream, PresentState
@@ -89,14 +90,18 @@ def _state_of(master: MasterContext, relay_id: str, token: str) -> PresentState 
     try:
         record = master.directory.authenticate(relay_id, token)
     except RefusedError as error:
-        return PresentState(serial, drain=True, banned=True) if error.code == "banned" else None
+        return (
+            PresentState(serial, drain=True, banned=True)
+            if error.code == ErrorCode.BANNED
+            else None
+        )
     return PresentState(serial, drain=record.state is RelayState.DRAINING)
 
 
 def _number(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= MAX_NUMBER:
         return int(text)
-    raise ApiError(400, "invalid_query", "after must be a number of the log, or 0")
+    raise RefusedError(ErrorCode.INVALID_QUERY, "after must be a number of the log, or 0")
 
 
 EVENT_ROUTES: Final = (
@@ -108,7 +113,12 @@ EVENT_ROUTES: Final = (
         "Stream revocations behind `after`, key-set serial and drain; without Upgrade, one page.",
         query=("relay_id", "after"),
         answer=EventPage,
-        errors=("banned", "invalid_query", "invalid_relay_token", "unknown_relay"),
+        errors=(
+            ErrorCode.BANNED,
+            ErrorCode.INVALID_QUERY,
+            ErrorCode.INVALID_RELAY_TOKEN,
+            ErrorCode.UNKNOWN_RELAY,
+        ),
         in_lockdown=True,
         websocket=True,
     ),

@@ -13,12 +13,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.leases.selection import RelayCandidate
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.store import MasterStore
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from . import rules as registry
 from .rules import RelayEvent, RelayRecord, RelayReport, RelayState
@@ -292,7 +293,7 @@ class RelayRegistry:
         """
         record = self._authenticated(relay_id, token).record
         if record.state is RelayState.BANNED:
-            raise RefusedError("banned", "this relay is banned; ask the operator")
+            raise RefusedError(ErrorCode.BANNED, "this relay is banned; ask the operator")
         return record
 
     def relay_token_matches(self, relay_id: str, token: str | None) -> bool:
@@ -313,15 +314,19 @@ class RelayRegistry:
     def _known(self, relay_id: str) -> _Relay:
         relay = self._relays.get(relay_id)
         if relay is None:
-            raise RefusedError("unknown_relay", "no relay with this id; register it")
+            raise RefusedError(ErrorCode.UNKNOWN_RELAY, "no relay with this id; register it")
         return relay
 
     def _authenticated(self, relay_id: str, token: str | None) -> _Relay:
         relay = self._known(relay_id)
         if relay.record.token_hash is None:
-            raise RefusedError("unknown_relay", "this relay was deregistered; register again")
+            raise RefusedError(
+                ErrorCode.UNKNOWN_RELAY, "this relay was deregistered; register again"
+            )
         if not registry.token_matches(relay.record, token):
-            raise RefusedError("invalid_relay_token", "relay token is wrong; register again")
+            raise RefusedError(
+                ErrorCode.INVALID_RELAY_TOKEN, "relay token is wrong; register again"
+            )
         return relay
 
     def _alive(self, relay: _Relay, monotonic_s: float) -> bool:

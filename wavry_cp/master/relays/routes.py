@@ -7,12 +7,12 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from wavry_cp.app.http import ApiError, bearer_token, client_address, json_response, rate_limited
+from wavry_cp.app.http import bearer_token, client_address, json_response, rate_limited
 from wavry_cp.app.rate_limit import address_key
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.context import MasterContext
 from wavry_cp.master.outcome import outcome_of
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_cp.operators.bans import BanKind
 from wavry_peer.protocol import base64url
@@ -28,6 +28,7 @@ from wavry_peer.protocol.http.api import (
     VerifyRequest,
     VerifyResponse,
 )
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.registration import verify_challenge
 
 from . import rules as registry
@@ -84,10 +85,10 @@ async def _verify(
     try:
         signature = base64url.decode(body.signature, size=64)
     except ValueError as error:
-        raise ApiError(400, "invalid_body", f"signature is {error}") from error
+        raise RefusedError(ErrorCode.INVALID_BODY, f"signature is {error}") from error
     public_key = base64url.decode(pending.body.public_key)
     if not verify_challenge(public_key, pending.challenge, signature):
-        raise RefusedError("invalid_signature", "challenge is not signed by public_key")
+        raise RefusedError(ErrorCode.INVALID_SIGNATURE, "challenge is not signed by public_key")
     return await _admit(master, pending.body)
 
 
@@ -186,7 +187,7 @@ async def _order(
 
 
 def _banned() -> RefusedError:
-    return RefusedError("banned", "this relay is banned; ask the operator")
+    return RefusedError(ErrorCode.BANNED, "this relay is banned; ask the operator")
 
 
 RELAY_ROUTES: Final = (
@@ -199,14 +200,14 @@ RELAY_ROUTES: Final = (
         body=RegisterRequest,
         answer=RegisterResponse,
         errors=(
-            "banned",
-            "invalid_endpoint",
-            "invalid_public_key",
-            "invalid_relay_id",
-            "key_mismatch",
-            "rate_limited",
-            "relay_not_allowed",
-            "wrong_state",
+            ErrorCode.BANNED,
+            ErrorCode.INVALID_ENDPOINT,
+            ErrorCode.INVALID_PUBLIC_KEY,
+            ErrorCode.INVALID_RELAY_ID,
+            ErrorCode.KEY_MISMATCH,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.RELAY_NOT_ALLOWED,
+            ErrorCode.WRONG_STATE,
         ),
         in_lockdown=True,
         before=_limit_strangers,
@@ -222,12 +223,12 @@ RELAY_ROUTES: Final = (
         answer=VerifyResponse,
         status=201,
         errors=(
-            "banned",
-            "invalid_signature",
-            "key_mismatch",
-            "rate_limited",
-            "unknown_challenge",
-            "wrong_state",
+            ErrorCode.BANNED,
+            ErrorCode.INVALID_SIGNATURE,
+            ErrorCode.KEY_MISMATCH,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.UNKNOWN_CHALLENGE,
+            ErrorCode.WRONG_STATE,
         ),
         in_lockdown=True,
         before=_limit_strangers,
@@ -241,7 +242,12 @@ RELAY_ROUTES: Final = (
         "Take a relay's report and answer with orders.",
         body=HeartbeatRequest,
         answer=HeartbeatResponse,
-        errors=("banned", "invalid_relay_token", "unknown_relay", "wrong_state"),
+        errors=(
+            ErrorCode.BANNED,
+            ErrorCode.INVALID_RELAY_TOKEN,
+            ErrorCode.UNKNOWN_RELAY,
+            ErrorCode.WRONG_STATE,
+        ),
         in_lockdown=True,
         refused=_count_heartbeat,
     ),
@@ -260,7 +266,7 @@ RELAY_ROUTES: Final = (
         _detail,
         "Tell about one relay.",
         answer=RelayInfo,
-        errors=("unknown_relay",),
+        errors=(ErrorCode.UNKNOWN_RELAY,),
     ),
     Route[MasterContext](
         "DELETE",
@@ -270,7 +276,7 @@ RELAY_ROUTES: Final = (
         "Forget a relay.",
         body=Order,
         body_optional=True,
-        errors=("unknown_relay", "wrong_state"),
+        errors=(ErrorCode.UNKNOWN_RELAY, ErrorCode.WRONG_STATE),
     ),
     Route[MasterContext](
         "POST",
@@ -281,7 +287,7 @@ RELAY_ROUTES: Final = (
         body=Order,
         body_optional=True,
         answer=RelayInfo,
-        errors=("unknown_relay", "wrong_state"),
+        errors=(ErrorCode.UNKNOWN_RELAY, ErrorCode.WRONG_STATE),
     ),
     Route[MasterContext](
         "POST",
@@ -292,6 +298,6 @@ RELAY_ROUTES: Final = (
         body=Order,
         body_optional=True,
         answer=RelayInfo,
-        errors=("unknown_relay", "wrong_state"),
+        errors=(ErrorCode.UNKNOWN_RELAY, ErrorCode.WRONG_STATE),
     ),
 )

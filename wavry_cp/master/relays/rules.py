@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from wavry_cp.master.refusal import RefusedError
+from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol import base64url, keyset
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .endpoints import check_endpoint
 
@@ -157,8 +158,8 @@ def transition(state: RelayState, event: RelayEvent) -> RelayState:
     following = TRANSITIONS.get((state, event))
     if following is None:
         if state is RelayState.BANNED:
-            raise RefusedError("banned", "this relay is banned; ask the operator")
-        raise RefusedError("wrong_state", f"a relay that is {state} cannot {event}")
+            raise RefusedError(ErrorCode.BANNED, "this relay is banned; ask the operator")
+        raise RefusedError(ErrorCode.WRONG_STATE, f"a relay that is {state} cannot {event}")
     return following
 
 
@@ -176,11 +177,13 @@ def check_registration(body: RegisterRequest, allowed_relays: Collection[str] = 
     try:
         public_key = base64url.decode(body.public_key, size=32)
     except ValueError as error:
-        raise RefusedError("invalid_public_key", f"public_key is {error}") from error
+        raise RefusedError(ErrorCode.INVALID_PUBLIC_KEY, f"public_key is {error}") from error
     if keyset.relay_id(public_key) != body.relay_id:
-        raise RefusedError("invalid_relay_id", "relay_id is not the one derived from public_key")
+        raise RefusedError(
+            ErrorCode.INVALID_RELAY_ID, "relay_id is not the one derived from public_key"
+        )
     if allowed_relays and body.relay_id not in allowed_relays:
-        raise RefusedError("relay_not_allowed", "this relay is not on the operator's list")
+        raise RefusedError(ErrorCode.RELAY_NOT_ALLOWED, "this relay is not on the operator's list")
     for endpoint in body.endpoints:
         check_endpoint(endpoint)
 
@@ -200,7 +203,7 @@ def register(
         RefusedError: ``banned``, or ``key_mismatch`` where the id belongs to another key.
     """
     if known is not None and known.public_key != body.public_key:
-        raise RefusedError("key_mismatch", "relay_id is registered with another key")
+        raise RefusedError(ErrorCode.KEY_MISMATCH, "relay_id is registered with another key")
     state = RelayState.NEW if known is None else known.state
     return RelayRecord(
         relay_id=body.relay_id,

@@ -5,10 +5,11 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.context import MasterContext
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.operators.audit import AuditEntry, attempted
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.relay_events import (
     FOREVER_S,
     RelayEventState,
@@ -37,7 +38,7 @@ async def _revoke(
         known = await _knows(master, kind, value)
         if kind == "kid" and not known and not body.force:
             raise RefusedError(
-                "unknown_key",
+                ErrorCode.UNKNOWN_KEY,
                 "no key has this id, and no lease was signed by one; see `wavryctl keys list`",
             )
         revoked = await master.revocations.revoke(
@@ -103,7 +104,7 @@ REVOCATION_ROUTES: Final = (
         "Revoke a lease, a session, a user's leases or a key's leases, from now on.",
         body=RevokeRequest,
         answer=RevokeResponse,
-        errors=("too_many_revocations", "unknown_key"),
+        errors=(ErrorCode.TOO_MANY_REVOCATIONS, ErrorCode.UNKNOWN_KEY),
     ),
     Route[MasterContext](
         "GET",

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
-from wavry_cp.master.refusal import RefusedError
 from wavry_cp.master.store import AuditEntry
 from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.relay_events import (
     FOREVER_S,
     MAX_REVOCATIONS,
@@ -147,7 +148,7 @@ class RevocationService:
         """
         if len(self.index) >= MAX_REVOCATIONS:
             raise RefusedError(
-                "too_many_revocations",
+                ErrorCode.TOO_MANY_REVOCATIONS,
                 f"{MAX_REVOCATIONS} revocations are in force; revoke users or a key instead",
             )
         issued_until_s = FOREVER_S if kind in _ONCE else max(now_s, until_s or 0)

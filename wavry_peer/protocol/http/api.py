@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 import msgspec
 
 from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.keyset import KeySet
 from wavry_peer.protocol.lease import Kbps, Name, PublicKeyText, Uuid
 from wavry_peer.protocol.redaction import RedactedStruct, fault_text
@@ -378,7 +379,7 @@ def decode_body(kind: type[BodyType], raw: bytes, *, max_bytes: int = MAX_BODY_B
             the field that does not fit.
     """
     if len(raw) > max_bytes:
-        raise MessageError("body_too_large", f"body is over {max_bytes} bytes")
+        raise MessageError(ErrorCode.BODY_TOO_LARGE, f"body is over {max_bytes} bytes")
     decoder = _DECODERS.get(kind)
     if decoder is None:
         decoder = _DECODERS.setdefault(kind, msgspec.json.Decoder(kind))
@@ -386,7 +387,7 @@ def decode_body(kind: type[BodyType], raw: bytes, *, max_bytes: int = MAX_BODY_B
         decoded: BodyType = decoder.decode(raw)
     except msgspec.ValidationError as error:
         # Without the cause: it repeats what the client sent, and causes are logged.
-        raise MessageError("invalid_body", fault_text(error)) from None
+        raise MessageError(ErrorCode.INVALID_BODY, fault_text(error)) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise MessageError("invalid_json", "body is not valid JSON") from None
+        raise MessageError(ErrorCode.INVALID_JSON, "body is not valid JSON") from None
     return decoded

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.lease import Name, Uuid
 from wavry_peer.protocol.redaction import fault_text
 
@@ -141,9 +142,9 @@ def decode_master_frame(raw: str | bytes) -> MasterFrame | None:
             return None
         frame: MasterFrame = _MASTER.decode(raw)
     except msgspec.ValidationError as error:
-        raise MessageError("invalid_frame", fault_text(error)) from None
+        raise MessageError(ErrorCode.INVALID_FRAME, fault_text(error)) from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        raise MessageError("invalid_frame", "frame is not valid JSON") from None
+        raise MessageError(ErrorCode.INVALID_FRAME, "frame is not valid JSON") from None
     return frame
 
 
@@ -156,9 +157,9 @@ def decode_relay_frame(raw: str | bytes) -> EventAck:
     try:
         return _RELAY.decode(raw)
     except msgspec.ValidationError as error:
-        raise MessageError("invalid_frame", fault_text(error)) from None
+        raise MessageError(ErrorCode.INVALID_FRAME, fault_text(error)) from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        raise MessageError("invalid_frame", "frame is not valid JSON") from None
+        raise MessageError(ErrorCode.INVALID_FRAME, "frame is not valid JSON") from None
 
 
 # -- What operators ask --------------------------------------------------------------------
@@ -189,7 +190,9 @@ class RevokeRequest(Body, frozen=True, kw_only=True):
         )
         named = [(kind, value) for kind, value in fields if value is not None]
         if len(named) != 1:
-            raise MessageError("invalid_body", "name exactly one of jti, session_id, sub and kid")
+            raise MessageError(
+                ErrorCode.INVALID_BODY, "name exactly one of jti, session_id, sub and kid"
+            )
         return named[0]
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.lease import PublicKeyText, Uuid
 from wavry_peer.protocol.redaction import RedactedStruct, fault_text
 
@@ -191,13 +192,13 @@ def _decode(decoder: msgspec.json.Decoder[Any], frame: str | bytes) -> Any:
     try:
         raw = frame.encode() if isinstance(frame, str) else frame
         if len(raw) > c.MAX_SIGNALING_FRAME_BYTES:
-            raise MessageError("frame_too_large", "frame is over 64 KiB")
+            raise MessageError(ErrorCode.FRAME_TOO_LARGE, "frame is over 64 KiB")
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
         # Without the cause: it repeats what the client sent, and causes are logged.
-        raise MessageError("invalid_message", fault_text(error)) from None
+        raise MessageError(ErrorCode.INVALID_MESSAGE, fault_text(error)) from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        raise MessageError("invalid_json", "frame is not valid JSON") from None
+        raise MessageError(ErrorCode.INVALID_JSON, "frame is not valid JSON") from None
 
 
 def decode_client_message(frame: str | bytes) -> ClientMessage:
