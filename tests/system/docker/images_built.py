@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.machines.containers import ROLES, USER, stages
-from support.machines.podman import PODMAN, need_images, store_in_use
+from support.machines.podman import PODMAN, store_in_use
 from support.paths import REPOSITORY
 
 SIZES: dict[str, Any] = {}
@@ -39,9 +39,7 @@ SELF_TEST_KEYS = re.compile(r"usr/lib/[^/]*/libgnutls\.so\.[\d.]+")
 """A library of Debian's base with the keys of its own self-test, the same on every machine."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _images() -> None:
-    need_images()
+pytestmark = pytest.mark.usefixtures("images")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -30,7 +30,7 @@ from support.machines.containers import (
     volumes_of,
 )
 from support.machines.namespaces import Namespace
-from support.machines.podman import Podman, need_images, store_in_use
+from support.machines.podman import Podman, store_in_use
 from support.paths import REPOSITORY
 from support.system.system import wait_until
 
@@ -42,9 +42,7 @@ GATEWAY_URL = "http://127.0.0.1:8090"
 FILE_BYTES = 3_000_000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _images() -> None:
-    need_images()
+pytestmark = pytest.mark.usefixtures("images")
 
 
 class Containers:

@@ -21,12 +21,6 @@ MINT = Mint()
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[StrictManager]:
-    with StrictManager(str(tmp_path / "notify.sock")) as manager:
-        yield manager
-
-
-@pytest.fixture
 def passed() -> Iterator[list[tuple[str, socket.socket]]]:
     with ExitStack() as stack:
         ops = stack.enter_context(socket.create_server(("127.0.0.1", 0)))

@@ -10,11 +10,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
 from support.machines.unit_files import EXAMPLES, Unit
 from support.needs import need_program
 from support.relay.host import HostedRelay, StrictManager, udp_sockets
@@ -28,12 +26,6 @@ SERVICE = Unit.read(EXAMPLES / "wavry-relay.service")
 SOCKET = Unit.read(EXAMPLES / "wavry-relay.socket")
 SPEED = 25
 """Times faster than the unit says: ten seconds of a watchdog are nothing to wait for."""
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[StrictManager]:
-    with StrictManager(str(tmp_path / "notify.sock")) as manager:
-        yield manager
 
 
 def credentials(directory: Path) -> Path:

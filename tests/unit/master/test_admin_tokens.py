@@ -5,24 +5,13 @@ import hmac
 import re
 
 import pytest
-from support.control.master import FakeClock, FakeRelay, MasterFiles, running_master
+from support.control.master import FakeRelay, MasterFiles, running_master
 
 from wavry_cp.master.app import open_master
 from wavry_cp.operators import admin_tokens
 from wavry_cp.operators.admin_tokens import ShownToken
 
 DAY_S = 86_400
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def master(tmp_path, clock):
-    async with running_master(tmp_path, clock.clock()) as client:
-        yield client
 
 
 async def create(master, name, role, **fields):

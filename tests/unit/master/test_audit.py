@@ -12,12 +12,6 @@ from wavry_cp.store.sqlite.gateway import SqliteGatewayStore
 from wavry_cp.store.sqlite.master import MasterSqlite
 
 
-@pytest.fixture
-async def master(tmp_path):
-    async with running_master(tmp_path) as client:
-        yield client
-
-
 async def acts(master, query=""):
     answer = await master.get(f"/v1/admin/audit{query}", token="admin")
     assert answer.status == 200, answer

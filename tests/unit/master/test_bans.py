@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 from support.control.lease_parts import parties, renewal
-from support.control.master import FakeClock, FakeRelay, MasterFiles, running_master
+from support.control.master import FakeRelay, MasterFiles, running_master
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.ban_effects import MasterBanEffects
@@ -14,17 +14,6 @@ from wavry_cp.operators.bans import Ban, BanKind, BanTable
 
 BANS = "/v1/admin/bans"
 LIFT = "/v1/admin/bans/lift"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def master(tmp_path, clock):
-    async with running_master(tmp_path, clock.clock()) as client:
-        yield client
 
 
 async def ban(master, kind, value, **fields):

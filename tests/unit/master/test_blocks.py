@@ -7,12 +7,6 @@ import pytest
 from support.control.master import FakeClock, FakeRelay, running_master
 
 
-@pytest.fixture
-async def master(tmp_path):
-    async with running_master(tmp_path, FakeClock().clock()) as client:
-        yield client
-
-
 def block(subnet="192.0.2.0/24", **fields):
     return {
         "subnet": subnet, "since": 1, "until": 4_000_000_000, "reason": "invalid_signature",

@@ -6,28 +6,12 @@ import time
 
 import aiohttp
 import pytest
-from support.control.master import FakeClock, FakeRelay, MasterProcess, client_for, running_master
+from support.control.master import FakeRelay, MasterProcess, client_for
 
 from wavry_cp.master.relays import event_stream
 from wavry_peer.protocol.http.relay_events import PAGE_ROWS
 
 DEADLINE_S = 15
-
-
-@pytest.fixture
-async def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def master(tmp_path, clock):
-    async with running_master(tmp_path, clock.clock()) as client:
-        yield client
-
-
-@pytest.fixture
-async def relay(master):
-    return await FakeRelay(master).join()
 
 
 def path(relay, after=0):
@@ -266,7 +250,7 @@ async def test_relay_that_does_not_read_is_cut_and_others_are_served(master, rel
     monkeypatch.setattr(event_stream, "MAX_UNACKED", 100_000)
     for number in range(400):
         await revoke(master, sub=f"{number:064}")
-    book_rows = event_stream.RevocationBook.after
+    book_rows = event_stream.RevocationIndex.after
 
     def endless(book, number, limit):
         """The same rows again and again under growing numbers: more than any buffer holds."""
@@ -279,7 +263,7 @@ async def test_relay_that_does_not_read_is_cut_and_others_are_served(master, rel
             for place, row in enumerate(rows)
         ]  # fmt: skip
 
-    monkeypatch.setattr(event_stream.RevocationBook, "after", endless)
+    monkeypatch.setattr(event_stream.RevocationIndex, "after", endless)
     host, port = master.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
     head = [

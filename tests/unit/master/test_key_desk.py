@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ from wavry_peer.protocol.keyset import KeySet, link_root, sign_keyset
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock(now_s=float(int(time.time())))
-
-
-@pytest.fixture
-async def master(tmp_path: Path, clock: FakeClock) -> AsyncIterator[MasterClient]:
-    async with running_master(tmp_path, clock.clock()) as client:
-        yield client
 
 
 async def step(master: MasterClient, name: str, *, status: int = 200, **body: Any) -> Any:

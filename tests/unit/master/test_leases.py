@@ -5,7 +5,7 @@ import uuid
 
 import msgspec
 import pytest
-from support.control.master import FakeClock, FakeRelay, running_master
+from support.control.master import FakeRelay
 
 from wavry_peer.protocol import base64url, keyset, lease
 from wavry_peer.protocol import constants as c
@@ -14,22 +14,6 @@ from wavry_peer.protocol.packets import SessionId
 CNF = base64url.encode(bytes(range(32)))
 OTHER_CNF = base64url.encode(bytes(range(1, 33)))
 ROLES = {"client": c.Role.CLIENT, "server": c.Role.SERVER}
-
-
-@pytest.fixture
-async def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def master(tmp_path, clock):
-    async with running_master(tmp_path, clock.clock()) as client:
-        yield client
-
-
-@pytest.fixture
-async def relay(master):
-    return await FakeRelay(master).join()
 
 
 def parties(**fields):

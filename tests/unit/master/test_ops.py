@@ -6,7 +6,13 @@ import time
 
 import aiohttp
 import pytest
-from support.control.master import FakeRelay, MasterClient, MasterFiles, running_master
+from support.control.master import (
+    FakeClock,
+    FakeRelay,
+    MasterClient,
+    MasterFiles,
+    running_master,
+)
 
 from wavry_cp.app.http import listening
 from wavry_cp.app.store_errors import StoreUnavailableError
@@ -15,9 +21,9 @@ from wavry_cp.store.sqlite.master import MasterSqlite
 
 
 @pytest.fixture
-async def master(tmp_path):
-    async with running_master(tmp_path) as client:
-        yield client
+def clock():
+    """The true time: a health answer is compared with this process's."""
+    return FakeClock(now_s=time.time())
 
 
 async def test_health_and_ready(master):

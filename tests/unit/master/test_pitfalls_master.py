@@ -15,12 +15,6 @@ CLIENT = "198.51.100.77"
 PARTIES = parties()
 
 
-@pytest.fixture
-async def master(tmp_path):
-    async with running_master(tmp_path) as client:
-        yield client
-
-
 async def test_pitfall_limiter_key_has_nothing_that_a_client_can_vary(tmp_path):
     clock = FakeClock()
     async with running_master(tmp_path, clock.clock(), register_per_minute=2) as master:

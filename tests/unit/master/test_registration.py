@@ -13,17 +13,6 @@ from wavry_cp.store.sqlite.master import MasterSqlite
 from wavry_peer.protocol import ed25519
 
 
-@pytest.fixture
-async def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def master(tmp_path, clock):
-    async with running_master(tmp_path, clock.clock()) as client:
-        yield client
-
-
 async def state_of(master, relay):
     answer = await master.get(f"/v1/relays/{relay.relay_id}", token="service")
     assert answer.status == 200

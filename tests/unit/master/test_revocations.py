@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.control.lease_parts import parties
 from support.control.master import (
-    FakeClock,
     FakeRelay,
     MasterFiles,
     MasterProcess,
@@ -27,22 +26,6 @@ from wavry_peer.protocol import base64url, keyset, lease
 from wavry_peer.protocol.http.relay_events import FOREVER_S, MAX_REVOCATIONS
 
 LOG = "0" * 32
-
-
-@pytest.fixture
-async def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def master(tmp_path, clock):
-    async with running_master(tmp_path, clock.clock()) as client:
-        yield client
-
-
-@pytest.fixture
-async def relay(master):
-    return await FakeRelay(master).join()
 
 
 async def issue(master, client="ann", server="bob", **fields):

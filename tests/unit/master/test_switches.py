@@ -24,12 +24,6 @@ ON = {"on": True, "reason": "drill"}
 OFF = {"on": False, "reason": "over"}
 
 
-@pytest.fixture
-async def master(tmp_path):
-    async with running_master(tmp_path) as client:
-        yield client
-
-
 async def test_relay_mode_off_gives_no_new_lease_and_renews_live_ones(master):
     await FakeRelay(master).join()
     issued = (await master.post("/v1/leases", PARTIES, token="service")).body
