@@ -60,7 +60,7 @@ def sanitizer_flags() -> list[str]:
 
 
 def extensions() -> list[Any]:
-    """The shell with the digests of its sources; nothing where Cython may be missing and is."""
+    """Return the shell with the digests of its sources; nothing where Cython may be missing."""
     try:
         from Cython.Build import cythonize
     except ImportError:

@@ -76,7 +76,7 @@ class Store:
 
 
 def make_base(store: Store) -> None:
-    """A minimal Debian from its packages, as image `LOCAL_BASE`."""
+    """Build a minimal Debian from its packages, as image `LOCAL_BASE`."""
     if store.has(LOCAL_BASE):
         return
     with tempfile.TemporaryDirectory(dir=store.directory, prefix="base-") as scratch:
@@ -98,7 +98,7 @@ def make_base(store: Store) -> None:
 
 
 def _add_updates(sources: Path) -> None:
-    """A fresh tree names the release alone; images must have its security updates as well."""
+    """Add the security updates of the release: a fresh tree names the release alone."""
     _, mirror, _, *components = sources.read_text().split()
     rest = " ".join(components)
     sources.write_text(

@@ -78,7 +78,7 @@ class FreshMachine:
 
 @contextmanager
 def fresh_machine(store: Store) -> Iterator[FreshMachine]:
-    """A machine with a copy of this tree, for the length of a block."""
+    """Make a machine with a copy of this tree, for the length of a block."""
     make_base(store)
     name = store.buildah("from", "--quiet", LOCAL_BASE, capture=True).strip()
     try:

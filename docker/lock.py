@@ -24,7 +24,7 @@ BUILD_LOCK: Final = "build"
 
 
 def direct_requirements(lock: str) -> list[str]:
-    """What pyproject.toml asks for, for a lock file."""
+    """Return what pyproject.toml asks for, for a lock file."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     if lock == BUILD_LOCK:
         return list(project["build-system"]["requires"])

@@ -153,7 +153,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def configuration() -> str:
-    """The configuration reference."""
+    """Write the configuration reference."""
     parts = [GENERATED, CONFIGURATION_HEAD]
     for role, kind in ROLES.items():
         rows = [
@@ -199,7 +199,7 @@ def _option_help(option: Any) -> str:
 
 
 def commands() -> str:
-    """The reference of all commands."""
+    """Write the reference of all commands."""
     parts = [GENERATED, "# Commands\n"]
     for name, app in COMMANDS.items():
         command = typer.main.get_command(app)
@@ -217,7 +217,7 @@ def _label_text(label: Label) -> str:
 
 
 def metrics() -> str:
-    """The catalogue of metrics."""
+    """Write the catalogue of metrics."""
     parts = [GENERATED, METRICS_HEAD]
     for service, specs in CATALOGUE.items():
         parts.append(f"\n## {service.title()}\n\n")
@@ -265,7 +265,7 @@ def _bodies(route: Route[Any]) -> tuple[str, str]:
 
 
 def http() -> str:
-    """The calls of gateway and master."""
+    """Write the calls of gateway and master."""
     head = HTTP_HEAD.replace("BODY_ERRORS", ", ".join(f"`{code}`" for code in BODY_ERRORS))
     parts = [GENERATED, head]
     for service, routes in (("Gateway", GATEWAY_ROUTES), ("Master", MASTER_ROUTES)):

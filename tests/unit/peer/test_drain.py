@@ -12,6 +12,7 @@ from support.system.media import Traffic
 
 import wavry_peer
 from wavry_peer.paths import path_switch, relay_paths
+from wavry_peer.paths.drain_hints import DrainHints
 from wavry_peer.paths.relay_events import PathLimits
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
@@ -164,3 +165,30 @@ async def test_a_closed_session_gives_its_slots_back(world: PeerWorld) -> None:
         async with asyncio.timeout(5):
             await bob.wait_closed()
         await eventually(lambda: sorted(world.relay.released) == sorted(c.Role))
+
+
+# -- When a hint is followed ----------------------------------------------------------------
+
+SECOND = 10**9
+
+
+def test_the_wait_between_two_questions_doubles_up_to_two_minutes() -> None:
+    hints, now_ns, waits = DrainHints(), 50 * SECOND, []
+    for _ in range(8):
+        began_ns = now_ns
+        while not hints.is_due(now_ns):
+            now_ns += SECOND
+        waits.append((now_ns - began_ns) // SECOND)
+        hints.followed(now_ns)
+    assert waits == [0, 4, 8, 16, 32, 64, 120, 120]
+
+
+def test_a_hint_is_fresh_for_three_intervals_of_the_relay() -> None:
+    hints = DrainHints()
+    assert not hints.is_fresh(0)
+    hints.heard(100 * SECOND)
+    assert hints.is_fresh(100 * SECOND)
+    assert hints.is_fresh(115 * SECOND - 1)
+    assert not hints.is_fresh(115 * SECOND)
+    hints.heard(116 * SECOND)
+    assert hints.is_fresh(130 * SECOND)
