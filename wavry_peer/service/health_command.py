@@ -131,7 +131,7 @@ def _own_url(listen: str, variable: str) -> str:
 def health_command(
     command: str, variable: str, read_listen: Callable[[], str], judge: Judge | None = None
 ) -> Callable[..., None]:
-    """The ``health`` command of a role.
+    """Make the ``health`` command of a role.
 
     Args:
         command: of the role, e.g. ``"wavry-master"``.

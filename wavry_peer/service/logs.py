@@ -53,12 +53,12 @@ def set_level(level: str) -> None:
 
 
 def set_level_number(number: int) -> None:
-    """The same by its number, e.g. 20 for info."""
+    """Set the threshold by its number, e.g. 20 for info."""
     _threshold.level = number
 
 
 def level_number(level: str) -> int:
-    """Number of a level, as in `logging`.
+    """Return the number of a level, as in `logging`.
 
     Raises:
         SettingsError: another level.
@@ -106,7 +106,7 @@ def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -
 
 
 def mask_address(host: str) -> str:
-    """The /24 (IPv4) or /48 (IPv6) of an address: enough for an operator, not a person."""
+    """Return the /24 (IPv4) or /48 (IPv6) of an address: enough for an operator, not a person."""
     try:
         address = ipaddress.ip_address(host.split("%")[0])
     except ValueError:

@@ -59,11 +59,11 @@ class Notifier:
     # -- States ----------------------------------------------------------------------------------
 
     def ready(self, text: str) -> None:
-        """The service serves (again, after `reloading`)."""
+        """Say that the service serves (again, after `reloading`)."""
         self._send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={_one_line(text)}")
 
     def status(self, text: str) -> None:
-        """What the service does, for ``systemctl status``."""
+        """Say what the service does, for ``systemctl status``."""
         self._send(f"STATUS={_one_line(text)}")
 
     def main_pid(self, pid: int) -> None:
@@ -71,7 +71,7 @@ class Notifier:
         self._send(f"MAINPID={pid}")
 
     def reloading(self, mono_ns: int) -> None:
-        """Settings are being read again; `ready` ends it.
+        """Say that settings are being read again; `ready` ends it.
 
         Args:
             mono_ns: CLOCK_MONOTONIC.
@@ -79,11 +79,11 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={mono_ns // 1000}")
 
     def stopping(self, text: str) -> None:
-        """The service is about to end."""
+        """Say that the service is about to end."""
         self._send("STOPPING=1", f"STATUS={_one_line(text)}")
 
     def draining(self, sessions: int, extend_s: float) -> None:
-        """A relay waits for sessions to end; to be said again within `extend_s` seconds."""
+        """Say that a relay waits for sessions to end, again within `extend_s` seconds."""
         self._send(
             f"EXTEND_TIMEOUT_USEC={int(extend_s * 1e6)}",
             f"STATUS=Draining: {sessions} sessions left",

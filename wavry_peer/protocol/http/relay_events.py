@@ -177,7 +177,7 @@ class RevokeRequest(Body, frozen=True, kw_only=True):
     """Also a key id that the master has never seen."""
 
     def target(self) -> tuple[RevocationKind, str]:
-        """What is revoked.
+        """Return what is revoked.
 
         Raises:
             MessageError: ``invalid_body`` where none or several are named.

@@ -26,5 +26,5 @@ BODY_FAULTS: Final = (
 
 
 def route(*templates: str) -> Label:
-    """The label of route templates; ids in paths never show."""
+    """Make the label of route templates; ids in paths never show."""
     return closed("route", *templates, UNMATCHED)

@@ -80,27 +80,27 @@ class MetricSpec:
 
 
 def closed(name: str, *values: str) -> Label:
-    """A label with a closed set of values."""
+    """Make a label with a closed set of values."""
     return Label(name, values)
 
 
 def named_by_operator(name: str, pattern: str, most: int, origin: str) -> Label:
-    """A label whose values come from the settings or the host of the service itself."""
+    """Make a label whose values come from the settings or the host of the service itself."""
     return Label(name, pattern=pattern, most=most, origin=origin)
 
 
 def counter(name: str, text: str, *labels: Label) -> MetricSpec:
-    """A counter; ``_total`` is added to its name."""
+    """Make a counter; ``_total`` is added to its name."""
     return MetricSpec(f"{name}_total", "counter", text, labels)
 
 
 def gauge(name: str, text: str, *labels: Label) -> MetricSpec:
-    """A gauge."""
+    """Make a gauge."""
     return MetricSpec(name, "gauge", text, labels)
 
 
 def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: Label) -> MetricSpec:
-    """A histogram."""
+    """Make a histogram."""
     return MetricSpec(name, "histogram", text, labels, buckets)
 
 
