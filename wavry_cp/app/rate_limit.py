@@ -13,9 +13,12 @@ import ipaddress
 import secrets
 from collections import OrderedDict
 from itertools import islice
-from typing import Final
+from typing import Final, Self
 
-__all__ = ["RateLimiter", "address_key"]
+__all__ = ["LIMIT_KEYS", "RateLimiter", "address_key"]
+
+LIMIT_KEYS: Final = 65_536
+"""Addresses or users that a limiter remembers, about 10 MB when full."""
 
 _EVICTION_SCAN: Final = 8
 """Oldest entries looked at for a recovered one: those not touched for the longest are
@@ -48,6 +51,11 @@ class RateLimiter:
         self._salt = secrets.token_bytes(16) if salt is None else salt
         self._tat_s: OrderedDict[str, float] = OrderedDict()
         self._bucket_tat_s = [0.0] * max(_MIN_BUCKETS, max_keys // _KEYS_PER_BUCKET)
+
+    @classmethod
+    def per_minute(cls, rate: float, burst: int) -> Self:
+        """Make a limiter of `LIMIT_KEYS` keys."""
+        return cls(rate / 60, burst, LIMIT_KEYS)
 
     def check(self, key: str, now_s: float) -> float:
         """Count one request of `key`.

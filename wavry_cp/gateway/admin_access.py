@@ -13,11 +13,11 @@ from typing import Final
 from aiohttp import web
 
 from wavry_cp.app.http import bearer_token
-from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.token_files import TokenFile
 from wavry_cp.operators.admin_tokens import ShownToken
-from wavry_cp.operators.auth_failures import LIMIT_KEYS, AuthFailures
+from wavry_cp.operators.auth_failures import AuthFailures
 from wavry_cp.operators.roles import AdminRole, Caller
 from wavry_peer.protocol.http.admin import TokenCheck, TokenCheckRequest
 from wavry_peer.protocol.http.codes import ErrorCode

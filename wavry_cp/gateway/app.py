@@ -22,7 +22,7 @@ _STARTED_S: Final = web.RequestKey("started_s", float)
 
 
 def make_app(gateway: Gateway) -> web.Application:
-    """The application of an open gateway; its clean-up closes the gateway."""
+    """Return the application of an open gateway; on shutdown it says goodbye to every client."""
     config = gateway.config
     app = new_application(
         _timing(gateway),
@@ -41,11 +41,7 @@ def make_app(gateway: Gateway) -> web.Application:
     async def stop(_app: web.Application) -> None:
         gateway.stop()
 
-    async def close(_app: web.Application) -> None:
-        await gateway.close()
-
     app.on_shutdown.append(stop)
-    app.on_cleanup.append(close)
     return app
 
 

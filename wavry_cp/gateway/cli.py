@@ -17,7 +17,7 @@ from wavry_peer.service.version import software_version
 
 from .app import make_app
 from .config import GatewayConfig
-from .gateway import Gateway
+from .gateway import open_gateway
 
 __all__ = ["app", "main"]
 
@@ -81,8 +81,8 @@ def run(
 
 async def _run(config: GatewayConfig, ready_file: Path | None) -> None:
     host, port = parse_address(config.listen)
-    gateway = await Gateway.open(config)
-    await serve(make_app(gateway), host, port, ready_file, "gateway")
+    async with open_gateway(config) as gateway:
+        await serve(make_app(gateway), host, port, ready_file, "gateway")
 
 
 app.command("health")(

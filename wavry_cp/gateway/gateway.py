@@ -2,25 +2,24 @@
 
 import asyncio
 import contextlib
-import secrets
-import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, Self
 
 import structlog
 from aiohttp import web
 
 from wavry_cp.app.client_address import client_address
-from wavry_cp.app.rate_limit import RateLimiter, address_key
+from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter, address_key
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import TokenFile, require_different
 from wavry_cp.gateway.accounts.access import UserAccess
-from wavry_cp.gateway.accounts.login_delays import LoginDelays
 from wavry_cp.gateway.accounts.passwords import PasswordHasher
 from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.sessions.broker import Broker
 from wavry_cp.gateway.sessions.leases import SessionLeases
-from wavry_cp.gateway.sessions.rules import SessionKey
 from wavry_cp.gateway.sessions.service import SessionService
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.gateway.signaling.limits import ConnectionSlots
@@ -36,13 +35,12 @@ from wavry_peer.service.clock import Clock
 from .admin_access import AdminAccess
 from .ban_effects import GatewayBanEffects
 from .config import GatewayConfig
+from .core import GatewayCore
 from .metrics import GatewayMetrics
-from .store import GatewayStore
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "open_gateway"]
 
-ADDRESS_KEYS: Final = 65_536
-"""Addresses and users that a limiter remembers, about 10 MB each when full."""
+DATABASE_FILE: Final = "gateway.db"
 SWEEP_S: Final = 1.0
 CLEANING_S: Final = 60.0
 KEEP_CLOSED_S: Final = 7 * 86_400
@@ -51,8 +49,32 @@ FORGET_AT_ONCE: Final = 1000
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayTokens:
+    """Tokens of the operator's files; without `admin` all admin calls are off."""
+
+    service: TokenFile
+    admin: TokenFile | None
+
+    @classmethod
+    def load(cls, config: GatewayConfig) -> Self:
+        """Read the files.
+
+        Raises:
+            TokenFileError: a file is missing or not fit, or holds no token.
+            SettingsError: both hold the same token.
+        """
+        variables = ("WAVRY_GATEWAY_SERVICE_TOKEN_FILE", "WAVRY_GATEWAY_ADMIN_TOKEN_FILE")
+        service = TokenFile.load(config.service_token_file, "service", variables[0])
+        if config.admin_token_file is None:
+            return cls(service, None)
+        admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
+        require_different(service, admin, variables)
+        return cls(service, admin)
+
+
 class Gateway:
-    """One gateway; made by `open`, ended by `close`.
+    """One gateway; `open_gateway` makes and ends it.
 
     Attributes:
         stopping: set on shutdown, so that /ready says so.
@@ -60,63 +82,46 @@ class Gateway:
 
     def __init__(
         self,
-        config: GatewayConfig,
-        store: GatewayStore,
-        *,
-        service_token: str,
-        admin_token: TokenFile | None,
+        core: GatewayCore,
+        tokens: GatewayTokens,
         switches: SwitchTable,
         bans: BanTable,
-        clock: Clock,
     ) -> None:
+        config, store, clock = core.config, core.store, core.clock
         self.config = config
         self.store = store
         self.clock = clock
+        self.hub = core.hub
+        self.metrics = core.metrics
+        self.switches = switches
         self.started_s = clock.monotonic_s()
         self.stopping = False
-        self.metrics = GatewayMetrics()
-        self.hub = Hub()
         self.metrics.watch_online(lambda: self.hub.online)
-        self.switches = switches
         self.metrics.watch_switches(switches)
-        self.switch_service = SwitchService(store, switches, now_s=clock.now_s, turned=self._turned)
         self.metrics.watch_bans(bans, clock.now_s)
-        admission = UserAccess(switches, bans, clock, self.metrics.banned_refused)
         self.slots = ConnectionSlots(
             per_address=config.connections_per_address, total=config.max_connections
         )
-        self.connect_limit = _per_minute(config.connects_per_minute, config.connects_burst)
-        self.request_limit = RateLimiter(config.requests_per_s, config.requests_burst, ADDRESS_KEYS)
+        self.connect_limit = RateLimiter.per_minute(
+            config.connects_per_minute, config.connects_burst
+        )
+        self.request_limit = RateLimiter(config.requests_per_s, config.requests_burst, LIMIT_KEYS)
         self._hasher = PasswordHasher(
             config.password_cost,
             concurrency=config.argon2_concurrency,
             max_waiting=config.argon2_waiting,
         )
-        self.accounts = AccountService(
-            store=store,
-            hub=self.hub,
-            hasher=self._hasher,
-            delays=LoginDelays(secret=secrets.token_bytes(32)),
-            register_limit=_per_minute(config.register_per_minute, config.register_burst),
-            login_limit=_per_minute(config.login_per_minute, config.login_burst),
-            token_ttl_s=config.token_ttl_s,
-            tokens_per_user=config.tokens_per_user,
-            random_bytes=secrets.token_bytes,
-            admission=admission,
-            clock=clock,
+        self.broker = Broker(
+            config.master_url,
+            tokens.service.token,
+            timeout_s=config.master_timeout_s,
             metrics=self.metrics,
         )
-        self.calls = SessionService(
-            store=store,
-            hub=self.hub,
-            limits=config.call_limits,
-            call_limit=_per_minute(config.calls_per_minute, config.calls_burst),
-            pending_s=config.pending_s,
-            session_idle_s=config.session_idle_s,
-            new_id=lambda: SessionKey(str(uuid.uuid4())),
-            clock=clock,
-            metrics=self.metrics,
-        )
+        self.accounts = AccountService(core, self._hasher)
+        self.calls = SessionService(core)
+        self.relaying = SessionLeases(core, self.broker)
+        self.signaling = Signaling(core, self.accounts, self.calls, self.relaying)
+        self.switch_service = SwitchService(store, switches, now_s=clock.now_s, turned=self._turned)
         self.ban_service = BanService(
             store,
             bans,
@@ -124,14 +129,8 @@ class Gateway:
             kinds={BanKind.USER},
             now_s=clock.now_s,
         )
-        self.broker = Broker(
-            config.master_url,
-            service_token,
-            timeout_s=config.master_timeout_s,
-            metrics=self.metrics,
-        )
         self.admin = AdminAccess(
-            admin_token,
+            tokens.admin,
             self.broker.check_admin_token,
             failures=AuthFailures(
                 per_minute=config.admin_failures_per_minute,
@@ -141,68 +140,8 @@ class Gateway:
             ),
             monotonic_s=clock.monotonic_s,
         )
-        self.relaying = SessionLeases(
-            store=store,
-            hub=self.hub,
-            broker=self.broker,
-            limit=_per_minute(config.relay_requests_per_minute, config.relay_requests_burst),
-            timeout_s=config.master_timeout_s,
-            session_idle_s=config.session_idle_s,
-            admission=admission,
-            clock=clock,
-            metrics=self.metrics,
-        )
-        self.signaling = Signaling(
-            config=config,
-            accounts=self.accounts,
-            hub=self.hub,
-            calls=self.calls,
-            relaying=self.relaying,
-            message_limit=RateLimiter(config.messages_per_s, config.messages_burst, ADDRESS_KEYS),
-            clock=clock,
-            metrics=self.metrics,
-        )
         self.store_probe = StoreProbe(lambda: store.ping(), clock.monotonic_s)
         self._sweeper = asyncio.create_task(self._sweep())
-
-    @classmethod
-    async def open(cls, config: GatewayConfig, clock: Clock | None = None) -> Self:
-        """Open the store and read the token files.
-
-        Raises:
-            TokenFileError: a token file is missing or not fit, or holds no token.
-            SettingsError: both token files hold the same token.
-            StoreVersionError, StoreUnavailableError: the store cannot be opened.
-        """
-        variables = ("WAVRY_GATEWAY_SERVICE_TOKEN_FILE", "WAVRY_GATEWAY_ADMIN_TOKEN_FILE")
-        service = TokenFile.load(config.service_token_file, "service", variables[0])
-        admin = None
-        if config.admin_token_file is not None:
-            admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
-            require_different(service, admin, variables)
-        try:
-            config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailableError(
-                f"WAVRY_GATEWAY_DATA_DIR {config.data_dir}: {error.strerror}"
-            ) from error
-        try:
-            store = await SqliteGatewayStore.open(config.data_dir / "gateway.db")
-        except StoreUnavailableError as error:
-            raise StoreUnavailableError(f"WAVRY_GATEWAY_DATA_DIR {error}") from error
-        try:
-            return cls(
-                config,
-                store,
-                service_token=service.token,
-                admin_token=admin,
-                switches=SwitchTable(await store.switches()),
-                bans=BanTable(await store.bans()),
-                clock=clock or Clock(),
-            )
-        except BaseException:
-            await store.close()
-            raise
 
     def _turned(self, state: SwitchState) -> None:
         if state.switch is Switch.LOCKDOWN and state.on:
@@ -224,7 +163,6 @@ class Gateway:
             await self._sweeper
         await self.broker.close()
         self._hasher.close()
-        await self.store.close()
 
     async def _sweep(self) -> None:
         clean_at_s = 0.0
@@ -250,5 +188,36 @@ class Gateway:
         )
 
 
-def _per_minute(rate: float, burst: int) -> RateLimiter:
-    return RateLimiter(rate / 60, burst, ADDRESS_KEYS)
+@asynccontextmanager
+async def open_gateway(config: GatewayConfig, clock: Clock | None = None) -> AsyncIterator[Gateway]:
+    """Give a gateway with its store open and its upkeep running inside the block.
+
+    Raises:
+        TokenFileError: a token file is missing or not fit, or holds no token.
+        SettingsError: both token files hold the same token.
+        StoreVersionError, StoreUnavailableError: the store cannot be opened.
+    """
+    clock = clock or Clock()
+    tokens = GatewayTokens.load(config)
+    try:
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"WAVRY_GATEWAY_DATA_DIR {config.data_dir}: {error.strerror}"
+        ) from error
+    try:
+        store = await SqliteGatewayStore.open(config.data_dir / DATABASE_FILE)
+    except StoreUnavailableError as error:
+        raise StoreUnavailableError(f"WAVRY_GATEWAY_DATA_DIR {error}") from error
+    try:
+        switches, bans = SwitchTable(await store.switches()), BanTable(await store.bans())
+        metrics = GatewayMetrics()
+        access = UserAccess(switches, bans, clock, metrics.banned_refused)
+        core = GatewayCore(config, store, Hub(), access, clock, metrics)
+        gateway = Gateway(core, tokens, switches, bans)
+        try:
+            yield gateway
+        finally:
+            await gateway.close()
+    finally:
+        await store.close()

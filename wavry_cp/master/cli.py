@@ -19,8 +19,9 @@ from wavry_peer.service.settings import SettingsError, parse_address
 from wavry_peer.service.version import software_version
 
 from . import config as configuration
-from .app import open_master
+from .app import make_app
 from .config import MasterConfig
+from .master import open_master
 
 __all__ = ["app", "main"]
 
@@ -92,8 +93,8 @@ def run(
 
 async def _run(config: MasterConfig, ready_file: Path | None) -> None:
     host, port = parse_address(config.listen)
-    async with open_master(config) as application:
-        await serve(application, host, port, ready_file, "master")
+    async with open_master(config) as master:
+        await serve(make_app(master), host, port, ready_file, "master")
     structlog.get_logger(__name__).info("stopped")
 
 

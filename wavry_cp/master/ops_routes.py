@@ -14,7 +14,7 @@ from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import PROBE_TIMEOUT_S
 from wavry_peer.service.version import software_version
 
-from .context import MasterContext
+from .master import Master
 from .metrics import PoolFacts
 
 __all__ = ["OPS_ROUTES", "MasterHealth", "MasterReadiness", "MasterStatus"]
@@ -58,7 +58,7 @@ class MasterStatus(msgspec.Struct, frozen=True, kw_only=True):
     lockdown: bool
 
 
-async def _health(master: MasterContext, _request: web.Request) -> MasterHealth:
+async def _health(master: Master, _request: web.Request) -> MasterHealth:
     return MasterHealth(
         status="ok",
         role="master",
@@ -72,7 +72,7 @@ async def _health(master: MasterContext, _request: web.Request) -> MasterHealth:
     )
 
 
-async def _ready(master: MasterContext, _request: web.Request) -> MasterReadiness | web.Response:
+async def _ready(master: Master, _request: web.Request) -> MasterReadiness | web.Response:
     # Keys are loaded, or the process would not run.
     fault = await master.store_probe.fault()
     if fault:
@@ -80,12 +80,12 @@ async def _ready(master: MasterContext, _request: web.Request) -> MasterReadines
     return MasterReadiness(ready=True, reason="store and keys work")
 
 
-async def _metrics(master: MasterContext, _request: web.Request) -> web.Response:
+async def _metrics(master: Master, _request: web.Request) -> web.Response:
     await _note_all(master)
     return web.Response(body=master.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def _status(master: MasterContext, _request: web.Request) -> MasterStatus:
+async def _status(master: Master, _request: web.Request) -> MasterStatus:
     return MasterStatus(
         role="master",
         version=software_version(),
@@ -100,7 +100,7 @@ async def _status(master: MasterContext, _request: web.Request) -> MasterStatus:
     )
 
 
-async def _note_all(master: MasterContext) -> None:
+async def _note_all(master: Master) -> None:
     metrics = master.metrics
     now_s, monotonic_s = master.clock.now_s(), master.clock.monotonic_s()
     sessions: int | None = None
@@ -127,26 +127,26 @@ async def _note_all(master: MasterContext) -> None:
     metrics.event_streams.set(master.events.count)
 
 
-def _relay_mode(master: MasterContext) -> str:
+def _relay_mode(master: Master) -> str:
     return "on" if master.switches.relay_mode else "off"
 
 
-def _relays_without_key(master: MasterContext) -> int:
+def _relays_without_key(master: Master) -> int:
     held = master.directory.held_by_live(master.clock.monotonic_s())
     return sum(master.keys.active_kid not in kids for kids in held.values())
 
 
-def _uptime_s(master: MasterContext) -> int:
+def _uptime_s(master: Master) -> int:
     return int(master.clock.monotonic_s() - master.started_s)
 
 
-def _relays(master: MasterContext) -> dict[str, int]:
+def _relays(master: Master) -> dict[str, int]:
     counts = master.directory.count_by_state(master.clock.monotonic_s())
     return {state.value: count for state, count in sorted(counts.items())}
 
 
 OPS_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/health",
         (CallerKind.ANYONE,),
@@ -155,7 +155,7 @@ OPS_ROUTES: Final = (
         answer=MasterHealth,
         in_lockdown=True,
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/ready",
         (CallerKind.ANYONE,),
@@ -164,7 +164,7 @@ OPS_ROUTES: Final = (
         answer=MasterReadiness,
         in_lockdown=True,
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/metrics",
         (CallerKind.NETWORK, CallerKind.VIEWER),
@@ -173,7 +173,7 @@ OPS_ROUTES: Final = (
         media_type="text/plain",
         in_lockdown=True,
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/admin/status",
         (CallerKind.VIEWER,),

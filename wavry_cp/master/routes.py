@@ -10,9 +10,9 @@ from wavry_cp.operators.switch_routes import switch_routes
 from wavry_cp.operators.switches import Switch
 
 from .blocks.routes import BLOCK_ROUTES
-from .context import MasterContext
 from .keys.routes import KEY_ROUTES
 from .leases.routes import LEASE_ROUTES
+from .master import Master
 from .ops_routes import OPS_ROUTES
 from .relays.event_routes import EVENT_ROUTES
 from .relays.routes import RELAY_ROUTES
@@ -21,7 +21,7 @@ from .token_routes import TOKEN_ROUTES
 
 __all__ = ["ROUTES"]
 
-ROUTES: Final[tuple[Route[MasterContext], ...]] = with_document(
+ROUTES: Final[tuple[Route[Master], ...]] = with_document(
     "Wavry master",
     (
         *EVENT_ROUTES,  # before /v1/relays/{relay_id}

@@ -18,45 +18,39 @@ from wavry_peer.protocol.http.admin import (
 )
 from wavry_peer.protocol.http.codes import ErrorCode
 
-from .context import MasterContext
+from .master import Master
 
 __all__ = ["TOKEN_ROUTES"]
 
 _log = structlog.get_logger(__name__)
 
 
-async def _list(master: MasterContext, _request: web.Request) -> TokenList:
+async def _list(master: Master, _request: web.Request) -> TokenList:
     return master.token_service.listed()
 
 
-async def _create(master: MasterContext, request: web.Request, body: NewTokenRequest) -> NewToken:
+async def _create(master: Master, request: web.Request, body: NewTokenRequest) -> NewToken:
     who = caller_of(request).name
     answer = await master.token_service.create(body, who=who)
     _log.info("admin_token_created", name=body.name, role=body.role, by=who)
     return answer
 
 
-async def _rotate(
-    master: MasterContext, request: web.Request, body: RotateTokenRequest
-) -> NewToken:
+async def _rotate(master: Master, request: web.Request, body: RotateTokenRequest) -> NewToken:
     who, name = caller_of(request).name, request.match_info["name"]
     answer = await master.token_service.rotate(name, body, who=who)
     _log.info("admin_token_rotated", name=name, by=who, overlap_s=body.overlap_s)
     return answer
 
 
-async def _revoke(
-    master: MasterContext, request: web.Request, body: RevokeTokenRequest
-) -> TokenList:
+async def _revoke(master: Master, request: web.Request, body: RevokeTokenRequest) -> TokenList:
     who, name = caller_of(request).name, request.match_info["name"]
     answer = await master.token_service.revoke(name, who=who, reason=body.reason)
     _log.info("admin_token_revoked", name=name, by=who)
     return answer
 
 
-async def _check(
-    master: MasterContext, _request: web.Request, body: TokenCheckRequest
-) -> TokenCheck:
+async def _check(master: Master, _request: web.Request, body: TokenCheckRequest) -> TokenCheck:
     shown = ShownToken(body.token_id, body.secret_hash)
     token = master.tokens.check(shown, master.clock.now_s())
     if token is None:
@@ -65,7 +59,7 @@ async def _check(
 
 
 TOKEN_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/admin/tokens",
         (CallerKind.VIEWER,),
@@ -73,7 +67,7 @@ TOKEN_ROUTES: Final = (
         "List all admin tokens, without their secrets.",
         answer=TokenList,
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/tokens",
         (CallerKind.ADMIN,),
@@ -84,7 +78,7 @@ TOKEN_ROUTES: Final = (
         status=201,
         errors=(ErrorCode.NAME_TAKEN, ErrorCode.RESERVED_NAME, ErrorCode.TOO_MANY_TOKENS),
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/tokens/check",
         (CallerKind.SERVICE,),
@@ -93,7 +87,7 @@ TOKEN_ROUTES: Final = (
         body=TokenCheckRequest,
         answer=TokenCheck,
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/tokens/{name}/rotate",
         (CallerKind.ADMIN,),
@@ -105,7 +99,7 @@ TOKEN_ROUTES: Final = (
         status=201,
         errors=(ErrorCode.TOO_MANY_TOKENS, ErrorCode.UNKNOWN_TOKEN),
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/tokens/{name}/revoke",
         (CallerKind.ADMIN,),

@@ -5,7 +5,6 @@ on purpose must not lock the operator out.  Nothing is won by that: a token has 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import structlog
 from aiohttp import web
@@ -13,11 +12,9 @@ from aiohttp import web
 from wavry_cp.app.client_address import IpNetwork, client_address
 from wavry_cp.app.http import rate_limited, route_template
 from wavry_cp.app.metric_families import LabelledCounter
-from wavry_cp.app.rate_limit import RateLimiter, address_key
+from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter, address_key
 
-__all__ = ["LIMIT_KEYS", "AuthFailures"]
-
-LIMIT_KEYS: Final = 65_536
+__all__ = ["AuthFailures"]
 
 _log = structlog.get_logger(__name__)
 

@@ -22,7 +22,7 @@ from aiohttp import web
 from wavry_cp.app.http import listening
 from wavry_cp.gateway.app import make_app
 from wavry_cp.gateway.config import GatewayConfig
-from wavry_cp.gateway.gateway import Gateway
+from wavry_cp.gateway.gateway import Gateway, open_gateway
 from wavry_peer.protocol import base64url, ed25519, lease
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http import signaling as wire
@@ -255,8 +255,8 @@ async def http_call(
 
 @contextlib.asynccontextmanager
 async def running_gateway(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
-    gateway = await Gateway.open(config)
     async with (
+        open_gateway(config) as gateway,
         listening(make_app(gateway), "127.0.0.1", 0) as url,
         aiohttp.ClientSession() as http,
     ):

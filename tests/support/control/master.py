@@ -20,9 +20,10 @@ import aiohttp
 
 from support.paths import REPOSITORY
 from wavry_cp.app.http import listening
-from wavry_cp.master.app import open_master
+from wavry_cp.master.app import make_app
 from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.files import init_keys
+from wavry_cp.master.master import open_master
 from wavry_peer.protocol import base64url, ed25519, keyset, registration
 from wavry_peer.service.clock import Clock
 
@@ -346,8 +347,8 @@ async def running_master(
     """A master in this process on a free port, over real HTTP."""
     files = files or MasterFiles.make(root)
     async with (
-        open_master(files.config(**settings), clock) as app,
-        listening(app, "127.0.0.1", 0) as url,
+        open_master(files.config(**settings), clock) as master,
+        listening(make_app(master), "127.0.0.1", 0) as url,
         client_for(url, files) as client,
     ):
         yield client

@@ -4,12 +4,15 @@ import re
 
 import pytest
 from support.control.gateway import make_config
+from support.control.master import MasterFiles
 from support.paths import REPOSITORY
 
 from wavry_cp.app.metric_families import Families
 from wavry_cp.gateway.app import make_app
-from wavry_cp.gateway.gateway import Gateway
+from wavry_cp.gateway.gateway import open_gateway
 from wavry_cp.gateway.metrics import GatewayMetrics
+from wavry_cp.master.app import make_app as make_master_app
+from wavry_cp.master.master import open_master
 from wavry_cp.master.metrics import MasterMetrics
 from wavry_peer.service.metrics import CATALOGUE, GATEWAY, MASTER, OTHER, RELAY, MetricSpec, by_name
 from wavry_peer.service.metrics.spec import closed, counter
@@ -44,22 +47,16 @@ def _values(specs: tuple[MetricSpec, ...], name: str, label: str) -> set[str]:
 
 
 async def test_routes_are_those_of_the_applications(tmp_path) -> None:
-    gateway = await Gateway.open(make_config(tmp_path, "http://127.0.0.1:1"))
-    try:
+    async with open_gateway(make_config(tmp_path, "http://127.0.0.1:1")) as gateway:
         app = make_app(gateway)
         found = {r.resource.canonical for r in app.router.routes() if r.resource is not None}
-    finally:
-        await gateway.close()
     declared = _values(GATEWAY, "wavry_gateway_http_requests_total", "route")
     assert found == declared - {"unmatched"}
 
 
 async def test_routes_of_the_master(tmp_path) -> None:
-    from support.control.master import MasterFiles
-
-    from wavry_cp.master.app import open_master
-
-    async with open_master(MasterFiles.make(tmp_path).config()) as app:
+    async with open_master(MasterFiles.make(tmp_path).config()) as master:
+        app = make_master_app(master)
         found = {r.resource.canonical for r in app.router.routes() if r.resource is not None}
     declared = _values(MASTER, "wavry_master_http_requests_total", "route")
     assert found == declared - {"unmatched"}

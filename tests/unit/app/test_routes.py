@@ -19,7 +19,8 @@ from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import Admitted, CallerKind, Route, bind, caller_of
 from wavry_cp.gateway.app import make_app
 from wavry_cp.gateway.routes import ROUTES as GATEWAY
-from wavry_cp.master.app import open_master
+from wavry_cp.master.app import make_app as make_master_app
+from wavry_cp.master.master import open_master
 from wavry_cp.master.routes import ROUTES as MASTER
 from wavry_peer.protocol.http.codes import ErrorCode
 
@@ -47,7 +48,8 @@ async def test_every_route_of_the_gateway_is_a_row_and_every_row_a_route(tmp_pat
 
 
 async def test_every_route_of_the_master_is_a_row_and_every_row_a_route(tmp_path):
-    async with open_master(MasterFiles.make(tmp_path).config()) as app:
+    async with open_master(MasterFiles.make(tmp_path).config()) as twin:
+        app = make_master_app(twin)
         assert served(app) == Counter((route.method, canonical(route)) for route in MASTER)
 
 

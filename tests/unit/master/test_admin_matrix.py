@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.control.master import FakeRelay, running_master
 
-from wavry_cp.master.app import open_master
+from wavry_cp.master.app import make_app
+from wavry_cp.master.master import open_master
 
 UUID = "0b7c2c5e-6f3b-4a43-9f0e-2f6d3a9b1c11"
 ROLES = ("viewer", "operator", "admin")
@@ -113,7 +114,8 @@ async def tokens(master):
 
 
 async def test_every_route_of_the_master_is_in_the_table(tmp_path, master):
-    async with open_master(master.files.config(data_dir=tmp_path / "twin")) as app:
+    async with open_master(master.files.config(data_dir=tmp_path / "twin")) as twin:
+        app = make_app(twin)
         routes = {
             (route.method, route.resource.canonical)
             for route in app.router.routes()

@@ -7,7 +7,8 @@ import re
 import pytest
 from support.control.master import FakeRelay, MasterFiles, running_master
 
-from wavry_cp.master.app import open_master
+from wavry_cp.master.app import make_app
+from wavry_cp.master.master import open_master
 from wavry_cp.operators import admin_tokens
 from wavry_cp.operators.admin_tokens import ShownToken
 
@@ -62,7 +63,8 @@ async def test_every_admin_route_refuses_a_viewer_who_changes_something(tmp_path
     """A new admin route that forgets its role fails here."""
     async with running_master(tmp_path, clock.clock()) as master:
         viewer = await create(master, "looker", "viewer")
-        async with open_master(master.files.config(data_dir=tmp_path / "twin")) as app:
+        async with open_master(master.files.config(data_dir=tmp_path / "twin")) as twin:
+            app = make_app(twin)
             routes = {
                 (route.method, route.resource.canonical)
                 for route in app.router.routes()

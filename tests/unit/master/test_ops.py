@@ -16,7 +16,8 @@ from support.control.master import (
 
 from wavry_cp.app.http import listening
 from wavry_cp.app.store_errors import StoreUnavailableError
-from wavry_cp.master.app import open_master
+from wavry_cp.master.app import make_app
+from wavry_cp.master.master import open_master
 from wavry_cp.store.sqlite.master import MasterSqlite
 
 
@@ -204,7 +205,10 @@ async def test_requests_under_way_end_before_the_store_closes(tmp_path, monkeypa
 
     monkeypatch.setattr(MasterSqlite, "save_relay", slow)
     async with aiohttp.ClientSession() as http:
-        async with open_master(files.config()) as app, listening(app, "127.0.0.1", 0) as url:
+        async with (
+            open_master(files.config()) as twin,
+            listening(make_app(twin), "127.0.0.1", 0) as url,
+        ):
             relay = FakeRelay(MasterClient(url, files, http))
             call = asyncio.create_task(relay.register())
             await entered.wait()

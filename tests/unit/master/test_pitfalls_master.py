@@ -8,7 +8,8 @@ import pytest
 from support.control.lease_parts import parties
 from support.control.master import FakeClock, FakeRelay, MasterProcess, client_for, running_master
 
-from wavry_cp.master.app import open_master
+from wavry_cp.master.app import make_app
+from wavry_cp.master.master import open_master
 from wavry_cp.master.relays.endpoints import check_endpoint
 
 CLIENT = "198.51.100.77"
@@ -55,8 +56,9 @@ async def test_pitfall_no_call_that_changes_something_is_open(tmp_path):
     """A new route without a credential (feedback, revocation, orders) fails here."""
     async with (
         running_master(tmp_path) as master,
-        open_master(master.files.config(data_dir=tmp_path / "twin")) as app,
+        open_master(master.files.config(data_dir=tmp_path / "twin")) as twin,
     ):
+        app = make_app(twin)
         routes = {
             (route.method, route.resource.canonical)
             for route in app.router.routes()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support.control.master import FakeClock, FakeRelay, MasterFiles, running_master
 
-from wavry_cp.master.app import DATABASE_FILE
+from wavry_cp.master.master import DATABASE_FILE
 from wavry_cp.master.relays import rules as registry
 from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.store.sqlite.master import MasterSqlite

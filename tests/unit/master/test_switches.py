@@ -6,7 +6,8 @@ import pytest
 from support.control.lease_parts import parties, renewal
 from support.control.master import FakeClock, FakeRelay, MasterFiles, running_master
 
-from wavry_cp.master.app import open_master
+from wavry_cp.master.app import make_app
+from wavry_cp.master.master import open_master
 
 PARTIES = parties()
 OPEN_IN_LOCKDOWN = {
@@ -47,7 +48,8 @@ async def test_lockdown_lets_only_admin_calls_pass(tmp_path):
     async with running_master(tmp_path) as master:
         relay = await FakeRelay(master).join()
         assert (await master.post(LOCKDOWN, ON, token="admin")).status == 200
-        async with open_master(master.files.config(data_dir=tmp_path / "twin")) as app:
+        async with open_master(master.files.config(data_dir=tmp_path / "twin")) as twin:
+            app = make_app(twin)
             routes = {
                 (route.method, route.resource.canonical)
                 for route in app.router.routes()

@@ -1,6 +1,7 @@
 """Accounts: register, log in, log out, and who a token belongs to."""
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +9,10 @@ from typing import Literal
 from wavry_cp.app.metric_families import LabelledCounter
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.refusal import RefusedError
-from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.signaling.hub import Hub
-from wavry_cp.gateway.store import GatewayStore, TokenOwner
+from wavry_cp.gateway.core import GatewayCore
+from wavry_cp.gateway.store import TokenOwner
 from wavry_peer.protocol.http.codes import ErrorCode
-from wavry_peer.service.clock import Clock
 
-from .access import UserAccess
 from .login_delays import LoginDelays
 from .passwords import PasswordHasher
 from .tokens import make_token, token_hash
@@ -37,32 +35,25 @@ class AccountService:
 
     def __init__(
         self,
-        *,
-        store: GatewayStore,
-        hub: Hub,
+        core: GatewayCore,
         hasher: PasswordHasher,
-        delays: LoginDelays,
-        register_limit: RateLimiter,
-        login_limit: RateLimiter,
-        token_ttl_s: int,
-        tokens_per_user: int,
-        random_bytes: Callable[[int], bytes],
-        admission: UserAccess,
-        clock: Clock,
-        metrics: GatewayMetrics,
+        *,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        self._store = store
-        self._hub = hub
+        config = core.config
+        self._config = config
+        self._store = core.store
+        self._hub = core.hub
+        self._access = core.access
+        self._clock = core.clock
+        self._metrics = core.metrics
         self._hasher = hasher
-        self._delays = delays
-        self._register_limit = register_limit
-        self._login_limit = login_limit
-        self._token_ttl_s = token_ttl_s
-        self._tokens_per_user = tokens_per_user
         self._random_bytes = random_bytes
-        self._admission = admission
-        self._clock = clock
-        self._metrics = metrics
+        self._delays = LoginDelays(secret=random_bytes(32))
+        self._register_limit = RateLimiter.per_minute(
+            config.register_per_minute, config.register_burst
+        )
+        self._login_limit = RateLimiter.per_minute(config.login_per_minute, config.login_burst)
 
     async def register(self, username: str, password: str, address: str) -> None:
         """Make an account; `address` is the limiter's key of the client.
@@ -115,7 +106,7 @@ class AccountService:
         self._delays.succeeded(username, address)
         # Only now: a ban is told to who holds the account, not to who guesses names.
         try:
-            self._admission.require(username)
+            self._access.require(username)
         except RefusedError as error:
             self._metrics.logins.labels(error.code).inc()
             raise
@@ -153,7 +144,7 @@ class AccountService:
             self._metrics.token_checks.labels(via, "unknown").inc()
             raise _invalid_token()
         try:
-            self._admission.require(owner.username)
+            self._access.require(owner.username)
         except RefusedError as error:
             self._metrics.token_checks.labels(via, error.code).inc()
             raise
@@ -165,13 +156,13 @@ class AccountService:
         hashed = token_hash(token)
         assert hashed is not None  # noqa: S101  # both functions are ours and fit together
         now_s = self._clock.now_s()
-        expires_at = now_s + self._token_ttl_s
+        expires_at = now_s + self._config.token_ttl_s
         ended = await self._store.add_token(
             hashed,
             username,
             now_s=now_s,
             expires_at=expires_at,
-            max_tokens=self._tokens_per_user,
+            max_tokens=self._config.tokens_per_user,
         )
         self._hub.end_tokens(ended)
         return Login(token, expires_at)

@@ -11,15 +11,11 @@ from typing import Final
 
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.refusal import RefusedError
-from wavry_cp.gateway.accounts.access import UserAccess
-from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.signaling.hub import Hub
-from wavry_cp.gateway.store import GatewayStore
+from wavry_cp.gateway.core import GatewayCore
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import Credentials, LeaseResponse, RelaySessionRequest
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import RelayCredentials
-from wavry_peer.service.clock import Clock
 
 from . import rules as sessions
 from .broker import Broker, unavailable
@@ -45,28 +41,18 @@ class _Fresh:
 class SessionLeases:
     """The broker's work for users."""
 
-    def __init__(
-        self,
-        *,
-        store: GatewayStore,
-        hub: Hub,
-        broker: Broker,
-        limit: RateLimiter,
-        timeout_s: float,
-        session_idle_s: int,
-        admission: UserAccess,
-        clock: Clock,
-        metrics: GatewayMetrics,
-    ) -> None:
-        self._store = store
-        self._hub = hub
+    def __init__(self, core: GatewayCore, broker: Broker) -> None:
+        config = core.config
+        self._config = config
+        self._store = core.store
+        self._hub = core.hub
+        self._access = core.access
+        self._clock = core.clock
+        self._metrics = core.metrics
         self._broker = broker
-        self._limit = limit
-        self._timeout_s = timeout_s
-        self._session_idle_s = session_idle_s
-        self._admission = admission
-        self._clock = clock
-        self._metrics = metrics
+        self._limit = RateLimiter.per_minute(
+            config.relay_requests_per_minute, config.relay_requests_burst
+        )
         self._locks: KeyedLock[SessionKey] = KeyedLock()
         self._fresh: dict[SessionKey, _Fresh] = {}
 
@@ -80,13 +66,13 @@ class SessionLeases:
                 ``rate_limited``, ``relay_unavailable`` within the time-out, or
                 what else `Broker.issue` raises.
         """
-        deadline_s = self._clock.monotonic_s() + self._timeout_s
+        deadline_s = self._clock.monotonic_s() + self._config.master_timeout_s
         try:
-            async with self._locks.hold(session_id, timeout_s=self._timeout_s):
+            async with self._locks.hold(session_id, timeout_s=self._config.master_timeout_s):
                 session = await self._session(session_id)
                 role = sessions.role_of(session, username)
                 # A ban may have come while the session was being made.
-                self._admission.require(session.caller, session.callee)
+                self._access.require(session.caller, session.callee)
                 # After the look-up: the key of a limit must not be a client's to invent.
                 self._check_limit(username, session_id)
                 sessions.require_grantable(session, now_s=self._clock.now_s())
@@ -107,13 +93,13 @@ class SessionLeases:
             RefusedError: ``unknown_session``, ``session_closed``, ``not_on_relay``, ``stale_jti``,
                 ``relay_gone``, ``rate_limited`` or ``relay_unavailable``.
         """
-        deadline_s = self._clock.monotonic_s() + self._timeout_s
+        deadline_s = self._clock.monotonic_s() + self._config.master_timeout_s
         try:
-            async with self._locks.hold(session_id, timeout_s=self._timeout_s):
+            async with self._locks.hold(session_id, timeout_s=self._config.master_timeout_s):
                 session = await self._session(session_id)
                 role = sessions.role_of(session, username)
                 # A ban may have come while the session was being made.
-                self._admission.require(session.caller, session.callee)
+                self._access.require(session.caller, session.callee)
                 # After the look-up: the key of a limit must not be a client's to invent.
                 self._check_limit(username, session_id)
                 sessions.require_renewable(session, now_s=self._clock.now_s())
@@ -171,7 +157,7 @@ class SessionLeases:
                 relay_addrs=answer.relay.endpoints,
                 lease_expires_at=answer.expires_at,
                 now_s=now_s,
-                lifetime_s=self._session_idle_s,
+                lifetime_s=self._config.session_idle_s,
             )
 
         # Refused here where a user has hung up in the meantime: then nobody gets a lease.
@@ -195,7 +181,10 @@ class SessionLeases:
 
         def rule(row: CallSession) -> CallSession:
             return sessions.renew(
-                row, lease_expires_at=lease_expires_at, now_s=now_s, lifetime_s=self._session_idle_s
+                row,
+                lease_expires_at=lease_expires_at,
+                now_s=now_s,
+                lifetime_s=self._config.session_idle_s,
             )
 
         changed = await self._store.change_session(session_id, rule)

@@ -4,6 +4,7 @@ Each method checks a rule of `sessions`, changes the row in the store, and only 
 user.  Leases are the business of `relaying`.
 """
 
+import uuid
 from collections.abc import Callable
 from typing import Final
 
@@ -11,15 +12,12 @@ from msgspec.structs import replace
 
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.refusal import RefusedError
-from wavry_cp.gateway.metrics import GatewayMetrics
-from wavry_cp.gateway.signaling.hub import Hub
-from wavry_cp.gateway.store import GatewayStore
+from wavry_cp.gateway.core import GatewayCore
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import Answer, AnswerRift, Bye, Candidate, Offer, OfferRift
-from wavry_peer.service.clock import Clock
 
 from . import rules as sessions
-from .rules import CallLimits, CallSession, Keys, SessionKey, checked_keys
+from .rules import CallSession, Keys, SessionKey, checked_keys
 
 __all__ = ["SessionService"]
 
@@ -33,26 +31,18 @@ class SessionService:
 
     def __init__(
         self,
+        core: GatewayCore,
         *,
-        store: GatewayStore,
-        hub: Hub,
-        limits: CallLimits,
-        call_limit: RateLimiter,
-        pending_s: int,
-        session_idle_s: int,
-        new_id: Callable[[], SessionKey],
-        clock: Clock,
-        metrics: GatewayMetrics,
+        new_id: Callable[[], SessionKey] = lambda: SessionKey(str(uuid.uuid4())),
     ) -> None:
-        self._store = store
-        self._hub = hub
-        self._limits = limits
-        self._call_limit = call_limit
-        self._pending_s = pending_s
-        self._session_idle_s = session_idle_s
+        config = core.config
+        self._config = config
+        self._store = core.store
+        self._hub = core.hub
+        self._clock = core.clock
+        self._metrics = core.metrics
         self._new_id = new_id
-        self._clock = clock
-        self._metrics = metrics
+        self._call_limit = RateLimiter.per_minute(config.calls_per_minute, config.calls_burst)
 
     # -- calling ----------------------------------------------------------------------------
 
@@ -74,11 +64,11 @@ class SessionService:
             target,
             keys,
             now_s=self._clock.now_s(),
-            pending_s=self._pending_s,
+            pending_s=self._config.pending_s,
         )
         if not self._hub.is_online(target):
             raise _offline()
-        if not await self._store.add_session(session, self._limits):
+        if not await self._store.add_session(session, self._config.call_limits):
             raise self._limited("too many calls wait for an answer; end one first", 5.0)
         self._metrics.sessions.labels("called").inc()
         if not self._hub.deliver(target, _signed(offer, caller, session)):
@@ -243,7 +233,7 @@ class SessionService:
 
         def rule(session: CallSession) -> CallSession:
             return sessions.accept(
-                session, username, keys, now_s=now_s, lifetime_s=self._session_idle_s
+                session, username, keys, now_s=now_s, lifetime_s=self._config.session_idle_s
             )
 
         changed = await self._store.change_session(session_id, rule)

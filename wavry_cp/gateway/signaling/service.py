@@ -14,13 +14,12 @@ from typing import Any, Final
 import structlog
 from aiohttp import WSMsgType, web
 
-from wavry_cp.app.rate_limit import RateLimiter
+from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.accounts.tokens import token_hash
-from wavry_cp.gateway.config import GatewayConfig
-from wavry_cp.gateway.metrics import GatewayMetrics
+from wavry_cp.gateway.core import GatewayCore
 from wavry_cp.gateway.sessions.leases import SessionLeases, credentials_message
 from wavry_cp.gateway.sessions.rules import Keys, SessionKey, checked_keys
 from wavry_cp.gateway.sessions.service import SessionService
@@ -29,7 +28,6 @@ from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import signaling as wire
 from wavry_peer.protocol.http.api import RelaySessionRequest
 from wavry_peer.protocol.http.codes import ErrorCode
-from wavry_peer.service.clock import Clock
 
 from .connection import (
     CLOSE_ABUSE,
@@ -40,7 +38,7 @@ from .connection import (
     CLOSE_TOO_BIG,
     SignalingConnection,
 )
-from .hub import Hub, end_for_token
+from .hub import end_for_token
 from .limits import ConnectionFaults
 
 __all__ = ["Signaling"]
@@ -64,24 +62,20 @@ class Signaling:
 
     def __init__(
         self,
-        *,
-        config: GatewayConfig,
+        core: GatewayCore,
         accounts: AccountService,
-        hub: Hub,
         calls: SessionService,
         relaying: SessionLeases,
-        message_limit: RateLimiter,
-        clock: Clock,
-        metrics: GatewayMetrics,
     ) -> None:
+        config = core.config
         self._config = config
+        self._hub = core.hub
+        self._clock = core.clock
+        self._metrics = core.metrics
         self._accounts = accounts
-        self._hub = hub
         self._calls = calls
         self._relaying = relaying
-        self._message_limit = message_limit
-        self._clock = clock
-        self._metrics = metrics
+        self._message_limit = RateLimiter(config.messages_per_s, config.messages_burst, LIMIT_KEYS)
         self._actions: Mapping[type, Callable[[SignalingConnection, str, Any], Awaitable[None]]] = {
             wire.Offer: self._offer,
             wire.OfferRift: self._offer_rift,

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
-from wavry_cp.master.context import MasterContext
+from wavry_cp.master.master import Master
 from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_peer.protocol.http.admin import BlockList, ClearBlocksRequest, ClearBlocksResponse
 from wavry_peer.protocol.http.codes import ErrorCode
@@ -19,13 +19,13 @@ __all__ = ["BLOCK_ROUTES"]
 _log = structlog.get_logger(__name__)
 
 
-async def _list(master: MasterContext, request: web.Request) -> BlockList:
+async def _list(master: Master, request: web.Request) -> BlockList:
     relay_id = request.query.get("relay")
     return BlockList(blocks=master.block_service.blocks(relay_id, master.clock.now_s()))
 
 
 async def _clear(
-    master: MasterContext, request: web.Request, body: ClearBlocksRequest
+    master: Master, request: web.Request, body: ClearBlocksRequest
 ) -> ClearBlocksResponse:
     who, relay_id = caller_of(request).name, request.match_info["relay_id"]
     target = f"{relay_id} {body.subnet or 'all'}"
@@ -52,7 +52,7 @@ def _subnet(text: str) -> str:
 
 
 BLOCK_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/admin/blocks",
         (CallerKind.VIEWER,),
@@ -61,7 +61,7 @@ BLOCK_ROUTES: Final = (
         query=("relay",),
         answer=BlockList,
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/relays/{relay_id}/blocks/clear",
         (CallerKind.OPERATOR,),

@@ -7,7 +7,7 @@ from aiohttp import web
 from wavry_cp.app.http import client_address, rate_limited
 from wavry_cp.app.rate_limit import address_key
 from wavry_cp.app.routes import CallerKind, Route, caller_of
-from wavry_cp.master.context import MasterContext
+from wavry_cp.master.master import Master
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.keys import (
     KeysStatus,
@@ -30,36 +30,34 @@ KEY_ERRORS: Final = (
 )
 
 
-async def _document(master: MasterContext, _request: web.Request) -> web.Response:
+async def _document(master: Master, _request: web.Request) -> web.Response:
     return web.Response(body=master.keys.document, content_type="application/json")
 
 
-def _limit(master: MasterContext, request: web.Request) -> None:
+def _limit(master: Master, request: web.Request) -> None:
     key = address_key(client_address(request, master.trusted_proxies))
     wait_s = master.open_limit.check(key, master.clock.monotonic_s())
     if wait_s > 0:
         raise rate_limited(wait_s)
 
 
-async def _public_document(master: MasterContext, request: web.Request) -> web.Response:
+async def _public_document(master: Master, request: web.Request) -> web.Response:
     response = await _document(master, request)
     response.headers["Cache-Control"] = f"public, max-age={KEYS_MAX_AGE_S}"
     return response
 
 
-async def _status(master: MasterContext, _request: web.Request) -> KeysStatus:
+async def _status(master: Master, _request: web.Request) -> KeysStatus:
     return await master.key_service.status()
 
 
-async def _root(
-    master: MasterContext, request: web.Request, body: RootStepRequest
-) -> KeyStepResponse:
+async def _root(master: Master, request: web.Request, body: RootStepRequest) -> KeyStepResponse:
     return await master.key_service.change_root(body, who=caller_of(request).name)
 
 
-def _step_route(step: KeyStep, sentence: str, *errors: ErrorCode) -> Route[MasterContext]:
+def _step_route(step: KeyStep, sentence: str, *errors: ErrorCode) -> Route[Master]:
     async def take_step(
-        master: MasterContext, request: web.Request, body: KeyStepRequest
+        master: Master, request: web.Request, body: KeyStepRequest
     ) -> KeyStepResponse:
         return await master.key_service.take_step(step, body, who=caller_of(request).name)
 
@@ -76,7 +74,7 @@ def _step_route(step: KeyStep, sentence: str, *errors: ErrorCode) -> Route[Maste
 
 
 KEY_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/.well-known/wavry-keys.json",
         (CallerKind.ANYONE,),
@@ -87,7 +85,7 @@ KEY_ROUTES: Final = (
         before=_limit,
         errors=(ErrorCode.RATE_LIMITED,),
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/admin/keys",
         (CallerKind.VIEWER,),
@@ -95,7 +93,7 @@ KEY_ROUTES: Final = (
         "Give the signed key-set document to an operator.",
         answer=KeySet,
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/admin/keys/status",
         (CallerKind.VIEWER,),
@@ -103,7 +101,7 @@ KEY_ROUTES: Final = (
         "Tell the state of each key: its leases, the relays that hold it, when it can go.",
         answer=KeysStatus,
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/keys/root",
         (CallerKind.ADMIN,),

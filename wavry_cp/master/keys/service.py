@@ -15,8 +15,8 @@ import structlog
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.metrics import MasterMetrics
 from wavry_cp.master.relays.registry import RelayRegistry
-from wavry_cp.master.store import AuditEntry, MasterStore
-from wavry_cp.operators.audit import attempted
+from wavry_cp.master.store import MasterStore
+from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_peer.protocol import base64url, ed25519
 from wavry_peer.protocol.errors import KeySetError
 from wavry_peer.protocol.http.codes import ErrorCode

@@ -5,7 +5,7 @@ from typing import Final
 from aiohttp import web
 
 from wavry_cp.app.routes import CallerKind, Route
-from wavry_cp.master.context import MasterContext
+from wavry_cp.master.master import Master
 from wavry_cp.master.outcome import outcome_of
 from wavry_peer.protocol.http.api import (
     LeaseRequest,
@@ -18,24 +18,24 @@ from wavry_peer.protocol.http.codes import ErrorCode
 __all__ = ["LEASE_ROUTES"]
 
 
-async def _issue(master: MasterContext, _request: web.Request, body: LeaseRequest) -> LeaseResponse:
+async def _issue(master: Master, _request: web.Request, body: LeaseRequest) -> LeaseResponse:
     answer = await master.lease_service.issue(body)
     master.metrics.leases_issued.inc(2)
     return answer
 
 
-async def _renew(master: MasterContext, _request: web.Request, body: RenewRequest) -> RenewResponse:
+async def _renew(master: Master, _request: web.Request, body: RenewRequest) -> RenewResponse:
     answer, renewal = await master.lease_service.renew(body)
     master.metrics.lease_renewals.labels("repeated" if renewal.repeated else "renewed").inc()
     return answer
 
 
-def _count_rejected(master: MasterContext, error: Exception) -> None:
+def _count_rejected(master: Master, error: Exception) -> None:
     master.metrics.leases_rejected.labels(outcome_of(error)).inc()
 
 
 LEASE_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/leases",
         (CallerKind.SERVICE,),
@@ -58,7 +58,7 @@ LEASE_ROUTES: Final = (
         ),
         refused=_count_rejected,
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/leases/renew",
         (CallerKind.SERVICE,),

@@ -3,6 +3,7 @@
 import random
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
@@ -33,11 +34,20 @@ from . import rules as leases
 from . import selection
 from .rules import LeasedSession, LeaseRenewal, LeaseTerms
 
-__all__ = ["LeaseService"]
+__all__ = ["LeaseService", "Vetoes"]
 
 _RANDOM: Final = random.SystemRandom()  # nobody may foretell the next relay
 _ATTEMPTS: Final = 4
 """Each failed attempt means that another call of the same session succeeded meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vetoes:
+    """What an operator has put against leases."""
+
+    switches: SwitchTable
+    bans: BanTable
+    revocations: RevocationIndex
 
 
 class LeaseService:
@@ -50,23 +60,17 @@ class LeaseService:
         directory: RelayRegistry,
         keys: LiveKeys,
         clock: Clock,
-        switches: SwitchTable,
-        bans: BanTable,
-        revocations: RevocationIndex,
+        vetoes: Vetoes,
         *,
         pick: Callable[[], float] = _RANDOM.random,
-        new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._config = config
         self._store = store
         self._directory = directory
         self._keys = keys
         self._clock = clock
-        self._switches = switches
-        self._bans = bans
-        self._revocations = revocations
+        self._vetoes = vetoes
         self._pick = pick
-        self._new_uuid = new_uuid
 
     async def issue(self, request: LeaseRequest) -> LeaseResponse:
         """A pair of leases for a new session, or for a live one (which may move).
@@ -80,18 +84,18 @@ class LeaseService:
                 so; ``banned`` where one of the two users is.
         """
         leases.check_parties(request)
-        session_id = request.session_id or self._new_uuid()
+        session_id = request.session_id or _new_uuid()
         for _ in range(_ATTEMPTS):
             known = await self._store.session(session_id)
             # After the wait: nothing is signed once the operator has been told that it is off.
-            if not self._switches.relay_mode:
+            if not self._vetoes.switches.relay_mode:
                 raise RefusedError(
                     ErrorCode.RELAY_MODE_OFF,
                     "the operator has switched relays off; try again later",
                 )
             self._check_bans(request.client.sub, request.server.sub)
             now_s = self._clock.now_s()
-            if self._revocations.hits_session_id(session_id):
+            if self._vetoes.revocations.hits_session_id(session_id):
                 raise _revoked()
             if known is not None and leases.is_live(known, now_s):
                 self._require_good(known)
@@ -104,7 +108,7 @@ class LeaseService:
                 self._terms(relay_id, request.ttl_s),
                 session_id=session_id,
                 now_s=now_s,
-                new_jti=self._new_uuid,
+                new_jti=_new_uuid,
             )
             pair = LeasePair(
                 client=self._sign(session, c.Role.CLIENT), server=self._sign(session, c.Role.SERVER)
@@ -144,7 +148,7 @@ class LeaseService:
                 request.jti,
                 now_s=self._clock.now_s(),
                 kid=self._keys.active_kid,
-                new_jti=self._new_uuid(),
+                new_jti=_new_uuid(),
             )
             if not self._directory.serves_sessions(session.relay_id, self._clock.monotonic_s()):
                 raise RefusedError(
@@ -168,7 +172,7 @@ class LeaseService:
 
     def _check_bans(self, *subs: str) -> None:
         now_s = self._clock.now_s()
-        if any(self._bans.is_banned(BanKind.USER, sub, now_s) for sub in subs):
+        if any(self._vetoes.bans.is_banned(BanKind.USER, sub, now_s) for sub in subs):
             raise RefusedError(ErrorCode.BANNED, "this user is banned; ask the operator")
 
     def _require_good(self, session: LeasedSession) -> None:
@@ -177,7 +181,7 @@ class LeaseService:
         Asked before a lease is made and once more after it is stored: whatever was revoked in
         between names this lease too, for it was issued before.
         """
-        if self._revocations.hits(session):
+        if self._vetoes.revocations.hits(session):
             raise _revoked()
 
     def _relay_for(self, request: LeaseRequest, *, stay_at: str | None) -> tuple[str, str | None]:
@@ -245,3 +249,7 @@ def _busy() -> RefusedError:
     return RefusedError(
         ErrorCode.BUSY_SESSION, "the session is being changed by other calls; try again"
     )
+
+
+def _new_uuid() -> str:
+    return str(uuid.uuid4())

@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from wavry_cp.app.http import bearer_token, unauthorized
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
-from wavry_cp.master.context import MasterContext
+from wavry_cp.master.master import Master
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.relay_events import MAX_RELAY_FRAME_BYTES, PAGE_ROWS, EventPage
 
@@ -22,7 +22,7 @@ MAX_NUMBER: Final = 2**53
 _log = structlog.get_logger(__name__)
 
 
-async def _events(master: MasterContext, request: web.Request) -> EventPage | web.StreamResponse:
+async def _events(master: Master, request: web.Request) -> EventPage | web.StreamResponse:
     relay_id, token = caller_of(request).name, bearer_token(request) or ""
     after = min(_number(request.query.get("after", "0")), master.revocations.index.head)
     if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
@@ -33,7 +33,7 @@ async def _events(master: MasterContext, request: web.Request) -> EventPage | we
     return _page(master, relay_id, token, after)
 
 
-def _page(master: MasterContext, relay_id: str, token: str, after: int) -> EventPage:
+def _page(master: Master, relay_id: str, token: str, after: int) -> EventPage:
     state = _state_of(master, relay_id, token)
     if state is None:  # Nothing was awaited since it was authenticated.
         raise unauthorized("relay token is wrong; register again")
@@ -49,7 +49,7 @@ def _page(master: MasterContext, relay_id: str, token: str, after: int) -> Event
 
 
 async def _stream(
-    master: MasterContext, request: web.Request, relay_id: str, token: str, after: int
+    master: Master, request: web.Request, relay_id: str, token: str, after: int
 ) -> web.StreamResponse:
     ws = web.WebSocketResponse(
         heartbeat=EVENT_PING_S, max_msg_size=MAX_RELAY_FRAME_BYTES, compress=False, timeout=1.0
@@ -85,7 +85,7 @@ async def _stream(
     return ws
 
 
-def _state_of(master: MasterContext, relay_id: str, token: str) -> PresentState | None:
+def _state_of(master: Master, relay_id: str, token: str) -> PresentState | None:
     serial = master.keys.keyset.serial
     try:
         record = master.directory.authenticate(relay_id, token)
@@ -105,7 +105,7 @@ def _number(text: str) -> int:
 
 
 EVENT_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/relays/events",
         (CallerKind.RELAY,),

@@ -11,7 +11,7 @@ from wavry_cp.app.http import bearer_token, client_address, json_response, rate_
 from wavry_cp.app.rate_limit import address_key
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
-from wavry_cp.master.context import MasterContext
+from wavry_cp.master.master import Master
 from wavry_cp.master.outcome import outcome_of
 from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_cp.operators.bans import BanKind
@@ -42,7 +42,7 @@ RELAY_TOKEN_BYTES: Final = 32
 _log = structlog.get_logger(__name__)
 
 
-def _limit_strangers(master: MasterContext, request: web.Request) -> None:
+def _limit_strangers(master: Master, request: web.Request) -> None:
     if caller_of(request).kind is CallerKind.ANYONE:
         key = address_key(client_address(request, master.trusted_proxies))
         wait_s = master.register_limit.check(key, master.clock.monotonic_s())
@@ -50,16 +50,16 @@ def _limit_strangers(master: MasterContext, request: web.Request) -> None:
             raise rate_limited(wait_s)
 
 
-def _count_registration(master: MasterContext, error: Exception) -> None:
+def _count_registration(master: Master, error: Exception) -> None:
     master.metrics.registrations.labels(outcome_of(error)).inc()
 
 
-def _count_heartbeat(master: MasterContext, error: Exception) -> None:
+def _count_heartbeat(master: Master, error: Exception) -> None:
     master.metrics.heartbeats.labels(outcome_of(error)).inc()
 
 
 async def _register(
-    master: MasterContext, request: web.Request, body: RegisterRequest
+    master: Master, request: web.Request, body: RegisterRequest
 ) -> RegisterResponse | web.Response:
     registry.check_registration(body, master.config.allowed_relays)
     known = master.directory.record(body.relay_id)
@@ -78,9 +78,7 @@ async def _register(
     return RegisterResponse(challenge_id=challenge_id, challenge=base64url.encode(challenge))
 
 
-async def _verify(
-    master: MasterContext, _request: web.Request, body: VerifyRequest
-) -> VerifyResponse:
+async def _verify(master: Master, _request: web.Request, body: VerifyRequest) -> VerifyResponse:
     pending = master.challenges.take(body.challenge_id, now_s=master.clock.monotonic_s())
     try:
         signature = base64url.decode(body.signature, size=64)
@@ -92,7 +90,7 @@ async def _verify(
     return await _admit(master, pending.body)
 
 
-async def _admit(master: MasterContext, body: RegisterRequest) -> VerifyResponse:
+async def _admit(master: Master, body: RegisterRequest) -> VerifyResponse:
     _check_ban(master, body.relay_id)
     token = base64url.encode(secrets.token_bytes(RELAY_TOKEN_BYTES))
     await master.directory.register(
@@ -112,14 +110,14 @@ async def _admit(master: MasterContext, body: RegisterRequest) -> VerifyResponse
     )
 
 
-def _check_ban(master: MasterContext, relay_id: str) -> None:
+def _check_ban(master: Master, relay_id: str) -> None:
     # A relay may be banned before the master has ever seen it.
     if master.bans.is_banned(BanKind.RELAY, relay_id, master.clock.now_s()):
         raise _banned()
 
 
 async def _heartbeat(
-    master: MasterContext, request: web.Request, body: HeartbeatRequest
+    master: Master, request: web.Request, body: HeartbeatRequest
 ) -> HeartbeatResponse:
     record, status = await master.directory.heartbeat(
         body,
@@ -142,15 +140,15 @@ async def _heartbeat(
     )
 
 
-async def _list(master: MasterContext, _request: web.Request) -> RelayList:
+async def _list(master: Master, _request: web.Request) -> RelayList:
     return RelayList(relays=tuple(master.directory.infos(master.clock.monotonic_s())))
 
 
-async def _detail(master: MasterContext, request: web.Request) -> RelayInfo:
+async def _detail(master: Master, request: web.Request) -> RelayInfo:
     return master.directory.info(request.match_info["relay_id"], master.clock.monotonic_s())
 
 
-async def _deregister(master: MasterContext, request: web.Request, order: Order) -> None:
+async def _deregister(master: Master, request: web.Request, order: Order) -> None:
     caller, relay_id = caller_of(request), request.match_info["relay_id"]
     own = caller.kind is CallerKind.RELAY
     who = "relay" if own else caller.name
@@ -165,16 +163,16 @@ async def _deregister(master: MasterContext, request: web.Request, order: Order)
     _log.info("relay_deregistered", relay_id=relay_id, by=who)
 
 
-async def _drain(master: MasterContext, request: web.Request, order: Order) -> RelayInfo:
+async def _drain(master: Master, request: web.Request, order: Order) -> RelayInfo:
     return await _order(master, request, order, RelayEvent.DRAIN)
 
 
-async def _undrain(master: MasterContext, request: web.Request, order: Order) -> RelayInfo:
+async def _undrain(master: Master, request: web.Request, order: Order) -> RelayInfo:
     return await _order(master, request, order, RelayEvent.UNDRAIN)
 
 
 async def _order(
-    master: MasterContext, request: web.Request, order: Order, event: RelayEvent
+    master: Master, request: web.Request, order: Order, event: RelayEvent
 ) -> RelayInfo:
     who, relay_id = caller_of(request).name, request.match_info["relay_id"]
     now_s = master.clock.now_s()
@@ -191,7 +189,7 @@ def _banned() -> RefusedError:
 
 
 RELAY_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/relays/register",
         (CallerKind.ANYONE, CallerKind.SERVICE),
@@ -213,7 +211,7 @@ RELAY_ROUTES: Final = (
         before=_limit_strangers,
         refused=_count_registration,
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/relays/register/verify",
         (CallerKind.ANYONE,),
@@ -234,7 +232,7 @@ RELAY_ROUTES: Final = (
         before=_limit_strangers,
         refused=_count_registration,
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/relays/heartbeat",
         (CallerKind.RELAY_IN_BODY,),
@@ -251,7 +249,7 @@ RELAY_ROUTES: Final = (
         in_lockdown=True,
         refused=_count_heartbeat,
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/relays",
         (CallerKind.SERVICE, CallerKind.VIEWER),
@@ -259,7 +257,7 @@ RELAY_ROUTES: Final = (
         "List all relays.",
         answer=RelayList,
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/relays/{relay_id}",
         (CallerKind.SERVICE, CallerKind.VIEWER),
@@ -268,7 +266,7 @@ RELAY_ROUTES: Final = (
         answer=RelayInfo,
         errors=(ErrorCode.UNKNOWN_RELAY,),
     ),
-    Route[MasterContext](
+    Route[Master](
         "DELETE",
         "/v1/relays/{relay_id}",
         (CallerKind.RELAY, CallerKind.OPERATOR),
@@ -278,7 +276,7 @@ RELAY_ROUTES: Final = (
         body_optional=True,
         errors=(ErrorCode.UNKNOWN_RELAY, ErrorCode.WRONG_STATE),
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/relays/{relay_id}/drain",
         (CallerKind.OPERATOR,),
@@ -289,7 +287,7 @@ RELAY_ROUTES: Final = (
         answer=RelayInfo,
         errors=(ErrorCode.UNKNOWN_RELAY, ErrorCode.WRONG_STATE),
     ),
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/admin/relays/{relay_id}/undrain",
         (CallerKind.OPERATOR,),

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
-from wavry_cp.master.context import MasterContext
+from wavry_cp.master.master import Master
 from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.relay_events import (
@@ -27,9 +27,7 @@ __all__ = ["REVOCATION_ROUTES"]
 _log = structlog.get_logger(__name__)
 
 
-async def _revoke(
-    master: MasterContext, request: web.Request, body: RevokeRequest
-) -> RevokeResponse:
+async def _revoke(master: Master, request: web.Request, body: RevokeRequest) -> RevokeResponse:
     who = caller_of(request).name
     kind, value = body.target()
     now_s = master.clock.now_s()
@@ -59,13 +57,13 @@ async def _revoke(
     )
 
 
-async def _knows(master: MasterContext, kind: RevocationKind, value: str) -> bool:
+async def _knows(master: Master, kind: RevocationKind, value: str) -> bool:
     if kind == "kid" and any(key.kid == value for key in master.keys.keyset.keys):
         return True
     return await master.revocations.knows(kind, value)
 
 
-async def _list(master: MasterContext, _request: web.Request) -> RevocationList:
+async def _list(master: Master, _request: web.Request) -> RevocationList:
     index, events = master.revocations.index, master.events
     relays = master.directory.infos(master.clock.monotonic_s())
     return RevocationList(
@@ -96,7 +94,7 @@ def _info(row: RevocationRow) -> RevocationInfo:
 
 
 REVOCATION_ROUTES: Final = (
-    Route[MasterContext](
+    Route[Master](
         "POST",
         "/v1/leases/revoke",
         (CallerKind.OPERATOR,),
@@ -106,7 +104,7 @@ REVOCATION_ROUTES: Final = (
         answer=RevokeResponse,
         errors=(ErrorCode.TOO_MANY_REVOCATIONS, ErrorCode.UNKNOWN_KEY),
     ),
-    Route[MasterContext](
+    Route[Master](
         "GET",
         "/v1/admin/revocations",
         (CallerKind.VIEWER,),

@@ -12,7 +12,7 @@ from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
-from wavry_cp.master.store import AuditEntry
+from wavry_cp.operators.audit import AuditEntry
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.relay_events import (

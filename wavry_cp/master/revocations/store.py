@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from wavry_cp.master.store import AuditEntry
+from wavry_cp.operators.audit import AuditEntry
 from wavry_peer.protocol.http.relay_events import RevocationKind
 
 __all__ = ["NewRevocation", "RevocationLog", "RevocationRow", "RevocationStore"]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlite_utils
 
 from wavry_cp.master.revocations.store import NewRevocation, RevocationLog, RevocationRow
-from wavry_cp.master.store import AuditEntry
+from wavry_cp.operators.audit import AuditEntry
 from wavry_peer.protocol.http.relay_events import RevocationKind
 
 from .database import Database
