@@ -4,6 +4,7 @@
 
     WavryError
     ├── LocalError        the caller asked for something that cannot be
+    │   └── ListenError   an address cannot be listened on
     └── ProtocolError     bytes from the network (or a document) do not fit
         ├── PacketError   a relay datagram that does not fit
         ├── LeaseError    a lease that must be refused; carries the one named reason
@@ -19,6 +20,7 @@ from .http.codes import ErrorCode
 __all__ = [
     "KeySetError",
     "LeaseError",
+    "ListenError",
     "LocalError",
     "MessageError",
     "PacketError",
@@ -33,6 +35,10 @@ class WavryError(Exception):
 
 class LocalError(WavryError):
     """The caller's own fault: an argument or an order of calls that cannot work."""
+
+
+class ListenError(LocalError):
+    """An address cannot be listened on; no other port is ever taken in its place."""
 
 
 class ProtocolError(WavryError):

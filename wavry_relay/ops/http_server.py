@@ -8,10 +8,17 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from wavry_relay.udp.sockets import ListenError, format_endpoint
+from wavry_peer.protocol.errors import ListenError
+from wavry_peer.service.http_server import (
+    add_secure_headers,
+    errors_as_json,
+    json_response,
+    open_server,
+    server_url,
+)
+from wavry_relay.udp.sockets import format_endpoint
 
 from .figures import RelayFigures
-from .http import OpsConnection, errors_as_json, expectations_refused, json_answer
 from .metrics import SampleSource, registry
 
 __all__ = ["OpsServer", "open_ops_socket"]
@@ -22,14 +29,14 @@ _REGISTRY: Final = web.AppKey("registry", CollectorRegistry)
 
 async def _health(request: web.Request) -> web.Response:
     body = request.app[_FIGURES].health()
-    return json_answer(body, 503 if body["status"] == "down" else 200)
+    return json_response(body, 503 if body["status"] == "down" else 200)
 
 
 async def _ready(request: web.Request) -> web.Response:
     reasons = request.app[_FIGURES].not_ready()
     if not reasons:
-        return json_answer({"ready": True})
-    return json_answer({"ready": False, "reason": reasons[0], "reasons": reasons}, 503)
+        return json_response({"ready": True})
+    return json_response({"ready": False, "reason": reasons[0], "reasons": reasons}, 503)
 
 
 async def _metrics(request: web.Request) -> web.Response:
@@ -60,6 +67,7 @@ class OpsServer:
 
     def __init__(self, figures: RelayFigures, samples: SampleSource) -> None:
         app = web.Application(middlewares=[errors_as_json], client_max_size=1024)
+        app.on_response_prepare.append(add_secure_headers)
         app[_FIGURES] = figures
         app[_REGISTRY] = registry(samples)
         app.router.add_get("/health", _health)
@@ -79,18 +87,9 @@ class OpsServer:
 
     async def serve(self, listening: socket.socket) -> None:
         """Begin to serve on a socket that listens already."""
-        await self._runner.setup()
-        handler = self._runner.server
-        assert handler is not None  # noqa: S101  # setup() made it; for the type checker
-        handler.request_handler = expectations_refused(handler.request_handler)
-        loop = asyncio.get_running_loop()
         self._listening = listening
-        self._server = await loop.create_server(
-            lambda: OpsConnection(handler, loop=loop, access_log=None, auto_decompress=False),
-            sock=listening,
-        )
-        bound_host, bound_port = listening.getsockname()[:2]
-        self.url = f"http://{format_endpoint(bound_host, bound_port)}"
+        self._server = await open_server(self._runner, sock=listening)
+        self.url = server_url(listening.getsockname())
 
     async def stop(self) -> None:
         """Stop serving."""

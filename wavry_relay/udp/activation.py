@@ -12,7 +12,9 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from .sockets import ListenError, format_endpoint
+from wavry_peer.protocol.errors import ListenError
+
+from .sockets import format_endpoint
 
 __all__ = ["Activation", "take_passed"]
 

@@ -15,10 +15,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from wavry_peer.protocol.errors import LocalError
+from wavry_peer.protocol.errors import ListenError
 
 __all__ = [
-    "ListenError",
     "ReuseportGroup",
     "adopt_group",
     "format_endpoint",
@@ -43,10 +42,6 @@ _BPF_JMP_EQ_K: Final = 0x15
 _BPF_RET_K: Final = 0x06
 _BPF_RET_A: Final = 0x16
 _INSTRUCTION: Final = struct.Struct("=HBBI")
-
-
-class ListenError(LocalError):
-    """A listen address cannot be used."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.control.master import FakeRelay, MasterFiles, running_master
 
-from wavry_cp.app import http
+from wavry_peer.service import http_server
 
 REFUSED_WELL = {503}  # "no relay available" is an answer to a valid request
 UUID = "12345678-1234-4234-8234-123456789abc"
@@ -83,7 +83,7 @@ class Target:
 def target(tmp_path_factory):
     recorder = Recorder()
     patch = pytest.MonkeyPatch()
-    patch.setattr(http, "_log", recorder)
+    patch.setattr(http_server, "_log", recorder)
     loop_errors = []
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
@@ -337,7 +337,7 @@ def test_bytes_that_are_no_http(target, raw):
 
 
 def test_broken_coding_after_the_head_is_the_clients_fault(target, monkeypatch):
-    monkeypatch.setattr(http, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_server, "BODY_TIMEOUT_S", 0.2)
     head = b"POST /v1/relays/register HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\n"
 
     async def slowly():
@@ -369,7 +369,7 @@ def test_deeply_nested_json_is_refused(target):
 
 
 def test_connection_that_never_asks_is_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(http, "FIRST_REQUEST_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_server, "FIRST_REQUEST_TIMEOUT_S", 0.1)
 
     async def wait_for_end():
         async with running_master(tmp_path) as master:
@@ -386,7 +386,7 @@ def test_connection_that_never_asks_is_closed(tmp_path, monkeypatch):
 
 def test_a_real_fault_of_ours_shows_an_id_and_nothing_else(tmp_path, monkeypatch):
     recorder = Recorder()
-    monkeypatch.setattr(http, "_log", recorder)
+    monkeypatch.setattr(http_server, "_log", recorder)
 
     async def fail(*args):
         raise ZeroDivisionError("inner secret")

@@ -12,7 +12,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wavry_relay.ops import http as ops_http
+from wavry_peer.service import http_server
 from wavry_relay.ops.figures import RelayFigures
 from wavry_relay.ops.http_server import OpsServer, open_ops_socket
 
@@ -137,7 +137,7 @@ async def test_an_unknown_fault_is_answered_with_an_id_and_nothing_of_it(logged:
 
 
 async def test_a_client_that_sends_no_request_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops_http, "_FIRST_REQUEST_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_server, "FIRST_REQUEST_TIMEOUT_S", 0.05)
     async with serving(FakeFigures()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /health HT")

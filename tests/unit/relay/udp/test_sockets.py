@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 from support.relay.host import udp_sockets
 
+from wavry_peer.protocol.errors import ListenError
 from wavry_relay.udp import sockets
-from wavry_relay.udp.sockets import ListenError, ReuseportGroup, adopt_group, open_group
+from wavry_relay.udp.sockets import ReuseportGroup, adopt_group, open_group
 
 
 @pytest.fixture
