@@ -19,7 +19,7 @@ from support.machines.runbook_faults import (
 )
 from support.machines.runbook_world import RELAY, UDP_PORT, World
 from support.system.live_sessions import Live, Users
-from support.system.system import wait_until
+from support.waiting import wait_until
 
 from wavry_peer.protocol import constants as c
 

@@ -27,13 +27,16 @@ from support.relay.hostile import (
     tables_of,
     write_templates,
 )
-from support.relay.relay import Mint, RelayProcess, UdpPeer, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
 from support.relay.sanitized import (
     SanitizedRelay,
     build_sanitized,
     check_reports,
     sanitizer_environ,
 )
+from support.relay.udp_peer import UdpPeer
+from support.waiting import wait_until
 
 DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_DATAGRAMS", "500000"))
 SANITIZED_DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_SANITIZED_DATAGRAMS", "200000"))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from support.paths import REPOSITORY
-from support.system.system import clean_environment, get_text, is_alive, wait_until
+from support.system.system import clean_environment, get_text
+from support.waiting import is_alive, wait_until
 
 from tests.release.canary import CanaryError, local_canary, log_faults, remote_canary
 from tests.release.check import Check

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from support.machines.namespaces import Namespace
-from support.system.system import START_TIMEOUT_S, clean_environment, wait_until
+from support.system.system import START_TIMEOUT_S, clean_environment
+from support.waiting import wait_until
 
 STOP_TIMEOUT_S = 15.0
 COMMAND_TIMEOUT_S = 150.0

@@ -24,7 +24,7 @@ from support.machines.namespaces import Internet, Namespace, address_pair
 from support.machines.runbook import DESK, Block, Runbook, missing_lines
 from support.system.caching_proxy import CachingProxy
 from support.system.small_disk import small_disk
-from support.system.system import wait_until
+from support.waiting import wait_until
 from wavry_cp.master.keys.files import init_keys, load_keys
 
 GATEWAY, MASTER, RELAY = "wavry-gateway", "wavry-master", "wavry-relay"

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from aiohttp import WSMsgType, web
 
-from support.relay.relay import FakeMaster, Mint
+from support.relay.fake_master import FakeMaster
+from support.relay.mint import Mint
 from wavry_peer.protocol.http.relay_events import FOREVER_S, EventPage, Revocation, StreamHello
 
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from support.paths import REPOSITORY
-from support.relay.relay import Mint, RelayProcess, UdpPeer, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer
+from support.waiting import wait_until
 
 CAP_NET_ADMIN = 12
 _PR_CAPBSET_DROP = 24
@@ -246,7 +249,7 @@ class Traffic:
     def wait_for_more(self, count: int = 50) -> None:
         """Until so many more arrived."""
         goal = self.received + count
-        wait_until(lambda: self.received >= goal, deadline_s=30, what="forwarded packets")
+        wait_until(lambda: self.received >= goal, timeout_s=30, what="forwarded packets")
 
 
 def environment_of(pid: int) -> dict[str, str]:

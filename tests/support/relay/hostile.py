@@ -23,7 +23,10 @@ from typing import Any, Self
 
 from loadtest.native_build import compile_program
 from support.engine.conformance import rift_handshake, rift_transport
-from support.relay.relay import Mint, RelayProcess, UdpPeer, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer
+from support.waiting import wait_until
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import ed25519, packets, stun
 from wavry_relay.shm.counters import totals
@@ -376,7 +379,7 @@ def settled_totals(segment: Segment) -> dict[str, int]:
         last, seen = seen, totals(segment)
         return last == seen
 
-    wait_until(still, deadline_s=20, what="an idle relay")
+    wait_until(still, timeout_s=20, what="an idle relay")
     return seen
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from support.needs import need_native
 from support.paths import REPOSITORY
-from support.relay.relay import Mint, RelayProcess
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
 
 SANITIZERS = "address,undefined"
 _QUARANTINE_MB = 16

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from support.relay.relay import Mint
+from support.relay.mint import Mint
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import ed25519, lease, packets
 from wavry_peer.service.clock import Clock, Instant

@@ -7,7 +7,8 @@ from typing import Any
 from typer.testing import CliRunner
 
 from support.system.services import Services
-from support.system.system import get_json, wait_until
+from support.system.system import get_json
+from support.waiting import wait_until
 from wavry_cp.admin.commands.app import app
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import wavry_peer
 from support.machines.namespaces import InNamespace, Namespace
-from support.system.system import wait_until
+from support.waiting import wait_until
 from wavry_peer.gateway.client import GatewayClient
 from wavry_peer.gateway.signaling import LinkTimes
 from wavry_peer.paths.relay_events import PathLimits

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from support.system.system import START_TIMEOUT_S, clean_environment, get_json, wait_until
+from support.system.system import START_TIMEOUT_S, clean_environment, get_json
+from support.waiting import wait_until
 from wavry_cp.master.keys.files import init_keys, load_keys
 
 MODULES = {"master": "wavry_cp.master", "gateway": "wavry_cp.gateway", "relay": "wavry_relay"}

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from support.waiting import wait_until
 
 START_TIMEOUT_S = 60.0
 
@@ -18,18 +19,6 @@ START_TIMEOUT_S = 60.0
 def clean_environment(**extra: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WAVRY_")}
     return kept | extra
-
-
-def wait_until(condition: Callable[[], Any], *, timeout_s: float = 20.0, what: str = "") -> Any:
-    """Poll until `condition` gives something true; that is returned."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what or condition}")
-        time.sleep(0.05)
 
 
 def get_json(url: str) -> dict[str, Any]:
@@ -41,14 +30,6 @@ def get_json(url: str) -> dict[str, Any]:
 def get_text(url: str) -> str:
     with urllib.request.urlopen(url, timeout=5) as response:
         return str(response.read().decode())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 class RunningSystem:

@@ -32,7 +32,7 @@ from support.machines.containers import (
 from support.machines.namespaces import Namespace
 from support.machines.podman import Podman, store_in_use
 from support.paths import REPOSITORY
-from support.system.system import wait_until
+from support.waiting import wait_until
 
 UID = int(USER.partition(":")[0])
 OPS_ADDRESS = "10.85.91.5"

@@ -25,7 +25,7 @@ from support.machines.containers import (
     volumes_of,
 )
 from support.paths import REPOSITORY
-from support.relay.relay import Mint
+from support.relay.mint import Mint
 
 from wavry_cp.gateway.cli import app as gateway_app
 from wavry_cp.gateway.config import GatewayConfig

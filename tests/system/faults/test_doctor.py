@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.system.doctor import Patient, failed, root
-from support.system.system import wait_until
+from support.waiting import wait_until
 
 SHIFTED_CLOCK = """
 import time

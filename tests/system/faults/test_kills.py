@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.system.real_peers import echo_one, new_user, two_peers
 from support.system.services import Services
-from support.system.system import get_json, is_alive, wait_until
+from support.system.system import get_json
+from support.waiting import is_alive, wait_until
 
 import wavry_peer
 

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from support.control.gateway import GatewayProcess
 from support.control.master import MasterProcess
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 
 from wavry_peer.protocol.constants import RELEASE_COOKIE
 
@@ -71,10 +74,10 @@ def test_a_relay_serves_on_and_replaces_its_workers(tmp_path: Path, engine: str)
             lambda: (
                 len(set(relay.worker_pids()) - set(first)) == 2 and relay.get("/health")[0] == 200
             ),
-            deadline_s=20,
+            timeout_s=20,
             what="two new workers",
         )
-        wait_until(lambda: carries(client, server), deadline_s=20, what="a datagram of the session")
+        wait_until(lambda: carries(client, server), timeout_s=20, what="a datagram of the session")
 
 
 @pytest.mark.usefixtures("bad_log")

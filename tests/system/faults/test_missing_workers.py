@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 
 
 @contextmanager
@@ -45,18 +48,18 @@ def test_every_session_passes_while_a_worker_cannot_be_started(tmp_path: Path) -
         with no_descriptors(pid):
             os.kill(relay.worker_pids()[0], signal.SIGKILL)
             wait_until(
-                lambda: relay.health()["status"] == "degraded", deadline_s=20, what="degraded"
+                lambda: relay.health()["status"] == "degraded", timeout_s=20, what="degraded"
             )
             for pair in sessions:
-                wait_until(lambda pair=pair: passes(*pair), deadline_s=20, what="a session")
+                wait_until(lambda pair=pair: passes(*pair), timeout_s=20, what="a session")
             assert relay.get("/health")[0] == 200
             assert relay.get("/ready")[0] == 503
             os.kill(relay.worker_pids()[1], signal.SIGKILL)
-            wait_until(lambda: relay.get("/health")[0] == 503, deadline_s=20, what="503")
+            wait_until(lambda: relay.get("/health")[0] == 503, timeout_s=20, what="503")
             assert json.loads(relay.get("/health")[1])["status"] == "down"
-        wait_until(lambda: relay.health()["status"] == "ok", deadline_s=30, what="recovery")
+        wait_until(lambda: relay.health()["status"] == "ok", timeout_s=30, what="recovery")
         for pair in sessions:
-            wait_until(lambda pair=pair: passes(*pair), deadline_s=20, what="a session")
+            wait_until(lambda pair=pair: passes(*pair), timeout_s=20, what="a session")
         assert relay.events("worker_not_started")
 
 
@@ -67,7 +70,7 @@ def test_sigterm_to_the_whole_process_group_starts_no_worker(tmp_path: Path) -> 
         pids = [relay.facts["pid"], *relay.worker_pids()]
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: passes(client, server), deadline_s=1.5, what="a draining session")
+        wait_until(lambda: passes(client, server), timeout_s=1.5, what="a draining session")
         assert relay.wait(20) == 0
         assert len(relay.events("worker_ready")) == 2
         assert not relay.events("worker_replaced")

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 from support.system.real_peers import echo_one, two_peers
-from support.system.system import RunningSystem, clean_environment, get_json, get_text, wait_until
+from support.system.system import RunningSystem, clean_environment, get_json, get_text
+from support.waiting import wait_until
 
 import wavry_peer
 

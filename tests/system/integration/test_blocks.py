@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from support.system.services import Services
-from support.system.system import clean_environment, wait_until
+from support.system.system import clean_environment
+from support.waiting import wait_until
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from support.system.media import Traffic
 from support.system.real_peers import new_user
-from support.system.system import RunningSystem, is_alive, running_system, wait_until
+from support.system.system import RunningSystem, running_system
+from support.waiting import is_alive, wait_until
 
 import wavry_peer
 from wavry_cp.admin.client import ask_json

@@ -23,7 +23,8 @@ import pytest
 from aiohttp import web
 from support.system.crowd import Crowd
 from support.system.services import Services
-from support.system.system import clean_environment, get_json, get_text, wait_until
+from support.system.system import clean_environment, get_json, get_text
+from support.waiting import wait_until
 
 SESSIONS = int(os.environ.get("WAVRY_TEST_SESSIONS", "80"))
 """`make test-slow` takes more."""

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from support.system.real_peers import echo_one, new_user, two_peers
 from support.system.services import Services
-from support.system.system import clean_environment, get_json, running_system, wait_until
+from support.system.system import clean_environment, get_json, running_system
+from support.waiting import wait_until
 
 import wavry_peer
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from support.system.real_peers import echo_one, two_peers
-from support.system.system import RunningSystem, get_text, is_alive, wait_until
+from support.system.system import RunningSystem, get_text
+from support.waiting import is_alive, wait_until
 from typer.testing import CliRunner
 
 import wavry_peer

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.system.system import RunningSystem, clean_environment, running_system, wait_until
+from support.system.system import RunningSystem, clean_environment, running_system
+from support.waiting import wait_until
 from typer.testing import CliRunner
 
 from wavry_cp.admin.commands.app import app

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from support.system.real_peers import echo_one, new_user, two_peers
 from support.system.services import Services
-from support.system.system import clean_environment, get_json, is_alive, wait_until
+from support.system.system import clean_environment, get_json
+from support.waiting import is_alive, wait_until
 
 from wavry_cp.admin.relay_control import DEFAULT_STATE_DIR
 from wavry_relay.config import RelayConfig

@@ -11,14 +11,8 @@ from typing import Any
 
 import pytest
 from support.system.real_peers import echo_one, two_peers
-from support.system.system import (
-    RunningSystem,
-    clean_environment,
-    get_json,
-    is_alive,
-    running_system,
-    wait_until,
-)
+from support.system.system import RunningSystem, clean_environment, get_json, running_system
+from support.waiting import is_alive, wait_until
 
 import wavry_peer
 from wavry_cp.admin.output import print_rows

@@ -11,7 +11,8 @@ import pytest
 from support.machines import namespaces as net_support
 from support.machines.namespaces import need_namespaces
 from support.system.doctor import Patient, failed, root
-from support.system.system import get_json, wait_until
+from support.system.system import get_json
+from support.waiting import wait_until
 
 FROM_GATEWAY, FROM_RELAY, FROM_HERE = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 """Under which address of the master each of them knows it."""

@@ -33,7 +33,10 @@ from support.machines.namespaces import (
     udp_packet,
 )
 from support.needs import need_engine
-from support.relay.relay import Mint, RelayProcess, UdpPeer, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer
+from support.waiting import wait_until
 
 from wavry_peer.connection import Connection
 from wavry_peer.errors import GatewayUnreachableError
@@ -324,7 +327,7 @@ def test_a_peer_that_only_receives_notices_the_silence_and_shows_its_new_address
     since = time.monotonic()
     net.change_mapping(address=False)
     wait_until(
-        lambda: media.home.received[-1][0] > since + 0.1, deadline_s=15, what="the stream again"
+        lambda: media.home.received[-1][0] > since + 0.1, timeout_s=15, what="the stream again"
     )
     time.sleep(0.1)
     gap_s = media.home.longest_gap_s(since)
@@ -349,7 +352,7 @@ def test_a_peer_whose_own_address_is_gone_goes_on_from_another(
         if to == "another-ipv4":
             net.home.ip("addr add 192.168.7.3/24 dev uplink", "route add default via 192.168.7.1")
         wait_until(
-            lambda: media.home.received[-1][0] > since + 0.5, deadline_s=15, what="the stream"
+            lambda: media.home.received[-1][0] > since + 0.5, timeout_s=15, what="the stream"
         )
         assert rebinds(relay) == before + 1
         gap_s = media.home.longest_gap_s(since)
@@ -457,7 +460,7 @@ def nothing_moves(relay: CoreRelay, media: Media) -> Iterator[None]:
 
     for at in (0, 1):
         with contextlib.suppress(AssertionError):  # The comparison says which are missing.
-            wait_until(lambda at=at: len(numbers(at)) == last[at] - first[at], deadline_s=3)
+            wait_until(lambda at=at: len(numbers(at)) == last[at] - first[at], timeout_s=3)
         assert numbers(at) == list(range(first[at], last[at]))
     assert rebinds(relay) == before
     assert [peer.session.statistics().lease_packets_sent for peer in peers] == lease_packets

@@ -14,7 +14,7 @@ import pytest
 from support.system.metrics import Series, families, misfits, scrape, series_of
 from support.system.real_peers import echo_one, new_user, two_peers
 from support.system.services import Services
-from support.system.system import wait_until
+from support.waiting import wait_until
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun

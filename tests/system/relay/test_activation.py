@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.relay.host import IS_ROOT, HostedRelay, environment_of, udp_sockets
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 
 from wavry_peer.protocol import constants as c
 from wavry_relay.udp.activation import Activation, take_passed

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from support.relay.host import HostedRelay, StrictManager, environment_of, udp_sockets
-from support.relay.relay import Mint, NumberedStream, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.udp_peer import NumberedStream, active_session
+from support.waiting import wait_until
 from typer.testing import CliRunner
 
 from wavry_relay.cli import app

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.relay.events import EventMaster
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c
@@ -50,7 +53,7 @@ def start(tmp_path: Path, master: EventMaster) -> Iterator[Start]:
 
 
 def soon(condition: Callable[[], object], what: str) -> None:
-    wait_until(condition, deadline_s=DEADLINE_S, what=what)
+    wait_until(condition, timeout_s=DEADLINE_S, what=what)
 
 
 def connected(relay: RelayProcess) -> bool:

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from support.relay.events import EventMaster
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c
@@ -100,7 +103,7 @@ def test_lease_transitions_by_from_and_to_as_scraped_and_one_log_event_for_each(
         wait_until(lambda: empty(relay), what="revoked")
     with peer(relay, ttl_s=1) as alone, active_session(relay, MINT, ttl_s=1):  # both end by expiry
         alone.present()
-        wait_until(lambda: empty(relay), deadline_s=20, what="expired")
+        wait_until(lambda: empty(relay), timeout_s=20, what="expired")
     taken = steps(relay) - before
     assert taken == Counter(
         {
@@ -201,7 +204,7 @@ def provoke(reason: R, relay: RelayProcess, master: EventMaster) -> None:
                 refused = answer(one, one.present_datagram(cookie=cookie))
                 if refused == packets.LeaseReject(R.BANNED):
                     break
-            wait_until(lambda: relay.health()["blocks"] == 0, deadline_s=20, what="block is over")
+            wait_until(lambda: relay.health()["blocks"] == 0, timeout_s=20, what="block is over")
         assert refused == packets.LeaseReject(reason)
     # Whatever is left of the sessions must not stand in the next one's way.
     master.revoke("kid", str(MINT.kid), until=int(time.time()))

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
 from support.relay.world import open_world, reject_reason
+from support.waiting import wait_until
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun

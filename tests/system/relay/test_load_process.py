@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c
@@ -103,7 +106,7 @@ def test_cookie_gate_lets_good_peers_in_under_a_flood_of_bad_signatures(
     ):
         with flood_of_bad_signatures(relay.udp[0], sources=100):
             wait_until(
-                lambda: relay.metric("wavry_relay_cookie_gate_workers"), deadline_s=30, what="gate"
+                lambda: relay.metric("wavry_relay_cookie_gate_workers"), timeout_s=30, what="gate"
             )
             sid = uuid.uuid4()
             for role in c.Role:
@@ -116,7 +119,7 @@ def test_cookie_gate_lets_good_peers_in_under_a_flood_of_bad_signatures(
             assert relay.metric("wavry_relay_cookie_demanded_total") > 0
         wait_until(
             lambda: not relay.metric("wavry_relay_cookie_gate_workers"),
-            deadline_s=30,
+            timeout_s=30,
             what="gate open again",
         )
         with UdpPeer(mint, relay.relay_id, relay.udp[0], uuid.uuid4(), c.Role.CLIENT) as late:

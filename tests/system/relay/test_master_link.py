@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.relay.relay import FakeMaster, Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.fake_master import FakeMaster
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
@@ -190,7 +194,7 @@ def test_new_keys_are_reported_at_once_and_not_a_heartbeat_later(tmp_path: Path)
         with relay:
             wait_until(
                 lambda: [beat["keyset_serial"] for beat in master.heartbeats] == [1, 2],
-                deadline_s=30,
+                timeout_s=30,
                 what="the new serial is reported long before the next 60 s are over",
             )
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import structlog
 from support.relay.host import HostedRelay, ServiceManager, environment_of
-from support.relay.relay import Mint, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.udp_peer import active_session
 from support.relay.world import FakeClock, open_world
+from support.waiting import wait_until
 
 from wavry_peer.service.systemd import Notifier
 from wavry_relay.shm.control import WorkerRow, WorkerState

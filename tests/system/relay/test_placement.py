@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import structlog
 from support.relay.host import CAP_NET_ADMIN, IS_ROOT, HostedRelay, cpu_ticks, udp_sockets
-from support.relay.relay import Mint, RelayProcess, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import active_session
+from support.waiting import wait_until
 
 from wavry_peer.service.settings import load
 from wavry_relay.config import RelayConfig

@@ -16,7 +16,10 @@ from typing import Self
 import pytest
 from click.testing import Result
 from support.paths import REPOSITORY
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, is_alive, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import is_alive, wait_until
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c

@@ -14,16 +14,12 @@ from typing import Any
 
 import pytest
 from support.paths import REPOSITORY
+from support.relay.fake_master import FakeMaster
 from support.relay.host import Traffic, control_command
-from support.relay.relay import (
-    FakeMaster,
-    Mint,
-    RelayProcess,
-    UdpPeer,
-    active_session,
-    is_alive,
-    wait_until,
-)
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import is_alive, wait_until
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun

@@ -21,16 +21,11 @@ import pytest
 from click.testing import Result
 from support.needs import need_native
 from support.paths import REPOSITORY
-from support.relay.relay import (
-    FakeMaster,
-    Mint,
-    NumberedStream,
-    RelayProcess,
-    UdpPeer,
-    active_session,
-    is_alive,
-    wait_until,
-)
+from support.relay.fake_master import FakeMaster
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import NumberedStream, UdpPeer, active_session
+from support.waiting import is_alive, wait_until
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c
@@ -469,7 +464,7 @@ def test_kill_of_the_old_relay_mid_way_leaves_the_new_one(start: Start, versions
         relay.ready_file.unlink()
         relay.send_signal(signal.SIGUSR2)
         assert relay.wait(30) == -signal.SIGKILL
-        wait_until(relay.ready_file.exists, deadline_s=30, what="the successor serves")
+        wait_until(relay.ready_file.exists, timeout_s=30, what="the successor serves")
         relay.adopt()
         for stream in streams:
             stream.wait_for_more()
@@ -482,7 +477,7 @@ def test_sigterm_in_the_middle_of_an_upgrade_stops_both(start: Start, versions: 
     relay = start()
     versions.install(AT_WORKER_1.format(action="await asyncio.sleep(1000)"))
     relay.send_signal(signal.SIGUSR2)
-    wait_until(lambda: relay.events("handing_over"), deadline_s=20, what="upgrade begun")
+    wait_until(lambda: relay.events("handing_over"), timeout_s=20, what="upgrade begun")
     relay.send_signal(signal.SIGTERM)
     assert relay.wait(30) == 0
 

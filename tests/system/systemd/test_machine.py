@@ -17,7 +17,7 @@ import pytest
 from support.machines.systemd import PROGRAMS, Machine, not_allowed
 from support.needs import need_program
 from support.paths import REPOSITORY
-from support.system.system import wait_until
+from support.waiting import wait_until
 
 from wavry_peer.protocol import stun
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from support.machines.unit_files import EXAMPLES, Unit
 from support.needs import need_program
 from support.relay.host import HostedRelay, StrictManager, udp_sockets
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
+from support.waiting import wait_until
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets

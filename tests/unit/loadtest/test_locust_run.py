@@ -22,14 +22,9 @@ from typing import Any
 import pytest
 import trustme
 from support.paths import REPOSITORY
-from support.system.system import (
-    RunningSystem,
-    clean_environment,
-    get_text,
-    running_system,
-    wait_until,
-)
+from support.system.system import RunningSystem, clean_environment, get_text, running_system
 from support.system.tls import tls_proxy
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("loadtest")
 

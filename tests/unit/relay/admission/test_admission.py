@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.relay.relay import Mint
+from support.relay.mint import Mint
 from support.relay.world import (
     RELAY_ID,
     START_WALL_MS,

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.relay.relay import Mint, RelayProcess, UdpPeer, active_session, wait_until
+from support.relay.mint import Mint
+from support.relay.relay_process import RelayProcess
+from support.relay.udp_peer import UdpPeer, active_session
 from support.relay.world import Peer, World, open_world, reject_reason, v4
+from support.waiting import wait_until
 from typer.testing import CliRunner
 
 from wavry_peer.protocol import constants as c
@@ -97,7 +100,7 @@ def test_replay_across_workers_kill_9_and_upgrade(tmp_path: Path, engine: str) -
                 lambda was=before: (
                     relay.health()["workers"]["running"] == 2 and relay.worker_pids() != was
                 ),
-                deadline_s=30,
+                timeout_s=30,
                 what="replacement",
             )
             still_refused()

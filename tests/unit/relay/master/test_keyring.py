@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.relay.relay import Mint
+from support.relay.mint import Mint
 from support.relay.world import World, open_world
 
 from wavry_peer.protocol.ed25519 import SigningKey

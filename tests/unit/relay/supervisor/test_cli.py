@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.relay.relay import Mint
+from support.relay.mint import Mint
 from typer.testing import CliRunner
 
 from wavry_relay.cli import app

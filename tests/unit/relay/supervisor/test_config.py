@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.relay.relay import Mint
+from support.relay.mint import Mint
 
 from wavry_peer.service.settings import SettingsError, describe, load
 from wavry_relay.config import RelayConfig
