@@ -45,11 +45,10 @@ from wavry_relay.shm.sessions import session_words
 from wavry_relay.shm.tables import Tables
 
 from .cookie import PathCookies
-from .limited_bytes import LimitedBytes
 from .policy import AdmissionPolicy, OpenPolicy
 from .signature_rounds import Steps, run_all, run_one
 from .slots import LeaseSlots, PathChallengeError
-from .source_limits import PURPOSE_CONTROL, PURPOSE_PATH, SourceLimits
+from .source_limits import PURPOSE_CONTROL, PURPOSE_PATH, LimitedBytes, SourceLimits
 from .strikes import VIOLATIONS, Strikes
 from .transitions import LeaseTransitions
 from .verifier import LeaseVerifier
@@ -149,7 +148,7 @@ class Admission:
         return [_to_send(*each) for each in zip(packets, ends, strict=True)]
 
     def _steps(self, packet: ControlPacket, now: Instant) -> Steps:
-        """The way of one packet; it stops where a signature has to be checked."""
+        """Take the way of one packet; stop where a signature has to be checked."""
         try:
             if packet.kind is ControlKind.LEASE:
                 return (yield from self._lease(packet, now))
@@ -190,7 +189,7 @@ class Admission:
         return self._challenge(parse_header(packet.datagram), packet.source, now)
 
     def _drop_blocked(self, source: Address, now: Instant) -> None:
-        """A blocked source gets no answer but BANNED to its leases."""
+        """Give a blocked source no answer but BANNED to its leases."""
         try:
             self._policy.check_source(source, now)
         except LeaseError as error:
@@ -259,7 +258,7 @@ class Admission:
     def _has_cookie(
         self, header: Header, present: LeasePresent, source: Address, now: Instant
     ) -> bool:
-        """Whether the packet shows that its sender receives at its address."""
+        """Return whether the packet shows that its sender receives at its address."""
         if present.proof is None or present.proof.cookie == c.NO_COOKIE:
             return False
         cookie = present.proof.cookie

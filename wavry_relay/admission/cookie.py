@@ -29,7 +29,7 @@ class PathCookies:
         return self._mac(session_id, address, now_ns // _SLOT_NS)
 
     def is_good(self, cookie: bytes, session_id: bytes, address: Address, now_ns: int) -> bool:
-        """Whether a cookie was made for this session and address in this slot or the last."""
+        """Return whether a cookie is of this session and address, of this slot or the last."""
         slot = now_ns // _SLOT_NS
         fits = [
             hmac.compare_digest(cookie, self._mac(session_id, address, number))

@@ -19,7 +19,7 @@ class AdmissionPolicy(Protocol):
     """Refusals that come from outside the lease: load, bans, revocations."""
 
     def wants_cookie(self, now: Instant) -> bool:
-        """Whether load is so high that a peer must prove its path before its signature.
+        """Return whether load is so high that a peer must prove its path before its signature.
 
         Asked once for each lease that comes.
         """

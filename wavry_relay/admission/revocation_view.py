@@ -84,7 +84,7 @@ class RevocationView:
     # -- Questions -------------------------------------------------------------------------
 
     def hits_claims(self, claims: LeaseClaims) -> bool:
-        """Whether a lease is revoked; call `refresh` before."""
+        """Return whether a lease is revoked; call `refresh` before."""
         if not self._until_s and not self._revoked_keys:
             return False
         tag = self._tags.tag
@@ -97,11 +97,11 @@ class RevocationView:
         )
 
     def hits_session(self, high: int, low: int, issued_s: int) -> bool:
-        """Whether a session id is revoked for a lease of that age."""
+        """Return whether a session id is revoked for a lease of that age."""
         return issued_s <= self._until_s.get((_SESSION, high, low), -1)
 
     def hits_slot(self, jti: int, sub: int, kid: int, issued_s: int) -> bool:
-        """Whether a lease in the words of a slot is revoked."""
+        """Return whether a lease in the words of a slot is revoked."""
         until_s = self._until_s
         return (
             kid in self._revoked_keys

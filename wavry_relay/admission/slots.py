@@ -122,7 +122,7 @@ class LeaseSlots:
         return self._ack(header, lease, source)
 
     def _ack(self, header: Header, lease: VerifiedLease, source: Address) -> bytes:
-        """The slot has what the lease brings: it is the one that it took, now or before."""
+        """Build the ACK of a lease that has its slot, now or from before."""
         self._counters.add("sent_acks")
         reflexive = None if lease.counter is None else (source.packed, source.port)
         ack = LeaseAck(lease.expires_ms, lease.soft_kbps, lease.hard_kbps, reflexive)
@@ -272,7 +272,7 @@ class LeaseSlots:
             self._counters.add("lease_accepted")
 
     def _activate(self, record: SessionRecord, now: Instant) -> None:
-        """Waiting → Active, once both slots are taken."""
+        """Take the step from Waiting to Active once both slots are taken."""
         client, server = record.slots()
         if client.jti and server.jti:
             record.state = SESSION_ACTIVE

@@ -1,4 +1,7 @@
-"""Limits of control packets by their source: an address, and the network around it."""
+"""Limits of control packets by their source: an address, and the network around it.
+
+The last limit, of an identity, is of the lease: `LeaseSlots` asks for it.
+"""
 
 from typing import Final
 
@@ -8,7 +11,7 @@ from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.tables import Tables
 
-__all__ = ["PURPOSE_CONTROL", "PURPOSE_PATH", "SourceLimits"]
+__all__ = ["PURPOSE_CONTROL", "PURPOSE_PATH", "LimitedBytes", "SourceLimits"]
 
 PURPOSE_CONTROL: Final = 1
 PURPOSE_PATH: Final = 2
@@ -16,6 +19,7 @@ PURPOSE_PATH: Final = 2
 
 _NETWORK_FACTOR: Final = 20
 """Of one address's limit, where no limit is set for its network."""
+_LAYERS: Final = ("host", "network", "identity")
 
 
 class SourceLimits:
@@ -51,9 +55,10 @@ class SourceLimits:
         """
         network, family = source.network_key
         key = self._tags.pair(network, family << 8 | purpose & 0xFF)  # without a port
-        self._networks.set_limit(*_limits(self._control)[1])
+        host_limit, network_limit = _limits(self._control)
+        self._networks.set_limit(*network_limit)
         if not self._networks.is_limited(key, now.mono_ns):
-            if not self.host_allows(source, purpose, now):
+            if not self._host_allows(source, purpose, now, host_limit):
                 return False
             if self._networks.allow(key, now.mono_ns):
                 return True
@@ -61,17 +66,45 @@ class SourceLimits:
         return False
 
     def host_allows(self, source: Address, purpose: int, now: Instant) -> bool:
-        """The same for the address alone.
+        """Take one packet from the allowance of the address alone.
 
         Raises:
             LockBusyError: a lock is held by a stopped process.
         """
+        return self._host_allows(source, purpose, now, _limits(self._control)[0])
+
+    def _host_allows(
+        self, source: Address, purpose: int, now: Instant, limit: tuple[int, int]
+    ) -> bool:
         pair = self._tags.pair
-        self._hosts.set_limit(*_limits(self._control)[0])
+        self._hosts.set_limit(*limit)
         if self._hosts.allow(pair(pair(source.high, source.low), purpose), now.mono_ns):
             return True
         self._counters.add("limited_host")
         return False
+
+
+class LimitedBytes:
+    """Bytes of what the limits hold back, by layer.
+
+    The limits themselves count packets, wherever they are decided (Python or C).  The row of a
+    worker has one writer, so the layer whose count grew is the one that has just refused.
+
+    Args:
+        counters: row of the worker, which goes on where its predecessor ended.
+    """
+
+    def __init__(self, counters: CounterRow) -> None:
+        self._counters = counters
+        self._seen = {layer: counters[f"limited_{layer}"] for layer in _LAYERS}
+
+    def note_refused(self, size_bytes: int) -> None:
+        """Add the bytes of a datagram that a limit refused to the layer that counted it."""
+        for layer in _LAYERS:
+            count = self._counters[f"limited_{layer}"]
+            if count != self._seen[layer]:
+                self._seen[layer] = count
+                self._counters.add(f"limited_bytes_{layer}", size_bytes)
 
 
 def _limits(control: ControlBlock) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -3,8 +3,8 @@
 A signature check costs a tenth of a millisecond, and a spoofer makes packets for less.  So from a
 set rate on, a lease is looked at only if its sender has shown that it receives at its address.  The
 rate is that of the leases that *come*, not of those that are checked: while cookies are asked
-for, the checks are few because of that, and the flood is still there.  The gate opens again when
-the rate has fallen below half, and not before `HOLD_NS`.
+for, the checks are few because of that, and the flood is still there.  It wants none
+again when the rate has fallen below half, and not before `HOLD_NS`.
 
 The rate is a decaying average (half a second), so there is no window to hide at the edge of.
 """
@@ -24,11 +24,11 @@ _MEMORY_NS: Final = MEMORY_S * 1e9
 
 
 class VerifyLoad:
-    """The cookie gate of one worker.
+    """Whether one worker wants cookies.
 
     Args:
         control: names the threshold, which may change at any time; 0 always asks.
-        row: shows the gate to the supervisor.
+        row: shows it to the supervisor.
         counters: of this worker.
     """
 
@@ -52,7 +52,7 @@ class VerifyLoad:
         return self._judge(now_ns, self._level)
 
     def step(self, now: Instant) -> bool:
-        """Look at the gate; also called where nothing comes."""
+        """Look whether that still holds; also called where nothing comes."""
         return self._judge(now.mono_ns, self._decayed(now.mono_ns))
 
     def _judge(self, now_ns: int, level: float) -> bool:

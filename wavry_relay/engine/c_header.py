@@ -144,12 +144,12 @@ def _lines() -> Iterator[str]:
 
 
 def render() -> str:
-    """The whole text of the header."""
+    """Return the whole text of the header."""
     return "\n".join(_lines()) + "\n"
 
 
 def header_digest() -> str:
-    """Hash of the header that belongs to the layout in use, 64 hexadecimal digits."""
+    """Return the hash of the header that belongs to the layout in use, 64 hexadecimal digits."""
     return hashlib.sha256(render().encode()).hexdigest()
 
 

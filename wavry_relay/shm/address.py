@@ -23,7 +23,7 @@ _V6_NETWORK: Final = _WORDS.unpack(b"\xff" * 6 + bytes(10))[0]
 
 
 def network_text(network: int, family: int) -> str:
-    """Text of a `Address.network_key`, e.g. ``192.0.2.0/24`` or ``2001:db8::/48``."""
+    """Return the text of a `Address.network_key`, e.g. ``192.0.2.0/24`` or ``2001:db8::/48``."""
     if family == 4:
         return f"{socket.inet_ntoa(_WORDS.pack(0, network)[12:])}/24"
     return f"{socket.inet_ntop(socket.AF_INET6, _WORDS.pack(network, 0))}/48"

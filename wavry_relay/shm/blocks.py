@@ -53,7 +53,7 @@ class Blocks:
         self._tags = Tags(segment)
 
     def has(self, source: Address, now_ms: int) -> bool:
-        """Whether an address is in a blocked network; needs no lock."""
+        """Return whether an address is in a blocked network; needs no lock."""
         if now_ms >= self._words[self._latest_at]:
             return False
         network, family = source.network_key

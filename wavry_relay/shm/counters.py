@@ -31,7 +31,7 @@ class CounterRow:
 
 
 def totals(segment: Segment) -> dict[str, int]:
-    """Sums over all workers."""
+    """Return the sums over all workers."""
     region = segment.geometry.regions["counters"]
     sums = [0] * len(COUNTERS)
     for row in range(region.count):

@@ -58,12 +58,12 @@ TRANSITIONS: Final[dict[tuple[LeaseState, LeaseState], str]] = {
 
 
 def counter_name(before: LeaseState, after: LeaseState) -> str:
-    """Name of the shared counter of a step."""
+    """Return the name of the shared counter of a step."""
     return f"transition_{before}_{after}"
 
 
 def table_rows() -> list[str]:
-    """The table as the rows of a Markdown table: docs/protocol.md is checked against it."""
+    """Return the rows of a Markdown table: docs/protocol.md is checked against them."""
     return [
         f"| {before.title()} | {after.title()} | {when} |"
         for (before, after), when in TRANSITIONS.items()

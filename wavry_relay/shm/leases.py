@@ -62,7 +62,7 @@ class UsedLeases:
         return self._limit
 
     def has_room(self) -> bool:
-        """Whether one more lease may be taken: its jti will need a place later."""
+        """Return whether one more lease may be taken: its jti will need a place later."""
         return self.count < self._limit
 
     def find(self, tag: int) -> int | None:
@@ -100,7 +100,7 @@ class UsedLeases:
         words[self._count_at] += 1
 
     def has_expired(self, first: int, count: int, now_ms: int) -> bool:
-        """Whether `purge` of the same range would remove something; needs no lock."""
+        """Return whether `purge` of the same range would remove something; needs no lock."""
         words = self._words
         at = self._at + first * _WORDS
         end = self._at + min(first + count, self._slots) * _WORDS
@@ -162,18 +162,18 @@ class LeaseOrigins:
         self._words[at + _ISSUED] = min(issued_s, _U32)
 
     def get(self, record: int, role: int) -> tuple[int, int]:
-        """Key tag and unix seconds of issue."""
+        """Return key tag and unix seconds of issue."""
         at = self._at + record * _ORIGIN_WORDS + role
         return self._words[at + _KID], self._words[at + _ISSUED]
 
     def clear(self, record: int) -> None:
-        """The session is over."""
+        """Forget the leases of a session that is over."""
         at = self._at + record * _ORIGIN_WORDS
         for word in range(at, at + _ORIGIN_WORDS):
             self._words[word] = 0
 
     def kids(self, first: int, end: int, role: int) -> list[int]:
-        """Key tags of a run of records."""
+        """Return the key tags of a run of records."""
         at = self._at + role + _KID
         tags: list[int] = self._words[
             at + first * _ORIGIN_WORDS : at + end * _ORIGIN_WORDS : _ORIGIN_WORDS

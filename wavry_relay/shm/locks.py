@@ -36,16 +36,16 @@ class Locks(Protocol):
     """What tables and engines lock."""
 
     def table(self) -> AbstractContextManager[None]:
-        """Session index, allocation bitmap and used leases."""
+        """Lock session index, allocation bitmap and used leases."""
 
     def session(self, record: int) -> AbstractContextManager[None]:
-        """One session record."""
+        """Lock one session record."""
 
     def rate(self, bucket_offset: int) -> AbstractContextManager[None]:
-        """One rate-limit bucket, named by its offset in the segment."""
+        """Lock one rate-limit bucket, named by its offset in the segment."""
 
     def global_rate(self) -> AbstractContextManager[None]:
-        """The relay's global rate words."""
+        """Lock the relay's global rate words."""
 
 
 class _ByteLock:
@@ -85,17 +85,17 @@ class FileLocks:
         self._fd = fd
 
     def table(self) -> AbstractContextManager[None]:
-        """Session index, allocation bitmap and used leases."""
+        """Lock session index, allocation bitmap and used leases."""
         return _ByteLock(self._fd, _TABLE)
 
     def session(self, record: int) -> AbstractContextManager[None]:
-        """One session record."""
+        """Lock one session record."""
         return _ByteLock(self._fd, _SESSIONS + record)
 
     def rate(self, bucket_offset: int) -> AbstractContextManager[None]:
-        """One rate-limit bucket, named by its offset in the segment."""
+        """Lock one rate-limit bucket, named by its offset in the segment."""
         return _ByteLock(self._fd, _RATES + bucket_offset)
 
     def global_rate(self) -> AbstractContextManager[None]:
-        """The relay's global rate words."""
+        """Lock the relay's global rate words."""
         return _ByteLock(self._fd, _GLOBAL)

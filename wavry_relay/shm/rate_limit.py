@@ -38,7 +38,7 @@ BYTE_KBPS_NS: Final = 8_000_000
 
 
 def cost_ns(size_bytes: int, kbps: int) -> int:
-    """Time that a datagram takes at a rate; `kbps` must not be 0."""
+    """Return the time that a datagram takes at a rate; `kbps` must not be 0."""
     return size_bytes * BYTE_KBPS_NS // kbps
 
 
@@ -62,7 +62,7 @@ def conforms(tat_ns: int, now_ns: int, burst_ns: int, cost: int) -> int:
 def soft_exceeded(
     tat_us: int, now_us: int, size_bytes: int, kbps: int, burst_us: int
 ) -> tuple[bool, int]:
-    """The same for the soft limit, whose word has 32 bits of microseconds modulo 2^32.
+    """Judge by the soft limit, whose word has 32 bits of microseconds modulo 2^32.
 
     A word that is further ahead than a burst and one full datagram can be is a stale one from
     before a wrap (71 minutes) and counts as a full allowance.
@@ -137,7 +137,7 @@ class RateTable:
             return self._take(offset >> 3, key, now_ns)
 
     def is_limited(self, key: int, now_ns: int) -> bool:
-        """Whether `allow` would say no; takes nothing and needs no lock."""
+        """Return whether `allow` would say no; takes nothing and needs no lock."""
         words = self._words
         base = (self._at + key % self._count * RATE_BUCKET.size) >> 3
         full_ns = now_ns + self._burst_ns

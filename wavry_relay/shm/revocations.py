@@ -100,7 +100,7 @@ class RevocationTable:
     def read(
         self, position: TablePosition
     ) -> tuple[TablePosition, Sequence[RevocationEntry]] | None:
-        """The entries behind a position, all of them after a rewrite.
+        """Return the entries behind a position, all of them after a rewrite.
 
         Returns:
             The new position and the entries, or None while a writer does not finish.

@@ -97,7 +97,7 @@ class Segment:
 
     @classmethod
     def anonymous(cls, geometry: Geometry, *, now_ns: int) -> Self:
-        """A segment without a name, for tests and single-process use."""
+        """Make a segment without a name, for tests and single-process use."""
         fd = os.memfd_create("wavry-relay", os.MFD_CLOEXEC)
         return cls._initialise(fd, geometry, now_ns)
 
@@ -163,12 +163,12 @@ class Segment:
         return segment
 
     def milliseconds(self, now_ns: int) -> int:
-        """CLOCK_MONOTONIC as a 32-bit stamp of this segment."""
+        """Return CLOCK_MONOTONIC as a 32-bit stamp of this segment."""
         return (now_ns - self.boot_ns) // 1_000_000 & 0xFFFFFFFF
 
     @staticmethod
     def elapsed_ms(now_ms: int, then_ms: int) -> int:
-        """Time between two stamps.
+        """Return the time between two stamps.
 
         0 where `then_ms` is later: another worker may write a stamp after this one read the clock.
         """
@@ -185,7 +185,7 @@ class Segment:
 
 
 def _head_of(geometry: Geometry) -> dict[str, int]:
-    """What the head says about sizes and places."""
+    """Return what the head says about sizes and places."""
     return {
         "version": LAYOUT_VERSION,
         "workers": geometry.workers,

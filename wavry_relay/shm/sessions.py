@@ -54,7 +54,7 @@ _FUTURE: Final = 1 << 31
 
 
 def session_words(session_id: bytes) -> tuple[int, int]:
-    """The two words of a session id as a record keeps them."""
+    """Return the two words of a session id as a record keeps them."""
     high, low = _PAIR.unpack(session_id)
     return high, low
 
@@ -94,7 +94,7 @@ class SlotRecord:
         self.address_high, self.address_low, self.endpoint = address
 
     def is_at(self, address: Address) -> bool:
-        """Whether an occupied slot has this address."""
+        """Return whether an occupied slot has this address."""
         words, at = self.segment.u64, self.base >> 3
         return (
             words[at + _ADDRESS + 1] == address[1]
@@ -174,7 +174,7 @@ class SessionRecord:
         return _PAIR.pack(self.id_high, self.id_low)
 
     def slot(self, role: int) -> SlotRecord:
-        """The peer of a role."""
+        """Return the slot of a role."""
         at = _SERVER_AT if role == Role.SERVER else _CLIENT_AT
         return SlotRecord(self.segment, self.base + at)
 
@@ -198,7 +198,7 @@ class SessionTable:
         self._mask = segment.geometry.index_slots - 1
 
     def record(self, number: int) -> SessionRecord:
-        """The record of a number that `find`, `claim` or `live` gave."""
+        """Return the record of a number that `find`, `claim` or `live` gave."""
         return SessionRecord(self._segment, self._records_at + number * SESSION.size, number)
 
     def find(self, high: int, low: int) -> SessionRecord | None:
@@ -222,7 +222,7 @@ class SessionTable:
 
     @staticmethod
     def holds(record: SessionRecord, high: int, low: int) -> bool:
-        """Whether a record is (still) the live record of a session id."""
+        """Return whether a record is (still) the live record of a session id."""
         words, at = record.segment.u64, record.base >> 3
         return (
             words[at + _ID + 1] == low and words[at + _ID] == high and record.state != SESSION_FREE
@@ -309,7 +309,7 @@ class SessionTable:
         self._segment.u64[at] &= ~(1 << number % 64) & _FULL
 
     def live(self, first_word: int = 0, words: int | None = None) -> Iterator[SessionRecord]:
-        """Records whose bitmap bit is set, in a range of bitmap words (64 records each)."""
+        """Yield the records whose bit is set in a range of bitmap words (64 records each)."""
         end = self._bitmap.count if words is None else min(first_word + words, self._bitmap.count)
         base = self._bitmap.offset // 8
         for at in range(first_word, end):
@@ -362,13 +362,13 @@ class SessionTable:
         return self._bitmap.count
 
     def count_taken(self) -> int:
-        """Number of records in use, from the bitmap: a word for 64 of them."""
+        """Return the number of records in use, from the bitmap: a word for 64 of them."""
         at = self._bitmap.offset // 8
         words: list[int] = self._segment.u64[at : at + self._bitmap.count].tolist()
         return sum(map(int.bit_count, words))
 
     def count_states(self) -> tuple[int, int]:
-        """Number of sessions that wait for their second peer, and of active ones."""
+        """Return the number of sessions that wait for their second peer, and of active ones."""
         start = self._records_at + SESSION["state"].offset
         end = self._records_at + self._segment.geometry.max_sessions * SESSION.size
         states = bytes(self._segment.u8[start : end : SESSION.size])

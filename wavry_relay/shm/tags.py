@@ -31,12 +31,12 @@ class Tags:
         self._key_high, self._key_low = segment.u64[word], segment.u64[word + 1]
 
     def pair(self, high: int, low: int) -> int:
-        """Hash of two words: the halves of their keyed 128-bit product, folded; never 0."""
+        """Return the folded halves of the keyed 128-bit product of two words; never 0."""
         product = (high ^ self._key_high) * (low ^ self._key_low)
         return (product >> 64) ^ (product & _MASK) or 1
 
     def key_id(self, kid: str) -> int:
-        """Non-zero 32-bit tag of a signing key's id."""
+        """Return the non-zero 32-bit tag of a signing key's id."""
         known = self._key_ids.get(kid)
         if known is None:
             if len(self._key_ids) >= _MAX_KEY_IDS:
@@ -45,7 +45,7 @@ class Tags:
         return known
 
     def tag(self, kind: bytes, data: bytes) -> int:
-        """Non-zero 64-bit BLAKE2b tag of a lease id, an identity, a key or a datagram."""
+        """Return the non-zero 64-bit BLAKE2b tag of a lease id, identity, key or datagram."""
         started = self._started.get(kind)
         if started is None:
             started = hashlib.blake2b(digest_size=8, key=self._tag_key, person=kind)

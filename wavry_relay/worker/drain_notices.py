@@ -76,7 +76,7 @@ class DrainNotices:
         self._next_word = 0
 
     def _tell(self, word: int) -> int:
-        """Notices to all sessions of one bitmap word; how many there were."""
+        """Notify all sessions of one bitmap word; return how many there were."""
         told = 0
         for record in self._sessions.live(word, 1):
             if record.state == SESSION_FREE:

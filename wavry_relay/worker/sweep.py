@@ -129,7 +129,7 @@ class Sweep:
         return None
 
     def close(self, record: SessionRecord, counter: str, code: c.NoticeCode) -> None:
-        """Closed, for whatever reason: leases become used ones, the record becomes free.
+        """Close a session: its leases become used ones, its record becomes free.
 
         Needs the table lock and the record's.
         """
@@ -149,7 +149,7 @@ class Sweep:
         self._counters.add(counter)
 
     def _end_of(self, slot: SlotRecord, code: c.NoticeCode) -> LeaseState:
-        """What became of a slot whose session ends: its lease may be over by itself."""
+        """Return the state of a slot whose session ends: its lease may be over by itself."""
         if code is c.NoticeCode.REVOKED:
             return LeaseState.REVOKED
         if slot.expires_ms <= self._now.wall_ms:
