@@ -12,7 +12,8 @@ _TO_STANDARD: Final = bytes(
 ).translate(bytes.maketrans(b"-_", b"+/"))
 """Every byte of another alphabet becomes one that strict decoding refuses."""
 _PADDING: Final = (b"", b"", b"==", b"=")
-_LAST: Final = (_ALPHABET, b"", _ALPHABET[::16], _ALPHABET[::4])
+_STANDARD: Final = _ALPHABET.translate(_TO_STANDARD)
+_LAST: Final = (_STANDARD, b"", _STANDARD[::16], _STANDARD[::4])
 """By the length modulo 4: what the last character may be, so that the bits that no byte needs
 are zero.  A single character left over holds no byte at all."""
 
@@ -23,7 +24,7 @@ def encode(data: bytes) -> str:
     return standard.translate(_FROM_STANDARD).rstrip(b"=").decode()
 
 
-def decode(text: str, *, size: int | None = None) -> bytes:
+def decode(text: str | bytes, *, size: int | None = None) -> bytes:
     """Return the bytes of a canonical base64url text.
 
     Alphabet and last character are looked at instead of encoding the bytes again: a relay does
@@ -37,12 +38,12 @@ def decode(text: str, *, size: int | None = None) -> bytes:
         ValueError: another alphabet, padding, set trailing bits, or another size.
     """
     try:
-        raw = text.encode("ascii").translate(_TO_STANDARD)
+        raw = (text if isinstance(text, bytes) else text.encode("ascii")).translate(_TO_STANDARD)
         left_over = len(raw) % 4
         data = binascii.a2b_base64(raw + _PADDING[left_over], strict_mode=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise ValueError("not base64url") from error
-    if raw and ord(text[-1]) not in _LAST[left_over]:
+    if raw and raw[-1] not in _LAST[left_over]:
         raise ValueError("not canonical base64url")
     if size is not None and len(data) != size:
         raise ValueError(f"must hold {size} bytes")

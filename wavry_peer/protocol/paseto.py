@@ -50,7 +50,7 @@ class UnverifiedToken(msgspec.Struct, frozen=True, gc=False):
         return f"UnverifiedToken(message={self.message!r}, footer={self.footer!r})"
 
 
-def _decode(text: str) -> bytes:
+def _decode(text: bytes) -> bytes:
     try:
         return base64url.decode(text)
     except ValueError as error:
@@ -88,9 +88,21 @@ def parse(token: str) -> UnverifiedToken:
     Raises:
         PasetoError: not the shape of v4.public.
     """
-    if not token.startswith(HEADER):
+    try:
+        return parse_ascii(token.encode("ascii"))
+    except UnicodeEncodeError as error:
+        raise PasetoError("not a v4.public token") from error
+
+
+def parse_ascii(token: bytes) -> UnverifiedToken:
+    """`parse` a token as it comes in a datagram.
+
+    Raises:
+        PasetoError: not the shape of v4.public.
+    """
+    if not token.startswith(_HEADER_BYTES):
         raise PasetoError("not a v4.public token")
-    body_text, dot, footer_text = token[len(HEADER) :].partition(".")
+    body_text, dot, footer_text = token[len(_HEADER_BYTES) :].partition(b".")
     if dot and not footer_text:
         raise PasetoError("not a v4.public token")
     body = _decode(body_text)
@@ -98,18 +110,6 @@ def parse(token: str) -> UnverifiedToken:
         raise PasetoError("token is too short for a signature")
     footer = _decode(footer_text)
     return UnverifiedToken(body[:-_SIGNATURE_BYTES], body[-_SIGNATURE_BYTES:], footer)
-
-
-def parse_ascii(token: bytes) -> UnverifiedToken:
-    """`parse` of a token as it comes in a datagram.
-
-    Raises:
-        PasetoError: not the shape of v4.public.
-    """
-    try:
-        return parse(token.decode("ascii"))
-    except UnicodeDecodeError as error:
-        raise PasetoError("not a v4.public token") from error
 
 
 def signature_check(

@@ -37,7 +37,7 @@ from wavry_peer.protocol.packets import (
 )
 from wavry_peer.service.clock import Instant
 from wavry_relay.engine.base import ControlKind, ControlPacket, Engine
-from wavry_relay.engine.verified_lease import in_words
+from wavry_relay.engine.verified_lease import tagged_lease
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.locks import LockBusyError
@@ -222,7 +222,7 @@ class Admission:
             proof = proof_check(claims, present)
             if proof is not None:
                 require_proof(holds=bool((yield proof)))
-            lease = in_words(self._tags, header, present, claims, packet.datagram)
+            lease = tagged_lease(self._tags, header, present, claims, packet.datagram)
             with self._locks.table():
                 # Again, because a revocation may have come since; see `RevocationScan`.
                 self._policy.check_claims(claims, now)

@@ -7,8 +7,8 @@ from typing import Final
 
 from wavry_peer.service.clock import Instant
 from wavry_relay.shm.address import Address
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import CounterRow
+from wavry_relay.shm.layout import CONTROL
 from wavry_relay.shm.tables import Tables
 
 __all__ = ["PURPOSE_CONTROL", "PURPOSE_PATH", "LimitedBytes", "SourceLimits"]
@@ -19,6 +19,10 @@ PURPOSE_PATH: Final = 2
 
 _NETWORK_FACTOR: Final = 20
 """Of one address's limit, where no limit is set for its network."""
+_LIMITS: Final = (
+    "ip_per_s", "ip_burst", "identity_per_s", "identity_burst", "network_per_s", "network_burst",
+)  # fmt: skip
+"""Neighbours in the control block."""
 _LAYERS: Final = ("host", "network", "identity")
 
 
@@ -31,12 +35,28 @@ class SourceLimits:
     """
 
     def __init__(self, tables: Tables, counters: CounterRow) -> None:
-        self._control = control = tables.control
         self._counters = counters
         self._tags = tables.tags
-        host, network = _limits(control)
-        self._hosts = tables.rates("ip_rates", per_s=host[0], burst=host[1])
-        self._networks = tables.rates("network_rates", per_s=network[0], burst=network[1])
+        # Looked at for every packet: read without the way over attributes.
+        self._halves = tables.segment.u32
+        first = (tables.control.base + CONTROL[_LIMITS[0]].offset) // 4
+        self._limits_at = slice(first, first + len(_LIMITS))
+        self._limits: list[int] = []
+        self._hosts = tables.rates("ip_rates", per_s=1, burst=1)
+        self._networks = tables.rates("network_rates", per_s=1, burst=1)
+        self._follow_limits()
+
+    def _follow_limits(self) -> None:
+        """Read the limits, which may change at any time; one comparison where they did not."""
+        limits = self._halves[self._limits_at].tolist()
+        if limits == self._limits:
+            return
+        self._limits = limits
+        per_s, burst, _, _, network_per_s, network_burst = limits
+        self._hosts.set_limit(per_s, burst)
+        self._networks.set_limit(
+            network_per_s or per_s * _NETWORK_FACTOR, network_burst or burst * _NETWORK_FACTOR
+        )
 
     def allows(self, source: Address, purpose: int, now: Instant) -> bool:
         """Take one packet from the allowances of an address and of its network.
@@ -55,10 +75,9 @@ class SourceLimits:
         """
         network, family = source.network_key
         key = self._tags.pair(network, family << 8 | purpose & 0xFF)  # without a port
-        host_limit, network_limit = _limits(self._control)
-        self._networks.set_limit(*network_limit)
+        self._follow_limits()
         if not self._networks.is_limited(key, now.mono_ns):
-            if not self._host_allows(source, purpose, now, host_limit):
+            if not self._host_allows(source, purpose, now):
                 return False
             if self._networks.allow(key, now.mono_ns):
                 return True
@@ -71,13 +90,11 @@ class SourceLimits:
         Raises:
             LockBusyError: a lock is held by a stopped process.
         """
-        return self._host_allows(source, purpose, now, _limits(self._control)[0])
+        self._follow_limits()
+        return self._host_allows(source, purpose, now)
 
-    def _host_allows(
-        self, source: Address, purpose: int, now: Instant, limit: tuple[int, int]
-    ) -> bool:
+    def _host_allows(self, source: Address, purpose: int, now: Instant) -> bool:
         pair = self._tags.pair
-        self._hosts.set_limit(*limit)
         if self._hosts.allow(pair(pair(source.high, source.low), purpose), now.mono_ns):
             return True
         self._counters.add("limited_host")
@@ -105,10 +122,3 @@ class LimitedBytes:
             if count != self._seen[layer]:
                 self._seen[layer] = count
                 self._counters.add(f"limited_bytes_{layer}", size_bytes)
-
-
-def _limits(control: ControlBlock) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Packets a second and burst, of an address and of a network."""
-    per_s, burst = control.ip_per_s, control.ip_burst
-    network_per_s = control.network_per_s or per_s * _NETWORK_FACTOR
-    return (per_s, burst), (network_per_s, control.network_burst or burst * _NETWORK_FACTOR)

@@ -1,4 +1,4 @@
-"""A verified lease in the words that a slot keeps."""
+"""A verified lease as a slot keeps it: keyed tags in place of names."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ from wavry_peer.protocol.lease import LeaseClaims, unix_ms
 from wavry_peer.protocol.packets import Header, LeasePresent
 from wavry_relay.shm.tags import Tags
 
-__all__ = ["VerifiedLease", "in_words"]
+__all__ = ["VerifiedLease", "tagged_lease"]
 
 _U32: Final = 0xFFFFFFFF
 
@@ -35,10 +35,10 @@ class VerifiedLease(msgspec.Struct, frozen=True, gc=False):
     renews: bool
 
 
-def in_words(
+def tagged_lease(
     tags: Tags, header: Header, present: LeasePresent, claims: LeaseClaims, datagram: bytes
 ) -> VerifiedLease:
-    """Put a lease that was verified into words; `datagram` is the whole packet."""
+    """Return a lease that was verified as a slot keeps it; `datagram` is the whole packet."""
     proof, tag = present.proof, tags.tag
     key = None if claims.cnf is None else claims.proof_key
     jti, sub = tag(b"jti", claims.jti.encode()), tag(b"sub", claims.sub.encode())
