@@ -71,7 +71,7 @@ class KeyRing:
             _log.warning(
                 "keyset_cache_unreadable",
                 path=str(path),
-                reason=error.strerror,
+                cause=error.strerror,
                 next_step="waiting for the master's key set; check the state directory",
             )
             return
@@ -80,7 +80,7 @@ class KeyRing:
         except KeySetError as error:
             _log.warning(
                 "keyset_cache_refused",
-                reason=str(error),
+                cause=str(error),
                 next_step="waiting for the master's key set; check WAVRY_RELAY_ROOT_KEY",
             )
 
@@ -110,7 +110,7 @@ class KeyRing:
         except StateError as error:
             _log.warning(
                 "keyset_not_cached",
-                reason=str(error),
+                cause=str(error),
                 next_step="free the disk; until then the relay needs the master to start",
             )
         return True

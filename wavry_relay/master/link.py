@@ -201,7 +201,7 @@ class MasterLink:
                 wait_s = self._uniform(delay_s * 0.5, delay_s)
                 _log.warning(
                     "registration_failed",
-                    reason=str(error),
+                    cause=str(error),
                     retry_in_s=round(wait_s, 1),
                     next_step="check WAVRY_RELAY_MASTER_URL and the master's log",
                 )
@@ -238,7 +238,7 @@ class MasterLink:
                 lost = error.status in _FORGOTTEN or self._failures >= FAILURES_BEFORE_REGISTERING
                 _log.warning(
                     "heartbeat_failed",
-                    reason=str(error),
+                    cause=str(error),
                     failures=self._failures,
                     next_step="registering again" if lost else "trying again",
                 )
@@ -368,7 +368,7 @@ class MasterLink:
             self.keys_error = str(error)
             _log.warning(
                 "keyset_refresh_failed",
-                reason=str(error),
+                cause=str(error),
                 next_step="the keys in use stay; the master asks again",
             )
             return
@@ -381,7 +381,7 @@ class MasterLink:
         except KeySetError as error:
             _log.error(
                 "keyset_refused",
-                reason=str(error),
+                cause=str(error),
                 next_step="the keys in use stay; compare the master's root with"
                 " WAVRY_RELAY_ROOT_KEY",
             )
@@ -397,7 +397,7 @@ class MasterLink:
         except MasterCallError as error:
             _log.warning(
                 "deregistration_failed",
-                reason=str(error),
+                cause=str(error),
                 next_step="none: the master notices by the missing heartbeats",
             )
 

@@ -75,7 +75,7 @@ class ControlSocket:
         except OSError as error:
             _log.warning(
                 "control_socket_unavailable",
-                reason=str(error),
+                cause=str(error),
                 next_step="use a shorter WAVRY_RELAY_STATE_DIR; everything else works",
             )
             return

@@ -112,7 +112,7 @@ def _warn_of(group: ReuseportGroup, workers: int) -> None:
         _log.warning(
             "steering_unavailable",
             listen=group.endpoint,
-            reason=group.steering_error,
+            cause=group.steering_error,
             next_step="none needed: any worker handles any packet, a little slower",
         )
 
