@@ -8,10 +8,7 @@ from typing import Any
 
 from wavry_peer.protocol.http.api import BlockedNetwork
 from wavry_peer.service.clock import Clock
-from wavry_relay.shm.blocks import Blocks
-from wavry_relay.shm.control import ControlBlock, Drain, EngineKind, Shedding
-from wavry_relay.shm.sessions import SessionTable
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.control import Drain, EngineKind, Shedding
 
 from .blocked_networks import blocked_networks
 from .running_relay import UPGRADE_RESULTS, RunningRelay
@@ -34,24 +31,22 @@ class RelayFigures:
         self._relay = relay
         self._clock = clock
         self._started_ns, self.started_ms = clock.now()
-        self._control = ControlBlock(relay.segment)
-        self._table = SessionTable(relay.segment, Tags(relay.segment))
-        self._blocks = Blocks(relay.segment)
+        self._tables = relay.tables
 
     @property
     def drain(self) -> Drain:
         """Who asked to take no new sessions."""
-        return Drain(self._control.drain)
+        return Drain(self._tables.control.drain)
 
     @property
     def shedding(self) -> Shedding:
         """Why new sessions are refused because of load."""
-        return Shedding(self._control.shedding)
+        return Shedding(self._tables.control.shedding)
 
     @property
     def engine_name(self) -> str:
         """``reference`` or ``native``."""
-        return EngineKind(self._control.engine).name.lower()
+        return EngineKind(self._tables.control.engine).name.lower()
 
     @property
     def session_count(self) -> int:
@@ -70,11 +65,11 @@ class RelayFigures:
 
     def sessions(self) -> tuple[int, int]:
         """Return the numbers of sessions that wait for their second peer, and of active ones."""
-        return self._table.count_states()
+        return self._tables.sessions.count_states()
 
     def blocks(self) -> list[BlockedNetwork]:
         """Return the blocked networks, those that last longest first."""
-        return blocked_networks(self._blocks.live(self._clock.now().wall_ms))
+        return blocked_networks(self._tables.blocks.live(self._clock.now().wall_ms))
 
     @property
     def status(self) -> str:
@@ -96,7 +91,7 @@ class RelayFigures:
             "version": relay.version,
             "pid": os.getpid(),
             "now": now_ms // 1000,
-            "not_before_skew_s": self._control.skew_s,
+            "not_before_skew_s": self._tables.control.skew_s,
             "started_at": self.started_ms // 1000,
             "uptime_s": (now_ns - self._started_ns) // 1_000_000_000,
             "upgrades": {result: relay.upgrades[result] for result in UPGRADE_RESULTS},
@@ -112,7 +107,7 @@ class RelayFigures:
             "sessions": {
                 "waiting": waiting,
                 "active": active,
-                "max": relay.segment.geometry.max_sessions,
+                "max": relay.tables.segment.geometry.max_sessions,
             },
             "draining": _names(self.drain),
             "shedding": _names(self.shedding),

@@ -5,12 +5,8 @@ from typing import Final
 from wavry_peer.protocol.http.api import MAX_BLOCKS_TOLD
 from wavry_peer.service.clock import Clock
 from wavry_relay.master.link import RelayLoad
-from wavry_relay.shm.blocks import Blocks
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.shm.counters import totals
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionTable
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import SegmentTables
 
 from .blocked_networks import blocked_networks
 from .workers import Workers
@@ -25,7 +21,7 @@ class LoadMeter:
     """Measures the load since it was asked last.
 
     Args:
-        segment: shared memory.
+        tables: shared memory.
         workers: of the relay.
         max_bitrate_kbps: setting; 0 is no limit.
         clock: time.
@@ -35,16 +31,13 @@ class LoadMeter:
     """
 
     def __init__(
-        self, segment: Segment, workers: Workers, max_bitrate_kbps: int, clock: Clock
+        self, tables: SegmentTables, workers: Workers, max_bitrate_kbps: int, clock: Clock
     ) -> None:
         self.max_bitrate_kbps = max_bitrate_kbps
-        self._segment = segment
+        self._tables = tables
         self._workers = workers
         self._clock = clock
-        self._control = ControlBlock(segment)
-        self._table = SessionTable(segment, Tags(segment))
-        self._blocks = Blocks(segment)
-        self._last = (clock.now().mono_ns, totals(segment))
+        self._last = (clock.now().mono_ns, totals(tables.segment))
 
     def measure(self) -> RelayLoad:
         """Return the load since the last call.
@@ -53,7 +46,7 @@ class LoadMeter:
         relay takes.
         """
         now_ns, now_ms = self._clock.now()
-        counts = totals(self._segment)
+        counts = totals(self._tables.segment)
         last_ns, before = self._last
         self._last = now_ns, counts
         elapsed_ms = max(1, (now_ns - last_ns) // 1_000_000)
@@ -62,11 +55,11 @@ class LoadMeter:
         out_kbps = delta["forwarded_bytes"] * 8 // elapsed_ms
         lost = sum(delta[name] for name in _LOSSES)
         passed = delta["forwarded_packets"] + lost
-        sessions = sum(self._table.count_states())
-        shares = [sessions / self._segment.geometry.max_sessions]
+        sessions = sum(self._tables.sessions.count_states())
+        shares = [sessions / self._tables.segment.geometry.max_sessions]
         if self.max_bitrate_kbps:
             shares.append(out_kbps / self.max_bitrate_kbps)
-        if self._control.shedding or self._workers.running() < self._workers.count:
+        if self._tables.control.shedding or self._workers.running() < self._workers.count:
             shares.append(1.0)
         return RelayLoad(
             load_pct=round(min(100.0, 100 * max(shares)), 2),
@@ -74,6 +67,6 @@ class LoadMeter:
             bandwidth_in_kbps=in_kbps,
             bandwidth_out_kbps=out_kbps,
             packet_loss_pct=round(100 * lost / passed, 3) if passed else 0.0,
-            draining=bool(self._control.drain),
-            blocks=tuple(blocked_networks(self._blocks.live(now_ms))[:MAX_BLOCKS_TOLD]),
+            draining=bool(self._tables.control.drain),
+            blocks=tuple(blocked_networks(self._tables.blocks.live(now_ms))[:MAX_BLOCKS_TOLD]),
         )

@@ -6,9 +6,8 @@ import structlog
 
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.service.clock import Clock
-from wavry_relay.shm.blocks import Blocks
-from wavry_relay.shm.control import ControlBlock, Drain
-from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.control import Drain
+from wavry_relay.shm.tables import SegmentTables
 
 __all__ = ["RelayOrders"]
 
@@ -19,16 +18,16 @@ class RelayOrders:
     """Carries out orders by what it writes into the shared memory.
 
     Args:
-        segment: shared memory.
+        tables: shared memory.
         clock: time.
 
     Attributes:
         drain_changed: set when the relay begins or ends to drain; the master should hear of it.
     """
 
-    def __init__(self, segment: Segment, clock: Clock) -> None:
-        self._control = ControlBlock(segment)
-        self._blocks = Blocks(segment)
+    def __init__(self, tables: SegmentTables, clock: Clock) -> None:
+        self._control = tables.control
+        self._blocks = tables.blocks
         self._clock = clock
         self.drain_changed = asyncio.Event()
 

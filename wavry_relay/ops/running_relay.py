@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from wavry_relay.master.connection import MasterConnection
-from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.tables import SegmentTables
 from wavry_relay.udp.sockets import ReuseportGroup
 from wavry_relay.upgrade.messages import Counts
 
@@ -27,7 +27,7 @@ class RunningRelay:
     Attributes:
         relay_id: derived from its key.
         version: of the software.
-        segment: shared memory.
+        tables: shared memory.
         groups: UDP sockets.
         workers: processes.
         master: keys, revocations and the link to the master.
@@ -39,7 +39,7 @@ class RunningRelay:
 
     relay_id: str
     version: str
-    segment: Segment
+    tables: SegmentTables
     groups: list[ReuseportGroup]
     workers: Workers
     master: MasterConnection

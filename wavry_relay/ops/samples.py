@@ -7,7 +7,6 @@ from wavry_peer.service import log_stream
 from wavry_relay.master.link import MASTER_STATES
 from wavry_relay.shm.control import Shedding
 from wavry_relay.shm.counters import totals
-from wavry_relay.shm.leases import UsedLeases
 
 from .figures import RelayFigures
 from .metrics import Sample
@@ -69,7 +68,6 @@ class RelaySamples:
     def __init__(self, relay: RunningRelay, figures: RelayFigures) -> None:
         self._relay = relay
         self._figures = figures
-        self._used = UsedLeases(relay.segment)
 
     def samples(self) -> Iterator[Sample]:
         """Yield the values of the catalogue, `wavry_peer.service.metrics.relay`."""
@@ -90,7 +88,7 @@ class RelaySamples:
         yield Sample("blocked_networks", len(self._figures.blocks()))
 
     def _counter_samples(self) -> Iterator[Sample]:
-        counts = totals(self._relay.segment)
+        counts = totals(self._relay.tables.segment)
         counts["log_lines_lost"] += log_stream.lines_lost()  # The supervisor's own.
         yield from self._limit_samples(counts)
         for name, value in counts.items():
@@ -112,10 +110,11 @@ class RelaySamples:
         waiting, active = self._figures.sessions()
         yield Sample("sessions", waiting, ("waiting",))
         yield Sample("sessions", active, ("active",))
-        yield Sample("sessions_max", self._relay.segment.geometry.max_sessions)
-        yield Sample("used_leases", self._used.count)
-        yield Sample("used_leases_limit", self._used.limit)
-        yield Sample("shared_memory_bytes", self._relay.segment.geometry.total_bytes)
+        yield Sample("sessions_max", self._relay.tables.segment.geometry.max_sessions)
+        used = self._relay.tables.used_leases
+        yield Sample("used_leases", used.count)
+        yield Sample("used_leases_limit", used.limit)
+        yield Sample("shared_memory_bytes", self._relay.tables.segment.geometry.total_bytes)
 
     def _process_samples(self) -> Iterator[Sample]:
         relay, figures = self._relay, self._figures

@@ -1,4 +1,4 @@
-"""The tables of a segment that a worker reads and writes, made once."""
+"""The tables of a segment, made once in each process."""
 
 from .blocks import Blocks
 from .control import ControlBlock
@@ -10,10 +10,27 @@ from .segment import Segment
 from .sessions import SessionTable
 from .tags import Tags
 
-__all__ = ["Tables"]
+__all__ = ["SegmentTables", "Tables"]
 
 
-class Tables:
+class SegmentTables:
+    """What the supervisor reads and writes; none of it needs a lock there.
+
+    Args:
+        segment: shared memory.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.control = ControlBlock(segment)
+        self.tags = Tags(segment)
+        self.sessions = SessionTable(segment, self.tags)
+        self.used_leases = UsedLeases(segment)
+        self.revocations = RevocationTable(segment)
+        self.blocks = Blocks(segment)
+
+
+class Tables(SegmentTables):
     """What one worker shares with the others.
 
     Args:
@@ -22,15 +39,9 @@ class Tables:
     """
 
     def __init__(self, segment: Segment, locks: Locks) -> None:
-        self.segment = segment
+        super().__init__(segment)
         self.locks = locks
-        self.control = ControlBlock(segment)
-        self.tags = Tags(segment)
-        self.sessions = SessionTable(segment, self.tags)
-        self.used_leases = UsedLeases(segment)
         self.lease_origins = LeaseOrigins(segment)
-        self.revocations = RevocationTable(segment)
-        self.blocks = Blocks(segment)
 
     def rates(
         self, region: str, *, per_s: int, burst: int, shares_overflow: bool = True

@@ -19,10 +19,8 @@ from wavry_relay.ops.figures import RelayFigures
 from wavry_relay.ops.load_meter import LoadMeter
 from wavry_relay.ops.orders import RelayOrders
 from wavry_relay.ops.running_relay import RunningRelay
-from wavry_relay.shm.control import ControlBlock
-from wavry_relay.shm.revocations import RevocationTable
 from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import SegmentTables
 from wavry_relay.udp.sockets import ReuseportGroup
 from wavry_relay.worker.placement import Placement
 
@@ -66,13 +64,14 @@ class Assembler:
         config, clock = self.config, self.clock
         placement = Placement.choose(config.busy_poll_us, pin=config.pin_workers)
         pool = WorkerPool(segment, groups, config.hang_timeout_s, clock, placement)
-        orders = RelayOrders(segment, clock)
-        load = LoadMeter(segment, pool, config.max_bitrate_kbps, clock)
-        keyring = KeyRing(self.state, ControlBlock(segment), self.root)
+        tables = SegmentTables(segment)
+        orders = RelayOrders(tables, clock)
+        load = LoadMeter(tables, pool, config.max_bitrate_kbps, clock)
+        keyring = KeyRing(self.state, tables.control, self.root)
         revocations = RelayRevocations(
             self.state,
-            RevocationTable(segment),
-            Tags(segment),
+            tables.revocations,
+            tables.tags,
             lambda: clock.now().wall_ms // 1000,
         )
         link = events = None
@@ -89,5 +88,5 @@ class Assembler:
             events = EventLink(link, revocations, orders, poll_s=config.event_poll_s)
         master = MasterConnection(keyring, revocations, link, events)
         own_id = relay_id(identity.public_key)
-        relay = RunningRelay(own_id, self.version, segment, groups, pool, master, load)
+        relay = RunningRelay(own_id, self.version, tables, groups, pool, master, load)
         return RelayParts(relay, pool, RelayFigures(relay, clock), orders)

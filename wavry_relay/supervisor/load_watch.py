@@ -12,11 +12,9 @@ from typing import Final, NamedTuple
 import structlog
 
 from wavry_peer.service.clock import Clock, Instant
-from wavry_relay.shm.control import ControlBlock, Shedding
+from wavry_relay.shm.control import Shedding
 from wavry_relay.shm.counters import totals
-from wavry_relay.shm.segment import Segment
-from wavry_relay.shm.sessions import SessionTable
-from wavry_relay.shm.tags import Tags
+from wavry_relay.shm.tables import SegmentTables
 
 __all__ = ["LoadWatch", "ShedAt"]
 
@@ -39,15 +37,13 @@ class LoadWatch:
     """Decides about shedding.
 
     Args:
-        segment: shared memory.
+        tables: shared memory.
         shed_at: settings in force.
     """
 
-    def __init__(self, segment: Segment, shed_at: Callable[[], ShedAt]) -> None:
-        self._segment = segment
+    def __init__(self, tables: SegmentTables, shed_at: Callable[[], ShedAt]) -> None:
+        self._tables = tables
         self._shed_at = shed_at
-        self._control = ControlBlock(segment)
-        self._table = SessionTable(segment, Tags(segment))
         self._rate_since: tuple[int, int] | None = None
         self._kbps = 0
 
@@ -59,22 +55,22 @@ class LoadWatch:
 
     def step(self, now: Instant) -> Shedding:
         """Look once."""
-        pct, max_kbps = self._shed_at()
+        tables, (pct, max_kbps) = self._tables, self._shed_at()
         self._measure(now)
-        before = Shedding(self._control.shedding)
+        before = Shedding(tables.control.shedding)
         after = Shedding.NONE
         if pct < 100:
-            sessions = self._table.count_taken() / self._segment.geometry.max_sessions
-            after |= _judge(Shedding.SESSIONS, before, 100 * sessions, pct)
+            share = tables.sessions.count_taken() / tables.segment.geometry.max_sessions
+            after |= _judge(Shedding.SESSIONS, before, 100 * share, pct)
             if max_kbps:
                 after |= _judge(Shedding.BANDWIDTH, before, 100 * self._kbps / max_kbps, pct)
         if after != before:
-            self._control.shedding = int(after)
+            tables.control.shedding = int(after)
             _tell(before, after)
         return after
 
     def _measure(self, now: Instant) -> None:
-        sent = totals(self._segment)["forwarded_bytes"]
+        sent = totals(self._tables.segment)["forwarded_bytes"]
         if self._rate_since is None:
             self._rate_since = now.mono_ns, sent
             return

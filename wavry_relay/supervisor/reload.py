@@ -16,7 +16,6 @@ from wavry_peer.service import logs
 from wavry_peer.service.clock import Clock
 from wavry_peer.service.settings import differing, is_live, variable_of
 from wavry_relay.config import RelayConfig
-from wavry_relay.shm.control import ControlBlock
 from wavry_relay.udp.listening import resize_buffers
 
 from .assembly import RelayParts
@@ -103,13 +102,13 @@ class Reloader:
         config, relay = self.config, self._parts.relay
         if "log_level" in changed:
             logs.set_level(config.log_level)
-            ControlBlock(relay.segment).log_level = logs.level_number(config.log_level)
+            relay.tables.control.log_level = logs.level_number(config.log_level)
         if "hang_timeout_s" in changed:
             self._parts.pool.set_hang_timeout(config.hang_timeout_s)
         if "socket_buffer_bytes" in changed:
             resize_buffers(relay.groups, config.socket_buffer_bytes)
         # drain_timeout_s and shed_at_pct are read from here while they are needed.
-        ControlBlock(relay.segment).limits = config.limits
+        relay.tables.control.limits = config.limits
         relay.load.max_bitrate_kbps = config.max_bitrate_kbps
         if "max_bitrate_kbps" in changed and relay.master.link is not None:
             relay.master.link.tell_capacity(config.max_bitrate_kbps)

@@ -219,12 +219,13 @@ class Supervisor:
         control_socket = ControlSocket(parts.figures, parts.orders, state.path)
         self._cleanup.push_async_callback(self._stop_control_socket, control_socket)
         await control_socket.start()
+        relay = parts.relay
         self._handover = control_socket.handover = Handover(
-            parts.relay,
-            self._hello(parts.relay.relay_id),
-            RelayDescriptors(parts.relay.segment, state.lock_fd, listening, parts.relay.groups),
+            relay,
+            self._hello(relay.relay_id),
+            RelayDescriptors(relay.tables.segment, state.lock_fd, listening, relay.groups),
             parts.pool,
-            _Owner(parts.relay.master, control_socket, self._handed_over),
+            _Owner(relay.master, control_socket, self._handed_over),
             self._host.notifier.environment,
         )
         self._control_socket = control_socket
@@ -243,15 +244,17 @@ class Supervisor:
             await master.farewell()
 
     def _follow_host(self, parts: RelayParts) -> Reloader:
-        notifier, segment = self._host.notifier, parts.relay.segment
+        notifier, tables = self._host.notifier, parts.relay.tables
         reloader = Reloader(self._config, self._host, parts, self._clock)
         self._control_socket.reload = reloader.reload
         notifier.ready(parts.figures.summary)
-        watch = LoadWatch(segment, lambda: _shed_at(reloader.config))
+        watch = LoadWatch(tables, lambda: _shed_at(reloader.config))
         for work in (
             reloader.follow(self._hangup),
             watch.run(self._clock),
-            keep_watchdog(notifier, segment, self._clock, lambda: reloader.config.hang_timeout_s),
+            keep_watchdog(
+                notifier, tables.segment, self._clock, lambda: reloader.config.hang_timeout_s
+            ),
         ):
             self._cleanup.callback(asyncio.create_task(work).cancel)
         return reloader

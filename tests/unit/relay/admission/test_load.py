@@ -59,7 +59,7 @@ def elsewhere(number: int) -> Address:
 
 
 def watch(world: World, pct: int = 80, max_kbps: int = 0) -> LoadWatch:
-    return LoadWatch(world.segment, lambda: ShedAt(pct, max_kbps))
+    return LoadWatch(world.tables, lambda: ShedAt(pct, max_kbps))
 
 
 def test_load_shedding_by_sessions_refuses_new_ones_and_serves_the_live(world: World) -> None:
