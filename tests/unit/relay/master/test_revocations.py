@@ -63,14 +63,14 @@ def session(world: World, name: str) -> tuple[Peer, Peer]:
 
 
 @pytest.mark.parametrize("by", ["client", "server"])
-@pytest.mark.parametrize("kind", ["jti", "session", "sub"])
+@pytest.mark.parametrize("revoked", ["jti", "session", "sub"])
 def test_revoked_session_stops_forwarding_at_once_and_both_peers_get_notice(
-    world: World, book: Book, kind: str, by: str
+    world: World, book: Book, revoked: str, by: str
 ) -> None:
     client, server = session(world, "hit")
     other, partner = session(world, "other")
     assert client.forward(1) == Forward(server.address)
-    book.revoke(kind, value_of(kind, client if by == "client" else server))
+    book.revoke(revoked, value_of(revoked, client if by == "client" else server))
     world.scan()
     assert client.forward(2) == Drop("unknown_session")
     assert server.forward(1) == Drop("unknown_session")
@@ -212,13 +212,13 @@ def test_news_during_a_pass_wait_for_the_next_and_are_not_lost(world: World, boo
 # -- The policy ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("revoked", KINDS)
 def test_revoked_lease_is_refused_at_every_worker_and_after_a_restart(
-    world: World, book: Book, kind: str
+    world: World, book: Book, revoked: str
 ) -> None:
     peer = world.peer()
     peer.accept()
-    book.revoke(kind, value_of(kind, peer))
+    book.revoke(revoked, value_of(revoked, peer))
     world.scan()
     assert not world.has(peer.sid)
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
