@@ -2,7 +2,6 @@
 
 import dataclasses
 import ipaddress
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 
 from wavry_peer.protocol import base64url
 from wavry_peer.service.settings import SettingsError, parse_address, setting
+from wavry_relay.cpus import usable_cpus
 from wavry_relay.shm.control import Limits
 from wavry_relay.shm.layout import MAX_SESSIONS, MAX_WORKERS
 
@@ -64,7 +64,7 @@ class RelayConfig:
     workers: int = setting(
         "WAVRY_RELAY_WORKERS",
         0,
-        doc="Worker processes; 0 means one for each core.",
+        doc="Worker processes; 0 means one for each CPU that affinity and cgroup quota allow.",
         minimum=0,
         maximum=MAX_WORKERS,
     )
@@ -427,7 +427,7 @@ class RelayConfig:
     @property
     def worker_count(self) -> int:
         """`workers`, or the number of cores this process may use."""
-        return self.workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        return self.workers or min(usable_cpus(), MAX_WORKERS)
 
     @property
     def limits(self) -> Limits:
