@@ -8,7 +8,7 @@ from wavry_relay.shm.control import EngineKind
 
 
 @pytest.fixture(params=list(EngineKind), ids=lambda kind: kind.name.lower())
-def kind(request: pytest.FixtureRequest) -> EngineKind:
+def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
     """Each engine in turn."""
     return need_engine(request.param)
 

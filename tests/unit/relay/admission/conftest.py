@@ -7,7 +7,7 @@ from wavry_relay.shm.control import EngineKind
 
 
 @pytest.fixture
-def world(kind: EngineKind) -> Iterator[World]:
+def world(engine_kind: EngineKind) -> Iterator[World]:
     """Every rule, with each engine."""
-    with open_world(kind=kind) as made:
+    with open_world(kind=engine_kind) as made:
         yield made

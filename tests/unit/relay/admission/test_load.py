@@ -27,8 +27,8 @@ GENEROUS = Limits(
 
 
 @pytest.fixture
-def world(kind: EngineKind) -> Iterator[World]:
-    with open_world(kind=kind, limits=GENEROUS, max_sessions=100) as world:
+def world(engine_kind: EngineKind) -> Iterator[World]:
+    with open_world(kind=engine_kind, limits=GENEROUS, max_sessions=100) as world:
         yield world
 
 
@@ -132,10 +132,10 @@ def test_load_shedding_at_100_per_cent_is_off(world: World) -> None:
     ids=["peer", "session", "global-bits", "global-packets"],
 )
 def test_layer_burst_is_a_setting_and_changes_at_once(
-    kind: EngineKind, limits: dict[str, int], hard_kbps: int, drop: str
+    engine_kind: EngineKind, limits: dict[str, int], hard_kbps: int, drop: str
 ) -> None:
     """A datagram of 1000 bytes takes 8 ms at 1000 kbit/s: one passes at 1 ms, 13 at 100 ms."""
-    with open_world(kind=kind, limits=replace(GENEROUS, **limits)) as world:
+    with open_world(kind=engine_kind, limits=replace(GENEROUS, **limits)) as world:
         client, server = world.session(hard_kbps=hard_kbps)
         payload = bytes(1000 - 28)
 
@@ -155,8 +155,8 @@ def test_layer_burst_is_a_setting_and_changes_at_once(
         assert burst(200) == 1
 
 
-def test_layer_soft_burst_is_the_peers(kind: EngineKind) -> None:
-    with open_world(kind=kind, limits=replace(GENEROUS, peer_burst_ms=1)) as world:
+def test_layer_soft_burst_is_the_peers(engine_kind: EngineKind) -> None:
+    with open_world(kind=engine_kind, limits=replace(GENEROUS, peer_burst_ms=1)) as world:
         client, server = world.session(soft_kbps=1000, hard_kbps=1_000_000)
         for number in range(10):
             assert client.forward(number + 1, bytes(972)) == Forward(server.address)

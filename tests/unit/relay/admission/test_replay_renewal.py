@@ -29,14 +29,14 @@ OTHER_KEY = ed25519.SigningKey.from_seed(b"o" * 32)
 
 
 @pytest.fixture
-def world(kind: EngineKind) -> Iterator[World]:
-    with open_world(kind=kind, workers=2, max_sessions=64) as world:
+def world(engine_kind: EngineKind) -> Iterator[World]:
+    with open_world(kind=engine_kind, workers=2, max_sessions=64) as world:
         yield world
 
 
 @pytest.fixture
-def engine(kind: EngineKind) -> str:
-    return kind.name.lower()
+def engine(engine_kind: EngineKind) -> str:
+    return engine_kind.name.lower()
 
 
 # -- Replay ------------------------------------------------------------------------------------

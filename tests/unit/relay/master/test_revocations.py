@@ -32,8 +32,8 @@ KINDS = ["jti", "session", "sub", "kid"]
 
 
 @pytest.fixture
-def world(kind: EngineKind) -> Iterator[World]:
-    with open_world(kind=kind, workers=2, max_sessions=300) as world:
+def world(engine_kind: EngineKind) -> Iterator[World]:
+    with open_world(kind=engine_kind, workers=2, max_sessions=300) as world:
         yield world
 
 
