@@ -4,7 +4,6 @@ import contextlib
 import re
 from typing import Final
 
-import msgspec
 from aiohttp import web
 
 from wavry_cp.app.http import json_response
@@ -13,62 +12,20 @@ from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_peer.protocol.http.api import UserInfo, UserList
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.protocol.http.ops import GatewayReady, GatewayStatus, ServiceHealth
 from wavry_peer.service.version import software_version
 
 from .gateway import Gateway
 
-__all__ = ["OPS_ROUTES", "GatewayStatus", "Health", "Ready"]
+__all__ = ["OPS_ROUTES"]
 
 MAX_USERS: Final = 1000
 _NAME: Final = re.compile(r"[a-z0-9._-]{0,32}")
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Health(msgspec.Struct, frozen=True):
-    """``GET /health``: the process answers; `now` is its clock, unix seconds."""
-
-    status: str
-    role: str
-    version: str
-    now: int
-    uptime_s: int
-    lockdown: bool
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """``GET /ready``: 200 where users can be served, else 503.
-
-    Without a master the gateway is ready, for signaling and direct paths work; `master` tells.
-    """
-
-    ready: bool
-    store: str
-    master: str
-    reason: str
-
-
-class GatewayStatus(msgspec.Struct, frozen=True):
-    """``GET /v1/admin/status``; `sessions` by state, closed ones left out.
-
-    `master_error` says why the master was not reached, or why its last call failed; it is empty
-    again after the next good one.
-    """
-
-    version: str
-    uptime_s: int
-    users: int
-    online: int
-    websockets: int
-    sessions: dict[str, int]
-    store: str
-    master: str
-    master_url: str
-    master_error: str
-    lockdown: bool
-
-
-async def _health(gateway: Gateway, _request: web.Request) -> Health:
-    return Health(
+async def _health(gateway: Gateway, _request: web.Request) -> ServiceHealth:
+    return ServiceHealth(
         status="ok",
         role="gateway",
         version=software_version(),
@@ -84,7 +41,8 @@ async def _ready(gateway: Gateway, _request: web.Request) -> web.Response:
     reason = "stopping" if gateway.stopping else fault
     if not reason and master != "ok":
         reason = "no master: direct paths only"
-    return json_response(Ready(ready, _state(fault), master, reason), 200 if ready else 503)
+    body = GatewayReady(ready=ready, reason=reason, store=_state(fault), master=master)
+    return json_response(body, 200 if ready else 503)
 
 
 async def _metrics(gateway: Gateway, _request: web.Request) -> web.Response:
@@ -156,7 +114,7 @@ OPS_ROUTES: Final = (
         (CallerKind.ANYONE,),
         _health,
         "Tell that the process is alive, and its clock.",
-        answer=Health,
+        answer=ServiceHealth,
         in_lockdown=True,
     ),
     Route[Gateway](
@@ -165,7 +123,7 @@ OPS_ROUTES: Final = (
         (CallerKind.ANYONE,),
         _ready,
         "Tell whether users can be served; else the same body with 503.",
-        answer=Ready,
+        answer=GatewayReady,
         in_lockdown=True,
     ),
     Route[Gateway](

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from typing import Final
 
-import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -12,50 +11,15 @@ from wavry_cp.app.http import json_response
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import PROBE_TIMEOUT_S
+from wavry_peer.protocol.http.ops import MasterHealth, MasterStatus, ServiceReady
 from wavry_peer.service.version import software_version
 
 from .master import Master
 from .metrics import PoolFacts
 
-__all__ = ["OPS_ROUTES", "MasterHealth", "MasterReadiness", "MasterStatus"]
+__all__ = ["OPS_ROUTES"]
 
 DAY_S: Final = 86_400
-
-
-class MasterHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /health``: the process answers; `now` is its clock, unix seconds."""
-
-    status: str
-    role: str
-    version: str
-    now: int
-    uptime_s: int
-    keyset_serial: int
-    relays: dict[str, int]
-    relay_mode: str
-    lockdown: bool
-
-
-class MasterReadiness(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /ready``: 200 where `ready`, else 503 with the reason."""
-
-    ready: bool
-    reason: str
-
-
-class MasterStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /v1/admin/status``."""
-
-    role: str
-    version: str
-    uptime_s: int
-    keyset_serial: int
-    active_kid: str
-    relays: dict[str, int]
-    live_sessions: int
-    heartbeat_interval_ms: int
-    relay_mode: str
-    lockdown: bool
 
 
 async def _health(master: Master, _request: web.Request) -> MasterHealth:
@@ -72,12 +36,12 @@ async def _health(master: Master, _request: web.Request) -> MasterHealth:
     )
 
 
-async def _ready(master: Master, _request: web.Request) -> MasterReadiness | web.Response:
+async def _ready(master: Master, _request: web.Request) -> ServiceReady | web.Response:
     # Keys are loaded, or the process would not run.
     fault = await master.store_probe.fault()
     if fault:
-        return json_response(MasterReadiness(ready=False, reason=fault), status=503)
-    return MasterReadiness(ready=True, reason="store and keys work")
+        return json_response(ServiceReady(ready=False, reason=fault), status=503)
+    return ServiceReady(ready=True, reason="store and keys work")
 
 
 async def _metrics(master: Master, _request: web.Request) -> web.Response:
@@ -161,7 +125,7 @@ OPS_ROUTES: Final = (
         (CallerKind.ANYONE,),
         _ready,
         "Tell whether the store can be written; else the same body with 503.",
-        answer=MasterReadiness,
+        answer=ServiceReady,
         in_lockdown=True,
     ),
     Route[Master](

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from wavry_peer.protocol.errors import LocalError
+from wavry_peer.protocol.http.ops import RelayHealth
 from wavry_relay.shm.control import Drain
 from wavry_relay.upgrade.fd_channel import FdChannel
 from wavry_relay.upgrade.handover import Handover
@@ -146,7 +147,7 @@ class ControlSocket:
         writer.close()
         await self.handover.serve(FdChannel(connection), hello)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, line: bytes) -> dict[str, Any] | RelayHealth:
         try:
             order = msgspec.json.decode(line, type=dict[str, str])
             return self._carry_out(order.get("command", ""), order.get("subnet"))
@@ -155,7 +156,7 @@ class ControlSocket:
         except LocalError as error:
             return {"error": "unknown_command", "message": str(error)}
 
-    def _carry_out(self, name: str, subnet: str | None) -> dict[str, Any]:
+    def _carry_out(self, name: str, subnet: str | None) -> dict[str, Any] | RelayHealth:
         match name:
             case "reload":
                 if self.reload is None:

@@ -4,9 +4,17 @@ It only reads.  Orders are carried out in `orders`; what heartbeats tell is in `
 """
 
 import os
-from typing import Any
 
 from wavry_peer.protocol.http.api import BlockedNetwork
+from wavry_peer.protocol.http.ops import (
+    RelayEngineHealth,
+    RelayHealth,
+    RelayKeysHealth,
+    RelayMasterHealth,
+    RelayRevocationsHealth,
+    RelaySessionsHealth,
+    RelayWorkersHealth,
+)
 from wavry_peer.service.clock import Clock
 from wavry_relay.shm.control import Drain, EngineKind, Shedding
 
@@ -80,56 +88,57 @@ class RelayFigures:
             return "ok"
         return "degraded" if running else "down"
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> RelayHealth:
         """Return the body of /health."""
         relay, master = self._relay, self._relay.master
+        workers = relay.workers
         waiting, active = self.sessions()
         now_ns, now_ms = self._clock.now()
-        return {
-            "status": self.status,
-            "relay_id": relay.relay_id,
-            "version": relay.version,
-            "pid": os.getpid(),
-            "now": now_ms // 1000,
-            "not_before_skew_s": self._tables.control.skew_s,
-            "started_at": self.started_ms // 1000,
-            "uptime_s": (now_ns - self._started_ns) // 1_000_000_000,
-            "upgrades": {result: relay.upgrades[result] for result in UPGRADE_RESULTS},
-            "engine": {"name": self.engine_name, "pure_python": self.engine_name == "reference"},
-            "udp": [group.endpoint for group in relay.groups],
-            "workers": {
-                "wanted": relay.workers.count,
-                "running": relay.workers.running(),
-                "pids": relay.workers.pids(),
-                "restarts": dict(relay.workers.restarts),
-                "heartbeat_age_ms": [int(age * 1000) for age in relay.workers.heartbeat_ages_s()],
-            },
-            "sessions": {
-                "waiting": waiting,
-                "active": active,
-                "max": relay.tables.segment.geometry.max_sessions,
-            },
-            "draining": _names(self.drain),
-            "shedding": _names(self.shedding),
-            "cookie_gates": relay.workers.cookie_gates(),
-            "blocks": len(self.blocks()),
-            "keys": {
-                "serial": master.keyring.serial,
-                "kids": list(master.keyring.key_ids),
-                "refused": master.keyring.refused,
-                "fetch_error": master.link.keys_error if master.link else None,
-            },
-            "master": {
-                "state": master.state,
-                "error": master.link.last_error if master.link else None,
-                "events": master.events.connected if master.events else False,
-            },
-            "revocations": {
-                "in_force": len(master.revocations),
-                "number": master.revocations.number,
-                "saved": not (master.events and master.events.unsaved),
-            },
-        }
+        return RelayHealth(
+            status=self.status,
+            relay_id=relay.relay_id,
+            version=relay.version,
+            pid=os.getpid(),
+            now=now_ms // 1000,
+            not_before_skew_s=self._tables.control.skew_s,
+            started_at=self.started_ms // 1000,
+            uptime_s=(now_ns - self._started_ns) // 1_000_000_000,
+            upgrades={result: relay.upgrades[result] for result in UPGRADE_RESULTS},
+            engine=RelayEngineHealth(
+                name=self.engine_name, pure_python=self.engine_name == "reference"
+            ),
+            udp=tuple(group.endpoint for group in relay.groups),
+            workers=RelayWorkersHealth(
+                wanted=workers.count,
+                running=workers.running(),
+                pids=tuple(workers.pids()),
+                restarts=dict(workers.restarts),
+                heartbeat_age_ms=tuple(int(age * 1000) for age in workers.heartbeat_ages_s()),
+            ),
+            sessions=RelaySessionsHealth(
+                waiting=waiting, active=active, max=relay.tables.segment.geometry.max_sessions
+            ),
+            draining=_names(self.drain),
+            shedding=_names(self.shedding),
+            cookie_gates=workers.cookie_gates(),
+            blocks=len(self.blocks()),
+            keys=RelayKeysHealth(
+                serial=master.keyring.serial,
+                kids=tuple(master.keyring.key_ids),
+                refused=master.keyring.refused,
+                fetch_error=master.link.keys_error if master.link else None,
+            ),
+            master=RelayMasterHealth(
+                state=master.state,
+                error=master.link.last_error if master.link else None,
+                events=master.events.connected if master.events else False,
+            ),
+            revocations=RelayRevocationsHealth(
+                in_force=len(master.revocations),
+                number=master.revocations.number,
+                saved=not (master.events and master.events.unsaved),
+            ),
+        )
 
     def not_ready(self) -> list[str]:
         """Return why the relay should get no new sessions; empty if it is ready."""
@@ -148,5 +157,5 @@ class RelayFigures:
         return reasons
 
 
-def _names(bits: Drain | Shedding) -> list[str]:
-    return [(bit.name or "").lower() for bit in bits]
+def _names(bits: Drain | Shedding) -> tuple[str, ...]:
+    return tuple((bit.name or "").lower() for bit in bits)

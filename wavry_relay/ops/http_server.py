@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from wavry_peer.protocol.errors import ListenError
+from wavry_peer.protocol.http.ops import RelayReady
 from wavry_peer.service.http_server import (
     add_secure_headers,
     errors_as_json,
@@ -29,14 +30,15 @@ _REGISTRY: Final = web.AppKey("registry", CollectorRegistry)
 
 async def _health(request: web.Request) -> web.Response:
     body = request.app[_FIGURES].health()
-    return json_response(body, 503 if body["status"] == "down" else 200)
+    return json_response(body, 503 if body.status == "down" else 200)
 
 
 async def _ready(request: web.Request) -> web.Response:
     reasons = request.app[_FIGURES].not_ready()
     if not reasons:
-        return json_response({"ready": True})
-    return json_response({"ready": False, "reason": reasons[0], "reasons": reasons}, 503)
+        return json_response(RelayReady(ready=True))
+    body = RelayReady(ready=False, reason=reasons[0], reasons=tuple(reasons))
+    return json_response(body, 503)
 
 
 async def _metrics(request: web.Request) -> web.Response:

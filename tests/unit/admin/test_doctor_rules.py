@@ -12,13 +12,7 @@ import pytest
 
 from wavry_cp.admin.doctor.clock_checks import check_clocks, off_by, true_offset
 from wavry_cp.admin.doctor.diagnosis import diagnose, exit_code
-from wavry_cp.admin.doctor.facts import (
-    GatewayStatus,
-    RelayFacts,
-    RelayHealth,
-    ServiceFacts,
-    SystemFacts,
-)
+from wavry_cp.admin.doctor.facts import RelayFacts, ServiceFacts, SystemFacts
 from wavry_cp.admin.doctor.finding import Finding
 from wavry_cp.admin.doctor.gather import WATCHED, Examination, gather
 from wavry_cp.admin.doctor.key_checks import check_keys
@@ -32,6 +26,7 @@ from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow, BanInfo, BanList
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
 from wavry_peer.protocol.http.keys import KeysStatus, KeyStatusRow, RelayKeyState
+from wavry_peer.protocol.http.ops import GatewayStatus, RelayHealth
 from wavry_peer.service.metrics import CATALOGUE, by_name
 
 RELAY = "rly-1"

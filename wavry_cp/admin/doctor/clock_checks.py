@@ -7,8 +7,9 @@ there is no majority, the master's, which stamps the leases.
 from typing import Final
 
 from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.http.ops import ServiceHealth
 
-from .facts import ServiceHealth, SystemFacts
+from .facts import SystemFacts
 from .finding import GATEWAY, HERE, MASTER, RELAY, Finding, Layer
 from .reach import HttpAnswer
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow, BanList, SwitchInfo, SwitchList
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
 from wavry_peer.protocol.http.keys import KeysStatus
+from wavry_peer.protocol.http.ops import GatewayStatus, RelayHealth
 from wavry_peer.protocol.http.relay_events import RevocationList
 from wavry_peer.protocol.keyset import KeySet
 
@@ -17,13 +16,8 @@ from .udp_probe import UdpAnswer
 
 __all__ = [
     "Counters",
-    "GatewayReady",
-    "GatewayStatus",
-    "MasterHealth",
     "RelayFacts",
-    "RelayHealth",
     "ServiceFacts",
-    "ServiceReady",
     "SystemFacts",
 ]
 
@@ -32,91 +26,6 @@ Counters = Mapping[str, float]
 
 
 _UNASKED: Final = HttpAnswer("bad_url")
-
-
-class ServiceHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """What gateway and master both tell; `now` is 0 for a version that does not tell it."""
-
-    now: int = 0
-    lockdown: bool = False
-
-
-class MasterHealth(ServiceHealth, frozen=True, kw_only=True):
-    """``/health`` of the master."""
-
-    relay_mode: str = "on"
-    relays: dict[str, int] = msgspec.field(default_factory=dict)
-
-
-class ServiceReady(msgspec.Struct, frozen=True, kw_only=True):
-    """``/ready`` of gateway and master."""
-
-    ready: bool = False
-    reason: str = ""
-
-
-class GatewayReady(ServiceReady, frozen=True, kw_only=True):
-    """``/ready`` of the gateway, with its view of the master."""
-
-    master: str = "unknown"
-
-
-class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """``/v1/admin/status`` of the gateway: why it does not get on with the master."""
-
-    master_url: str = ""
-    master_error: str = ""
-
-
-class MasterStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """``/v1/admin/status`` of the master."""
-
-    heartbeat_interval_ms: int = 5000
-
-
-class _Workers(msgspec.Struct, frozen=True, kw_only=True):
-    wanted: int = 0
-    running: int = 0
-
-
-class _Sessions(msgspec.Struct, frozen=True, kw_only=True):
-    waiting: int = 0
-    active: int = 0
-    max: int = 0
-
-
-class _Keys(msgspec.Struct, frozen=True, kw_only=True):
-    serial: int = 0
-    kids: tuple[str, ...] = ()
-    refused: str | None = None
-    fetch_error: str | None = None
-
-
-class _Master(msgspec.Struct, frozen=True, kw_only=True):
-    state: str = "off"
-    error: str | None = None
-    events: bool = False
-
-
-class _Revocations(msgspec.Struct, frozen=True, kw_only=True):
-    saved: bool = True
-
-
-class RelayHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """``/health`` of a relay, as far as the doctor reads it."""
-
-    relay_id: str = ""
-    now: int = 0
-    not_before_skew_s: int = 30
-    udp: tuple[str, ...] = ()
-    workers: _Workers = _Workers()
-    sessions: _Sessions = _Sessions()
-    draining: tuple[str, ...] = ()
-    shedding: tuple[str, ...] = ()
-    cookie_gates: int = 0
-    keys: _Keys = _Keys()
-    master: _Master = _Master()
-    revocations: _Revocations = _Revocations()
 
 
 @dataclass(frozen=True, slots=True)

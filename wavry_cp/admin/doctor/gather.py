@@ -13,19 +13,11 @@ from wavry_cp.admin.output import CommandError
 from wavry_peer.protocol.http.admin import AuditPage, BanList, SwitchList
 from wavry_peer.protocol.http.api import ErrorBody, RelayInfo, RelayList
 from wavry_peer.protocol.http.keys import KeysStatus
+from wavry_peer.protocol.http.ops import GatewayReady, GatewayStatus, MasterStatus, RelayHealth
 from wavry_peer.protocol.http.relay_events import RevocationList
 from wavry_peer.protocol.keyset import KeySet
 
-from .facts import (
-    Counters,
-    GatewayReady,
-    GatewayStatus,
-    MasterStatus,
-    RelayFacts,
-    RelayHealth,
-    ServiceFacts,
-    SystemFacts,
-)
+from .facts import Counters, RelayFacts, ServiceFacts, SystemFacts
 from .reach import Asker, HttpAnswer
 from .udp_probe import UdpAnswer, probe_udp
 

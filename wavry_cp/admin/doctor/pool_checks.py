@@ -4,8 +4,9 @@ from typing import Final
 
 from wavry_cp.admin.output import moment
 from wavry_peer.protocol.http.admin import AuditRow, SwitchInfo
+from wavry_peer.protocol.http.ops import MasterHealth, ServiceHealth
 
-from .facts import MasterHealth, RelayFacts, ServiceHealth, SystemFacts
+from .facts import RelayFacts, SystemFacts
 from .finding import GATEWAY, MASTER, RELAY, Finding, Layer, finding
 from .relay_checks import link_fault, relay_down
 from .service_checks import MASTER_DOWN

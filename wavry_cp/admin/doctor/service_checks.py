@@ -2,7 +2,9 @@
 
 from typing import Final
 
-from .facts import GatewayReady, ServiceFacts, ServiceHealth, ServiceReady, SystemFacts
+from wavry_peer.protocol.http.ops import GatewayReady, ServiceHealth, ServiceReady
+
+from .facts import ServiceFacts, SystemFacts
 from .finding import GATEWAY, HERE, MASTER, NETWORK, Finding, Layer
 
 __all__ = ["MASTER_DOWN", "check_gateway", "check_master", "check_master_link", "check_token"]

@@ -12,6 +12,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wavry_peer.protocol.http.ops import RelayHealth
 from wavry_peer.service import http_server
 from wavry_relay.ops.figures import RelayFigures
 from wavry_relay.ops.http_server import OpsServer, open_ops_socket
@@ -22,10 +23,10 @@ CANARY = b"ECHO-canary"
 class FakeFigures:
     fault: Exception | None = None
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> RelayHealth:
         if self.fault is not None:
             raise self.fault
-        return {"status": "ok"}
+        return RelayHealth(status="ok")
 
     def not_ready(self) -> list[str]:
         return ["no keys"]
