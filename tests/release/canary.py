@@ -22,7 +22,7 @@ from typing import Any, Final
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
-from wavry_cp.admin.endpoints import find_places
+from wavry_cp.admin.endpoints import find_endpoints
 from wavry_cp.admin.output import CommandError
 
 from .metric_rules import Reading, Sample, faults
@@ -103,7 +103,7 @@ def read_metrics(environ: Mapping[str, str]) -> Reading:
         CanaryError: one does not answer, or nothing is named.
     """
     try:
-        places = find_places(environ)
+        places = find_endpoints(environ)
         token = places.admin_token()
         pages = {
             "gateway": (places.need_gateway(), token),

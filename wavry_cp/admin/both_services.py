@@ -31,15 +31,15 @@ class OrderOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 async def order_both(
-    places: ServiceEndpoints, path: str, kind: type[Kind], body: msgspec.Struct
+    endpoints: ServiceEndpoints, path: str, kind: type[Kind], body: msgspec.Struct
 ) -> list[OrderOutcome]:
     """Send an order to master and gateway; failures of either are in its outcome.
 
     Raises:
         CommandError: an address or the token is not known; nothing was sent.
     """
-    urls = {"master": places.need_master(), "gateway": places.need_gateway()}
-    token = places.admin_token()
+    urls = {"master": endpoints.need_master(), "gateway": endpoints.need_gateway()}
+    token = endpoints.admin_token()
 
     async def one(service: str) -> OrderOutcome:
         try:

@@ -26,8 +26,8 @@ __all__ = [
     "DevRelay",
     "DevSystemFile",
     "ServiceEndpoints",
-    "find_places",
-    "places_of",
+    "endpoints_of",
+    "find_endpoints",
 ]
 
 DEFAULT_DEV_DIR: Final = Path(".wavry-dev")
@@ -159,7 +159,7 @@ def _read_dev_file(directory: Path | None, environ: Mapping[str, str]) -> DevSys
         raise CommandError(f"{path} cannot be read: {error}", exit_code=EXIT_USAGE) from error
 
 
-def find_places(
+def find_endpoints(
     environ: Mapping[str, str],
     *,
     dev_dir: Path | None = None,
@@ -191,6 +191,6 @@ def find_places(
     )
 
 
-def places_of(context: typer.Context) -> ServiceEndpoints:
-    """The places that a command was given, by its options and the environment."""
-    return find_places(os.environ, **context.obj)
+def endpoints_of(context: typer.Context) -> ServiceEndpoints:
+    """The endpoints that a command was given, by its options and the environment."""
+    return find_endpoints(os.environ, **context.obj)

@@ -69,13 +69,13 @@ class KeyProcedures:
     """The master's key calls; signs plans with the root key where that is here.
 
     Args:
-        places: where the master is.
+        endpoints: where the master is.
         root_key: file of the root key, or None where the master has it.
     """
 
-    def __init__(self, places: ServiceEndpoints, root_key: Path | None = None) -> None:
-        self._url = places.need_master()
-        self._token = places.admin_token()
+    def __init__(self, endpoints: ServiceEndpoints, root_key: Path | None = None) -> None:
+        self._url = endpoints.need_master()
+        self._token = endpoints.admin_token()
         self.root: ed25519.SigningKey | None = read_seed(root_key) if root_key else None
 
     async def status(self) -> KeysStatus:
@@ -225,7 +225,7 @@ def _as_new(fresh: list[PublishedKey]) -> PublishedKey | None:
 
 
 async def rotate(
-    office: KeyProcedures,
+    client: KeyProcedures,
     *,
     quorum_pct: float = 100.0,
     timeout_s: float = 300.0,
@@ -237,7 +237,7 @@ async def rotate(
     """Replace the signing key, or finish a rotation that was begun.
 
     Args:
-        office: calls to the master.
+        client: calls to the master.
         quorum_pct: share of the live relays that must hold the new key.
         timeout_s: how long to wait for them.
         force: activate after `timeout_s` all the same.
@@ -249,11 +249,11 @@ async def rotate(
         CommandError: ``relays_lack_key`` (the message names the relays), or what the master says.
     """
     begun_s = time.monotonic()
-    status = await office.status()
+    status = await client.status()
     created = None
     pending = _of_status(status, "pending")
     if not pending and (new or not _of_status(status, "retiring")):
-        created = (await office.step(KeyStep.CREATE, reason=reason)).kid
+        created = (await client.step(KeyStep.CREATE, reason=reason)).kid
         print_note(f"key {created} is published")
     elif pending:
         print_note(f"going on with key {pending[0].kid}, which is published")
@@ -261,23 +261,23 @@ async def rotate(
         print_note("going on with the last rotation (--new begins another one)")
     if created or pending:
         kid = created or pending[0].kid
-        forced = await _wait_for_relays(office, kid, quorum_pct, timeout_s, force=force)
-        await office.step(
+        forced = await _wait_for_relays(client, kid, quorum_pct, timeout_s, force=force)
+        await client.step(
             KeyStep.ACTIVATE, kid=kid, quorum_pct=quorum_pct, force=forced, reason=reason
         )
         print_note(f"key {kid} signs" + (" (forced)" if forced else ""))
-    removed = await _remove_old(office, wait=wait, reason=reason)
-    return await _result(office, begun_s, created=created, removed=removed)
+    removed = await _remove_old(client, wait=wait, reason=reason)
+    return await _result(client, begun_s, created=created, removed=removed)
 
 
 async def _wait_for_relays(
-    office: KeyProcedures, kid: str, quorum_pct: float, timeout_s: float, *, force: bool
+    client: KeyProcedures, kid: str, quorum_pct: float, timeout_s: float, *, force: bool
 ) -> bool:
     """Wait until enough live relays hold a key; True where the time-out was forced."""
     deadline_s = time.monotonic() + timeout_s
     shown = ""
     while True:
-        status = await office.status()
+        status = await client.status()
         row = next((key for key in status.keys if key.kid == kid), None)
         if row is None:
             raise CommandError(f"key {kid} was withdrawn meanwhile", code="withdrawn")
@@ -302,16 +302,16 @@ async def _wait_for_relays(
         await asyncio.sleep(POLL_S)
 
 
-async def _remove_old(office: KeyProcedures, *, wait: bool, reason: str) -> tuple[str, ...]:
+async def _remove_old(client: KeyProcedures, *, wait: bool, reason: str) -> tuple[str, ...]:
     """Remove what no lease needs any more; with `wait`, every retiring key."""
     removed: list[str] = []
     noted_s = float("-inf")
     while True:
-        status = await office.status()
+        status = await client.status()
         old = [*_of_status(status, "retiring"), *_of_status(status, "revoked")]
         due = [key for key in old if key.removable_at <= status.now]
         if due:
-            await office.step(KeyStep.REMOVE, kid=due[0].kid, reason=reason)
+            await client.step(KeyStep.REMOVE, kid=due[0].kid, reason=reason)
             print_note(f"key {due[0].kid} is removed")
             removed.append(due[0].kid)
             continue
@@ -327,17 +327,17 @@ async def _remove_old(office: KeyProcedures, *, wait: bool, reason: str) -> tupl
 
 
 async def roll_back(
-    office: KeyProcedures, *, quorum_pct: float = 100.0, force: bool = False, reason: str = ""
+    client: KeyProcedures, *, quorum_pct: float = 100.0, force: bool = False, reason: str = ""
 ) -> RotationResult:
     """Withdraw a pending key, or let the retiring one sign again."""
     begun_s = time.monotonic()
-    answer = await office.step(KeyStep.ROLLBACK, quorum_pct=quorum_pct, force=force, reason=reason)
+    answer = await client.step(KeyStep.ROLLBACK, quorum_pct=quorum_pct, force=force, reason=reason)
     print_note(f"rolled back: key {answer.kid}")
-    return await _result(office, begun_s)
+    return await _result(client, begun_s)
 
 
 async def revoke(
-    office: KeyProcedures, kid: str, *, reason: str, timeout_s: float = 30.0
+    client: KeyProcedures, kid: str, *, reason: str, timeout_s: float = 30.0
 ) -> RotationResult:
     """Revoke a key and wait until every live relay has the document that says so.
 
@@ -345,19 +345,19 @@ async def revoke(
         CommandError: ``relays_behind``: relays that have not reported it in time.
     """
     begun_s = time.monotonic()
-    status = await office.status()
+    status = await client.status()
     row = next((key for key in status.keys if key.kid == kid), None)
     if row is None or row.status != "revoked":
-        await office.step(KeyStep.REVOKE, kid=kid, reason=reason)
+        await client.step(KeyStep.REVOKE, kid=kid, reason=reason)
         print_note(f"key {kid} is revoked")
     else:
         print_note(f"key {kid} was revoked already")
-    await _wait_for_serial(office, timeout_s)
-    return await _result(office, begun_s)
+    await _wait_for_serial(client, timeout_s)
+    return await _result(client, begun_s)
 
 
 async def rotate_root(
-    office: KeyProcedures,
+    client: KeyProcedures,
     new_file: Path | None,
     *,
     timeout_s: float = 120.0,
@@ -370,14 +370,14 @@ async def rotate_root(
         CommandError: ``relays_behind``, or what the master says.
     """
     begun_s = time.monotonic()
-    status = await office.status()
+    status = await client.status()
     if _root_was_changed(status, new_file) and not new:
         print_note("the root was changed minutes ago: waiting for the relays (--new changes again)")
     else:
-        await office.change_root(status.root_public_key, new_file, reason)
+        await client.change_root(status.root_public_key, new_file, reason)
         print_note("the new root signs the key set")
-    await _wait_for_serial(office, timeout_s)
-    return await _result(office, begun_s)
+    await _wait_for_serial(client, timeout_s)
+    return await _result(client, begun_s)
 
 
 def _root_was_changed(status: KeysStatus, new_file: Path | None) -> bool:
@@ -389,12 +389,12 @@ def _root_was_changed(status: KeysStatus, new_file: Path | None) -> bool:
     return bool(chain) and status.now - chain[-1].issued_at < RECENT_ROOT_S
 
 
-async def _wait_for_serial(office: KeyProcedures, timeout_s: float) -> None:
+async def _wait_for_serial(client: KeyProcedures, timeout_s: float) -> None:
     """Wait until every live relay reports the present document."""
     deadline_s = time.monotonic() + timeout_s
     shown = ""
     while True:
-        status = await office.status()
+        status = await client.status()
         behind = [r.relay_id for r in status.relays if r.keyset_serial < status.serial]
         if not behind:
             return
@@ -420,13 +420,13 @@ def _of_status(status: KeysStatus, name: str) -> list[KeyStatusRow]:
 
 
 async def _result(
-    office: KeyProcedures,
+    client: KeyProcedures,
     begun_s: float,
     *,
     created: str | None = None,
     removed: tuple[str, ...] = (),
 ) -> RotationResult:
-    status = await office.status()
+    status = await client.status()
     return RotationResult(
         serial=status.serial,
         active_kid=status.active_kid,

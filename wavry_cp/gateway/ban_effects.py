@@ -13,10 +13,10 @@ __all__ = ["GatewayBanEffects"]
 class GatewayBanEffects:
     """`BanEffects` of the gateway, which bans users."""
 
-    def __init__(self, store: GatewayStore, hub: Hub, calls: SessionService) -> None:
+    def __init__(self, store: GatewayStore, hub: Hub, sessions: SessionService) -> None:
         self._store = store
         self._hub = hub
-        self._calls = calls
+        self._sessions = sessions
 
     async def put(self, ban: Ban, audit: AuditEntry) -> Ban:
         """See `BanEffects`."""
@@ -30,7 +30,7 @@ class GatewayBanEffects:
     async def banned(self, ban: Ban, older: Ban | None = None) -> None:  # noqa: ARG002  # of the seam
         """See `BanEffects`."""
         self._hub.end_user(ban.value)
-        await self._calls.end_all_of(ban.value)
+        await self._sessions.end_all_of(ban.value)
 
     async def lifted(self, ban: Ban, *, who: str, now_s: int, reason: str) -> None:
         """See `BanEffects`: he logs in and calls again by himself."""

@@ -118,14 +118,14 @@ class Gateway:
             metrics=self.metrics,
         )
         self.accounts = AccountService(core, self._hasher)
-        self.calls = SessionService(core)
-        self.relaying = SessionLeases(core, self.broker)
-        self.signaling = Signaling(core, self.accounts, self.calls, self.relaying)
+        self.sessions = SessionService(core)
+        self.session_leases = SessionLeases(core, self.broker)
+        self.signaling = Signaling(core, self.accounts, self.sessions, self.session_leases)
         self.switch_service = SwitchService(store, switches, now_s=clock.now_s, turned=self._turned)
         self.ban_service = BanService(
             store,
             bans,
-            GatewayBanEffects(store, self.hub, self.calls),
+            GatewayBanEffects(store, self.hub, self.sessions),
             kinds={BanKind.USER},
             now_s=clock.now_s,
         )
@@ -168,8 +168,8 @@ class Gateway:
         clean_at_s = 0.0
         while True:
             try:
-                await self.calls.expire()
-                self.relaying.forget_fresh()
+                await self.sessions.expire()
+                self.session_leases.forget_fresh()
                 await self.ban_service.lift_ended()
                 if self.clock.monotonic_s() >= clean_at_s:
                     clean_at_s = self.clock.monotonic_s() + CLEANING_S

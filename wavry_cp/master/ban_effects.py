@@ -55,26 +55,26 @@ class MasterBanEffects:
     def __init__(
         self,
         store: AdminStore,
-        directory: RelayRegistry,
+        registry: RelayRegistry,
         revoker: Revoker,
         wake_relay: Callable[[str], None] = lambda _relay_id: None,
     ) -> None:
         self._store = store
-        self._directory = directory
+        self._registry = registry
         self._revoker = revoker
         self._wake_relay = wake_relay
 
     async def put(self, ban: Ban, audit: AuditEntry) -> Ban:
         """See `BanEffects`."""
         if ban.kind is BanKind.RELAY:
-            return await self._directory.ban(ban, audit)
+            return await self._registry.ban(ban, audit)
         await self._store.save_ban(ban, audit)
         return ban
 
     async def take_away(self, ban: Ban, audit: AuditEntry) -> None:
         """See `BanEffects`."""
         if ban.kind is BanKind.RELAY:
-            await self._directory.unban(ban, audit)
+            await self._registry.unban(ban, audit)
         else:
             await self._store.remove_ban(ban.kind, ban.value, audit)
 
@@ -107,7 +107,7 @@ class MasterBanEffects:
 
     async def knows(self, kind: BanKind, value: str) -> bool:
         """See `BanEffects`; users are the gateways' business."""
-        return kind is BanKind.USER or self._directory.record(value) is not None
+        return kind is BanKind.USER or self._registry.record(value) is not None
 
 
 def _end_s(ban: Ban) -> int:

@@ -62,7 +62,7 @@ class Master:
 
     config: MasterConfig
     store: MasterStore
-    directory: RelayRegistry
+    registry: RelayRegistry
     keys: LiveKeys
     key_service: KeyService
     lease_service: LeaseService
@@ -124,13 +124,13 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
         metrics.watch_switches(switches)
         bans = BanTable(await store.bans())
         metrics.watch_bans(bans, clock.now_s)
-        directory = RelayRegistry(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
-        await directory.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
+        registry = RelayRegistry(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
+        await registry.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
         access = Access(
             service,
             admin,
             tokens,
-            relays=directory,
+            relays=registry,
             near=MetricsReaders(parse_networks(config.metrics_networks), proxies),
             failures=AuthFailures(
                 per_minute=config.admin_failures_per_minute,
@@ -143,17 +143,17 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
         index = RevocationIndex(await store.revocations.revocation_log())
         events = EventStreams()
         revocations = RevocationService(store.revocations, index, events.wake_all)
-        key_service = KeyService(keys, store, directory, clock, metrics)
+        key_service = KeyService(keys, store, registry, clock, metrics)
         await key_service.load()
         key_service.on_change.append(lambda _keyset: events.wake_all())
         master = Master(
             config=config,
             store=store,
-            directory=directory,
+            registry=registry,
             keys=keys,
             key_service=key_service,
             lease_service=LeaseService(
-                config, store, directory, keys, clock, Vetoes(switches, bans, index)
+                config, store, registry, keys, clock, Vetoes(switches, bans, index)
             ),
             access=access,
             tokens=tokens,
@@ -164,7 +164,7 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
             ban_service=BanService(
                 store,
                 bans,
-                MasterBanEffects(store, directory, revocations, events.wake),
+                MasterBanEffects(store, registry, revocations, events.wake),
                 kinds=frozenset(BanKind),
                 now_s=clock.now_s,
             ),
@@ -194,7 +194,7 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
                 task.cancel()
             await asyncio.gather(*upkeep, return_exceptions=True)
             with contextlib.suppress(StoreUnavailableError):
-                await directory.save_heartbeats()
+                await registry.save_heartbeats()
     finally:
         await store.close()
 
@@ -203,7 +203,7 @@ async def _watch_relays(master: Master) -> None:
     """Log changes of state and write heartbeats, once in each heartbeat interval."""
     seen: dict[str, str] = {}
     while True:
-        infos = master.directory.infos(master.clock.monotonic_s())
+        infos = master.registry.infos(master.clock.monotonic_s())
         for info in infos:
             before = seen.get(info.relay_id)
             if before is not None and before != info.state:
@@ -213,7 +213,7 @@ async def _watch_relays(master: Master) -> None:
                 )
         seen = {info.relay_id: info.state for info in infos}
         try:
-            await master.directory.save_heartbeats()
+            await master.registry.save_heartbeats()
         except StoreUnavailableError as error:
             _log.error("heartbeats_not_saved", cause=str(error))
         await asyncio.sleep(master.config.heartbeat_interval_ms / 1000)

@@ -74,11 +74,11 @@ async def _note_all(master: Master) -> None:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 sessions = await master.store.live_sessions(now_s)
     metrics.note_store(ready=ready, sessions=sessions)
-    held, room = master.directory.pool_sessions(monotonic_s)
+    held, room = master.registry.pool_sessions(monotonic_s)
     metrics.note_pool(
         PoolFacts(
-            by_state=master.directory.count_by_state(monotonic_s),
-            heartbeat_age_s=master.directory.heartbeat_ages_s(now_s=now_s, monotonic_s=monotonic_s),
+            by_state=master.registry.count_by_state(monotonic_s),
+            heartbeat_age_s=master.registry.heartbeat_ages_s(now_s=now_s, monotonic_s=monotonic_s),
             sessions=held,
             sessions_max=room,
             without_key=_relays_without_key(master),
@@ -96,7 +96,7 @@ def _relay_mode(master: Master) -> str:
 
 
 def _relays_without_key(master: Master) -> int:
-    held = master.directory.held_by_live(master.clock.monotonic_s())
+    held = master.registry.held_by_live(master.clock.monotonic_s())
     return sum(master.keys.active_kid not in kids for kids in held.values())
 
 
@@ -105,7 +105,7 @@ def _uptime_s(master: Master) -> int:
 
 
 def _relays(master: Master) -> dict[str, int]:
-    counts = master.directory.count_by_state(master.clock.monotonic_s())
+    counts = master.registry.count_by_state(master.clock.monotonic_s())
     return {state.value: count for state, count in sorted(counts.items())}
 
 

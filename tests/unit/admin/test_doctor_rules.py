@@ -388,11 +388,11 @@ async def test_a_udp_port_is_closed_silent_or_no_address() -> None:
 
 
 async def test_a_system_that_is_not_there_at_all_is_told_without_a_crash() -> None:
-    places = ServiceEndpoints(
+    endpoints = ServiceEndpoints(
         gateway_url="http://127.0.0.1:9", master_url="http://127.0.0.1:9", admin_token_file=None,
         admin_token_text="x" * 43,
         relays=(DevRelay(RELAY, "127.0.0.1:9", "http://127.0.0.1:9", 1),),
     )  # fmt: skip
-    told = diagnose(await gather(Examination(places, watch_s=0.1)))
+    told = diagnose(await gather(Examination(endpoints, watch_s=0.1)))
     assert (told.broken_layer, told.root and told.root.subject) == ("master", "master")
     assert exit_code(told.findings) == 3

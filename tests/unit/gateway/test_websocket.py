@@ -396,11 +396,11 @@ async def test_a_fault_of_ours_shows_an_id_and_no_traceback(gateway, monkeypatch
 
     async with ann.online() as a, bob.online() as b:
         await accepted_call(ann, a, bob, b)
-        monkeypatch.setattr(gateway.gateway.relaying, "request", broken)
+        monkeypatch.setattr(gateway.gateway.session_leases, "request", broken)
         await a.send(wire.RequestRelay(target_username="bob"))
         error = await a.error("internal_error")
         assert "secret" not in error.message
-        monkeypatch.setattr(gateway.gateway.calls, "candidate", broken)
+        monkeypatch.setattr(gateway.gateway.sessions, "candidate", broken)
         await a.send(wire.Candidate(target_username="bob", candidate="x"))
         error = await a.error("internal_error")
         assert "secret" not in error.message

@@ -8,7 +8,7 @@ import typer
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.dev.demo import run_demo
 from wavry_cp.admin.dev.system import run_dev_system
-from wavry_cp.admin.endpoints import DEFAULT_DEV_DIR, places_of
+from wavry_cp.admin.endpoints import DEFAULT_DEV_DIR, endpoints_of
 from wavry_cp.admin.output import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -182,10 +182,10 @@ def status(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> int:
-        places = places_of(context)
-        places.need_gateway()
-        places.need_master()
-        rows = await gather_status(places)
+        endpoints = endpoints_of(context)
+        endpoints.need_gateway()
+        endpoints.need_master()
+        rows = await gather_status(endpoints)
         if json:
             print_json({"services": rows, "ok": all(row.ok for row in rows)})
         else:
@@ -235,9 +235,13 @@ def relays_list(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> RelayList:
-        places = places_of(context)
+        endpoints = endpoints_of(context)
         return await ask_json(
-            "master", places.need_master(), "/v1/relays", RelayList, token=places.admin_token()
+            "master",
+            endpoints.need_master(),
+            "/v1/relays",
+            RelayList,
+            token=endpoints.admin_token(),
         )
 
     answer = run(work, as_json=json)
@@ -277,7 +281,7 @@ def relays_drain(
     """
     result = run(
         lambda: drain_relay(
-            places_of(context),
+            endpoints_of(context),
             relay_id,
             reason=reason,
             wait=wait,
@@ -312,7 +316,7 @@ def relays_undrain(
       wavryctl relays undrain rly-0123456789abcdef01234567
     """
     relay = run(
-        lambda: order_relay(places_of(context), relay_id, "undrain", reason=reason), as_json=json
+        lambda: order_relay(endpoints_of(context), relay_id, "undrain", reason=reason), as_json=json
     )
     if json:
         print_json(relay)
@@ -368,10 +372,10 @@ def users_list(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> UserList:
-        places = places_of(context)
+        endpoints = endpoints_of(context)
         return await ask_json(
-            "gateway", places.need_gateway(), "/v1/admin/users", UserList,
-            token=places.admin_token(),
+            "gateway", endpoints.need_gateway(), "/v1/admin/users", UserList,
+            token=endpoints.admin_token(),
         )  # fmt: skip
 
     answer = run(work, as_json=json)

@@ -10,7 +10,7 @@ import typer
 
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
-from wavry_cp.admin.endpoints import ServiceEndpoints, places_of
+from wavry_cp.admin.endpoints import ServiceEndpoints, endpoints_of
 from wavry_cp.admin.output import (
     EXIT_UNREACHABLE,
     CommandError,
@@ -68,7 +68,7 @@ def audit(
     """
 
     async def work() -> None:
-        reader = _Reader(places_of(context), since, limit)
+        reader = _Reader(endpoints_of(context), since, limit)
         lines = await reader.next()
         if not follow:
             _print_list(lines, as_json=json)
@@ -85,9 +85,9 @@ def audit(
 class _Reader:
     """Reads both logs on from where it stopped."""
 
-    def __init__(self, places: ServiceEndpoints, since_s: int | None, limit: int) -> None:
-        self._urls = {"master": places.need_master(), "gateway": places.need_gateway()}
-        self._token = places.admin_token()
+    def __init__(self, endpoints: ServiceEndpoints, since_s: int | None, limit: int) -> None:
+        self._urls = {"master": endpoints.need_master(), "gateway": endpoints.need_gateway()}
+        self._token = endpoints.admin_token()
         self._since = "" if since_s is None else f"&since={max(0, int(time.time()) - since_s)}"
         self._limit = limit
         self._after: dict[str, int] = {}

@@ -10,7 +10,7 @@ import typer
 from wavry_cp.admin.both_services import OrderOutcome, order_both, report
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
-from wavry_cp.admin.endpoints import ServiceEndpoints, places_of
+from wavry_cp.admin.endpoints import ServiceEndpoints, endpoints_of
 from wavry_cp.admin.output import JsonOption, moment, print_json, print_note, print_rows, run
 from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
 
@@ -70,7 +70,7 @@ def bans_add(
     """
     until = "until it is lifted" if life is None else f"for {life} s"
     body = BanRequest(kind=kind.value, value=name, life_s=life, reason=reason)
-    outcomes = run(lambda: _order(places_of(context), kind, BANS_PATH, body), as_json=json)
+    outcomes = run(lambda: _order(endpoints_of(context), kind, BANS_PATH, body), as_json=json)
     exit_code = report(outcomes, f"{kind.value} {name} is banned {until}", as_json=json)
     for outcome in outcomes:
         if isinstance(outcome.answer, BanInfo) and not outcome.answer.known:
@@ -93,7 +93,7 @@ def bans_lift(
       wavryctl bans lift user mallory --reason "it was somebody else"
     """
     body = LiftBanRequest(kind=kind.value, value=name, reason=reason)
-    outcomes = run(lambda: _order(places_of(context), kind, LIFT_PATH, body), as_json=json)
+    outcomes = run(lambda: _order(endpoints_of(context), kind, LIFT_PATH, body), as_json=json)
     raise typer.Exit(report(outcomes, f"ban of {kind.value} {name} is lifted", as_json=json))
 
 
@@ -106,7 +106,7 @@ def bans_list(context: typer.Context, *, json: Json = False) -> None:
 
       wavryctl bans list --json
     """
-    rows = run(lambda: _listed(places_of(context)), as_json=json)
+    rows = run(lambda: _listed(endpoints_of(context)), as_json=json)
     if json:
         print_json({"bans": rows})
         return
@@ -122,25 +122,25 @@ def bans_list(context: typer.Context, *, json: Json = False) -> None:
 
 
 async def _order(
-    places: ServiceEndpoints, kind: Banned, path: str, body: BanRequest | LiftBanRequest
+    endpoints: ServiceEndpoints, kind: Banned, path: str, body: BanRequest | LiftBanRequest
 ) -> list[OrderOutcome]:
     if kind is Banned.USER:
-        return await order_both(places, path, BanInfo, body)
+        return await order_both(endpoints, path, BanInfo, body)
     answer = await ask_json(
         "master",
-        places.need_master(),
+        endpoints.need_master(),
         path,
         BanInfo,
         method="POST",
-        token=places.admin_token(),
+        token=endpoints.admin_token(),
         body=body,
     )
     return [OrderOutcome("master", ok=True, answer=answer)]
 
 
-async def _listed(places: ServiceEndpoints) -> list[BanRow]:
-    token = places.admin_token()
-    urls = {"master": places.need_master(), "gateway": places.need_gateway()}
+async def _listed(endpoints: ServiceEndpoints) -> list[BanRow]:
+    token = endpoints.admin_token()
+    urls = {"master": endpoints.need_master(), "gateway": endpoints.need_gateway()}
     answers = await asyncio.gather(
         *(ask_json(name, url, BANS_PATH, BanList, token=token) for name, url in urls.items())
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from wavry_cp.admin.client import TIMEOUT_S, ask_json
-from wavry_cp.admin.endpoints import places_of
+from wavry_cp.admin.endpoints import endpoints_of
 from wavry_cp.admin.output import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -44,14 +44,14 @@ def blocks_list(
     """
 
     async def work() -> BlockList:
-        places = places_of(context)
+        endpoints = endpoints_of(context)
         query = "" if relay is None else f"?relay={relay}"
         return await ask_json(
             "master",
-            places.need_master(),
+            endpoints.need_master(),
             f"/v1/admin/blocks{query}",
             BlockList,
-            token=places.admin_token(),
+            token=endpoints.admin_token(),
         )
 
     answer = run(work, as_json=json)
@@ -105,14 +105,14 @@ def blocks_clear(
         )
 
     async def work() -> ClearBlocksResponse:
-        places = places_of(context)
+        endpoints = endpoints_of(context)
         return await ask_json(
             "master",
-            places.need_master(),
+            endpoints.need_master(),
             f"/v1/admin/relays/{relay}/blocks/clear",
             ClearBlocksResponse,
             method="POST",
-            token=places.admin_token(),
+            token=endpoints.admin_token(),
             body=ClearBlocksRequest(subnet=subnet, reason=reason, wait_s=wait),
             timeout_s=wait + TIMEOUT_S,
         )

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from wavry_cp.admin.doctor.diagnosis import Diagnosis, diagnose, exit_code
 from wavry_cp.admin.doctor.gather import Examination, gather
-from wavry_cp.admin.endpoints import places_of
+from wavry_cp.admin.endpoints import endpoints_of
 from wavry_cp.admin.output import EXIT_USAGE, CommandError, JsonOption, print_json, print_rows, run
 
 __all__ = ["doctor"]
@@ -38,15 +38,15 @@ def doctor(
     """
 
     async def work() -> Diagnosis:
-        places = places_of(context)
-        if places.gateway_url is None and places.master_url is None:
+        endpoints = endpoints_of(context)
+        if endpoints.gateway_url is None and endpoints.master_url is None:
             raise CommandError(
                 "no address of gateway or master: start a system with `wavryctl dev up`, or give "
                 "--gateway-url and --master-url",
                 code="no_address",
                 exit_code=EXIT_USAGE,
             )
-        facts = await gather(Examination(places, watch, tuple(relay_ops or ())))
+        facts = await gather(Examination(endpoints, watch, tuple(relay_ops or ())))
         return diagnose(facts)
 
     diagnosis = run(work, as_json=json)

@@ -129,7 +129,7 @@ def progress_for(*, as_json: bool) -> DrainProgress:
 
 
 async def order_relay(
-    places: ServiceEndpoints, relay_id: str, order: str, *, reason: str
+    endpoints: ServiceEndpoints, relay_id: str, order: str, *, reason: str
 ) -> RelayInfo:
     """Give the master an order about a relay: ``drain`` or ``undrain``; `reason` is for the audit.
 
@@ -138,17 +138,17 @@ async def order_relay(
     """
     return await ask_json(
         "master",
-        places.need_master(),
+        endpoints.need_master(),
         f"/v1/admin/relays/{relay_id}/{order}",
         RelayInfo,
         method="POST",
         body=Order(reason=reason),
-        token=places.admin_token(),
+        token=endpoints.admin_token(),
     )
 
 
 async def drain_relay(
-    places: ServiceEndpoints,
+    endpoints: ServiceEndpoints,
     relay_id: str,
     *,
     reason: str,
@@ -159,7 +159,7 @@ async def drain_relay(
     """Order the drain and, where asked to, wait until no session is left.
 
     Args:
-        places: where the master is.
+        endpoints: where the master is.
         relay_id: of the relay.
         reason: for the audit log, may be empty.
         wait: until the relay itself says that it drains and has no session.
@@ -170,7 +170,7 @@ async def drain_relay(
         CommandError: the master is unreachable, or refuses.
     """
     began_s = time.monotonic()
-    relay = await order_relay(places, relay_id, "drain", reason=reason)
+    relay = await order_relay(endpoints, relay_id, "drain", reason=reason)
     at_start = relay.active_sessions
     outcome = "ordered"
     if wait:
@@ -186,10 +186,10 @@ async def drain_relay(
                 await asyncio.sleep(min(POLL_S, max(0.0, timeout_s - seconds)))
                 relay = await ask_json(
                     "master",
-                    places.need_master(),
+                    endpoints.need_master(),
                     f"/v1/relays/{relay_id}",
                     RelayInfo,
-                    token=places.admin_token(),
+                    token=endpoints.admin_token(),
                 )
     return DrainResult(
         relay=relay,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.endpoints import places_of
+from wavry_cp.admin.endpoints import endpoints_of
 from wavry_cp.admin.key_rotation import (
     KeyProcedures,
     RotationResult,
@@ -93,9 +93,13 @@ def keys_list(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> KeySet:
-        places = places_of(context)
+        endpoints = endpoints_of(context)
         return await ask_json(
-            "master", places.need_master(), "/v1/admin/keys", KeySet, token=places.admin_token()
+            "master",
+            endpoints.need_master(),
+            "/v1/admin/keys",
+            KeySet,
+            token=endpoints.admin_token(),
         )
 
     keyset = run(work, as_json=json)
@@ -134,7 +138,7 @@ def keys_status(context: typer.Context, *, json: Json = False) -> None:
 
       wavryctl keys status --json
     """
-    status = run(lambda: KeyProcedures(places_of(context)).status(), as_json=json)
+    status = run(lambda: KeyProcedures(endpoints_of(context)).status(), as_json=json)
     if json:
         print_json(status)
         return
@@ -197,7 +201,7 @@ def keys_rotate(
     """
     result = run(
         lambda: rotate(
-            KeyProcedures(places_of(context), root_key), quorum_pct=quorum, timeout_s=timeout,
+            KeyProcedures(endpoints_of(context), root_key), quorum_pct=quorum, timeout_s=timeout,
             force=force, wait=wait, new=new, reason=reason,
         ),
         as_json=json,
@@ -224,7 +228,7 @@ def keys_rollback(
     """
     result = run(
         lambda: roll_back(
-            KeyProcedures(places_of(context), root_key),
+            KeyProcedures(endpoints_of(context), root_key),
             quorum_pct=quorum,
             force=force,
             reason=reason,
@@ -268,7 +272,7 @@ def keys_revoke(
         )
     result = run(
         lambda: revoke(
-            KeyProcedures(places_of(context), root_key), kid, reason=reason, timeout_s=timeout
+            KeyProcedures(endpoints_of(context), root_key), kid, reason=reason, timeout_s=timeout
         ),
         as_json=json,
     )
@@ -300,7 +304,7 @@ def keys_root_rotate(
     """
     result = run(
         lambda: rotate_root(
-            KeyProcedures(places_of(context), root_key), new_root_key, timeout_s=timeout,
+            KeyProcedures(endpoints_of(context), root_key), new_root_key, timeout_s=timeout,
             reason=reason, new=new,
         ),
         as_json=json,

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.endpoints import ServiceEndpoints, find_places
+from wavry_cp.admin.endpoints import ServiceEndpoints, find_endpoints
 from wavry_cp.admin.output import (
     EXIT_USAGE,
     CommandError,
@@ -100,17 +100,17 @@ def leases_revoke(
     )
 
     async def work() -> RevokeOutcome:
-        places = find_places(os.environ, **context.obj)
+        endpoints = find_endpoints(os.environ, **context.obj)
         answer = await ask_json(
             "master",
-            places.need_master(),
+            endpoints.need_master(),
             "/v1/leases/revoke",
             RevokeResponse,
             method="POST",
-            token=places.admin_token(),
+            token=endpoints.admin_token(),
             body=body,
         )
-        return await _confirmed(places, answer, wait)
+        return await _confirmed(endpoints, answer, wait)
 
     outcome = run(work, as_json=json)
     if json:
@@ -137,12 +137,12 @@ def leases_revoke(
 
 
 async def _confirmed(
-    places: ServiceEndpoints, answer: RevokeResponse, wait_s: float
+    endpoints: ServiceEndpoints, answer: RevokeResponse, wait_s: float
 ) -> RevokeOutcome:
     """Wait until every connected relay has the revocation on its disk, or the time is over."""
     deadline_s = time.monotonic() + wait_s
     while True:
-        listed = await _list(places)
+        listed = await _list(endpoints)
         connected = [relay for relay in listed.relays if relay.connected]
         waiting = [r.relay_id for r in connected if r.acked < answer.revocation.number]
         if not waiting or time.monotonic() >= deadline_s:
@@ -157,13 +157,13 @@ async def _confirmed(
         await asyncio.sleep(POLL_S)
 
 
-async def _list(places: ServiceEndpoints) -> RevocationList:
+async def _list(endpoints: ServiceEndpoints) -> RevocationList:
     return await ask_json(
         "master",
-        places.need_master(),
+        endpoints.need_master(),
         "/v1/admin/revocations",
         RevocationList,
-        token=places.admin_token(),
+        token=endpoints.admin_token(),
     )
 
 
@@ -178,7 +178,7 @@ def leases_list_revocations(context: typer.Context, *, json: Json = False) -> No
     """
 
     async def work() -> RevocationList:
-        return await _list(find_places(os.environ, **context.obj))
+        return await _list(find_endpoints(os.environ, **context.obj))
 
     answer = run(work, as_json=json)
     if json:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wavry_cp.admin.endpoints import places_of
+from wavry_cp.admin.endpoints import endpoints_of
 from wavry_cp.admin.output import (
     EXIT_USAGE,
     CommandError,
@@ -64,14 +64,14 @@ def smoke(
     """
     try:
         wishes = Wishes(_chosen(only, skip, drain), drain, accounts, datagrams)
-        places = places_of(context)
-        _require_drain_is_meant(only, drain, is_dev_system=bool(places.relays))
+        endpoints = endpoints_of(context)
+        _require_drain_is_meant(only, drain, is_dev_system=bool(endpoints.relays))
     except CommandError as error:
         fail(error, as_json=json)
 
     async def work() -> list[StepResult]:
         _end_gently()
-        return await run_smoke(places, wishes, tell=not json)
+        return await run_smoke(endpoints, wishes, tell=not json)
 
     try:
         results = run(work, as_json=json)

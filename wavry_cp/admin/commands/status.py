@@ -32,21 +32,21 @@ class ServiceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     url: str = ""
 
 
-async def gather_status(places: ServiceEndpoints) -> list[ServiceRow]:
+async def gather_status(endpoints: ServiceEndpoints) -> list[ServiceRow]:
     """One row for the gateway, the master, and each relay.
 
     Relays come from the master's registry; one that this machine runs (``dev.json``) is also asked
     itself.
     """
     checks = []
-    if places.gateway_url:
-        checks.append(_service("gateway", places.gateway_url))
-    if places.master_url:
-        checks.append(_service("master", places.master_url))
-    own = {relay.relay_id: relay for relay in places.relays}
+    if endpoints.gateway_url:
+        checks.append(_service("gateway", endpoints.gateway_url))
+    if endpoints.master_url:
+        checks.append(_service("master", endpoints.master_url))
+    own = {relay.relay_id: relay for relay in endpoints.relays}
     rows = list(await asyncio.gather(*checks))
     answers = not any(row.service == "master" and row.state == "unreachable" for row in rows)
-    listed = await _listed_relays(places) if answers else ()
+    listed = await _listed_relays(endpoints) if answers else ()
     rows += await asyncio.gather(
         *(_relay(info, own.get(info.relay_id)) for info in listed),
         *(
@@ -91,12 +91,12 @@ async def _readiness(service: str, url: str) -> tuple[str, str]:
     return "not_ready", str(reason)
 
 
-async def _listed_relays(places: ServiceEndpoints) -> tuple[RelayInfo, ...]:
-    if places.master_url is None:
+async def _listed_relays(endpoints: ServiceEndpoints) -> tuple[RelayInfo, ...]:
+    if endpoints.master_url is None:
         return ()
     try:
         answer = await ask_json(
-            "master", places.master_url, "/v1/relays", RelayList, token=places.admin_token()
+            "master", endpoints.master_url, "/v1/relays", RelayList, token=endpoints.admin_token()
         )
     except CommandError as error:
         if error.exit_code == EXIT_UNREACHABLE:

@@ -7,7 +7,7 @@ import typer
 
 from wavry_cp.admin.both_services import OrderOutcome, order_both, report
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.endpoints import places_of
+from wavry_cp.admin.endpoints import endpoints_of
 from wavry_cp.admin.output import JsonOption, print_json, print_note, run
 from wavry_peer.protocol.http.admin import SwitchInfo, SwitchRequest
 
@@ -40,14 +40,14 @@ def relay_mode(
     """
 
     async def work() -> SwitchInfo:
-        places = places_of(context)
+        endpoints = endpoints_of(context)
         return await ask_json(
             "master",
-            places.need_master(),
+            endpoints.need_master(),
             "/v1/admin/switches/relay-mode",
             SwitchInfo,
             method="POST",
-            token=places.admin_token(),
+            token=endpoints.admin_token(),
             body=SwitchRequest(on=position is Position.ON, reason=reason),
         )
 
@@ -81,8 +81,8 @@ def lockdown(
         if position is Position.ON and not reason:
             print_note("no --reason given: the audit log will not tell why")
         body = SwitchRequest(on=position is Position.ON, reason=reason)
-        places = places_of(context)
-        return await order_both(places, "/v1/admin/switches/lockdown", SwitchInfo, body)
+        endpoints = endpoints_of(context)
+        return await order_both(endpoints, "/v1/admin/switches/lockdown", SwitchInfo, body)
 
     outcomes = run(work, as_json=json)
     raise typer.Exit(report(outcomes, f"lockdown is {position.value}", as_json=json))

@@ -13,7 +13,7 @@ import typer
 
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
-from wavry_cp.admin.endpoints import ServiceEndpoints, places_of
+from wavry_cp.admin.endpoints import ServiceEndpoints, endpoints_of
 from wavry_cp.admin.output import (
     EXIT_USAGE,
     CommandError,
@@ -82,7 +82,7 @@ def tokens_create(
 
     async def work() -> NewToken:
         with _token_file(output, replace=False) as write:
-            return write(await _change(places_of(context), TOKENS_PATH, NewToken, body))
+            return write(await _change(endpoints_of(context), TOKENS_PATH, NewToken, body))
 
     _show_new(run(work, as_json=json), output, as_json=json)
 
@@ -113,7 +113,7 @@ def tokens_rotate(
     async def work() -> NewToken:
         path = f"{TOKENS_PATH}/{quote(name, safe='')}/rotate"
         with _token_file(output, replace=True) as write:
-            return write(await _change(places_of(context), path, NewToken, body))
+            return write(await _change(endpoints_of(context), path, NewToken, body))
 
     _show_new(run(work, as_json=json), output, as_json=json)
 
@@ -134,7 +134,9 @@ def tokens_revoke(
 
     async def work() -> TokenList:
         path = f"{TOKENS_PATH}/{quote(name, safe='')}/revoke"
-        return await _change(places_of(context), path, TokenList, RevokeTokenRequest(reason=reason))
+        return await _change(
+            endpoints_of(context), path, TokenList, RevokeTokenRequest(reason=reason)
+        )
 
     answer = run(work, as_json=json)
     if json:
@@ -152,9 +154,9 @@ def tokens_list(context: typer.Context, *, json: Json = False) -> None:
     """
 
     async def work() -> TokenList:
-        places = places_of(context)
+        endpoints = endpoints_of(context)
         return await ask_json(
-            "master", places.need_master(), TOKENS_PATH, TokenList, token=places.admin_token()
+            "master", endpoints.need_master(), TOKENS_PATH, TokenList, token=endpoints.admin_token()
         )
 
     answer = run(work, as_json=json)
@@ -173,11 +175,11 @@ def tokens_list(context: typer.Context, *, json: Json = False) -> None:
 
 
 async def _change(
-    places: ServiceEndpoints, path: str, kind: type[Answer], body: msgspec.Struct
+    endpoints: ServiceEndpoints, path: str, kind: type[Answer], body: msgspec.Struct
 ) -> Answer:
     return await ask_json(
-        "master", places.need_master(), path, kind,
-        method="POST", token=places.admin_token(), body=body,
+        "master", endpoints.need_master(), path, kind,
+        method="POST", token=endpoints.admin_token(), body=body,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.commands.drain import order_relay
-from wavry_cp.admin.endpoints import ServiceEndpoints, find_places
+from wavry_cp.admin.endpoints import ServiceEndpoints, find_endpoints
 from wavry_cp.admin.output import CommandError, print_json
 from wavry_peer.errors import GatewayError
 from wavry_peer.gateway.client import GatewayClient
@@ -57,7 +57,7 @@ class _Stage:
     system: DevSystem
     directory: Path
     gateway_url: str
-    places: ServiceEndpoints
+    endpoints: ServiceEndpoints
     passwords: Mapping[str, str]
     worker_kills: int = 0
 
@@ -119,8 +119,8 @@ async def _prepare(system: DevSystem, directory: Path) -> _Stage:
                 await gateway.register(user, password)
             except GatewayError as error:
                 raise CommandError(f"user {user} cannot be registered: {error}") from error
-    places = find_places({}, dev_dir=system.directory)
-    return _Stage(system, directory, description.gateway_url, places, passwords)
+    endpoints = find_endpoints({}, dev_dir=system.directory)
+    return _Stage(system, directory, description.gateway_url, endpoints, passwords)
 
 
 # -- Peers as processes ----------------------------------------------------------------
@@ -186,7 +186,7 @@ async def _healths(stage: _Stage) -> list[dict[str, Any]]:
     """Health of the relays, the one with most sessions first."""
     healths = [
         await ask_json("relay", relay.ops_url, "/health", dict[str, Any])
-        for relay in stage.places.relays
+        for relay in stage.endpoints.relays
     ]
     return sorted(healths, key=lambda health: -int(health["sessions"]["active"]))
 
@@ -230,9 +230,9 @@ async def _drain(stage: _Stage, seconds: float) -> dict[str, Any]:
     async with _streaming(stage, seconds) as stream:
         await asyncio.sleep(seconds / 4)
         relay_id = stream.path.split()[-1]
-        old, new = sorted(stage.places.relays, key=lambda relay: relay.relay_id != relay_id)
+        old, new = sorted(stage.endpoints.relays, key=lambda relay: relay.relay_id != relay_id)
         began_s = time.monotonic()
-        await order_relay(stage.places, relay_id, "drain", reason="demo")
+        await order_relay(stage.endpoints, relay_id, "drain", reason="demo")
         moved_ms = await _until_sessions(new.ops_url, lambda count: count > 0, began_s, seconds)
         emptied_ms = await _until_sessions(old.ops_url, lambda count: count == 0, began_s, seconds)
         result = await stream.summary(await stream.received())

@@ -52,40 +52,40 @@ class Examination:
     """What to examine.
 
     Attributes:
-        places: where the services are.
+        endpoints: where the services are.
         watch_s: how long counters are watched.
         relay_ops: ops URLs of relays, beside those of a dev system.
     """
 
-    places: ServiceEndpoints
+    endpoints: ServiceEndpoints
     watch_s: float = 3.0
     relay_ops: tuple[str, ...] = ()
 
     @property
     def known_ops(self) -> dict[str, str]:
         """Ops URLs by relay id, or by themselves where the id is not known yet."""
-        known = {relay.ops_url: relay.relay_id for relay in self.places.relays}
+        known = {relay.ops_url: relay.relay_id for relay in self.endpoints.relays}
         for url in self.relay_ops:
             known.setdefault(url.rstrip("/"), url.rstrip("/"))
         return {name: url for url, name in known.items()}
 
 
-def _token_of(places: ServiceEndpoints) -> str | None:
+def _token_of(endpoints: ServiceEndpoints) -> str | None:
     """The admin token, if one was named; nobody is asked for one who did not say so.
 
     Raises:
         CommandError: a token was named and cannot be used.
     """
-    if not (places.ask_token or places.admin_token_text or places.admin_token_file):
+    if not (endpoints.ask_token or endpoints.admin_token_text or endpoints.admin_token_file):
         return None
-    return places.admin_token() or None
+    return endpoints.admin_token() or None
 
 
 async def gather(examination: Examination) -> SystemFacts:
     """Ask, watch, ask again."""
     token, trouble = None, ""
     try:
-        token = _token_of(examination.places)
+        token = _token_of(examination.endpoints)
     except CommandError as error:
         trouble = f"it cannot be used: {error}"
     async with Asker() as asker:
@@ -98,8 +98,8 @@ class _Round:
 
     def __init__(self, asker: Asker, examination: Examination, token: str | None) -> None:
         self._asker = asker
-        self._gateway_url = examination.places.gateway_url
-        self._master_url = examination.places.master_url
+        self._gateway_url = examination.endpoints.gateway_url
+        self._master_url = examination.endpoints.master_url
         self._ops = examination.known_ops
         self._watch_s = examination.watch_s
         self._token = token

@@ -45,8 +45,8 @@ async def check_drain(stage: SmokeContext) -> Passed:
         StepSkippedError: the relay was drained before.
         CommandError, PeerError: a call failed.
     """
-    places = stage.places
-    rows = await _relays(places)
+    endpoints = stage.endpoints
+    rows = await _relays(endpoints)
     async with stage.pair() as pair:
         target = stage.drain_relay or relay_of(pair.session)
         _require_drainable(target, rows)
@@ -157,7 +157,7 @@ async def _drained(stage: SmokeContext, target: str) -> AsyncIterator[None]:
     """The relay is drained for the length of the block, and given back at its end."""
     stage.doing = f"ordering the drain of {target}"
     try:
-        await order_relay(stage.places, target, "drain", reason=REASON)
+        await order_relay(stage.endpoints, target, "drain", reason=REASON)
     except CommandError as error:
         if error.exit_code == EXIT_UNREACHABLE:  # The order may have got there all the same.
             await _give_back(stage, target)
@@ -176,7 +176,7 @@ async def _give_back(stage: SmokeContext, target: str) -> None:
     deadline_s = time.monotonic() + GIVE_BACK_TIMEOUT_S
     while True:
         try:
-            await order_relay(stage.places, target, "undrain", reason=REASON)
+            await order_relay(stage.endpoints, target, "undrain", reason=REASON)
         except CommandError as error:
             if error.exit_code != EXIT_UNREACHABLE or time.monotonic() > deadline_s:
                 raise StepFailedError(
@@ -189,16 +189,16 @@ async def _give_back(stage: SmokeContext, target: str) -> None:
             return
 
 
-async def _relays(places: ServiceEndpoints) -> dict[str, RelayInfo]:
+async def _relays(endpoints: ServiceEndpoints) -> dict[str, RelayInfo]:
     answer = await ask_json(
-        "master", places.need_master(), "/v1/relays", RelayList, token=_token(places)
+        "master", endpoints.need_master(), "/v1/relays", RelayList, token=_token(endpoints)
     )
     return {relay.relay_id: relay for relay in answer.relays}
 
 
-def _token(places: ServiceEndpoints) -> str:
+def _token(endpoints: ServiceEndpoints) -> str:
     try:
-        return places.admin_token()
+        return endpoints.admin_token()
     except CommandError as error:
         raise StepFailedError(
             f"a drain needs an admin token of role operator: {error}",
@@ -214,7 +214,7 @@ async def _until_state(stage: SmokeContext, target: str, reported: str) -> None:
 
     async def says_so() -> bool:
         nonlocal row
-        row = (await _relays(stage.places)).get(target)
+        row = (await _relays(stage.endpoints)).get(target)
         return row is not None and row.reported == reported
 
     await _until(

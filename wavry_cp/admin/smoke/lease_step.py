@@ -60,7 +60,7 @@ async def check_lease(stage: SmokeContext) -> Passed:
 
 
 async def _keys(stage: SmokeContext) -> Mapping[KeyId, TrustedKey] | None:
-    url = stage.places.master_url
+    url = stage.endpoints.master_url
     if url is None:
         return None
     stage.doing = "fetching the key set"

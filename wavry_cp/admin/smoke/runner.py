@@ -56,25 +56,25 @@ class Wishes:
     datagrams: int = 200
 
 
-async def run_smoke(places: ServiceEndpoints, wishes: Wishes, *, tell: bool) -> list[StepResult]:
+async def run_smoke(endpoints: ServiceEndpoints, wishes: Wishes, *, tell: bool) -> list[StepResult]:
     """Make the steps.
 
     Args:
-        places: where the system is.
+        endpoints: where the system is.
         wishes: which steps, and how.
         tell: whether each result is also noted on stderr at once.
 
     Raises:
         CommandError, LocalError: an address or a file cannot be used.
     """
-    gateway_url = normalize_gateway_url(places.need_gateway(), allow_http=True)
+    gateway_url = normalize_gateway_url(endpoints.need_gateway(), allow_http=True)
     accounts = load_or_make(wishes.accounts_file)
     results: list[StepResult] = []
     failed = ""
     with tempfile.TemporaryDirectory(prefix="wavry-smoke-") as home:
         stage = SmokeContext(
             gateway_url=gateway_url,
-            places=places,
+            endpoints=endpoints,
             accounts=accounts,
             accounts_may_exist=wishes.accounts_file is not None,
             home=Path(home),
@@ -83,7 +83,9 @@ async def run_smoke(places: ServiceEndpoints, wishes: Wishes, *, tell: bool) -> 
         )
         try:
             for name in STEPS:
-                reason = f"not made: {failed} failed" if failed else _why_not(name, places, wishes)
+                reason = (
+                    f"not made: {failed} failed" if failed else _why_not(name, endpoints, wishes)
+                )
                 if reason:
                     result = StepResult(step=name, verdict="skipped", ms=0.0, evidence=reason)
                 else:
@@ -97,10 +99,10 @@ async def run_smoke(places: ServiceEndpoints, wishes: Wishes, *, tell: bool) -> 
     return results
 
 
-def _why_not(name: str, places: ServiceEndpoints, wishes: Wishes) -> str:
+def _why_not(name: str, endpoints: ServiceEndpoints, wishes: Wishes) -> str:
     if name not in wishes.steps:
         return "left out by --only or --skip"
-    if name == "drain" and wishes.drain_relay is None and not places.relays:
+    if name == "drain" and wishes.drain_relay is None and not endpoints.relays:
         return "it takes a relay of a live pool out for a moment: name one with --drain RELAY_ID"
     return ""
 

@@ -142,7 +142,7 @@ class SmokeContext:
 
     Attributes:
         gateway_url: normalized.
-        places: where the other services are, and the admin token.
+        endpoints: where the other services are, and the admin token.
         accounts: caller and called user.
         accounts_may_exist: they come from a file, so they may have been registered before.
         home: directory of this run for the peers' files.
@@ -152,7 +152,7 @@ class SmokeContext:
     """
 
     gateway_url: str
-    places: ServiceEndpoints
+    endpoints: ServiceEndpoints
     accounts: tuple[SmokeAccount, SmokeAccount]
     accounts_may_exist: bool
     home: Path

@@ -95,7 +95,7 @@ class Broker:
         )
         answer = await self._call("issue", "/v1/leases", body, LeaseResponse)
         if answer.session_id != session.session_id or not answer.relay.endpoints:
-            _log.error("master_answer_unfit", call="issue", next="check the master's version")
+            _log.error("master_answer_unfit", call="issue", next_step="check the master's version")
             raise unavailable()
         return answer
 
@@ -151,7 +151,9 @@ class Broker:
             self._breaker.failed(time.monotonic())
             self._metrics.master_calls.labels(name, "failed").inc()
             self._call_error = f"{path}: {error}"
-            _log.warning("master_call_failed", call=name, cause=str(error), next="check the master")
+            _log.warning(
+                "master_call_failed", call=name, cause=str(error), next_step="check the master"
+            )
             raise unavailable() from error
         else:
             self._succeeded()

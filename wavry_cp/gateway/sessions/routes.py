@@ -30,7 +30,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 async def _list(gateway: Gateway, request: web.Request) -> SessionList:
     username = caller_of(request).name
-    found = await gateway.calls.listed(username)
+    found = await gateway.sessions.listed(username)
     return SessionList(sessions=tuple(describe(session, username) for session in found))
 
 
@@ -40,17 +40,17 @@ async def _create(
     username = caller_of(request).name
     keys = checked_keys(body.identity_key, body.noise_key)
     offer = Offer(identity_key=keys.identity, noise_key=keys.noise)
-    session = await gateway.calls.call(username, body.target_username, keys, offer)
+    session = await gateway.sessions.call(username, body.target_username, keys, offer)
     return describe(session, username)
 
 
 async def _read(gateway: Gateway, request: web.Request) -> SessionInfo:
     username = caller_of(request).name
-    return describe(await gateway.calls.own(username, _session_id(request)), username)
+    return describe(await gateway.sessions.own(username, _session_id(request)), username)
 
 
 async def _end(gateway: Gateway, request: web.Request) -> None:
-    await gateway.calls.end(caller_of(request).name, _session_id(request))
+    await gateway.sessions.end(caller_of(request).name, _session_id(request))
 
 
 async def _accept(
@@ -58,20 +58,22 @@ async def _accept(
 ) -> SessionInfo:
     username = caller_of(request).name
     keys = checked_keys(body.identity_key, body.noise_key)
-    session = await gateway.calls.accept(username, _session_id(request), keys)
+    session = await gateway.sessions.accept(username, _session_id(request), keys)
     return describe(session, username)
 
 
 async def _relay(gateway: Gateway, request: web.Request, body: RelaySessionRequest) -> Credentials:
-    return await gateway.relaying.request(caller_of(request).name, _session_id(request), body)
+    return await gateway.session_leases.request(caller_of(request).name, _session_id(request), body)
 
 
 async def _report_path(gateway: Gateway, request: web.Request, body: PathReport) -> None:
-    await gateway.calls.report_path(caller_of(request).name, _session_id(request), body.path)
+    await gateway.sessions.report_path(caller_of(request).name, _session_id(request), body.path)
 
 
 async def _renew(gateway: Gateway, request: web.Request, body: RenewSessionRequest) -> Credentials:
-    return await gateway.relaying.renew(caller_of(request).name, _session_id(request), body.jti)
+    return await gateway.session_leases.renew(
+        caller_of(request).name, _session_id(request), body.jti
+    )
 
 
 def _session_id(request: web.Request) -> SessionKey:

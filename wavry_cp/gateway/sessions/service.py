@@ -1,7 +1,7 @@
 """Sessions between two users, whichever way they ask (HTTP or WebSocket).
 
 Each method checks a rule of `sessions`, changes the row in the store, and only then tells the other
-user.  Leases are the business of `relaying`.
+user.  Leases are the business of `SessionLeases`.
 """
 
 import uuid

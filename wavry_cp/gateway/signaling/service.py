@@ -64,8 +64,8 @@ class Signaling:
         self,
         core: GatewayCore,
         accounts: AccountService,
-        calls: SessionService,
-        relaying: SessionLeases,
+        sessions: SessionService,
+        session_leases: SessionLeases,
     ) -> None:
         config = core.config
         self._config = config
@@ -73,8 +73,8 @@ class Signaling:
         self._clock = core.clock
         self._metrics = core.metrics
         self._accounts = accounts
-        self._calls = calls
-        self._relaying = relaying
+        self._sessions = sessions
+        self._session_leases = session_leases
         self._message_limit = RateLimiter(config.messages_per_s, config.messages_burst, LIMIT_KEYS)
         self._actions: Mapping[type, Callable[[SignalingConnection, str, Any], Awaitable[None]]] = {
             wire.Offer: self._offer,
@@ -280,15 +280,15 @@ class Signaling:
         self, _connection: SignalingConnection, username: str, message: wire.Offer
     ) -> None:
         if message.session_id is not None:
-            await self._calls.offer_again(username, message)
+            await self._sessions.offer_again(username, message)
             return
         keys = checked_keys(message.identity_key, message.noise_key)
-        await self._calls.call(username, _target(message), keys, message)
+        await self._sessions.call(username, _target(message), keys, message)
 
     async def _offer_rift(
         self, _connection: SignalingConnection, username: str, message: wire.OfferRift
     ) -> None:
-        await self._calls.call(username, _target(message), Keys(), message)
+        await self._sessions.call(username, _target(message), Keys(), message)
 
     async def _answer(
         self,
@@ -296,17 +296,17 @@ class Signaling:
         username: str,
         message: wire.Answer | wire.AnswerRift,
     ) -> None:
-        await self._calls.answer(username, message)
+        await self._sessions.answer(username, message)
 
     async def _candidate(
         self, _connection: SignalingConnection, username: str, message: wire.Candidate
     ) -> None:
-        await self._calls.candidate(username, message)
+        await self._sessions.candidate(username, message)
 
     async def _bye(
         self, _connection: SignalingConnection, username: str, message: wire.Bye
     ) -> None:
-        await self._calls.bye(username, message)
+        await self._sessions.bye(username, message)
 
     async def _ping(
         self, connection: SignalingConnection, _username: str, _message: wire.Ping
@@ -317,9 +317,9 @@ class Signaling:
         self, connection: SignalingConnection, username: str, message: wire.RequestRelay
     ) -> None:
         target = message.target_username
-        session = await self._calls.granted_with(username, target, message.session_id)
+        session = await self._sessions.granted_with(username, target, message.session_id)
         wanted = RelaySessionRequest(region=message.region, exclude_relays=message.exclude_relays)
-        own = await self._relaying.request(username, SessionKey(session.session_id), wanted)
+        own = await self._session_leases.request(username, SessionKey(session.session_id), wanted)
         connection.send(credentials_message(own, with_username=target))
 
     # -- saying no --------------------------------------------------------------------------

@@ -31,7 +31,7 @@ async def _clear(
     target = f"{relay_id} {body.subnet or 'all'}"
     entry = AuditEntry(master.clock.now_s(), who, "clear_blocks", target, body.reason)
     async with attempted(master.store, entry):
-        master.directory.info(relay_id, master.clock.monotonic_s())  # Refuses unknown ones.
+        master.registry.info(relay_id, master.clock.monotonic_s())  # Refuses unknown ones.
         subnet = None if body.subnet is None else _subnet(body.subnet)
         reported = master.block_service.order(relay_id, subnet)
         await master.store.record_act(entry)

@@ -60,7 +60,7 @@ class KeyService:
     Args:
         keys: what the master signs with; changed here only.
         store: audit log, and what was signed until when.
-        directory: what relays hold.
+        registry: what relays hold.
         clock: time.
         metrics: counters.
     """
@@ -69,13 +69,13 @@ class KeyService:
         self,
         keys: LiveKeys,
         store: MasterStore,
-        directory: RelayRegistry,
+        registry: RelayRegistry,
         clock: Clock,
         metrics: MasterMetrics,
     ) -> None:
         self._keys = keys
         self._store = store
-        self._directory = directory
+        self._registry = registry
         self._clock = clock
         self._metrics = metrics
         self._changing = asyncio.Lock()
@@ -110,7 +110,7 @@ class KeyService:
                     lacking_relays=tuple(lacking),
                 )
             )
-        serials = self._directory.keyset_serials(self._clock.monotonic_s())
+        serials = self._registry.keyset_serials(self._clock.monotonic_s())
         return KeysStatus(
             now=now_s,
             serial=keyset.serial,
@@ -225,7 +225,7 @@ class KeyService:
     # -- Inside ----------------------------------------------------------------------------
 
     def _relays(self) -> rotation.RelayKeys:
-        return rotation.RelayKeys(self._directory.held_by_live(self._clock.monotonic_s()))
+        return rotation.RelayKeys(self._registry.held_by_live(self._clock.monotonic_s()))
 
     def _root(self) -> ed25519.SigningKey | None:
         try:

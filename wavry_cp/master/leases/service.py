@@ -1,4 +1,4 @@
-"""Issues and renews leases: the rules of `leases` and `selection` over store and directory."""
+"""Issues and renews leases: the rules of `leases` and `selection` over store and registry."""
 
 import random
 import uuid
@@ -57,7 +57,7 @@ class LeaseService:
         self,
         config: MasterConfig,
         store: MasterStore,
-        directory: RelayRegistry,
+        registry: RelayRegistry,
         keys: LiveKeys,
         clock: Clock,
         vetoes: Vetoes,
@@ -66,7 +66,7 @@ class LeaseService:
     ) -> None:
         self._config = config
         self._store = store
-        self._directory = directory
+        self._registry = registry
         self._keys = keys
         self._clock = clock
         self._vetoes = vetoes
@@ -122,7 +122,7 @@ class LeaseService:
             )
             if await self._store.swap_session(None if known is None else known.revision, session):
                 self._require_good(session)
-                self._directory.note_pick(relay_id)
+                self._registry.note_pick(relay_id)
                 return answer
         raise _busy()
 
@@ -150,7 +150,7 @@ class LeaseService:
                 kid=self._keys.active_kid,
                 new_jti=_new_uuid(),
             )
-            if not self._directory.serves_sessions(session.relay_id, self._clock.monotonic_s()):
+            if not self._registry.serves_sessions(session.relay_id, self._clock.monotonic_s()):
                 raise RefusedError(
                     ErrorCode.RELAY_UNAVAILABLE,
                     "the session's relay is gone; ask for another relay",
@@ -189,20 +189,20 @@ class LeaseService:
         stays = (
             stay_at is not None
             and stay_at not in request.exclude_relays
-            and self._directory.serves_sessions(stay_at, monotonic_s)
+            and self._registry.serves_sessions(stay_at, monotonic_s)
             and self._relay_holds_key(stay_at)
         )
         exclude = set(request.exclude_relays)
         if stay_at is not None:
             exclude.add(stay_at)  # staying takes no new place there, and moving means elsewhere
         choice = selection.choose(
-            self._directory.candidates(monotonic_s, active_kid=self._keys.active_kid),
+            self._registry.candidates(monotonic_s, active_kid=self._keys.active_kid),
             region=request.region,
             exclude=exclude,
             random=self._pick,
         )
         if stays and stay_at is not None:
-            draining = self._directory.state(stay_at, monotonic_s) is RelayState.DRAINING
+            draining = self._registry.state(stay_at, monotonic_s) is RelayState.DRAINING
             if choice is None or not draining:
                 return stay_at, None if choice is None else choice.relay_id
         if choice is None:
@@ -213,11 +213,11 @@ class LeaseService:
         return choice.relay_id, choice.standby_id
 
     def _relay_holds_key(self, relay_id: str) -> bool:
-        held = self._directory.held_kids(relay_id)
+        held = self._registry.held_kids(relay_id)
         return may_sign_for(held, self._keys.active_kid, forced=self._keys.is_forced)
 
     def _terms(self, relay_id: str, ttl_s: int | None) -> LeaseTerms:
-        record = self._directory.record(relay_id)
+        record = self._registry.record(relay_id)
         cap_kbps = (record.max_bitrate_kbps if record else 0) or MAX_KBPS
         return LeaseTerms(
             relay_id=relay_id,
@@ -228,7 +228,7 @@ class LeaseService:
         )
 
     def _relay(self, relay_id: str) -> LeaseRelay:
-        record = self._directory.record(relay_id)
+        record = self._registry.record(relay_id)
         return LeaseRelay(relay_id=relay_id, endpoints=record.endpoints if record else ())
 
     def _sign(self, session: LeasedSession, role: c.Role) -> str:

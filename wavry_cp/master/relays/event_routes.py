@@ -88,7 +88,7 @@ async def _stream(
 def _state_of(master: Master, relay_id: str, token: str) -> PresentState | None:
     serial = master.keys.keyset.serial
     try:
-        record = master.directory.authenticate(relay_id, token)
+        record = master.registry.authenticate(relay_id, token)
     except RefusedError as error:
         return (
             PresentState(serial, drain=True, banned=True)

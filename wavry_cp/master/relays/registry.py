@@ -21,7 +21,7 @@ from wavry_cp.operators.bans import Ban
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
 from wavry_peer.protocol.http.codes import ErrorCode
 
-from . import rules as registry
+from . import rules
 from .rules import RelayEvent, RelayRecord, RelayReport, RelayState
 
 __all__ = ["RelayRegistry"]
@@ -46,7 +46,7 @@ class RelayRegistry:
 
     def __init__(self, store: MasterStore, *, heartbeat_interval_s: float) -> None:
         self._store = store
-        self._offline_after_s = registry.offline_after_s(heartbeat_interval_s)
+        self._offline_after_s = rules.offline_after_s(heartbeat_interval_s)
         self._relays: dict[str, _Relay] = {}
         self._unsaved: dict[str, int] = {}
         self._changing = asyncio.Lock()
@@ -172,10 +172,10 @@ class RelayRegistry:
     async def register(
         self, body: RegisterRequest, *, token_hash: str, now_s: int, monotonic_s: float
     ) -> RelayRecord:
-        """Write a registration; raises what `registry.register` raises."""
+        """Write a registration; raises what `rules.register` raises."""
         async with self._changing:
             known = self.record(body.relay_id)
-            record = registry.register(body, known, token_hash=token_hash, now_s=now_s)
+            record = rules.register(body, known, token_hash=token_hash, now_s=now_s)
             await self._store.save_relay(record)
             self._relays[body.relay_id] = _Relay(record, monotonic_s)
             return record
@@ -189,14 +189,14 @@ class RelayRegistry:
             RefusedError: ``unknown_relay``, ``invalid_relay_token`` or ``banned``.
         """
         relay = self._authenticated(body.relay_id, token)
-        registry.transition(relay.record.state, RelayEvent.HEARTBEAT)
+        rules.transition(relay.record.state, RelayEvent.HEARTBEAT)
         status = RelayReport.from_heartbeat(body, now_s)
         if relay.record.state is RelayState.NEW or (
             relay.record.undrain_pending and status.reported == "ready"
         ):
             async with self._changing:
                 relay = self._authenticated(body.relay_id, token)
-                record = registry.after_event(relay.record, RelayEvent.HEARTBEAT)
+                record = rules.after_event(relay.record, RelayEvent.HEARTBEAT)
                 pending = record.undrain_pending and status.reported != "ready"
                 await self._save(relay, replace(record, undrain_pending=pending))
         relay.status = status
@@ -212,11 +212,11 @@ class RelayRegistry:
         """Carry out an operator's order (drain, undrain) and write it into the audit log.
 
         Raises:
-            RefusedError: ``unknown_relay``, or what `registry.transition` raises.
+            RefusedError: ``unknown_relay``, or what `rules.transition` raises.
         """
         async with self._changing:
             relay = self._known(relay_id)
-            record = registry.after_event(relay.record, event)
+            record = rules.after_event(relay.record, event)
             audit = AuditEntry(now_s, who, event.value, relay_id, reason)
             await self._save(relay, record, audit)
             return relay.record
@@ -230,7 +230,7 @@ class RelayRegistry:
                 return ban
             if relay.record.state is RelayState.DRAINING:
                 ban = replace(ban, was_draining=True)
-            record = registry.after_event(relay.record, RelayEvent.BAN)
+            record = rules.after_event(relay.record, RelayEvent.BAN)
             await self._store.ban_relay(record, ban, audit)
             relay.record = record
             return ban
@@ -242,9 +242,9 @@ class RelayRegistry:
             if relay is None or relay.record.state is not RelayState.BANNED:
                 await self._store.unban_relay(None, ban.value, audit)
                 return
-            record = registry.after_event(relay.record, RelayEvent.UNBAN)
+            record = rules.after_event(relay.record, RelayEvent.UNBAN)
             if ban.was_draining:
-                record = registry.after_event(record, RelayEvent.DRAIN)
+                record = rules.after_event(record, RelayEvent.DRAIN)
             await self._store.unban_relay(record, ban.value, audit)
             relay.record = record
 
@@ -299,7 +299,7 @@ class RelayRegistry:
     def relay_token_matches(self, relay_id: str, token: str | None) -> bool:
         """True where `token` is this relay's own."""
         relay = self._relays.get(relay_id)
-        return relay is not None and registry.token_matches(relay.record, token)
+        return relay is not None and rules.token_matches(relay.record, token)
 
     # -- Inside ----------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ class RelayRegistry:
             raise RefusedError(
                 ErrorCode.UNKNOWN_RELAY, "this relay was deregistered; register again"
             )
-        if not registry.token_matches(relay.record, token):
+        if not rules.token_matches(relay.record, token):
             raise RefusedError(
                 ErrorCode.INVALID_RELAY_TOKEN, "relay token is wrong; register again"
             )
@@ -334,10 +334,10 @@ class RelayRegistry:
 
     def _state(self, relay: _Relay, monotonic_s: float) -> RelayState:
         alive = not relay.presumed and self._alive(relay, monotonic_s)
-        return registry.state_now(relay.record, relay.status, alive=alive)
+        return rules.state_now(relay.record, relay.status, alive=alive)
 
     def _info(self, relay: _Relay, monotonic_s: float) -> RelayInfo:
-        return registry.relay_info(relay.record, relay.status, self._state(relay, monotonic_s))
+        return rules.relay_info(relay.record, relay.status, self._state(relay, monotonic_s))
 
 
 def _candidate(relay: _Relay, status: RelayReport | None) -> RelayCandidate:

@@ -31,7 +31,7 @@ from wavry_peer.protocol.http.api import (
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.registration import verify_challenge
 
-from . import rules as registry
+from . import rules
 from .challenges import CHALLENGE_BYTES
 from .rules import RelayEvent, RelayState
 
@@ -61,15 +61,15 @@ def _count_heartbeat(master: Master, error: Exception) -> None:
 async def _register(
     master: Master, request: web.Request, body: RegisterRequest
 ) -> RegisterResponse | web.Response:
-    registry.check_registration(body, master.config.allowed_relays)
-    known = master.directory.record(body.relay_id)
+    rules.check_registration(body, master.config.allowed_relays)
+    known = master.registry.record(body.relay_id)
     if known is not None and known.state is RelayState.BANNED:
         raise _banned()
     _check_ban(master, body.relay_id)
     # The service token is shared by a whole pool: it may bring a relay in, but must not
     # let one member take over the id of another that is alive. That needs its key.
     managed = caller_of(request).kind is CallerKind.SERVICE
-    if managed and not master.directory.is_heard(body.relay_id, master.clock.monotonic_s()):
+    if managed and not master.registry.is_heard(body.relay_id, master.clock.monotonic_s()):
         return json_response(await _admit(master, body), 201)
     challenge_id = str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
     challenge = secrets.token_bytes(CHALLENGE_BYTES)
@@ -93,9 +93,9 @@ async def _verify(master: Master, _request: web.Request, body: VerifyRequest) ->
 async def _admit(master: Master, body: RegisterRequest) -> VerifyResponse:
     _check_ban(master, body.relay_id)
     token = base64url.encode(secrets.token_bytes(RELAY_TOKEN_BYTES))
-    await master.directory.register(
+    await master.registry.register(
         body,
-        token_hash=registry.token_digest(token),
+        token_hash=rules.token_digest(token),
         now_s=master.clock.now_s(),
         monotonic_s=master.clock.monotonic_s(),
     )
@@ -119,13 +119,13 @@ def _check_ban(master: Master, relay_id: str) -> None:
 async def _heartbeat(
     master: Master, request: web.Request, body: HeartbeatRequest
 ) -> HeartbeatResponse:
-    record, status = await master.directory.heartbeat(
+    record, status = await master.registry.heartbeat(
         body,
         bearer_token(request) or "",
         now_s=master.clock.now_s(),
         monotonic_s=master.clock.monotonic_s(),
     )
-    commands = registry.commands_for(
+    commands = rules.commands_for(
         record,
         status,
         keyset_serial=master.keys.keyset.serial,
@@ -141,11 +141,11 @@ async def _heartbeat(
 
 
 async def _list(master: Master, _request: web.Request) -> RelayList:
-    return RelayList(relays=tuple(master.directory.infos(master.clock.monotonic_s())))
+    return RelayList(relays=tuple(master.registry.infos(master.clock.monotonic_s())))
 
 
 async def _detail(master: Master, request: web.Request) -> RelayInfo:
-    return master.directory.info(request.match_info["relay_id"], master.clock.monotonic_s())
+    return master.registry.info(request.match_info["relay_id"], master.clock.monotonic_s())
 
 
 async def _deregister(master: Master, request: web.Request, order: Order) -> None:
@@ -155,7 +155,7 @@ async def _deregister(master: Master, request: web.Request, order: Order) -> Non
     now_s = master.clock.now_s()
     entry = AuditEntry(now_s, who, "deregister", relay_id, order.reason)
     async with attempted(master.store, entry):
-        await master.directory.deregister(
+        await master.registry.deregister(
             relay_id, who=who, by_operator=not own, now_s=now_s, reason=order.reason
         )
     master.events.forget(relay_id)
@@ -178,10 +178,10 @@ async def _order(
     now_s = master.clock.now_s()
     entry = AuditEntry(now_s, who, event.value, relay_id, order.reason)
     async with attempted(master.store, entry):
-        await master.directory.order(relay_id, event, who=who, now_s=now_s, reason=order.reason)
+        await master.registry.order(relay_id, event, who=who, now_s=now_s, reason=order.reason)
     master.events.wake(relay_id)
     _log.info("relay_order", relay_id=relay_id, order=event.value, by=who)
-    return master.directory.info(relay_id, master.clock.monotonic_s())
+    return master.registry.info(relay_id, master.clock.monotonic_s())
 
 
 def _banned() -> RefusedError:

@@ -65,7 +65,7 @@ async def _knows(master: Master, kind: RevocationKind, value: str) -> bool:
 
 async def _list(master: Master, _request: web.Request) -> RevocationList:
     index, events = master.revocations.index, master.events
-    relays = master.directory.infos(master.clock.monotonic_s())
+    relays = master.registry.infos(master.clock.monotonic_s())
     return RevocationList(
         number=index.head,
         revocations=tuple(map(_info, index.rows)),
