@@ -86,7 +86,7 @@ class ServiceEndpoints:
         return self.master_url
 
     def admin_token(self) -> str:
-        """The admin token.
+        """Return the admin token.
 
         Raises:
             CommandError: none is named, or its file cannot be used.
@@ -192,5 +192,5 @@ def find_endpoints(
 
 
 def endpoints_of(context: typer.Context) -> ServiceEndpoints:
-    """The endpoints that a command was given, by its options and the environment."""
+    """Return the endpoints that a command was given, by its options and the environment."""
     return find_endpoints(os.environ, **context.obj)

@@ -197,7 +197,7 @@ def _check_numbers(before: KeySet, plan: KeyPlan) -> None:
 
 
 def _check_plan(before: KeySet, plan: KeyPlan, step: KeyStep, kid: str | None) -> None:
-    """The plan must be what the rules make of the document before; only a new key is news."""
+    """Require a plan that the rules make of the document before; only a new key is news."""
     _check_numbers(before, plan)
     known = {key.kid for key in before.keys}
     fresh = [key for key in plan.keys if key.kid not in known]

@@ -55,7 +55,7 @@ class CommandError(Exception):
 
 
 def moment(unix_s: int | None) -> str:
-    """An instant for people; "never" for 0."""
+    """Return an instant for people; "never" for 0."""
     if not unix_s:
         return "never"
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -21,7 +21,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[IpNetwork, ...]:
 
 
 def client_address(request: web.Request, trusted_proxies: Sequence[IpNetwork] = ()) -> str:
-    """The address of the client: of the connection, or what a trusted proxy says of it.
+    """Return the address of the client: of the connection, or what a trusted proxy says of it.
 
     X-Forwarded-For is read from the right, and only as far as trusted proxies wrote it: the first
     address that is no trusted proxy is the client.  What stands left of it anyone could have sent.
@@ -39,7 +39,7 @@ def client_address(request: web.Request, trusted_proxies: Sequence[IpNetwork] = 
 
 
 def is_within(host: str, networks: Sequence[IpNetwork]) -> bool:
-    """True where `host` is an address in one of the networks."""
+    """Return whether `host` is an address in one of the networks."""
     address = _parse_host(host)
     return address is not None and _is_within(address, networks)
 

@@ -124,7 +124,7 @@ async def read_optional_body(request: web.Request, kind: type[BodyType]) -> Body
 
 
 def bearer_token(request: web.Request) -> str | None:
-    """The token of ``Authorization: Bearer …``, or None where there is none."""
+    """Return the token of ``Authorization: Bearer …``, or None where there is none."""
     scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     token = token.strip()
     return token if scheme.lower() == "bearer" and token else None
@@ -149,7 +149,7 @@ async def _refusals_as_json(request: web.Request, handler: Handler) -> web.Strea
 
 
 def new_application(*middlewares: Any, observers: Sequence[Any] = ()) -> web.Application:
-    """An application with bounded bodies, the error form and secure headers.
+    """Return an application with bounded bodies, the error form and secure headers.
 
     Args:
         middlewares: run inside the error middleware, the first one outermost; may raise

@@ -48,7 +48,7 @@ class _Labelled(Generic[Metric]):
                 metric.labels(*values)
 
     def labels(self, *values: object) -> Metric:
-        """The series of these values; one that is not declared counts as "other"."""
+        """Return the series of these values; one that is not declared counts as "other"."""
         return self._metric.labels(
             *(self._known(at, str(value)) for at, value in enumerate(values))
         )
@@ -98,7 +98,7 @@ class Families:
         ProcessCollector(registry=self.registry)
 
     def counter(self, name: str) -> Counter:
-        """A counter without labels, by its exposed name; raises KeyError where there is none."""
+        """Return a counter without labels, by its exposed name; raise KeyError for none."""
         spec = self._take(name, "counter", labelled=False)
         return Counter(spec.name, spec.help, registry=self.registry)
 
@@ -108,24 +108,24 @@ class Families:
         self.registry.register(_ReadCounter(spec, read))
 
     def labelled_counter(self, name: str) -> LabelledCounter:
-        """A counter with labels."""
+        """Return a counter with labels."""
         spec = self._take(name, "counter", labelled=True)
         metric = Counter(spec.name, spec.help, spec.label_names, registry=self.registry)
         return LabelledCounter(spec, metric)
 
     def gauge(self, name: str) -> Gauge:
-        """A gauge without labels."""
+        """Return a gauge without labels."""
         spec = self._take(name, "gauge", labelled=False)
         return Gauge(spec.name, spec.help, registry=self.registry)
 
     def labelled_gauge(self, name: str) -> LabelledGauge:
-        """A gauge with labels."""
+        """Return a gauge with labels."""
         spec = self._take(name, "gauge", labelled=True)
         metric = Gauge(spec.name, spec.help, spec.label_names, registry=self.registry)
         return LabelledGauge(spec, metric)
 
     def labelled_histogram(self, name: str) -> LabelledHistogram:
-        """A histogram with labels."""
+        """Return a histogram with labels."""
         spec = self._take(name, "histogram", labelled=True)
         metric = Histogram(
             spec.name, spec.help, spec.label_names, registry=self.registry, buckets=spec.buckets
@@ -133,7 +133,7 @@ class Families:
         return LabelledHistogram(spec, metric)
 
     def require_all_made(self) -> None:
-        """Raises LookupError where a metric of the catalogue was forgotten."""
+        """Raise LookupError where a metric of the catalogue was forgotten."""
         if self._unmade:
             raise LookupError(f"metrics of the catalogue are not made: {sorted(self._unmade)}")
 

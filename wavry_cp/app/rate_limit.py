@@ -87,7 +87,7 @@ class RateLimiter:
         return 0.0
 
     def wait_s(self, key: str, now_s: float) -> float:
-        """What `check` would return, without counting a request."""
+        """Return what `check` would return, without counting a request."""
         tat_s = self._tat_s.get(key)
         if tat_s is None:
             tat_s = self._bucket_tat_s[self._bucket(key)]
@@ -122,7 +122,7 @@ class RateLimiter:
 
 
 def address_key(host: str) -> str:
-    """What one holder of addresses can hardly vary: the IPv4 address, or the IPv6 /64."""
+    """Return what one holder of addresses can hardly vary: the IPv4 address, or the IPv6 /64."""
     try:
         address = ipaddress.ip_address(host.split("%")[0])
     except ValueError:

@@ -66,7 +66,7 @@ class TokenFile:
         return cls(name, token)
 
     def matches(self, given: str | None) -> bool:
-        """True where `given` is the token, compared in constant time."""
+        """Return whether `given` is the token, compared in constant time."""
         if given is None:
             return False
         return hmac.compare_digest(_token_digest(self.token), _token_digest(given))

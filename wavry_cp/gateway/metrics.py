@@ -64,7 +64,7 @@ class GatewayMetrics:
         self.online.set_function(count)
 
     def note_state(self, *, ready: bool, master_reachable: bool) -> None:
-        """What /ready says now."""
+        """Note what /ready says now."""
         self._ready.set(ready)
         self._master_reachable.set(master_reachable)
 

@@ -46,7 +46,7 @@ class GatewayStore(AdminStore, Protocol):
         """Make an account; False where the name is taken."""
 
     async def user(self, username: str) -> User | None:
-        """An account by name."""
+        """Return an account by name."""
 
     async def users(self, *, after: str, limit: int) -> tuple[User, ...]:
         """Accounts in the order of their names, those after `after`."""
@@ -55,7 +55,7 @@ class GatewayStore(AdminStore, Protocol):
         """Store a password hash of another cost."""
 
     async def count_users(self) -> int:
-        """Number of accounts."""
+        """Return the number of accounts."""
 
     # -- tokens -----------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ class GatewayStore(AdminStore, Protocol):
         """Store a new session; False where its caller is at one of the limits."""
 
     async def session(self, session_id: SessionKey) -> CallSession | None:
-        """A session by id."""
+        """Return a session by id."""
 
     async def change_session(
         self, session_id: SessionKey, change: Change
@@ -90,7 +90,7 @@ class GatewayStore(AdminStore, Protocol):
         """
 
     async def sessions_of(self, username: str, *, limit: int) -> tuple[CallSession, ...]:
-        """The newest sessions of a user, newest first."""
+        """Return the newest sessions of a user, newest first."""
 
     async def open_sessions_between(
         self, one: str, other: str, *, now_s: int
@@ -109,7 +109,7 @@ class GatewayStore(AdminStore, Protocol):
         """Forget sessions that were closed long ago; returns how many."""
 
     async def count_sessions(self) -> dict[str, int]:
-        """Number of sessions by state, closed ones left out."""
+        """Return the number of sessions by state, closed ones left out."""
 
     async def count_paths(self) -> dict[str, int]:
-        """Number of answered sessions by the path reported last, or ``"unreported"``."""
+        """Return the number of answered sessions by the path reported last, or ``"unreported"``."""

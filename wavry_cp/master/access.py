@@ -136,6 +136,6 @@ class Access:
         return Admitted(CallerKind.SERVICE if is_service else needed[-1], name)
 
     def is_admin(self, request: web.Request) -> bool:
-        """True where the request shows an admin token of any role."""
+        """Return whether the request shows an admin token of any role."""
         caller = self.caller(request)
         return caller is not None and caller.role is not None

@@ -111,5 +111,5 @@ class MasterBanEffects:
 
 
 def _end_s(ban: Ban) -> int:
-    """The last second in which it holds: a lease of the next one is good again."""
+    """Return the last second in which it holds: a lease of the next one is good again."""
     return NO_END_S if ban.expires_at_s is None else ban.expires_at_s - 1

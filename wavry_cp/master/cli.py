@@ -53,7 +53,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """The Wavry master: knows the relays and signs leases."""
+    """Run the Wavry master, which knows the relays and signs leases."""
 
 
 @app.command()

@@ -107,7 +107,7 @@ class MasterMetrics:
         self._sessions.set(math.nan if sessions is None else sessions)
 
     def note_pool(self, pool: PoolFacts, *, heartbeat_interval_s: float) -> None:
-        """The relays as they are now."""
+        """Note the relays as they are now."""
         for state in RelayState:
             self._relays.labels(state.value).set(pool.by_state.get(state, 0))
         for state in _HEARD:
@@ -118,7 +118,7 @@ class MasterMetrics:
         self._relays_without_key.set(pool.without_key)
 
     def note_keys(self, keys: LiveKeys, *, now_s: int, lifetime_s: int) -> None:
-        """The published keys as they are now; `lifetime_s` is the planned life of an active one."""
+        """Note the published keys; `lifetime_s` is the planned life of an active one."""
         self._keyset_serial.set(keys.keyset.serial)
         self._keyset_issued.set(keys.keyset.issued_at)
         statuses = TallyOf(key.status for key in keys.keyset.keys)

@@ -63,7 +63,7 @@ class MasterStore(AdminStore, TokenStore, Protocol):
         ...
 
     async def session(self, session_id: str) -> LeasedSession | None:
-        """The session with this id."""
+        """Return the session with this id."""
         ...
 
     async def swap_session(self, expected_revision: int | None, session: LeasedSession) -> bool:
@@ -79,7 +79,7 @@ class MasterStore(AdminStore, TokenStore, Protocol):
         ...
 
     async def live_sessions(self, now_s: int) -> int:
-        """Number of sessions with a lease that still runs."""
+        """Return the number of sessions with a lease that still runs."""
         ...
 
     async def prune_sessions(self, expired_before_s: int, limit: int) -> int:

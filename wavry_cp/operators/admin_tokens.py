@@ -58,7 +58,7 @@ class AdminToken:
     expires_at_s: int | None
 
     def is_valid(self, now_s: int) -> bool:
-        """True before its expiry."""
+        """Return whether its expiry is still to come."""
         return self.expires_at_s is None or now_s < self.expires_at_s
 
     @property
@@ -76,7 +76,7 @@ class ShownToken:
 
     @classmethod
     def parse(cls, text: str | None) -> Self | None:
-        """The parts of `text`, or None where it has not the form of a named token."""
+        """Return the parts of `text`, or None where it has not the form of a named token."""
         match = None if text is None else _FORM.fullmatch(text)
         if match is None:
             return None
@@ -91,7 +91,7 @@ def new_token(
     life_s: int | None,
     random_bytes: Callable[[int], bytes],
 ) -> tuple[AdminToken, str]:
-    """A new token and its text, which is shown once and kept nowhere."""
+    """Make a new token and its text, which is shown once and kept nowhere."""
     token_id = random_bytes(ID_BYTES).hex()
     secret = base64url.encode(random_bytes(SECRET_BYTES))
     token = AdminToken(
@@ -108,7 +108,7 @@ def new_token(
 def rotation(
     held: Iterable[AdminToken], *, now_s: int, overlap_s: int
 ) -> tuple[AdminToken | None, tuple[AdminToken, ...]]:
-    """What becomes of the tokens of a name when a new one is made.
+    """Decide what becomes of the tokens of a name when a new one is made.
 
     Returns:
         The one that stays valid until the overlap ends (None where none was valid), and those
@@ -137,7 +137,7 @@ class TokenTable:
         self._by_id = {token.token_id: token for token in tokens}
 
     def check(self, shown: ShownToken | None, now_s: int) -> AdminToken | None:
-        """The valid token that `shown` is; an unknown id takes as long as a wrong secret."""
+        """Return the valid token that `shown` is; an unknown id takes as long as a wrong secret."""
         token = None if shown is None else self._by_id.get(shown.token_id)
         stored_hash = _NOBODY if token is None else token.secret_hash
         given_hash = "" if shown is None else shown.secret_hash
@@ -163,5 +163,5 @@ class TokenTable:
             self._by_id[token.token_id] = token
 
     def __len__(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens."""
         return len(self._by_id)

@@ -37,7 +37,7 @@ class AuthFailures:
         self._counter = counter
 
     def wrong_token(self, request: web.Request) -> None:
-        """A request showed a token that is not valid.
+        """Count a request that showed a token which is not valid.
 
         Raises:
             RefusedError: 429 ``rate_limited``: too many of them came from its address.
@@ -66,7 +66,7 @@ class AuthFailures:
             raise rate_limited(wait_s)
 
     def wrong_role(self, request: web.Request, name: str) -> None:
-        """A valid token came to a call that its role does not allow."""
+        """Count a valid token that came to a call which its role does not allow."""
         self._counter.labels("forbidden").inc()
         _log.warning(
             "admin_call_forbidden",
@@ -77,5 +77,5 @@ class AuthFailures:
         )
 
     def address_key(self, request: web.Request) -> str:
-        """What limits by address count a request under."""
+        """Return what limits by address count a request under."""
         return address_key(client_address(request, self._trusted_proxies))

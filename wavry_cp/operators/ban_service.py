@@ -41,7 +41,7 @@ class BanEffects(Protocol):
         ...
 
     async def lifted(self, ban: Ban, *, who: str, now_s: int, reason: str) -> None:
-        """An operator ended the ban before its time."""
+        """End a ban before its time, as an operator ordered."""
         ...
 
     async def knows(self, kind: BanKind, value: str) -> bool:

@@ -38,7 +38,7 @@ class Ban:
     was_draining: bool = False
 
     def holds(self, now_s: int) -> bool:
-        """True until its end."""
+        """Return whether its end is still to come."""
         return self.expires_at_s is None or now_s < self.expires_at_s
 
 
@@ -49,11 +49,11 @@ class BanTable:
         self._bans = {(ban.kind, ban.value): ban for ban in bans}
 
     def find(self, kind: BanKind, value: str) -> Ban | None:
-        """The ban of a user or relay, over or not."""
+        """Return the ban of a user or relay, over or not."""
         return self._bans.get((kind, value))
 
     def is_banned(self, kind: BanKind, value: str, now_s: int) -> bool:
-        """True where a ban holds now."""
+        """Return whether a ban holds now."""
         ban = self._bans.get((kind, value))
         return ban is not None and ban.holds(now_s)
 
@@ -66,7 +66,7 @@ class BanTable:
         return tuple(ban for ban in self._bans.values() if not ban.holds(now_s))
 
     def count(self, now_s: int) -> Counter[BanKind]:
-        """Number of bans that hold now, by kind."""
+        """Return the number of bans that hold now, by kind."""
         return Counter(ban.kind for ban in self._bans.values() if ban.holds(now_s))
 
     def put(self, ban: Ban) -> None:
@@ -74,7 +74,7 @@ class BanTable:
         self._bans[ban.kind, ban.value] = ban
 
     def __len__(self) -> int:
-        """Number of bans, those that are over included."""
+        """Return the number of bans, those that are over included."""
         return len(self._bans)
 
     def remove(self, kind: BanKind, value: str) -> None:

@@ -30,7 +30,7 @@ def lockdown_middleware(
     is_admin: Callable[[web.Request], bool],
     refused: Counter,
 ) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
-    """The middleware of a service.
+    """Return the middleware of a service.
 
     Args:
         table: where the switch stands.

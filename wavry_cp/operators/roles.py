@@ -18,7 +18,7 @@ class AdminRole(StrEnum):
     ADMIN = "admin"
 
     def includes(self, needed: "AdminRole") -> bool:
-        """True where this role may do what `needed` may."""
+        """Return whether this role may do what `needed` may."""
         return _RANK[self] >= _RANK[needed]
 
 
@@ -38,7 +38,7 @@ class Caller:
     role: AdminRole | None
 
     def may(self, needed: str) -> bool:
-        """True where the caller is `needed`: ``"service"``, or the value of a `AdminRole`."""
+        """Return whether the caller is `needed`: ``"service"``, or the value of a `AdminRole`."""
         if needed == SERVICE:
             return self.role is None
         return self.role is not None and self.role.includes(AdminRole(needed))

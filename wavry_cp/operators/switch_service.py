@@ -56,7 +56,7 @@ class SwitchService:
 
 
 def switch_info(state: SwitchState) -> SwitchInfo:
-    """The state as the API tells it."""
+    """Return the state as the API tells it."""
     return SwitchInfo(
         switch=state.switch.value,
         on=state.on,

@@ -51,7 +51,7 @@ class TokenService:
         return TokenList(tokens=tuple(_info(token, now_s) for token in self._table.all()))
 
     async def create(self, request: NewTokenRequest, *, who: str) -> NewToken:
-        """A token under a name that has none.
+        """Make a token under a name that has none.
 
         Raises:
             RefusedError: ``reserved_name``, ``name_taken`` or ``too_many_tokens``.
@@ -84,7 +84,7 @@ class TokenService:
         return NewToken(token=text, info=_info(token, now_s))
 
     async def rotate(self, name: str, request: RotateTokenRequest, *, who: str) -> NewToken:
-        """A new token of the same role; the newest so far stays valid for the overlap.
+        """Make a new token of the same role; the newest so far stays valid for the overlap.
 
         Raises:
             RefusedError: ``unknown_token``.

@@ -94,7 +94,7 @@ class _Reader:
         self._missing: set[str] = set()
 
     async def next(self, *, patient: bool = False) -> list[AuditLine]:
-        """What is new, by time.
+        """Return what is new, by time.
 
         Raises:
             CommandError: a service refuses, or (unless `patient`) cannot be reached.

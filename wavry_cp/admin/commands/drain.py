@@ -50,7 +50,7 @@ class DrainProgress(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def show(self, relay: RelayInfo, seconds: float) -> None:
-        """Called about twice a second."""
+        """Take the progress, about twice a second."""
 
 
 class NoProgress:
@@ -63,7 +63,7 @@ class NoProgress:
         return
 
     def show(self, relay: RelayInfo, seconds: float) -> None:
-        """Shows nothing."""
+        """Show nothing."""
 
 
 class PlainProgress(NoProgress):
@@ -75,7 +75,7 @@ class PlainProgress(NoProgress):
         self._shown_at_s = 0.0
 
     def show(self, relay: RelayInfo, seconds: float) -> None:
-        """Prints the line."""
+        """Print the line."""
         now = (relay.active_sessions, _word(relay))
         if now != self._shown or seconds - self._shown_at_s >= PLAIN_EVERY_S:
             self._shown, self._shown_at_s = now, seconds
@@ -105,7 +105,7 @@ class BarProgress(NoProgress):
         self._bar.stop()
 
     def show(self, relay: RelayInfo, seconds: float) -> None:  # noqa: ARG002  # the bar has a clock
-        """Moves the bar."""
+        """Move the bar."""
         left = relay.active_sessions
         self._most = max(self._most, left)
         word = _word(relay)
@@ -122,7 +122,7 @@ def _word(relay: RelayInfo) -> str:
 
 
 def progress_for(*, as_json: bool) -> DrainProgress:
-    """The bar on a terminal, plain lines elsewhere, nothing with ``--json``."""
+    """Choose the bar on a terminal, plain lines elsewhere, nothing with ``--json``."""
     if as_json:
         return NoProgress()
     return BarProgress() if Console(stderr=True).is_terminal else PlainProgress()

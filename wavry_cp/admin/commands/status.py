@@ -67,7 +67,7 @@ async def _service(service: str, url: str) -> ServiceRow:
 
 
 async def _switches(service: str, url: str) -> str:
-    """What the kill switches turn away; an operator wanted it, so it is no fault."""
+    """Return what the kill switches turn away; an operator wanted it, so it is no fault."""
     try:
         body = (await ask(service, url, "/health")).read(dict[str, Any])
     except (CommandError, MessageError):

@@ -204,7 +204,7 @@ def _expiry(token: TokenInfo) -> str:
 
 @contextlib.contextmanager
 def _token_file(output: Path | None, *, replace: bool) -> Iterator[WriteToken]:
-    """A function that writes a new token into `output`, if any.
+    """Return a function that writes a new token into `output`, if any.
 
     The file is made before the token is: a path that cannot be written must not cost a token that
     nobody has seen.

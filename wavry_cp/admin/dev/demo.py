@@ -173,7 +173,7 @@ async def _line(process: asyncio.subprocess.Process, stage: _Stage, user: str) -
 async def _event(
     process: asyncio.subprocess.Process, stage: _Stage, user: str, event: str
 ) -> dict[str, Any]:
-    """The next event of this name of a ``wavry-peer … --json``; others are passed over."""
+    """Return the next event of this name of a ``wavry-peer … --json``; others are passed over."""
     while True:
         line = await _line(process, stage, user)
         if line.get("event") == "error":
@@ -263,11 +263,11 @@ class _Stream:
     path: str
 
     async def received(self) -> dict[str, Any]:
-        """What the receiver says at the end."""
+        """Return what the receiver says at the end."""
         return await _line(self.bob, self.stage, "bob")
 
     async def summary(self, result: dict[str, Any]) -> dict[str, Any]:
-        """That, with what the sender says."""
+        """Check it, with what the sender says."""
         sent = await _line(self.alice, self.stage, "alice")
         return result | {
             "sent": sent["sent"],
@@ -345,7 +345,7 @@ def _lost_sessions(media: dict[str, Any], file: dict[str, Any]) -> int:
 
 
 def _moved_sessions(drain: dict[str, Any]) -> int:
-    """Ends of the drained stream that moved once and kept their keys: 2 is what should be."""
+    """Count the ends of the drained stream that moved once and kept their keys: 2 is right."""
     ends = (drain["statistics"], drain["sender_statistics"])
     return sum(end["handshakes"] == 1 and end["path_changes"] == 1 for end in ends)
 

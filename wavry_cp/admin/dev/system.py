@@ -90,7 +90,7 @@ class DevSystem:
         workers: int,
         settings: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Self]:
-        """A started system for the length of a block; it has ended when the block has.
+        """Start a system for the length of a block; it has ended when the block has.
 
         Raises:
             CommandError: another system uses the directory, or a service does not start.

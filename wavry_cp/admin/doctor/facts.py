@@ -129,13 +129,13 @@ class SystemFacts:
         return ""
 
     def switch(self, service: str, name: str) -> SwitchInfo | None:
-        """A kill switch, if the service told who turned it."""
+        """Return a kill switch, if the service told who turned it."""
         listed = self.switches.get(service)
         rows = () if listed is None else listed.switches
         return next((row for row in rows if row.switch == name), None)
 
     def last_act(self, action: str, target: str) -> AuditRow | None:
-        """The newest act of this kind that was carried out, if the log was readable."""
+        """Return the newest act of this kind that was carried out, if the log was readable."""
         rows = () if self.audit is None else self.audit.entries
         return next(
             (

@@ -62,7 +62,7 @@ def finding(
     next_step: str = "",
     consequence_of: str = "",
 ) -> Finding:
-    """A `Finding`, without the names."""
+    """Return a `Finding`, without the names."""
     return Finding(
         layer=layer,
         check=check,

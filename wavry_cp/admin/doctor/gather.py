@@ -71,7 +71,7 @@ class Examination:
 
 
 def _token_of(endpoints: ServiceEndpoints) -> str | None:
-    """The admin token, if one was named; nobody is asked for one who did not say so.
+    """Return the admin token, if one was named; nobody is asked for one who did not say so.
 
     Raises:
         CommandError: a token was named and cannot be used.
@@ -163,7 +163,7 @@ class _Round:
     async def _admin(
         self, gateway: ServiceFacts, master: ServiceFacts
     ) -> dict[str, HttpAnswer | None]:
-        """What only operators are told, and the public key set; None where nobody was asked."""
+        """Return what only operators are told, and the key set; None where nobody was asked."""
         questions = {
             "relays": (master, "/v1/relays"),
             "keys": (master, "/v1/admin/keys/status"),

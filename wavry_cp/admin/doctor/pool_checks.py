@@ -59,7 +59,7 @@ def _by(switch: SwitchInfo | AuditRow | None) -> str:
 
 
 def check_pool(facts: SystemFacts) -> list[Finding]:
-    """A new session finds a relay."""
+    """Check that a new session finds a relay."""
     if facts.listed is None:
         return _pool_by_counts(facts)
     if not facts.listed.relays:
@@ -132,7 +132,7 @@ def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
 
 
 def _pool_by_counts(facts: SystemFacts) -> list[Finding]:
-    """What everybody is told: how many relays are in which state."""
+    """Return what everybody is told: how many relays are in which state."""
     health = facts.master.health.read(MasterHealth)
     if health is None:
         if facts.master.url is None:

@@ -63,7 +63,7 @@ class HttpAnswer:
         return _TEXTS.get(self.reach, f"status {self.status}")
 
     def read(self, kind: type[Kind], *statuses: int) -> Kind | None:
-        """The body, where the status is one of these (200 if none is named) and it fits."""
+        """Return the body, where the status is one of these (200 if none is named) and it fits."""
         if not self.is_reached or self.status not in (statuses or (200,)):
             return None
         try:

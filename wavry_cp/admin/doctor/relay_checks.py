@@ -19,12 +19,12 @@ _HTTP_STATUS: Final = re.compile(r": (\d{3}) ")
 
 
 def relay_down(relay: RelayFacts) -> str:
-    """The finding that other ones of the same relay are a consequence of."""
+    """Return the finding that other ones of the same relay are a consequence of."""
     return f"{relay.name}: reachable"
 
 
 def link_fault(relay: RelayFacts) -> str:
-    """The same for its link to the master."""
+    """Return the same for its link to the master."""
     return f"{relay.name}: master link"
 
 
@@ -81,7 +81,7 @@ def _is_down(relay: RelayFacts) -> bool:
 
 
 def _heard(relay: RelayFacts, facts: SystemFacts) -> str:
-    """What the master knows of it, for people."""
+    """Return what the master knows of it, for people."""
     if relay.row is None:
         return "the master does not know it" if facts.listed is not None else ""
     if facts.keys is None or not relay.row.last_heartbeat_at:

@@ -17,7 +17,7 @@ _OPTIONS: Final = {
 
 
 def check_master(facts: SystemFacts) -> list[Finding]:
-    """The master answers and is ready."""
+    """Check that the master answers and is ready."""
     found = _reachable("master", MASTER, facts.master)
     seen = facts.gateway.ready.read(GatewayReady, 200, 503)
     if found.unreachable and seen is not None and seen.master == "ok":
@@ -37,7 +37,7 @@ def check_master(facts: SystemFacts) -> list[Finding]:
 
 
 def check_gateway(facts: SystemFacts) -> list[Finding]:
-    """The gateway answers and is ready."""
+    """Check that the gateway answers and is ready."""
     return [_reachable("gateway", GATEWAY, facts.gateway)]
 
 
@@ -82,7 +82,7 @@ def _reachable(name: str, layer: Layer, service: ServiceFacts) -> Finding:
 
 
 def check_master_link(facts: SystemFacts) -> list[Finding]:
-    """The gateway reaches the master, and the master takes its calls."""
+    """Check that the gateway reaches the master, and that the master takes its calls."""
     ready = facts.gateway.ready.read(GatewayReady, 200, 503)
     if ready is None:
         return []
@@ -135,7 +135,7 @@ def _link(
 
 
 def check_token(facts: SystemFacts) -> list[Finding]:
-    """What operators are told was told."""
+    """Return whether what operators are told was told."""
     if facts.token == "given":
         return []
     given = facts.token != "none"

@@ -26,7 +26,7 @@ class SmokeAccount:
 
     @classmethod
     def invent(cls, suffix: str) -> Self:
-        """An account that nobody has."""
+        """Make an account that nobody has."""
         return cls(f"smoke-{secrets.token_hex(6)}-{suffix}", secrets.token_urlsafe(24))
 
 

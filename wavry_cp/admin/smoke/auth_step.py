@@ -14,7 +14,7 @@ __all__ = ["check_auth"]
 
 
 async def check_auth(stage: SmokeContext) -> Passed:
-    """The step.
+    """Take the step.
 
     Raises:
         StepFailedError: the gateway lets pass what it should refuse, or the other way round.

@@ -38,7 +38,7 @@ GIVE_BACK_TIMEOUT_S: Final = 30.0
 
 
 async def check_drain(stage: SmokeContext) -> Passed:
-    """The step.
+    """Take the step.
 
     Raises:
         StepFailedError: sessions or relay do not do what a drain means.
@@ -154,7 +154,7 @@ async def _one_more(pair: Pair) -> AsyncIterator[tuple[wavry_peer.Session, wavry
 
 @contextlib.asynccontextmanager
 async def _drained(stage: SmokeContext, target: str) -> AsyncIterator[None]:
-    """The relay is drained for the length of the block, and given back at its end."""
+    """Drain the relay for the length of the block, and give it back at its end."""
     stage.doing = f"ordering the drain of {target}"
     try:
         await order_relay(stage.endpoints, target, "drain", reason=REASON)

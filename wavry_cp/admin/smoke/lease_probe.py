@@ -44,7 +44,7 @@ class LeaseProbe(asyncio.DatagramProtocol):
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, addresses: Sequence[str], session_id: bytes) -> AsyncIterator[Self]:
-        """A probe to the first address that this machine has a route to.
+        """Return a probe to the first address that this machine has a route to.
 
         Raises:
             StepFailedError: there is a route to none.

@@ -20,7 +20,7 @@ __all__ = ["check_lease", "forged"]
 
 
 async def check_lease(stage: SmokeContext) -> Passed:
-    """The step.
+    """Take the step.
 
     Raises:
         StepFailedError: a lease is not what it should be, or the relay takes a bad one.
@@ -110,7 +110,7 @@ async def _present(own: Credentials, others: Credentials, identity: Identity) ->
 
 
 def forged(token: str) -> str:
-    """The lease with one bit of its claims changed."""
+    """Return the lease with one bit of its claims changed."""
     at = len("v4.public.") + 20
     return token[:at] + ("B" if token[at] == "A" else "A") + token[at + 1 :]
 

@@ -14,7 +14,7 @@ MAX_LOST_SHARE: Final = 0.05
 
 
 async def check_relay(stage: SmokeContext) -> Passed:
-    """The step.
+    """Take the step.
 
     Raises:
         StepFailedError: datagrams are lost or altered.

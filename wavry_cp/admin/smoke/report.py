@@ -93,7 +93,7 @@ class StepSkippedError(Exception):
 
 
 def failure_of(error: WavryError | CommandError) -> StepFailedError:
-    """An error of a client as the failure of a step."""
+    """Return an error of a client as the failure of a step."""
     if isinstance(error, CommandError):
         return StepFailedError(str(error), exit_code=error.exit_code)
     if isinstance(error, GatewayUnreachableError):

@@ -17,7 +17,7 @@ CANDIDATE = "candidate:1 1 udp 1 192.0.2.1 9 typ host"
 
 
 async def check_signaling(stage: SmokeContext) -> Passed:
-    """The step.
+    """Take the step.
 
     Raises:
         StepFailedError: a message is missing or differs, or a bad token was let in.
@@ -60,7 +60,7 @@ async def check_signaling(stage: SmokeContext) -> Passed:
 
 
 async def accepted_call(caller: Line, callee: Line) -> str:
-    """A call that the called user has accepted; gives its session id.
+    """Make a call that the called user accepts; return its session id.
 
     Raises:
         StepFailedError: offer or answer is missing, or names other keys.

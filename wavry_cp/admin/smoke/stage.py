@@ -51,7 +51,7 @@ class Line:
         self.link = SignalingLink(gateway, self._news.put_nowait, self._end)
 
     async def expect(self, kind: type[News], session_id: str) -> News:
-        """The next message of a kind about a session; others are passed over.
+        """Return the next message of a kind about a session; others are passed over.
 
         Raises:
             StepFailedError: it does not come.
@@ -106,7 +106,7 @@ class Pair:
         return cls(caller, callee, listener, session, other)
 
     async def another(self) -> tuple[wavry_peer.Session, wavry_peer.Session]:
-        """A further session between the same two; the caller closes both ends.
+        """Open a further session between the same two; the caller closes both ends.
 
         Raises:
             PeerError: no session.

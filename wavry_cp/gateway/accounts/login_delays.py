@@ -85,7 +85,7 @@ class LoginDelays:
             whole.failures = max(0.0, whole.failures - 1)
 
     def take_back(self, account: str, prefix: str) -> None:
-        """The attempt was never checked (the service was busy): it was no failure."""
+        """Take back an attempt that was never checked (the service was busy)."""
         entry = self._pairs.get(f"{account}\n{prefix}")
         if entry is not None and entry.failures:
             entry.failures -= 1

@@ -18,12 +18,12 @@ _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 def make_token(random_bytes: Callable[[int], bytes]) -> str:
-    """A new token, 43 characters of base64url."""
+    """Return a new token, 43 characters of base64url."""
     return base64url.encode(random_bytes(TOKEN_BYTES))
 
 
 def token_hash(token: str) -> TokenHash | None:
-    """What the store knows of a token; None for a text that cannot be one."""
+    """Return what the store knows of a token; None for a text that cannot be one."""
     if _SHAPE.fullmatch(token) is None:
         return None
     return TokenHash(hashlib.sha256(token.encode()).hexdigest())

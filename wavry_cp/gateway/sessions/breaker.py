@@ -29,11 +29,11 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """The master answered, whatever it said."""
+        """Note that the master answered, whatever it said."""
         self._failures = 0
 
     def failed(self, now_s: float) -> None:
-        """The master did not answer."""
+        """Note that the master did not answer."""
         self._failures += 1
         if self._failures >= self._limit:
             self._closed_again_s = now_s + self._open_s

@@ -203,7 +203,7 @@ class Broker:
 
 
 def unavailable() -> RefusedError:
-    """The one answer for a master that does not answer."""
+    """Return the one answer for a master that does not answer."""
     return RefusedError(
         ErrorCode.RELAY_UNAVAILABLE,
         "relays cannot be asked for now; the direct path still works, try again shortly",

@@ -138,7 +138,7 @@ Change = Callable[[CallSession], CallSession]
 def new_session(
     session_id: SessionKey, caller: str, callee: str, keys: Keys, *, now_s: int, pending_s: int
 ) -> CallSession:
-    """A pending session that nobody has answered yet; it lasts `pending_s` seconds.
+    """Return a pending session that nobody has answered yet; it lasts `pending_s` seconds.
 
     Raises:
         RefusedError: ``invalid_target``: a user cannot call himself.
@@ -168,7 +168,7 @@ def role_of(session: CallSession, username: str) -> c.Role:
 
 
 def other_user(session: CallSession, username: str) -> str:
-    """The other of the two users; errors as in `role_of`."""
+    """Return the other of the two users; errors as in `role_of`."""
     return session.callee if role_of(session, username) is c.Role.CLIENT else session.caller
 
 
@@ -189,7 +189,7 @@ def _move(session: CallSession, event: Event) -> SessionState:
 def accept(
     session: CallSession, username: str, keys: Keys, *, now_s: int, lifetime_s: int
 ) -> CallSession:
-    """The called user consents; saying it again with the same keys changes nothing.
+    """Accept as the called user; saying it again with the same keys changes nothing.
 
     Raises:
         RefusedError: ``unknown_session``, ``not_called_user``, ``session_closed`` or
@@ -276,7 +276,7 @@ def require_renewable(session: CallSession, *, now_s: int) -> None:
 def renew(
     session: CallSession, *, lease_expires_at: int, now_s: int, lifetime_s: int
 ) -> CallSession:
-    """A lease of one of the two was renewed.
+    """Note that a lease of one of the two was renewed.
 
     Raises:
         RefusedError: ``session_closed`` or ``not_on_relay``.
@@ -313,7 +313,7 @@ def expire(session: CallSession, *, now_s: int) -> CallSession:
 
 
 def describe(session: CallSession, username: str) -> SessionInfo:
-    """What one of the two users may see of a session; errors as in `role_of`."""
+    """Return what one of the two users may see of a session; errors as in `role_of`."""
     is_caller = role_of(session, username) is c.Role.CLIENT
     peer_keys = session.callee_keys if is_caller else session.caller_keys
     on_relay = session.state == "active" and session.lease_expires_at is not None

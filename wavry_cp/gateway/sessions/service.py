@@ -93,7 +93,7 @@ class SessionService:
     # -- answering --------------------------------------------------------------------------
 
     async def accept(self, username: str, session_id: SessionKey, keys: Keys) -> CallSession:
-        """The called user consents over HTTP; the caller gets an ANSWER if he is online.
+        """Accept a call over HTTP; the caller gets an ANSWER if he is online.
 
         Raises:
             RefusedError: as `sessions.accept`.
@@ -102,7 +102,7 @@ class SessionService:
         return await self._accept(username, session_id, keys, answer)
 
     async def answer(self, username: str, message: Answer | AnswerRift) -> None:
-        """An ANSWER: consent, refusal, or the reply to a further OFFER.
+        """Take an ANSWER: consent, refusal, or the reply to a further OFFER.
 
         Raises:
             RefusedError: as `sessions.accept`, and ``unknown_session``.
@@ -131,7 +131,7 @@ class SessionService:
         self._pass_on(session, username, message)
 
     async def report_path(self, username: str, session_id: SessionKey, path: sessions.Path) -> None:
-        """A user tells how the two talk; counted where that is another path than before.
+        """Note how the two talk; counted where that is another path than before.
 
         Raises:
             RefusedError: ``unknown_session``, or as `sessions.report_path`.
@@ -196,7 +196,7 @@ class SessionService:
     # -- looking ----------------------------------------------------------------------------
 
     async def own(self, username: str, session_id: str) -> CallSession:
-        """A session of `username`, open or not.
+        """Return a session of `username`, open or not.
 
         Raises:
             RefusedError: ``unknown_session``: none, or of other users.
@@ -208,13 +208,13 @@ class SessionService:
         return sessions.expire(session, now_s=self._clock.now_s())
 
     async def listed(self, username: str) -> tuple[CallSession, ...]:
-        """The newest 100 sessions of `username`."""
+        """Return the newest 100 sessions of `username`."""
         now_s = self._clock.now_s()
         found = await self._store.sessions_of(username, limit=LISTED_SESSIONS)
         return tuple(sessions.expire(session, now_s=now_s) for session in found)
 
     async def granted_with(self, username: str, target: str, session_id: str | None) -> CallSession:
-        """The session that REQUEST_RELAY means: the named one, or the newest accepted one.
+        """Return the session that REQUEST_RELAY means: the named one, or the newest accepted one.
 
         Raises:
             RefusedError: ``unknown_session``, ``session_closed`` or ``not_accepted``.
@@ -310,7 +310,7 @@ class SessionService:
 
 
 def _signed(message: Addressed, username: str, session: CallSession) -> Addressed:
-    """The message as the other user gets it: sender and session are what the gateway knows."""
+    """Return the message as the other user gets it, with the true sender and session."""
     if isinstance(message, OfferRift | AnswerRift):
         return replace(message, target_username=None, from_username=username)
     return replace(

@@ -80,7 +80,7 @@ class SignalingConnection:
         self._cutter: asyncio.TimerHandle | None = None
 
     async def receive(self) -> WSMessage | None:
-        """The next message of the client; None once the connection ends."""
+        """Return the next message of the client; None once the connection ends."""
         if self.cause is not None:
             return None
         self._not_receiving.clear()

@@ -26,16 +26,16 @@ class Hub:
         self._by_token: defaultdict[TokenHash, set[SignalingConnection]] = defaultdict(set)
 
     def add(self, connection: SignalingConnection) -> None:
-        """A new connection, not bound yet."""
+        """Take a new connection, not bound yet."""
         self._all.add(connection)
 
     def claim(self, connection: SignalingConnection, token: TokenHash) -> None:
-        """The connection says that it holds `token`; nothing is believed yet."""
+        """Note that the connection says it holds `token`; nothing is believed yet."""
         connection.token = token
         self._by_token[token].add(connection)
 
     def bind(self, connection: SignalingConnection, username: str) -> None:
-        """The token was good: this is now the connection of `username`; an older one ends."""
+        """Make this the connection of `username`, whose token was good; an older one ends."""
         if connection.cause is not None:
             return
         connection.username = username
@@ -51,7 +51,7 @@ class Hub:
             )
 
     def remove(self, connection: SignalingConnection) -> None:
-        """The connection is over."""
+        """Forget a connection that is over."""
         self._all.discard(connection)
         if connection.token is not None:
             holders = self._by_token[connection.token]
@@ -68,7 +68,7 @@ class Hub:
                 end_for_token(connection)
 
     def end_all(self) -> None:
-        """The gateway stops: clients come back to the next one."""
+        """End every connection: the gateway stops, and clients come back to the next one."""
         for connection in tuple(self._all):
             connection.end(
                 CLOSE_GOING_AWAY,
@@ -83,7 +83,7 @@ class Hub:
             end_for_ban(connection)
 
     def end_for_lockdown(self) -> None:
-        """The operator closes the service: nobody stays connected."""
+        """End every connection: the operator closes the service."""
         for connection in tuple(self._all):
             connection.end(
                 CLOSE_GOING_AWAY,

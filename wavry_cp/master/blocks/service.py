@@ -24,7 +24,7 @@ MOST_ORDERS: Final = 256
 
 
 def subnet_text(text: str) -> str:
-    """The subnet as relays tell it, from the text of any address or network in it.
+    """Return the subnet as relays tell it, from the text of any address or network in it.
 
     Raises:
         ValueError: it is none.
@@ -83,7 +83,7 @@ class BlockService:
         return order.is_done
 
     def close(self) -> None:
-        """The master stops: nobody waits any longer."""
+        """End every wait: the master stops."""
         for relay_id in tuple(self._orders):
             self.forget(relay_id)
 
@@ -110,7 +110,7 @@ class BlockService:
         return tuple(Command(type="clear_blocks", subnet=subnet) for subnet in orders)
 
     def forget(self, relay_id: str) -> None:
-        """The relay is gone."""
+        """Forget a relay that is gone."""
         self._told.pop(relay_id, None)
         for order in self._orders.pop(relay_id, {}).values():
             order.end(is_done=False)

@@ -175,7 +175,7 @@ def load_keys(directory: Path) -> SigningKeyRing:
 
 
 def read_root(directory: Path, keyset: KeySet) -> ed25519.SigningKey | None:
-    """The root key that signed a document, or None where it was carried away.
+    """Return the root key that signed a document, or None where it was carried away.
 
     After a change of root that was cut off it has still the name of the next one.
 
@@ -196,7 +196,7 @@ def read_root(directory: Path, keyset: KeySet) -> ed25519.SigningKey | None:
 def waiting_key(
     directory: Path, keyset: KeySet, random_bytes: Callable[[int], bytes]
 ) -> ed25519.SigningKey:
-    """The key pair of the next signing key, on disk before any document can name it.
+    """Return the key pair of the next signing key, on disk before any document can name it.
 
     One that waits since a change was cut off is used again.
 
@@ -216,7 +216,7 @@ def waiting_key(
 
 
 def waiting_root(directory: Path, random_bytes: Callable[[int], bytes]) -> ed25519.SigningKey:
-    """The next root key, on disk before any document is signed by it; see `waiting_key`."""
+    """Return the next root key, on disk before any document is signed by it; see `waiting_key`."""
     path = directory / NEXT_ROOT_FILE
     if _exists(path):
         return read_seed(path)
@@ -396,7 +396,7 @@ def _read_private(path: Path, max_bytes: int) -> bytes:
 
 
 def read_seed(path: Path) -> ed25519.SigningKey:
-    """A key pair from a file of mode 0600 with its base64url seed.
+    """Return a key pair from a file of mode 0600 with its base64url seed.
 
     Raises:
         KeyFileError: the file is missing, open to others, or holds no key.

@@ -94,15 +94,15 @@ class LiveKeys:
         return min(ends, default=0)
 
     def root(self) -> ed25519.SigningKey | None:
-        """The root key, where it lies beside the others; raises `KeyFileError`."""
+        """Return the root key, where it lies beside the others; raises `KeyFileError`."""
         return keys.read_root(self._directory, self.keyset)
 
     def next_root(self) -> ed25519.SigningKey:
-        """The root key to rotate to, on disk; raises `KeyFileError`."""
+        """Return the root key to rotate to, on disk; raises `KeyFileError`."""
         return keys.waiting_root(self._directory, self._random_bytes)
 
     def next_key(self) -> PublishedKey:
-        """The signing key to create, its private half on disk; raises `KeyFileError`."""
+        """Return the signing key to create, its private half on disk; raises `KeyFileError`."""
         pair = keys.waiting_key(self._directory, self.keyset, self._random_bytes)
         return PublishedKey(
             kid=key_id(pair.public_key),

@@ -106,7 +106,7 @@ class RelayKeys:
 
 
 def active_key(keys: Sequence[PublishedKey]) -> PublishedKey:
-    """The key that signs; every document has exactly one.
+    """Return the key that signs; every document has exactly one.
 
     Raises:
         RefusedError: ``wrong_key_status``: it has none, or several.
@@ -128,7 +128,7 @@ def next_keys(
     new_key: PublishedKey | None = None,
     successor: str | None = None,
 ) -> tuple[PublishedKey, ...]:
-    """The keys of the next document.
+    """Return the keys of the next document.
 
     Args:
         keys: of the document in use.
@@ -243,7 +243,7 @@ def _change(
 
 
 def rollback_target(keys: Sequence[PublishedKey]) -> PublishedKey:
-    """The key that a rollback is about: the pending one, else the one that signed last.
+    """Return the key that a rollback is about: the pending one, else the one that signed last.
 
     Raises:
         RefusedError: ``nothing_to_roll_back``.
@@ -259,7 +259,7 @@ def rollback_target(keys: Sequence[PublishedKey]) -> PublishedKey:
 
 
 def pick_successor(keys: Sequence[PublishedKey], revoked: str, relays: RelayKeys) -> str | None:
-    """The key that steps in for a revoked one: one that every live relay holds, if there is any.
+    """Return the key that steps in for a revoked one: one that every live relay holds, if any.
 
     A pending key is preferred, as it never signed; then the one that signed last.
     """

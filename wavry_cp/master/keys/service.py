@@ -292,7 +292,7 @@ class KeyService:
         return signed.issued_at
 
     def _check_signed(self, signed: KeySet, plan: KeyPlan) -> None:
-        """The document must be the plan, and the root that relays trust must vouch for it."""
+        """Require that the document is the plan, signed by the root that relays trust."""
         before = self._keys.keyset
         root_public_key = base64url.decode(before.root_public_key)
         try:

@@ -97,7 +97,7 @@ class LeasedSession:
         return max(self.client.expires_at_s, self.server.expires_at_s)
 
     def slot(self, role: c.Role) -> LeaseSlot:
-        """The lease of a role."""
+        """Return the lease of a role."""
         return self.client if role is c.Role.CLIENT else self.server
 
 
@@ -121,7 +121,7 @@ class LeaseRenewal:
 
 
 def is_live(session: LeasedSession | None, now_s: int) -> bool:
-    """True where a lease of the session still runs."""
+    """Return whether a lease of the session still runs."""
     return session is not None and session.expires_at_s > now_s
 
 
@@ -167,7 +167,7 @@ def issue(
     now_s: int,
     new_jti: Callable[[], str],
 ) -> LeasedSession:
-    """The session after a new pair of leases: a new session, or a live one that moves.
+    """Return the session after a new pair of leases: a new session, or a live one that moves.
 
     Args:
         request: who it is for; passed `check_parties`.
@@ -239,7 +239,7 @@ def renew(
 
 
 def claims_of(session: LeasedSession, role: c.Role) -> LeaseClaims:
-    """The claims of a role's current lease; the same record always gives the same claims."""
+    """Return the claims of a role's current lease; the same record always gives the same claims."""
     slot = session.slot(role)
     return make_claims(
         jti=slot.jti,

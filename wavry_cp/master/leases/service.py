@@ -73,7 +73,7 @@ class LeaseService:
         self._pick = pick
 
     async def issue(self, request: LeaseRequest) -> LeaseResponse:
-        """A pair of leases for a new session, or for a live one (which may move).
+        """Return a pair of leases for a new session, or for a live one (which may move).
 
         A live session stays at its relay while that is well and not excluded.
 
@@ -127,7 +127,7 @@ class LeaseService:
         raise _busy()
 
     async def renew(self, request: RenewRequest) -> tuple[RenewResponse, LeaseRenewal]:
-        """A new lease in place of one that runs.
+        """Return a new lease in place of one that runs.
 
         Raises:
             RefusedError: ``unknown_session``, ``relay_unavailable``, ``relay_lacks_key``,

@@ -49,7 +49,7 @@ class Challenges:
         self._pending[challenge_id] = PendingChallenge(challenge, body, now_s + CHALLENGE_TTL_S)
 
     def take(self, challenge_id: str, *, now_s: float) -> PendingChallenge:
-        """The challenge, for its only use: it is gone afterwards, whatever comes of it.
+        """Take the challenge, for its only use: it is gone afterwards, however that ends.
 
         Raises:
             RefusedError: ``unknown_challenge``: never made, used, or expired.

@@ -14,7 +14,7 @@ _RESERVED: Final = ipaddress.IPv4Network("240.0.0.0/4")
 
 
 def check_endpoint(text: str) -> str:
-    """The canonical form of an endpoint that peers can send to.
+    """Return the canonical form of an endpoint that peers can send to.
 
     Loopback and private addresses are allowed: a relay on one host or in one network is a good
     relay for that host or network.

@@ -63,7 +63,7 @@ class StateOf(Protocol):
     """Asks for the present state of one relay."""
 
     def __call__(self) -> PresentState | None:
-        """The state, or None where this relay may not listen any more."""
+        """Return the state, or None where this relay may not listen any more."""
 
 
 class EventStream:
@@ -197,7 +197,7 @@ class EventStream:
             async with asyncio.timeout(min(CHECK_S, self._ack_timeout_s)):
                 await self._wake.wait()
         except TimeoutError:
-            return  # Time to look at the relay's standing and at its confirmations.
+            return  # Time to look at the relay's state and at its confirmations.
 
     # -- Receiving -------------------------------------------------------------------------
 
@@ -263,11 +263,11 @@ class EventStreams:
             stream.end("stopping")
 
     def note_acked(self, relay_id: str, number: int) -> None:
-        """A relay named the last number that it has."""
+        """Note the last number that a relay says it has."""
         self._acked[relay_id] = number
 
     def forget(self, relay_id: str) -> None:
-        """The relay was deregistered."""
+        """Forget a relay that was deregistered."""
         self._acked.pop(relay_id, None)
 
     @property

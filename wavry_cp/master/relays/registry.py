@@ -62,7 +62,7 @@ class RelayRegistry:
     # -- Reading ---------------------------------------------------------------------------
 
     def record(self, relay_id: str) -> RelayRecord | None:
-        """The durable record."""
+        """Return the durable record."""
         relay = self._relays.get(relay_id)
         return None if relay is None else relay.record
 
@@ -72,12 +72,12 @@ class RelayRegistry:
         return None if relay is None else self._state(relay, monotonic_s)
 
     def is_heard(self, relay_id: str, monotonic_s: float) -> bool:
-        """True where this process heard the relay within the time-out."""
+        """Return whether this process heard the relay within the time-out."""
         relay = self._relays.get(relay_id)
         return relay is not None and not relay.presumed and self._alive(relay, monotonic_s)
 
     def serves_sessions(self, relay_id: str, monotonic_s: float) -> bool:
-        """True where leases of the relay's sessions may be renewed: also while it drains."""
+        """Return whether leases of the relay's sessions may be renewed: also while it drains."""
         relay = self._relays.get(relay_id)
         if relay is None or relay.record.token_hash is None:
             return False
@@ -99,7 +99,7 @@ class RelayRegistry:
         }
 
     def keyset_serials(self, monotonic_s: float) -> dict[str, int]:
-        """Serial of the key set that each live relay reported."""
+        """Return the serial of the key set that each live relay reported."""
         return {
             relay_id: relay.status.keyset_serial
             for relay_id, relay in self._relays.items()
@@ -140,7 +140,7 @@ class RelayRegistry:
         return self._info(self._known(relay_id), monotonic_s)
 
     def count_by_state(self, monotonic_s: float) -> Counter[RelayState]:
-        """Number of relays in each state."""
+        """Return the number of relays in each state."""
         return Counter(self._state(relay, monotonic_s) for relay in self._relays.values())
 
     def heartbeat_ages_s(self, *, now_s: int, monotonic_s: float) -> dict[RelayState, int]:
@@ -286,7 +286,7 @@ class RelayRegistry:
             self._relays[relay_id].recent_picks += 1
 
     def authenticate(self, relay_id: str, token: str | None) -> RelayRecord:
-        """The record of a relay that shows its own token.
+        """Return the record of a relay that shows its own token.
 
         Raises:
             RefusedError: ``unknown_relay``, ``invalid_relay_token`` or ``banned``.
@@ -297,7 +297,7 @@ class RelayRegistry:
         return record
 
     def relay_token_matches(self, relay_id: str, token: str | None) -> bool:
-        """True where `token` is this relay's own."""
+        """Return whether `token` is this relay's own."""
         relay = self._relays.get(relay_id)
         return relay is not None and rules.token_matches(relay.record, token)
 

@@ -1,6 +1,6 @@
 """Rules of the relay registry: who may register, which states a relay has, what it is told.
 
-Two kinds of facts make the state that others see.  The *standing* (NEW, ACTIVE, DRAINING,
+Two kinds of facts make the state that others see.  The *recorded state* (NEW, ACTIVE, DRAINING,
 BANNED) is durable and moves only along `TRANSITIONS`.  Being OFFLINE is no event but a fact about
 time: it is worked out from the last sign of life whenever somebody asks, so that no time-out
 depends on a message that never comes.
@@ -53,7 +53,7 @@ class RelayState(StrEnum):
 
 
 class RelayEvent(StrEnum):
-    """What moves the standing of a relay."""
+    """What moves the recorded state of a relay."""
 
     REGISTERED = "registered"
     HEARTBEAT = "heartbeat"
@@ -100,7 +100,7 @@ class RelayRecord:
         max_bitrate_kbps: most kbit/s that one session may use; 0 is no limit of the relay's.
         features: names, for the operator.
         version: of the relay's software.
-        state: the standing; never OFFLINE.
+        state: the recorded one; never OFFLINE.
         undrain_pending: the operator ended a drain and the relay has not said "ready" since.
         token_hash: hex SHA-256 of the relay token; None once deregistered.
         registered_at_s: unix seconds of the last registration.
@@ -137,7 +137,7 @@ class RelayReport:
 
     @classmethod
     def from_heartbeat(cls, body: HeartbeatRequest, now_s: int) -> "RelayReport":
-        """The status that a heartbeat reports."""
+        """Return the status that a heartbeat reports."""
         return cls(
             at_s=now_s,
             load_pct=body.load_pct,
@@ -150,7 +150,7 @@ class RelayReport:
 
 
 def transition(state: RelayState, event: RelayEvent) -> RelayState:
-    """The standing after an event.
+    """Return the state after an event.
 
     Raises:
         RefusedError: ``banned``, or ``wrong_state`` where the event means nothing now.
@@ -191,11 +191,11 @@ def check_registration(body: RegisterRequest, allowed_relays: Collection[str] = 
 def register(
     body: RegisterRequest, known: RelayRecord | None, *, token_hash: str, now_s: int
 ) -> RelayRecord:
-    """The record after a registration whose key was proved (or that the service token vouches for).
+    """Return the record after a registration with a proved key (or the service token).
 
     Args:
         body: passed `check_registration`.
-        known: the record so far; its standing stays, so that neither ban nor drain is shaken off.
+        known: the record so far; its state stays, so that neither ban nor drain is shaken off.
         token_hash: of the new relay token; the old token is worth nothing from now on.
         now_s: unix seconds.
 
@@ -224,7 +224,7 @@ def register(
 
 
 def after_event(record: RelayRecord, event: RelayEvent) -> RelayRecord:
-    """The record after an operator's order or a heartbeat.
+    """Return the record after an operator's order or a heartbeat.
 
     Raises:
         RefusedError: see `transition`.
@@ -242,10 +242,10 @@ def offline_after_s(heartbeat_interval_s: float) -> float:
 
 
 def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -> RelayState:
-    """The state that others see.
+    """Return the state that others see.
 
     Args:
-        record: standing.
+        record: with the recorded state.
         status: last heartbeat since the relay registered, if any.
         alive: a sign of life came within `offline_after_s`.
     """
@@ -263,7 +263,7 @@ def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -
 def commands_for(
     record: RelayRecord, status: RelayReport, *, keyset_serial: int, active_kid: str
 ) -> tuple[str, ...]:
-    """What the answer to a heartbeat orders; repeated until the relay reports that it is done."""
+    """Return what the answer to a heartbeat orders, until the relay reports that it is done."""
     commands = []
     if record.state is RelayState.DRAINING and status.reported == "ready":
         commands.append("drain")
@@ -275,7 +275,7 @@ def commands_for(
 
 
 def relay_info(record: RelayRecord, status: RelayReport | None, state: RelayState) -> RelayInfo:
-    """The row of ``GET /v1/relays``."""
+    """Return the row of ``GET /v1/relays``."""
     return RelayInfo(
         relay_id=record.relay_id,
         endpoints=record.endpoints,
@@ -294,12 +294,12 @@ def relay_info(record: RelayRecord, status: RelayReport | None, state: RelayStat
 
 
 def token_digest(token: str) -> str:
-    """What is stored of a relay token; it has 256 random bits, so no salt or slow hash is due."""
+    """Return what is stored of a relay token: of 256 random bits, so without a salt."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def token_matches(record: RelayRecord, token: str | None) -> bool:
-    """True where `token` is the relay's, compared in constant time."""
+    """Return whether `token` is the relay's, compared in constant time."""
     if token is None or record.token_hash is None:
         return False
     return hmac.compare_digest(record.token_hash, token_digest(token))

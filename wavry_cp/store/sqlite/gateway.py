@@ -192,7 +192,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def user(self, username: str) -> User | None:
-        """An account by name."""
+        """Return an account by name."""
 
         def work(db: sqlite_utils.Database) -> User | None:
             row = db.execute(f"{_USER} WHERE username = ?", (username,)).fetchone()
@@ -221,7 +221,7 @@ class SqliteGatewayStore(AdminSqlite):
         )
 
     async def count_users(self) -> int:
-        """Number of accounts."""
+        """Return the number of accounts."""
 
         def work(db: sqlite_utils.Database) -> int:
             return int(db.execute("SELECT count(*) FROM users").fetchone()[0])
@@ -296,7 +296,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def session(self, session_id: SessionKey) -> CallSession | None:
-        """A session by id."""
+        """Return a session by id."""
 
         def work(db: sqlite_utils.Database) -> CallSession | None:
             row = db.execute(f"{_SESSION} WHERE session_id = ?", (session_id,)).fetchone()
@@ -321,7 +321,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def sessions_of(self, username: str, *, limit: int) -> tuple[CallSession, ...]:
-        """The newest sessions of a user, newest first."""
+        """Return the newest sessions of a user, newest first."""
 
         def work(db: sqlite_utils.Database) -> tuple[CallSession, ...]:
             query = f"{_SESSION} WHERE caller = ? OR callee = ? ORDER BY number DESC LIMIT ?"
@@ -382,7 +382,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def count_sessions(self) -> dict[str, int]:
-        """Number of sessions by state, closed ones left out."""
+        """Return the number of sessions by state, closed ones left out."""
 
         def work(db: sqlite_utils.Database) -> dict[str, int]:
             query = "SELECT state, count(*) FROM sessions WHERE state != 'closed' GROUP BY state"
@@ -391,7 +391,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def count_paths(self) -> dict[str, int]:
-        """Number of answered sessions by the path reported last, or ``"unreported"``."""
+        """Return the number of answered sessions by the path reported last, or ``"unreported"``."""
 
         def work(db: sqlite_utils.Database) -> dict[str, int]:
             query = (

@@ -32,7 +32,7 @@ _AUDIT: Final = "SELECT id, at_s, who, action, target, reason, outcome FROM audi
 
 
 def create_audit_table(db: sqlite_utils.Database) -> None:
-    """The audit log of a service that had none."""
+    """Make the audit log of a service that had none."""
     db.execute(
         """
         CREATE TABLE audit (
