@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.paths import REPOSITORY
 
-import loadtest.users
+import loadtest
 from loadtest.media.histogram import Histogram
 from loadtest.media.meter import MediaTotals, StreamMeter
 from loadtest.media.shape import MediaShape, echo_of, read_packet
@@ -33,11 +33,16 @@ DEFAULT_SLO = REPOSITORY / "loadtest" / "slo.toml"
 
 
 def test_only_the_named_modules_patch_the_process() -> None:
-    found = {module.name for module in pkgutil.iter_modules(loadtest.users.__path__)}
-    assert found >= loadtest.users.PATCHING_MODULES
-    plain = sorted(found - loadtest.users.PATCHING_MODULES)
+    found = {m.name for m in pkgutil.walk_packages(loadtest.__path__, "loadtest.")}
+    assert found >= loadtest.PATCHING_MODULES
+    plain = sorted(
+        name
+        for name in found - loadtest.PATCHING_MODULES
+        if not name.startswith(("loadtest.users.", "loadtest.comparisons."))
+    )
+    assert len(plain) > 25
     script = "import importlib, sys\n" + "".join(
-        f"importlib.import_module('loadtest.users.{name}')\n" for name in plain
+        f"importlib.import_module({name!r})\n" for name in plain
     )
     script += "sys.exit(bool({'gevent', 'locust'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, timeout=60)
@@ -45,8 +50,8 @@ def test_only_the_named_modules_patch_the_process() -> None:
 
 
 def test_this_process_is_not_patched() -> None:
-    for name in ("histogram", "options", "target"):
-        importlib.import_module(f"loadtest.users.{name}")
+    for name in ("media.histogram", "run.options", "run.target"):
+        importlib.import_module(f"loadtest.{name}")
     assert "gevent" not in sys.modules
     assert "locust" not in sys.modules
 
@@ -456,10 +461,10 @@ def test_a_dev_directory_without_a_system_says_so(tmp_path: Path) -> None:
 LATE_SENDER = """
 import json, time
 import gevent
-from loadtest.users.load_run import LoadRun, now_ns
-from loadtest.users.media import MediaShape
-from loadtest.users.media_stream import MediaStream
-from loadtest.users.totals import Totals
+from loadtest.run.load_run import LoadRun, now_ns
+from loadtest.media.shape import MediaShape
+from loadtest.media.stream import MediaStream
+from loadtest.run.totals import Totals
 
 class Channel:
     wants_leave = False
