@@ -22,6 +22,7 @@ from wavry_cp.master.cli import app as wavry_master
 from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.routes import ROUTES as MASTER_ROUTES
 from wavry_peer.cli.app import app as wavry_peer
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.metrics import CATALOGUE, Label
 from wavry_peer.service.settings import describe
 from wavry_relay.cli import app as wavry_relay
@@ -283,6 +284,9 @@ def http() -> str:
         parts.append(f"\n## {service}\n\n")
         columns = ("call", "who may call", "body", "answer", "codes of its own", "what it does")
         parts.append(_table(columns, rows))
+    codes = [(f"`{code}`", str(code.status), code.next_step) for code in sorted(ErrorCode)]
+    parts.append("\n## Error codes\n\nERROR messages of `/ws` use them too.\n\n")
+    parts.append(_table(("code", "status", "what to do next"), codes))
     return "".join(parts)
 
 

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -121,14 +122,14 @@ def _security(callers: Sequence[CallerKind]) -> list[dict[str, list[str]]]:
 
 
 def _responses(route: Route[Any], schema_of: dict[type, dict[str, Any]]) -> dict[str, Any]:
-    codes = (*route.errors, *(BODY_ERRORS if route.body is not None else ()))
     error = {"application/json": {"schema": schema_of[ErrorBody]}}
     responses: dict[str, Any] = {
-        "default": {
-            "description": f"An error. Codes of this call: {', '.join(codes) or 'none'}.",
-            "content": error,
-        }
+        "default": {"description": "Any other error, see docs/http.md.", "content": error}
     }
+    codes = (*route.errors, *(BODY_ERRORS if route.body is not None else ()))
+    for status, some in groupby(sorted(codes, key=_status_of), key=_status_of):
+        steps = " ".join(f"`{code}`: {code.next_step}" for code in some)
+        responses[str(status)] = {"description": steps, "content": error}
     if route.websocket:
         responses["101"] = {"description": "The connection is a WebSocket from now on."}
     if route.answer is not None:
@@ -139,6 +140,10 @@ def _responses(route: Route[Any], schema_of: dict[type, dict[str, Any]]) -> dict
     elif not route.websocket:
         responses["204"] = {"description": "Done; there is nothing to tell."}
     return responses
+
+
+def _status_of(code: ErrorCode) -> int:
+    return code.status
 
 
 def _ecma_patterns(value: Any) -> Any:

@@ -212,6 +212,7 @@ def test_a_form_and_its_limits_are_in_the_document():
     assert register["security"] == [{}]
     assert document["paths"]["/v1/sessions"]["get"]["security"] == [{"userToken": []}]
     assert document["paths"]["/ws"]["get"]["x-websocket"] is True
+    assert "`username_taken`: Choose" in register["responses"]["409"]["description"]
     error = document["components"]["schemas"]["ErrorBody"]
     assert set(error["required"]) == {"error", "message"}
 

@@ -346,8 +346,8 @@ async def test_a_ban_of_a_user_is_told_to_the_relays_with_its_end():
 
 
 def test_a_ban_holds_before_its_end_and_not_at_it():
-    book = BanTable([Ban(BanKind.USER, "ann", 1, 10, "op", "x")])
-    held = [book.is_banned(BanKind.USER, "ann", now_s) for now_s in (1, 9, 10, 11)]
+    table = BanTable([Ban(BanKind.USER, "ann", 1, 10, "op", "x")])
+    held = [table.is_banned(BanKind.USER, "ann", now_s) for now_s in (1, 9, 10, 11)]
     assert held == [True, True, False, False]
-    assert not book.is_banned(BanKind.RELAY, "ann", 5), "kinds do not mix"
-    assert [ban.value for ban in book.over(10)] == ["ann"]
+    assert not table.is_banned(BanKind.RELAY, "ann", 5), "kinds do not mix"
+    assert [ban.value for ban in table.over(10)] == ["ann"]

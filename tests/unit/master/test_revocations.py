@@ -1,4 +1,4 @@
-"""Revocations at the master: ordered, durable, obeyed by the lease desk, pruned."""
+"""Revocations at the master: ordered, durable, obeyed by the lease service, pruned."""
 
 import asyncio
 import contextlib
@@ -247,7 +247,7 @@ async def test_table_full_is_a_clear_answer(tmp_path, clock):
         assert len(listed.body["revocations"]) == MAX_REVOCATIONS
 
 
-# -- The book against a model ----------------------------------------------------------------
+# -- The index against a model ----------------------------------------------------------------
 
 VALUES = st.sampled_from([str(uuid.UUID(int=1)), str(uuid.UUID(int=2))])
 ACTS = st.lists(
@@ -263,10 +263,10 @@ ACTS = st.lists(
 
 @given(ACTS, st.integers(0, 45))
 def test_book_is_what_its_rows_say_in_order(acts, prune_at):
-    book = RevocationIndex(RevocationLog(LOG, 0, ()))
+    index = RevocationIndex(RevocationLog(LOG, 0, ()))
     for number, (kind, value, until, expires) in enumerate(acts, 1):
-        book.add(RevocationRow(kind, value, until, expires, 0, "t", "", number))
-    assert book.head == len(acts)
+        index.add(RevocationRow(kind, value, until, expires, 0, "t", "", number))
+    assert index.head == len(acts)
     until_of = {}
     for kind, value, until, _ in acts:
         if kind == "unban":
@@ -274,15 +274,15 @@ def test_book_is_what_its_rows_say_in_order(acts, prune_at):
                 until_of["sub", value] = min(until_of["sub", value], until)
         else:
             until_of[kind, value] = max(until_of.get((kind, value), -1), until)
-    assert book._until_s == until_of
+    assert index._until_s == until_of
     # A relay that reads page by page sees every row once, in order.
     seen, after = [], 0
-    while rows := book.after(after, 3):
+    while rows := index.after(after, 3):
         seen += [row.number for row in rows]
         after = rows[-1].number
     assert seen == list(range(1, len(acts) + 1))
     # A relay that starts from the rows as they are now comes to the same as one that saw all.
-    again = RevocationIndex(RevocationLog(LOG, book.head, tuple(book.rows)))
+    again = RevocationIndex(RevocationLog(LOG, index.head, tuple(index.rows)))
     assert again._until_s == until_of
-    book.prune(prune_at)
-    assert all(row.expires_at_s >= prune_at for row in book.rows)
+    index.prune(prune_at)
+    assert all(row.expires_at_s >= prune_at for row in index.rows)
