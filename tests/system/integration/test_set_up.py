@@ -3,6 +3,7 @@
 `make fresh-machine` does it on a real one.
 """
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -68,3 +69,10 @@ def test_make_looks_first(target: str) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[0].endswith(".ci/system-packages needed")
+
+
+def test_the_short_suite_of_the_fresh_machine_exists() -> None:
+    script = (REPOSITORY / "docker" / "fresh_machine.py").read_text()
+    named = re.findall(r'"(tests/[\w/.]+)"', script)
+    assert len(named) >= 5
+    assert all((REPOSITORY / path).exists() for path in named)
