@@ -11,6 +11,7 @@ from support.control.master import FakeRelay, MasterFiles, running_master
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.ban_effects import MasterBanEffects
 from wavry_cp.operators.bans import Ban, BanKind, BanTable
+from wavry_peer.protocol.http.codes import ErrorCode
 
 BANS = "/v1/admin/bans"
 LIFT = "/v1/admin/bans/lift"
@@ -341,7 +342,9 @@ async def test_a_ban_of_a_user_is_told_to_the_relays_with_its_end():
     await effects.lifted(short, who="op", now_s=150, reason="")
     assert relays.told == [("sub", "ann", 199), ("sub", "bob", 2**53), ("unban", "ann")]
     # The ban holds, whatever the relays can be told.
-    full = MasterBanEffects(None, None, _Relays(RefusedError("too_many_revocations", "full")))
+    full = MasterBanEffects(
+        None, None, _Relays(RefusedError(ErrorCode.TOO_MANY_REVOCATIONS, "full"))
+    )
     await full.banned(short)
 
 

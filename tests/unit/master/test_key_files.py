@@ -22,7 +22,7 @@ KILLER = """
 import json, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import key_files_support as steps
+from support.control import key_files as steps
 
 directory, scenario = Path(sys.argv[1]), sys.argv[2]
 names = ("open", "fsync", "replace", "unlink", "rename", "close")

@@ -10,6 +10,7 @@ from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
 from wavry_cp.admin.output import EXIT_UNREACHABLE, CommandError
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
+from wavry_peer.protocol.http.ops import MasterHealth
 
 __all__ = ["ServiceRow", "gather_status"]
 
@@ -69,11 +70,12 @@ async def _service(service: str, url: str) -> ServiceRow:
 async def _switches(service: str, url: str) -> str:
     """Return what the kill switches turn away; an operator wanted it, so it is no fault."""
     try:
-        body = (await ask(service, url, "/health")).read(dict[str, Any])
+        health = (await ask(service, url, "/health")).read(MasterHealth)
     except (CommandError, MessageError):
         return ""  # The state of the row says so.
-    off = "relay mode is off" if body.get("relay_mode") == "off" else ""
-    return "; ".join(filter(None, ("LOCKDOWN" if body.get("lockdown") is True else "", off)))
+    # The gateway has no relay mode: the default says "on".
+    off = "relay mode is off" if health.relay_mode == "off" else ""
+    return "; ".join(filter(None, ("LOCKDOWN" if health.lockdown else "", off)))
 
 
 async def _readiness(service: str, url: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from wavry_cp.admin.endpoints import ServiceEndpoints, find_endpoints
 from wavry_cp.admin.output import CommandError, print_json
 from wavry_peer.errors import GatewayError
 from wavry_peer.gateway.client import GatewayClient
+from wavry_peer.protocol.http.ops import RelayHealth
 
 from .system import DevSystem, say_slow_engine
 
@@ -96,7 +97,7 @@ async def run_demo(
             out.print(f"streaming {seconds_drain:g} s of media, draining its relay …")
             drain = await _drain(stage, seconds_drain)
             (health, *_) = await _healths(stage)
-    summary = _summary(media, file, drain, str(health["engine"]["name"]), stage.worker_kills)
+    summary = _summary(media, file, drain, health.engine.name, stage.worker_kills)
     output.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     if as_json:
         print_json(summary)
@@ -182,26 +183,26 @@ async def _event(
             return line
 
 
-async def _healths(stage: _Stage) -> list[dict[str, Any]]:
+async def _healths(stage: _Stage) -> list[RelayHealth]:
     """Health of the relays, the one with most sessions first."""
     healths = [
-        await ask_json("relay", relay.ops_url, "/health", dict[str, Any])
+        await ask_json("relay", relay.ops_url, "/health", RelayHealth)
         for relay in stage.endpoints.relays
     ]
-    return sorted(healths, key=lambda health: -int(health["sessions"]["active"]))
+    return sorted(healths, key=lambda health: -health.sessions.active)
 
 
 async def _kill_workers(stage: _Stage, kills: int, every_s: float) -> None:
     """Wait for a session, then SIGKILL `kills` workers of its relay in turn, `every_s` apart."""
     while True:
         (health, *_) = await _healths(stage)
-        if health["sessions"]["active"]:
+        if health.sessions.active:
             break
         await asyncio.sleep(KILL_POLL_S)
     for index in range(kills):
         await asyncio.sleep(every_s)
         (health, *_) = await _healths(stage)
-        pids = [pid for pid in health["workers"]["pids"] if pid]
+        pids = list(health.workers.pids)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[index % len(pids)], signal.SIGKILL)
             stage.worker_kills += 1
@@ -244,9 +245,9 @@ async def _until_sessions(
 ) -> int | None:
     """Milliseconds since `began_s` until a relay has so many sessions; None if not in time."""
     while True:
-        health = await ask_json("relay", ops_url, "/health", dict[str, Any])
+        health = await ask_json("relay", ops_url, "/health", RelayHealth)
         passed_s = time.monotonic() - began_s
-        if wanted(health["sessions"]["active"] + health["sessions"]["waiting"]):
+        if wanted(health.sessions.active + health.sessions.waiting):
             return round(1000 * passed_s)
         if passed_s > seconds:
             return None

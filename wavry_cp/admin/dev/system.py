@@ -28,6 +28,7 @@ from wavry_cp.gateway.config import GatewayConfig
 from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.files import DOCUMENT_FILE, init_keys, load_keys
 from wavry_peer.protocol.http.api import RelayList
+from wavry_peer.protocol.http.ops import RelayHealth
 from wavry_peer.service.settings import SettingsError, describe, read_settings_file
 
 __all__ = ["DevSystem", "run_dev_system", "say_slow_engine"]
@@ -183,8 +184,8 @@ class DevSystem:
         if self.description is None or not self.description.relays:
             return None
         ops_url = self.description.relays[0].ops_url
-        health = await ask_json("relay", ops_url, "/health", dict[str, Any])
-        if not health["engine"]["pure_python"]:
+        health = await ask_json("relay", ops_url, "/health", RelayHealth)
+        if not health.engine.pure_python:
             return None
         asked_for = self.settings.get(_ENGINE_SETTING) == "reference"
         remedy = f"take {_ENGINE_SETTING}=reference away" if asked_for else _BRING_NATIVE
