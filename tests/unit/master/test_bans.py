@@ -133,7 +133,7 @@ async def test_ban_of_a_relay_is_told_to_it_as_a_drain_before_its_stream_ends(ma
     async with relay.stream() as stream:
         assert (await stream.receive_json(timeout=10))["drain"] is False
         await ban(master, "relay", relay.relay_id)
-        # At once: by itself a stream looks at its relay's standing every five seconds.
+        # At once: by itself a stream looks at its relay's state every five seconds.
         assert await stream.receive_json(timeout=4) == {"type": "drain", "drain": True}
         assert (await stream.receive(timeout=10)).data == 1008
     answer = await relay.events()

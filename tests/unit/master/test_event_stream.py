@@ -250,11 +250,11 @@ async def test_relay_that_does_not_read_is_cut_and_others_are_served(master, rel
     monkeypatch.setattr(event_stream, "MAX_UNACKED", 100_000)
     for number in range(400):
         await revoke(master, sub=f"{number:064}")
-    book_rows = event_stream.RevocationIndex.after
+    index_rows = event_stream.RevocationIndex.after
 
-    def endless(book, number, limit):
+    def endless(index, number, limit):
         """The same rows again and again under growing numbers: more than any buffer holds."""
-        rows = book_rows(book, number % 400, limit)
+        rows = index_rows(index, number % 400, limit)
         return [
             type(row)(
                 number=number + place + 1, kind=row.kind, value=row.value,
