@@ -75,7 +75,7 @@ script wavry-relay wavry_relay.launch main
 script wavry-master wavry_cp.app.launch master
 script wavry-gateway wavry_cp.app.launch gateway
 script wavryctl wavry_cp.app.launch wavryctl
-script wavry-peer wavry_peer.cli main
+script wavry-peer wavry_peer.cli.app main
 for target in $TARGETS; do
   printf '[Unit]\nDefaultDependencies=no\n' > "/run/units/$target.target"
 done

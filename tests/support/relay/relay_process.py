@@ -97,7 +97,7 @@ class RelayProcess:
         self.launch()
         wait_until(
             lambda: self.ready_file.exists() or self.exited,
-            timeout_s=20,
+            timeout_s=60,
             what=f"relay start (log: {self.log_path})",
         )
         if not self.ready_file.exists():
