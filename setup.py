@@ -10,6 +10,7 @@ DIRECTORY``): the tree's extension is the one that serves.
 
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,19 @@ def extensions() -> list[Any]:
             ("WAVRY_LAYOUT_DIGEST", f'"{digest_of([CORE / "layout.h"])}"'),
             ("WAVRY_SOURCES_DIGEST", f'"{digest_of(sources)}"'),
         ],
-        extra_compile_args=["-O2", "-fno-strict-aliasing", *sanitizer_flags()],
+        extra_compile_args=[
+            "-O2",
+            "-fno-strict-aliasing",
+            "-Werror=implicit-function-declaration",
+            *sanitizer_flags(),
+        ],
         extra_link_args=sanitizer_flags(),
         optional=wanted != "require",
     )
     cython_dir = "build/cython-sanitized" if sanitize else "build/cython"
+    # Cython copies headers there, and the C file beside them would include the copy of an older
+    # build, whose structs may be other ones.
+    shutil.rmtree(cython_dir, ignore_errors=True)
     return list(cythonize([shell], build_dir=cython_dir, force=True, quiet=True))
 
 

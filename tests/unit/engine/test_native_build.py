@@ -134,3 +134,25 @@ def test_a_sanitized_engine_is_never_built_into_the_tree() -> None:
     assert done.returncode != 0
     assert "directory of its own" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in ENGINE_DIR.glob("*.so")} == before
+
+
+def test_a_header_that_an_older_build_left_behind_is_not_used(tmp_path: Path) -> None:
+    """The structs of such a copy may be other ones: the engine then reads its own memory wrong."""
+    need_native()
+    shutil.copy(REPOSITORY / "setup.py", tmp_path)
+    sources = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ENGINE_DIR, tmp_path / "wavry_relay/engine", ignore=sources)
+    left = tmp_path / "build/cython/wavry_relay/engine/fastpath.h"
+    left.parent.mkdir(parents=True)
+    left.write_text('#error "a copy of an older build"\n')
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tmp_path,
+        env={**os.environ, "WAVRY_BUILD_NATIVE": "require"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.rglob("wavry_relay/engine/*.so"))
