@@ -9,6 +9,7 @@ import msgspec
 
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import api
+from wavry_peer.protocol.relay_terms import RelayState
 
 __all__ = ["PreflightError", "check_gateway", "check_master"]
 
@@ -92,7 +93,7 @@ def check_master(url: str, service_token: str, *, only: str | None) -> tuple[str
         relays = api.decode_body(api.RelayList, raw, max_bytes=8 << 20).relays
     except (MessageError, msgspec.MsgspecError) as error:
         raise PreflightError(f"what answers at {url} is not a master") from error
-    active = {relay.relay_id for relay in relays if relay.state == "ACTIVE"}
+    active = {relay.relay_id for relay in relays if relay.state == RelayState.ACTIVE}
     if only is None:
         return ()
     if only not in active:

@@ -125,7 +125,7 @@ class MasterUser(WavryUser):
                 packet_loss_pct=0,
                 held_kids=tuple(key.kid for key in keys.keys),
                 keyset_serial=keys.serial,
-                state="starting",
+                state=ReportedState.STARTING,
             ),
             token=relay.relay_token,
         )

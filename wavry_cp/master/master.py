@@ -23,7 +23,6 @@ from wavry_cp.master.leases.service import LeaseService, Vetoes
 from wavry_cp.master.relays.challenges import Challenges
 from wavry_cp.master.relays.event_stream import EventStreams
 from wavry_cp.master.relays.registry import RelayRegistry
-from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.master.revocations.service import RevocationIndex, RevocationService
 from wavry_cp.operators.admin_tokens import TokenTable
 from wavry_cp.operators.auth_failures import AuthFailures
@@ -33,6 +32,7 @@ from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import SwitchTable
 from wavry_cp.operators.token_service import TokenService
 from wavry_cp.store.sqlite.master import MasterSqlite
+from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.clock import Clock
 
 from .access import Access

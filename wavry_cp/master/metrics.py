@@ -8,9 +8,9 @@ from functools import partial
 
 from wavry_cp.app.metric_families import Families
 from wavry_cp.master.keys.live import LiveKeys
-from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
+from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service import log_stream
 from wavry_peer.service.metrics import MASTER, OTHER
 from wavry_peer.service.version import software_version

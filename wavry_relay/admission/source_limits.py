@@ -5,6 +5,7 @@ The last limit, of an identity, is of the lease: `LeaseSlots` asks for it.
 
 from typing import Final
 
+from wavry_peer.protocol.relay_terms import LimitLayer
 from wavry_peer.service.clock import Instant
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
@@ -23,7 +24,7 @@ _LIMITS: Final = (
     "ip_per_s", "ip_burst", "identity_per_s", "identity_burst", "network_per_s", "network_burst",
 )  # fmt: skip
 """Neighbours in the control block."""
-_LAYERS: Final = ("host", "network", "identity")
+_LAYERS: Final = (LimitLayer.HOST, LimitLayer.NETWORK, LimitLayer.IDENTITY)
 
 
 class SourceLimits:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+from wavry_peer.protocol.relay_terms import MasterLinkState
+
 from .event_link import EventLink
 from .key_ring import KeyRing
 from .link import MasterLink
@@ -35,8 +37,8 @@ class MasterConnection:
 
     @property
     def state(self) -> str:
-        """One of `MASTER_STATES`."""
-        return self.link.state if self.link else "off"
+        """The state of the link, OFF where there is none."""
+        return self.link.state if self.link else MasterLinkState.OFF
 
     def begin(self) -> None:
         """Follow the master in the background."""

@@ -26,12 +26,12 @@ from wavry_peer.protocol.http import api
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.keyset import MAX_DOCUMENT_BYTES, encode_keyset, relay_id
 from wavry_peer.protocol.registration import sign_challenge
+from wavry_peer.protocol.relay_terms import DrainOrder, MasterLinkState, ReportedState
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .key_ring import KeyRing
 
 __all__ = [
-    "MASTER_STATES",
     "MasterCallError",
     "MasterLink",
     "Orders",
@@ -39,7 +39,6 @@ __all__ = [
     "RelayLoad",
 ]
 
-MASTER_STATES: Final = ("off", "registering", "registered", "failing")
 FAILURES_BEFORE_REGISTERING: Final = 6
 JITTER: Final = 0.2
 """A thousand relays that start together must not call together ever after."""
@@ -155,7 +154,7 @@ class MasterLink:
         self._draining = False
         self._banned = False
         self._http: JsonCaller | None = None
-        self.state = "registering"
+        self.state = MasterLinkState.REGISTERING
         self.last_error: str | None = None
         self.keys_error: str | None = None
         self._monotonic_s = monotonic_s
@@ -190,7 +189,7 @@ class MasterLink:
                     await asyncio.sleep(self._uniform(BACKOFF_FIRST_S, BACKOFF_MAX_S))
 
     async def _until_registered(self) -> None:
-        self.state = "registering"
+        self.state = MasterLinkState.REGISTERING
         delay_s = BACKOFF_FIRST_S
         while True:
             try:
@@ -209,7 +208,7 @@ class MasterLink:
                 delay_s = min(delay_s * 2, BACKOFF_MAX_S)
                 continue
             self.registrations["ok"] += 1
-            self.state, self.last_error, self._failures = "registered", None, 0
+            self.state, self.last_error, self._failures = MasterLinkState.REGISTERED, None, 0
             if self._banned:
                 # A drain that stands besides the ban is ordered again by the next heartbeat.
                 self._banned = False
@@ -234,7 +233,7 @@ class MasterLink:
                 self._failed(self.heartbeats, error)
                 self._heed_ban(error)
                 self._failures += 1
-                self.state = "failing"
+                self.state = MasterLinkState.FAILING
                 lost = error.status in _FORGOTTEN or self._failures >= FAILURES_BEFORE_REGISTERING
                 _log.warning(
                     "heartbeat_failed",
@@ -247,7 +246,7 @@ class MasterLink:
                 continue
             self.heartbeats["ok"] += 1
             self._heard_s = self._monotonic_s()
-            self.state, self.last_error, self._failures = "registered", None, 0
+            self.state, self.last_error, self._failures = MasterLinkState.REGISTERED, None, 0
             held = self._keyring.serial
             for command in commands:
                 await self._execute(command)
@@ -326,15 +325,15 @@ class MasterLink:
                 packet_loss_pct=load.packet_loss_pct,
                 held_kids=self._keyring.key_ids,
                 keyset_serial=self._keyring.serial,
-                state="draining" if load.draining else "ready",
+                state=ReportedState.DRAINING if load.draining else ReportedState.READY,
                 blocks=load.blocks,
             ),
         )
         return answer.commands
 
     async def _execute(self, command: api.Command) -> None:
-        if command.type in ("drain", "undrain"):
-            self._orders.drain_by_master(drain=command.type == "drain")
+        if command.type in tuple(DrainOrder):
+            self._orders.drain_by_master(drain=command.type == DrainOrder.DRAIN)
         elif command.type == "refresh_keys":
             await self.refresh_keys()
         elif command.type == "clear_blocks":

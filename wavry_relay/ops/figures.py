@@ -15,6 +15,7 @@ from wavry_peer.protocol.http.ops import (
     RelaySessionsHealth,
     RelayWorkersHealth,
 )
+from wavry_peer.protocol.relay_terms import MasterLinkState
 from wavry_peer.service.clock import Clock
 from wavry_relay.shm.control import Drain, EngineKind, Shedding
 
@@ -152,7 +153,7 @@ class RelayFigures:
             reasons.append("workers_missing")
         if not relay.master.keyring.key_ids:
             reasons.append("no_keys")
-        if state not in ("off", "registered"):
+        if state not in (MasterLinkState.OFF, MasterLinkState.REGISTERED):
             reasons.append(f"master_{state}")
         return reasons
 

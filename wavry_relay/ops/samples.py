@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
+from wavry_peer.protocol.relay_terms import LimitLayer, MasterLinkState
 from wavry_peer.service import log_stream
-from wavry_relay.master.link import MASTER_STATES
 from wavry_relay.shm.control import Shedding
 from wavry_relay.shm.counters import totals
 
@@ -41,16 +41,15 @@ _BY_LABEL: Final = {
 """Counters that are one metric with a label, by prefix."""
 
 LIMIT_LAYERS: Final = {
-    "host": ("limited_host", "limited_bytes_host"),
-    "network": ("limited_network", "limited_bytes_network"),
-    "identity": ("limited_identity", "limited_bytes_identity"),
-    "soft": ("soft_limit_packets", "soft_limit_bytes"),
-    "peer": ("drop_peer_rate", "dropped_bytes_peer_rate"),
-    "session": ("drop_session_rate", "dropped_bytes_session_rate"),
-    "global": ("drop_global_rate", "dropped_bytes_global_rate"),
+    LimitLayer.HOST: ("limited_host", "limited_bytes_host"),
+    LimitLayer.NETWORK: ("limited_network", "limited_bytes_network"),
+    LimitLayer.IDENTITY: ("limited_identity", "limited_bytes_identity"),
+    LimitLayer.SOFT: ("soft_limit_packets", "soft_limit_bytes"),
+    LimitLayer.PEER: ("drop_peer_rate", "dropped_bytes_peer_rate"),
+    LimitLayer.SESSION: ("drop_session_rate", "dropped_bytes_session_rate"),
+    LimitLayer.GLOBAL: ("drop_global_rate", "dropped_bytes_global_rate"),
 }
-"""Layers of limits, from the single address to the whole relay, and what counts their datagrams
-and bytes."""
+"""What counts the datagrams and bytes of each layer."""
 
 _REASONS_NOT_READY: Final = (
     "stopping", "draining", "workers_missing", "no_keys", "master_registering", "master_failing",
@@ -153,7 +152,7 @@ class RelaySamples:
         yield Sample("keyset_serial", master.keyring.serial)
         yield Sample("keyset_refused", master.keyring.refused is not None)
         state = master.state
-        for name in MASTER_STATES:
+        for name in MasterLinkState:
             yield Sample("master_state", name == state, (name,))
         if link is not None:
             for result in ("ok", "failed"):

@@ -55,6 +55,8 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.floats(kind.ge, kind.le, allow_nan=False, allow_infinity=False)
         case inspect.StrType():
             return _text(kind)
+        case inspect.EnumType():
+            return st.sampled_from(list(kind.cls))
         case inspect.LiteralType():
             return st.sampled_from(kind.values)
         case inspect.UnionType():

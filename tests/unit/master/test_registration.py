@@ -8,9 +8,9 @@ from support.control.master import FakeClock, FakeRelay, MasterFiles, running_ma
 
 from wavry_cp.master.master import DATABASE_FILE
 from wavry_cp.master.relays import rules as registry
-from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.store.sqlite.master import MasterSqlite
 from wavry_peer.protocol import ed25519
+from wavry_peer.protocol.relay_terms import RelayState
 
 
 async def state_of(master, relay):

@@ -11,9 +11,10 @@ from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
 from wavry_cp.master.leases.selection import RelayCandidate, choose, weight
 from wavry_cp.master.relays import rules as registry
 from wavry_cp.master.relays.challenges import Challenges
-from wavry_cp.master.relays.rules import RelayEvent, RelayRecord, RelayReport, RelayState
+from wavry_cp.master.relays.rules import RelayEvent, RelayRecord, RelayReport
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import RegisterRequest
+from wavry_peer.protocol.relay_terms import RelayState
 
 STORED = [state for state in RelayState if state is not RelayState.OFFLINE]
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
-from wavry_cp.master.relays.rules import RelayRecord, RelayState
+from wavry_cp.master.relays.rules import RelayRecord
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.store.sqlite.database import (
     Database,
@@ -20,6 +20,7 @@ from wavry_cp.store.sqlite.database import (
 )
 from wavry_cp.store.sqlite.master import MIGRATIONS, MasterSqlite
 from wavry_peer.protocol.errors import LocalError
+from wavry_peer.protocol.relay_terms import RelayState
 
 ONE = Migration(1, "one", lambda db: db.execute("CREATE TABLE t (x INTEGER UNIQUE) STRICT"))
 TWO = Migration(2, "two", lambda db: db.execute("ALTER TABLE t ADD COLUMN y TEXT"))

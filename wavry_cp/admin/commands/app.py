@@ -21,6 +21,7 @@ from wavry_cp.admin.output import (
 )
 from wavry_cp.admin.relay_control import DEFAULT_STATE_DIR, upgrade_relay
 from wavry_peer.protocol.http.api import RelayInfo, RelayList, UserList
+from wavry_peer.protocol.relay_terms import DrainOrder
 from wavry_peer.service.settings import SettingsError
 from wavry_peer.service.version import software_version
 
@@ -316,7 +317,8 @@ def relays_undrain(
       wavryctl relays undrain rly-0123456789abcdef01234567
     """
     relay = run(
-        lambda: order_relay(endpoints_of(context), relay_id, "undrain", reason=reason), as_json=json
+        lambda: order_relay(endpoints_of(context), relay_id, DrainOrder.UNDRAIN, reason=reason),
+        as_json=json,
     )
     if json:
         print_json(relay)

@@ -16,6 +16,7 @@ from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import EXIT_FAILED
 from wavry_peer.protocol.http.admin import Order
 from wavry_peer.protocol.http.api import RelayInfo
+from wavry_peer.protocol.relay_terms import DrainOrder, RelayState, ReportedState
 
 __all__ = ["DrainResult", "drain_relay", "order_relay", "progress_for"]
 
@@ -116,7 +117,7 @@ class BarProgress(NoProgress):
 
 
 def _word(relay: RelayInfo) -> str:
-    if relay.state == "DRAINING" and relay.reported != "draining":
+    if relay.state == RelayState.DRAINING and relay.reported != ReportedState.DRAINING:
         return "the relay has not confirmed yet"
     return relay.state
 
@@ -129,9 +130,9 @@ def progress_for(*, as_json: bool) -> DrainProgress:
 
 
 async def order_relay(
-    endpoints: ServiceEndpoints, relay_id: str, order: str, *, reason: str
+    endpoints: ServiceEndpoints, relay_id: str, order: DrainOrder, *, reason: str
 ) -> RelayInfo:
-    """Give the master an order about a relay: ``drain`` or ``undrain``; `reason` is for the audit.
+    """Give the master an order about a relay; `reason` is for the audit.
 
     Raises:
         CommandError: the master is unreachable, or refuses.
@@ -170,7 +171,7 @@ async def drain_relay(
         CommandError: the master is unreachable, or refuses.
     """
     began_s = time.monotonic()
-    relay = await order_relay(endpoints, relay_id, "drain", reason=reason)
+    relay = await order_relay(endpoints, relay_id, DrainOrder.DRAIN, reason=reason)
     at_start = relay.active_sessions
     outcome = "ordered"
     if wait:
@@ -201,10 +202,10 @@ async def drain_relay(
 
 
 def _ended(relay: RelayInfo) -> str | None:
-    if relay.state == "OFFLINE":
+    if relay.state == RelayState.OFFLINE:
         return "offline"
-    if relay.state != "DRAINING":
+    if relay.state != RelayState.DRAINING:
         return "undrained"
-    if relay.reported == "draining" and relay.active_sessions == 0:
+    if relay.reported == ReportedState.DRAINING and relay.active_sessions == 0:
         return "drained"
     return None

@@ -30,6 +30,7 @@ from wavry_cp.admin.output import CommandError, print_json
 from wavry_peer.errors import GatewayError
 from wavry_peer.gateway.client import GatewayClient
 from wavry_peer.protocol.http.ops import RelayHealth
+from wavry_peer.protocol.relay_terms import DrainOrder
 
 from .system import DevSystem, say_slow_engine
 
@@ -233,7 +234,7 @@ async def _drain(stage: _Stage, seconds: float) -> dict[str, Any]:
         relay_id = stream.path.split()[-1]
         old, new = sorted(stage.endpoints.relays, key=lambda relay: relay.relay_id != relay_id)
         began_s = time.monotonic()
-        await order_relay(stage.endpoints, relay_id, "drain", reason="demo")
+        await order_relay(stage.endpoints, relay_id, DrainOrder.DRAIN, reason="demo")
         moved_ms = await _until_sessions(new.ops_url, lambda count: count > 0, began_s, seconds)
         emptied_ms = await _until_sessions(old.ops_url, lambda count: count == 0, began_s, seconds)
         result = await stream.summary(await stream.received())

@@ -29,6 +29,7 @@ from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.files import DOCUMENT_FILE, init_keys, load_keys
 from wavry_peer.protocol.http.api import RelayList
 from wavry_peer.protocol.http.ops import RelayHealth
+from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.settings import SettingsError, describe, read_settings_file
 
 __all__ = ["DevSystem", "run_dev_system", "say_slow_engine"]
@@ -283,7 +284,11 @@ class DevSystem:
                 "master", description.master_url, "/v1/relays", RelayList, token=admin_token
             )
             # A relay that was drained before stays so: it is up all the same.
-            up = {info.relay_id for info in answer.relays if info.state in ("ACTIVE", "DRAINING")}
+            up = {
+                info.relay_id
+                for info in answer.relays
+                if info.state in (RelayState.ACTIVE, RelayState.DRAINING)
+            }
             if wanted <= up:
                 return
             if time.monotonic() > deadline:

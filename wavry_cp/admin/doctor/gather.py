@@ -16,6 +16,7 @@ from wavry_peer.protocol.http.keys import KeysStatus
 from wavry_peer.protocol.http.ops import GatewayReady, GatewayStatus, MasterStatus, RelayHealth
 from wavry_peer.protocol.http.relay_events import RevocationList
 from wavry_peer.protocol.keyset import KeySet
+from wavry_peer.protocol.relay_terms import RelayState
 
 from .facts import Counters, RelayFacts, ServiceFacts, SystemFacts
 from .reach import Asker, HttpAnswer
@@ -241,7 +242,7 @@ class _Round:
             relay
             for relay in relays
             if relay.row is not None
-            and relay.row.state not in ("OFFLINE", "BANNED")
+            and relay.row.state not in (RelayState.OFFLINE, RelayState.BANNED)
             and relay.udp_reach != "ok"
             and not (relay.ops is not None and relay.ops.is_reached)
         ]

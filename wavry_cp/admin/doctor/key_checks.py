@@ -3,6 +3,7 @@
 from typing import Final
 
 from wavry_peer.protocol.http.keys import KeysStatus
+from wavry_peer.protocol.relay_terms import MasterLinkState
 
 from .facts import RelayFacts, SystemFacts
 from .finding import RELAY, Finding, Verdict
@@ -87,7 +88,10 @@ def _newest_serial(facts: SystemFacts) -> int:
 
 
 def _link_is_broken(relay: RelayFacts) -> bool:
-    return relay.health is not None and relay.health.master.state in ("registering", "failing")
+    return relay.health is not None and relay.health.master.state in (
+        MasterLinkState.REGISTERING,
+        MasterLinkState.FAILING,
+    )
 
 
 def _why_lacking(relay: RelayFacts) -> tuple[str, str]:

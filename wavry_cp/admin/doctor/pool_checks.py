@@ -5,6 +5,7 @@ from typing import Final
 from wavry_cp.admin.output import moment
 from wavry_peer.protocol.http.admin import AuditRow, SwitchInfo
 from wavry_peer.protocol.http.ops import MasterHealth, ServiceHealth
+from wavry_peer.protocol.relay_terms import RelayState
 
 from .facts import RelayFacts, SystemFacts
 from .finding import GATEWAY, MASTER, RELAY, Finding, Layer, finding
@@ -97,7 +98,7 @@ def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
     row = relay.row
     if row is None:
         return "is unknown to the master", "", ""
-    if row.state == "DRAINING":
+    if row.state == RelayState.DRAINING:
         who = _by(facts.last_act("drain", relay.name))
         local = relay.health is not None and relay.health.draining == ("local",)
         if local:
@@ -107,15 +108,15 @@ def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
                 f"`wavry-relay undrain` on the host of {relay.name}",
             )
         return f"is drained{who}", "", f"`wavryctl relays undrain {relay.name}`"
-    if row.state == "BANNED":
+    if row.state == RelayState.BANNED:
         bans = () if facts.bans is None else facts.bans.bans
         ban = next((ban for ban in bans if (ban.kind, ban.value) == ("relay", relay.name)), None)
         who = f" (by {ban.who}, {moment(ban.at)}: {ban.reason})" if ban else ""
         return f"is banned{who}", "", f"`wavryctl bans lift relay {relay.name}`"
-    if row.state == "OFFLINE":
+    if row.state == RelayState.OFFLINE:
         alive = relay.udp_reach == "ok" or (relay.ops is not None and relay.ops.is_reached)
         return "is offline", link_fault(relay) if alive else relay_down(relay), ""
-    if row.state != "ACTIVE":
+    if row.state != RelayState.ACTIVE:
         return f"is {row.state}", "", f"wait for the next heartbeat of {relay.name}"
     if facts.active_kid and facts.active_kid not in row.held_kids:
         return "lacks the active key", f"{relay.name}: same key set", ""
@@ -144,7 +145,7 @@ def _pool_by_counts(facts: SystemFacts) -> list[Finding]:
             )
         ]  # fmt: skip
     counts = ", ".join(f"{count} {state}" for state, count in sorted(health.relays.items()))
-    if health.relays.get("ACTIVE"):
+    if health.relays.get(RelayState.ACTIVE):
         return [finding(RELAY, "pool", "relays", "ok", counts)]
     return [
         finding(

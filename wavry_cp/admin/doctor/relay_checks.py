@@ -8,6 +8,8 @@ tells whether the relay is broken or the network between two of them.
 import re
 from typing import Final
 
+from wavry_peer.protocol.relay_terms import MasterLinkState, RelayState
+
 from .facts import RelayFacts, SystemFacts
 from .finding import MASTER, NETWORK, RELAY, Finding, Layer, Verdict
 from .service_checks import MASTER_DOWN
@@ -77,7 +79,7 @@ def _is_down(relay: RelayFacts) -> bool:
         return True  # Its host answers, the relay does not: older heartbeats prove nothing.
     if relay.row is None:
         return relay.ops is not None
-    return relay.missed_heartbeat or relay.row.state == "OFFLINE"
+    return relay.missed_heartbeat or relay.row.state == RelayState.OFFLINE
 
 
 def _heard(relay: RelayFacts, facts: SystemFacts) -> str:
@@ -142,12 +144,12 @@ def _link(relay: RelayFacts, facts: SystemFacts) -> Finding:
         return _link_seen_by_master(relay, facts)
     link = relay.health.master
     error = link.error or "no answer yet"
-    if link.state == "off":
+    if link.state == MasterLinkState.OFF:
         return _finding(
             relay, "master link", "warn", RELAY, "it is configured without a master",
             "set WAVRY_RELAY_MASTER_URL, or leave it out of this examination",
         )  # fmt: skip
-    if link.state != "registered":
+    if link.state != MasterLinkState.REGISTERED:
         return _broken_link(relay, facts, error)
     if facts.listed is not None and relay.row is None:
         return _finding(
@@ -199,7 +201,7 @@ def _link_seen_by_master(relay: RelayFacts, facts: SystemFacts) -> Finding:
             relay, "master link", "unknown", RELAY, "neither it nor the master could be asked",
             "give the admin token, or its ops URL",
         )  # fmt: skip
-    if relay.row.state == "OFFLINE":
+    if relay.row.state == RelayState.OFFLINE:
         return _finding(
             relay,
             "master link",

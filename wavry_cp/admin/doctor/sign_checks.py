@@ -1,5 +1,7 @@
 """Early signs: load, the way of revocations, disks, errors of our own."""
 
+from wavry_peer.protocol.relay_terms import MasterLinkState, RelayState
+
 from .facts import Counters, RelayFacts, SystemFacts
 from .finding import GATEWAY, MASTER, NETWORK, RELAY, Finding, Layer, Verdict, finding
 from .relay_checks import link_fault
@@ -35,7 +37,7 @@ def _load(relay: RelayFacts) -> tuple[Verdict, str, str] | None:
                 "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S; `wavryctl blocks list`"
             ),
         )
-    if row is not None and row.state != "OFFLINE":
+    if row is not None and row.state != RelayState.OFFLINE:
         share = f"{row.active_sessions} of {row.max_sessions} sessions, load {row.load_pct:.0f} %"
         used_pct = max(row.load_pct, 100 * row.active_sessions / max(1, row.max_sessions))
         if used_pct >= NEARLY_FULL_PCT:
@@ -66,12 +68,15 @@ def check_revocations(facts: SystemFacts) -> list[Finding]:
             continue
         if relay.is_banned:
             continue
-        if relay.row is not None and relay.row.state == "OFFLINE" and health is None:
+        if relay.row is not None and relay.row.state == RelayState.OFFLINE and health is None:
             continue
         if health is not None and not health.relay_id:
             continue
         open_stream = health.master.events if health is not None else connected[relay.name]
-        broken = health is not None and health.master.state in ("registering", "failing")
+        broken = health is not None and health.master.state in (
+            MasterLinkState.REGISTERING,
+            MasterLinkState.FAILING,
+        )
         findings.append(
             finding(RELAY, "revocations", relay.name, "ok", "its event stream is open")
             if open_stream

@@ -18,6 +18,7 @@ from wavry_cp.admin.output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 from wavry_peer.errors import GatewayError
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.protocol.relay_terms import DrainOrder, RelayState
 
 from .echo import Echo
 from .relay_step import require_whole
@@ -53,7 +54,7 @@ async def check_drain(stage: SmokeContext) -> Passed:
         if pair.relays() != (target, target):
             await stage.move(pair.session, pair.other, target, set(rows))
         # One that is drained or away cannot take the session over.
-        others = {key for key, row in rows.items() if row.state == "ACTIVE"} - {target}
+        others = {key for key, row in rows.items() if row.state == RelayState.ACTIVE} - {target}
         async with Echo((pair.session, pair.other), interval_s=INTERVAL_S, count=None) as echo:
             began_s = time.monotonic()
             async with _drained(stage, target):
@@ -83,12 +84,12 @@ def _require_drainable(target: str, rows: dict[str, RelayInfo]) -> None:
         raise StepFailedError(
             f"the master knows no relay {target}", "`wavryctl relays list` shows the ids"
         )
-    if row.state == "DRAINING":
+    if row.state == RelayState.DRAINING:
         raise StepSkippedError(
             f"{target} is drained already, and not by this run",
             f"`wavryctl audit` says by whom; `wavryctl relays undrain {target}` ends it",
         )
-    if row.state != "ACTIVE":
+    if row.state != RelayState.ACTIVE:
         raise StepFailedError(f"{target} is {row.state}", "`wavryctl doctor` says why")
 
 
@@ -157,7 +158,7 @@ async def _drained(stage: SmokeContext, target: str) -> AsyncIterator[None]:
     """Drain the relay for the length of the block, and give it back at its end."""
     stage.doing = f"ordering the drain of {target}"
     try:
-        await order_relay(stage.endpoints, target, "drain", reason=REASON)
+        await order_relay(stage.endpoints, target, DrainOrder.DRAIN, reason=REASON)
     except CommandError as error:
         if error.exit_code == EXIT_UNREACHABLE:  # The order may have got there all the same.
             await _give_back(stage, target)
@@ -176,7 +177,7 @@ async def _give_back(stage: SmokeContext, target: str) -> None:
     deadline_s = time.monotonic() + GIVE_BACK_TIMEOUT_S
     while True:
         try:
-            await order_relay(stage.endpoints, target, "undrain", reason=REASON)
+            await order_relay(stage.endpoints, target, DrainOrder.UNDRAIN, reason=REASON)
         except CommandError as error:
             if error.exit_code != EXIT_UNREACHABLE or time.monotonic() > deadline_s:
                 raise StepFailedError(

@@ -11,7 +11,6 @@ from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.rules import may_sign_for
 from wavry_cp.master.relays.registry import RelayRegistry
-from wavry_cp.master.relays.rules import RelayState
 from wavry_cp.master.revocations.service import RevocationIndex
 from wavry_cp.master.store import MasterStore
 from wavry_cp.operators.bans import BanKind, BanTable
@@ -28,6 +27,7 @@ from wavry_peer.protocol.http.api import (
 )
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.lease import MAX_KBPS, sign_lease
+from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.clock import Clock
 
 from . import rules as leases

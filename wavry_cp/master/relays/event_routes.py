@@ -11,9 +11,9 @@ from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.master import Master
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.relay_events import MAX_RELAY_FRAME_BYTES, PAGE_ROWS, EventPage
+from wavry_peer.protocol.relay_terms import RelayState
 
 from .event_stream import EVENT_PING_S, EventStream, PresentState
-from .rules import RelayState
 
 __all__ = ["EVENT_ROUTES"]
 

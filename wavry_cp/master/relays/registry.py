@@ -20,9 +20,10 @@ from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.protocol.relay_terms import RelayState, ReportedState
 
 from . import rules
-from .rules import RelayEvent, RelayRecord, RelayReport, RelayState
+from .rules import RelayEvent, RelayRecord, RelayReport
 
 __all__ = ["RelayRegistry"]
 
@@ -192,12 +193,12 @@ class RelayRegistry:
         rules.transition(relay.record.state, RelayEvent.HEARTBEAT)
         status = RelayReport.from_heartbeat(body, now_s)
         if relay.record.state is RelayState.NEW or (
-            relay.record.undrain_pending and status.reported == "ready"
+            relay.record.undrain_pending and status.reported == ReportedState.READY
         ):
             async with self._changing:
                 relay = self._authenticated(body.relay_id, token)
                 record = rules.after_event(relay.record, RelayEvent.HEARTBEAT)
-                pending = record.undrain_pending and status.reported != "ready"
+                pending = record.undrain_pending and status.reported != ReportedState.READY
                 await self._save(relay, replace(record, undrain_pending=pending))
         relay.status = status
         relay.seen_s = monotonic_s

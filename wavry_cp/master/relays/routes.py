@@ -30,10 +30,11 @@ from wavry_peer.protocol.http.api import (
 )
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.registration import verify_challenge
+from wavry_peer.protocol.relay_terms import RelayState
 
 from . import rules
 from .challenges import CHALLENGE_BYTES
-from .rules import RelayEvent, RelayState
+from .rules import RelayEvent
 
 __all__ = ["RELAY_ROUTES"]
 

@@ -17,6 +17,7 @@ from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol import base64url, keyset
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.protocol.relay_terms import DrainOrder, RelayState, ReportedState
 
 from .endpoints import check_endpoint
 
@@ -25,7 +26,6 @@ __all__ = [
     "RelayEvent",
     "RelayRecord",
     "RelayReport",
-    "RelayState",
     "check_registration",
     "commands_for",
     "offline_after_s",
@@ -42,23 +42,13 @@ HEARTBEAT_MARGIN_S: Final = 1.0
 """For scheduling and one slow round trip; a lost packet is what the three intervals are for."""
 
 
-class RelayState(StrEnum):
-    """State of a relay.  OFFLINE is never stored."""
-
-    NEW = "NEW"
-    ACTIVE = "ACTIVE"
-    DRAINING = "DRAINING"
-    OFFLINE = "OFFLINE"
-    BANNED = "BANNED"
-
-
 class RelayEvent(StrEnum):
     """What moves the recorded state of a relay."""
 
     REGISTERED = "registered"
     HEARTBEAT = "heartbeat"
-    DRAIN = "drain"
-    UNDRAIN = "undrain"
+    DRAIN = DrainOrder.DRAIN.value
+    UNDRAIN = DrainOrder.UNDRAIN.value
     BAN = "ban"
     UNBAN = "unban"
 
@@ -255,20 +245,20 @@ def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -
         return RelayState.OFFLINE
     if record.state is RelayState.DRAINING:
         return RelayState.DRAINING
-    if status is None or status.reported == "starting":
+    if status is None or status.reported == ReportedState.STARTING:
         return RelayState.NEW
-    return RelayState.DRAINING if status.reported == "draining" else RelayState.ACTIVE
+    return RelayState.DRAINING if status.reported == ReportedState.DRAINING else RelayState.ACTIVE
 
 
 def commands_for(
     record: RelayRecord, status: RelayReport, *, keyset_serial: int, active_kid: str
 ) -> tuple[str, ...]:
     """Return what the answer to a heartbeat orders, until the relay reports that it is done."""
-    commands = []
-    if record.state is RelayState.DRAINING and status.reported == "ready":
-        commands.append("drain")
-    if record.undrain_pending and status.reported == "draining":
-        commands.append("undrain")
+    commands: list[str] = []
+    if record.state is RelayState.DRAINING and status.reported == ReportedState.READY:
+        commands.append(DrainOrder.DRAIN)
+    if record.undrain_pending and status.reported == ReportedState.DRAINING:
+        commands.append(DrainOrder.UNDRAIN)
     if status.keyset_serial < keyset_serial or active_kid not in status.held_kids:
         commands.append("refresh_keys")
     return tuple(commands)

@@ -8,11 +8,12 @@ import msgspec
 import sqlite_utils
 
 from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
-from wavry_cp.master.relays.rules import RelayRecord, RelayState
+from wavry_cp.master.relays.rules import RelayRecord
 from wavry_cp.master.store import KeyUse
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban, BanKind
 from wavry_peer.protocol import constants as c
+from wavry_peer.protocol.relay_terms import RelayState
 
 from .database import Database, Migration
 from .operators import (

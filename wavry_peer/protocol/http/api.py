@@ -13,6 +13,7 @@ from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.keyset import KeySet
 from wavry_peer.protocol.lease import Kbps, Name, PublicKeyText, Uuid
 from wavry_peer.protocol.redaction import RedactedStruct, fault_text
+from wavry_peer.protocol.relay_terms import ReportedState
 
 __all__ = [
     "MAX_BLOCKS_TOLD",
@@ -147,7 +148,7 @@ class HeartbeatRequest(Body, frozen=True, kw_only=True):
     packet_loss_pct: Percent
     held_kids: Annotated[tuple[Name, ...], msgspec.Meta(max_length=32)]
     keyset_serial: Count
-    state: Literal["ready", "draining", "starting"]
+    state: ReportedState
     blocks: Annotated[tuple[BlockedNetwork, ...], msgspec.Meta(max_length=MAX_BLOCKS_TOLD)] = ()
     """Those that last longest.  Absent where there are none, so that a master which does not know
     the field takes the heartbeat."""

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from wavry_peer.protocol.relay_terms import RelayState
+
 from .http import ADMIN_AUTH_CAUSE, BODY_FAULTS, HTTP_METHOD, HTTP_STATUS, route
 from .process import PROCESS, build_info
 from .spec import OTHER, Label, MetricSpec, closed, counter, gauge, histogram
@@ -38,7 +40,7 @@ _LEASE_REFUSALS: Final = (
     "invalid_session", "session_conflict", "busy_session", "unknown_session", "stale_jti",
     "lease_expired", "lease_too_large",
 )  # fmt: skip
-_STATES: Final = ("NEW", "ACTIVE", "DRAINING", "OFFLINE")
+_STATES: Final = tuple(state for state in RelayState if state is not RelayState.BANNED)
 
 
 def _counter(name: str, text: str, *labels: Label) -> MetricSpec:
@@ -104,7 +106,7 @@ MASTER: Final[tuple[MetricSpec, ...]] = (
         "Heartbeats: accepted, or the error code of the refusal.",
         closed("result", "accepted", *_HEARTBEAT_REFUSALS, *BODY_FAULTS, *_UNFINISHED, OTHER),
     ),
-    _gauge("relays", "Relays by state.", closed("state", *_STATES, "BANNED")),
+    _gauge("relays", "Relays by state.", closed("state", *RelayState)),
     _gauge(
         "relay_heartbeat_age_seconds",
         "Age of the oldest last heartbeat among the relays of a state; 0 where there is none.",

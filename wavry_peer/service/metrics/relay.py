@@ -3,6 +3,7 @@
 from typing import Final
 
 from wavry_peer.protocol.constants import RejectReason
+from wavry_peer.protocol.relay_terms import LimitLayer, MasterLinkState
 
 from .process import PROCESS, build_info
 from .spec import Label, MetricSpec, closed, counter, gauge, named_by_operator
@@ -18,8 +19,7 @@ _DROP_REASON: Final = closed(
     "peer_rate", "session_rate", "global_rate", "ip_rate",
     "blocked", "keepalive_unknown", "lock_busy", "send_blocked", "send_failed",
 )  # fmt: skip
-_LAYER: Final = closed("layer", "host", "network", "identity", "soft", "peer", "session", "global")
-"""From the single address to the whole relay."""
+_LAYER: Final = closed("layer", *LimitLayer)
 _LEASE_STATES: Final = (
     "issued", "presented", "accepted", "active", "renewed", "expired", "revoked", "closed",
 )  # fmt: skip
@@ -159,7 +159,7 @@ RELAY: Final[tuple[MetricSpec, ...]] = (
     _gauge(
         "master_state",
         "1 for the present state of the link to the master.",
-        closed("state", "off", "registering", "registered", "failing"),
+        closed("state", *MasterLinkState),
     ),
     _counter("master_registrations", "Registrations with the master, by result.", _RESULT),
     _counter("master_heartbeats", "Heartbeats to the master, by result.", _RESULT),
