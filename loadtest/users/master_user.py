@@ -18,6 +18,7 @@ from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import api
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.registration import sign_challenge
+from wavry_peer.protocol.relay_terms import ReportedState
 
 from .service_calls import answer, nothing
 from .wavry_user import WavryUser, own_lease, ready

@@ -337,7 +337,7 @@ def test_bytes_that_are_no_http(target, raw):
 
 
 def test_broken_coding_after_the_head_is_the_clients_fault(target, monkeypatch):
-    monkeypatch.setattr(http_server, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("wavry_cp.app.http.BODY_TIMEOUT_S", 0.2)
     head = b"POST /v1/relays/register HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\n"
 
     async def slowly():

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from support.peer.fake_gateway import PASSWORD
 from support.peer.peer_world import PeerWorld, eventually, noise_key_text
-from wavry_peer.gateway.sessions import IncomingCall, is_accepted
 
 import wavry_peer
+from wavry_peer.gateway.calls import IncomingCall, is_accepted
 from wavry_peer.gateway.signaling import LinkTimes
 from wavry_peer.home.identity import Identity, fingerprint, load_identity
 from wavry_peer.protocol.http import signaling as s
@@ -93,7 +93,7 @@ async def test_a_caller_who_gets_no_answer_gives_up_and_closes(world: PeerWorld)
     async with world.listen("bob", accept=never):
         with pytest.raises(wavry_peer.PeerUnavailableError, match="did not answer"):
             await world.connect("alice", "bob", timeout_s=0.2)
-        assert [call.state for call in world.gateway.sessions.values()] == ["closed"]
+        assert [call.state for call in world.gateway.calls.values()] == ["closed"]
 
 
 async def test_keys_are_pinned_on_first_use_on_both_sides(world: PeerWorld) -> None:

@@ -95,7 +95,7 @@ async def test_close_reaches_the_other_side_and_ends_its_iteration(world: PeerWo
             await alice.receive()
         assert not caught.value.by_remote
         await alice.aclose()
-        assert world.gateway.sessions[alice.session_id].state == "closed"
+        assert world.gateway.calls[alice.session_id].state == "closed"
         # The counters stay, for whoever asks afterwards.
         assert bob.statistics().path == "relay rly-test-1"
         assert bob.statistics().wire_bytes_received > 0
@@ -171,7 +171,7 @@ async def test_a_lost_renewal_answer_is_healed_by_a_fresh_pair(world: PeerWorld)
     world.gateway.ttl_s = 2.0
     async with world.pair() as (alice, bob):
         # The master renewed, the answer was lost: our jti is stale from now on.
-        world.gateway.sessions[alice.session_id].jtis["alice"] = "another"
+        world.gateway.calls[alice.session_id].jtis["alice"] = "another"
         began = time.monotonic()
         while time.monotonic() - began < 2.8:
             await alice.send(b"x")

@@ -53,14 +53,16 @@ class ServiceReady(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class GatewayReady(ServiceReady, frozen=True, kw_only=True):
+class GatewayReady(msgspec.Struct, frozen=True, kw_only=True):
     """``GET /ready`` of the gateway: 200 where users can be served.
 
     Without a master the gateway is ready, for signaling and direct paths work; `master` tells.
     """
 
+    ready: bool = False
     store: str = ""
     master: str = "unknown"
+    reason: str = ""
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):
