@@ -62,9 +62,9 @@ class SourceLimits:
     def allows(self, source: Address, purpose: int, now: Instant) -> bool:
         """Take one packet from the allowances of an address and of its network.
 
-        The network is looked at first, so that many addresses of one that is used up do not even
-        reach the table of addresses; it is charged last, so that one address which is over its own
-        limit does not use up its neighbours'.
+        The network is charged first, so that many addresses of one that is used up do not even
+        reach the table of addresses; it gets its unit back where the address is over its own limit,
+        so that one address does not use up its neighbours'.
 
         Args:
             source: of the packet.
@@ -77,12 +77,12 @@ class SourceLimits:
         network, family = source.network_key
         key = self._tags.pair(network, family << 8 | purpose & 0xFF)  # without a port
         self._follow_limits()
-        if not self._networks.is_limited(key, now.mono_ns):
-            if not self._host_allows(source, purpose, now):
-                return False
-            if self._networks.allow(key, now.mono_ns):
-                return True
-        self._counters.add("limited_network")
+        if not self._networks.allow(key, now.mono_ns):
+            self._counters.add("limited_network")
+            return False
+        if self._host_allows(source, purpose, now):
+            return True
+        self._networks.give_back(key, now.mono_ns)
         return False
 
     def host_allows(self, source: Address, purpose: int, now: Instant) -> bool:

@@ -32,6 +32,7 @@ _NS: Final = 1_000_000_000
 _WAYS: Final = range(RATE_WAYS)
 _TAGS_AT: Final = RATE_BUCKET["tags"].offset // 8
 _TATS_AT: Final = RATE_BUCKET["tats"].offset // 8
+_BUCKET_BYTES: Final = RATE_BUCKET.size
 _U32: Final = 0xFFFFFFFF
 BYTE_KBPS_NS: Final = 8_000_000
 """Time of a byte at 1 kbit/s."""
@@ -132,21 +133,9 @@ class RateTable:
         Raises:
             LockBusyError: the bucket's lock is held by a stopped process.
         """
-        offset = self._at + key % self._count * RATE_BUCKET.size
+        offset = self._at + key % self._count * _BUCKET_BYTES
         with self._locks.rate(offset):
             return self._take(offset >> 3, key, now_ns)
-
-    def is_limited(self, key: int, now_ns: int) -> bool:
-        """Return whether `allow` would say no; takes nothing and needs no lock."""
-        words = self._words
-        base = (self._at + key % self._count * RATE_BUCKET.size) >> 3
-        full_ns = now_ns + self._burst_ns
-        taken = True
-        for way in _WAYS:
-            if words[base + _TAGS_AT + way] == key:
-                return full_ns < words[base + _TATS_AT + way] <= full_ns + self._cost_ns
-            taken = taken and words[base + _TATS_AT + way] > now_ns
-        return taken and self._shares_overflow and words[base + _TATS_AT + RATE_WAYS] > full_ns
 
     def _take(self, base: int, key: int, now_ns: int) -> bool:
         words = self._words
@@ -170,12 +159,37 @@ class RateTable:
             else:
                 if not self._shares_overflow:
                     return True
-        self._bound(place, now_ns)
-        tat_ns = conforms(words[place], now_ns, self._burst_ns, unit_ns)
-        if not tat_ns:
-            return False
-        words[place] = tat_ns
+        # `_bound` and `conforms` in one: every control packet comes here two or three times.
+        full_ns = now_ns + self._burst_ns
+        tat_ns = words[place]
+        if tat_ns > full_ns:
+            if tat_ns <= full_ns + self._cost_ns:
+                return False
+            tat_ns = full_ns
+        words[place] = (tat_ns if tat_ns > now_ns else now_ns) + unit_ns
         return True
+
+    def give_back(self, key: int, now_ns: int) -> None:
+        """Return a unit that `allow` has just taken, and that was not used.
+
+        A key that shares the overflow word gives back there; nothing where it has gone meanwhile.
+
+        Raises:
+            LockBusyError: the bucket's lock is held by a stopped process.
+        """
+        offset = self._at + key % self._count * _BUCKET_BYTES
+        base, words = offset >> 3, self._words
+        with self._locks.rate(offset):
+            for way in _WAYS:
+                if words[base + _TAGS_AT + way] == key:
+                    place, unit_ns = base + _TATS_AT + way, self._cost_ns
+                    break
+            else:
+                if not self._shares_overflow:
+                    return
+                place, unit_ns = base + _TATS_AT + RATE_WAYS, self._cost_ns // OVERFLOW_FACTOR
+            if words[place] >= now_ns + unit_ns:
+                words[place] -= unit_ns
 
     def _bound(self, word: int, now_ns: int) -> None:
         """Bring a word of a slower limit as near as this limit would have let it come.

@@ -166,3 +166,14 @@ class TestGcra:
         over, word = soft_exceeded(0, 1000, 1500, 1, BURST_US)  # 12 s at 1 kbit/s
         assert not over
         assert soft_exceeded(word, 2000, 28, 1, BURST_US)[0]
+
+
+def test_a_unit_that_was_given_back_can_be_taken_again(world: World) -> None:
+    table = world.tables.rates("ip_rates", per_s=1, burst=3)
+    now_ns = world.now.mono_ns
+    for _ in range(50):
+        assert table.allow(7, now_ns)
+        table.give_back(7, now_ns)
+    assert [table.allow(7, now_ns) for _ in range(4)] == [True, True, True, False]
+    table.give_back(8, now_ns)  # Nobody's unit: nothing changes.
+    assert not table.allow(7, now_ns)
