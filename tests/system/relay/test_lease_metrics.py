@@ -4,7 +4,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from support.relay.events import EventMaster
@@ -24,6 +24,8 @@ from wavry_relay.shm.lease_states import LeaseState as S
 MINT = Mint()
 Running = tuple[RelayProcess, EventMaster]
 MAX_SESSIONS = 8
+REVOKED_WITHIN_S = 60.0
+"""At once over the stream; by the poll, every 36 s at most, where a busy machine broke it off."""
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +70,21 @@ def peer(relay: RelayProcess, role: c.Role = c.Role.CLIENT, **options: object) -
     return UdpPeer(MINT, relay.relay_id, relay.udp[0], sid, role, **options)  # type: ignore[arg-type]
 
 
-def release(one: UdpPeer) -> None:
-    one.sock.send(one.present_datagram(renew=True, cookie=c.RELEASE_COOKIE))
+def release(one: UdpPeer, is_done: Callable[[], object], *, what: str) -> None:
+    """Release until it is seen: nobody answers a release, and a busy relay may drop one.
+
+    A repeated one takes no step: its lease is used.
+    """
+    end = time.monotonic() + 20
+    while True:
+        one.sock.send(one.present_datagram(renew=True, cookie=c.RELEASE_COOKIE))
+        try:
+            wait_until(is_done, timeout_s=2, what=what)
+        except AssertionError:
+            if time.monotonic() > end:
+                raise
+        else:
+            return
 
 
 def renew(one: UdpPeer) -> None:
@@ -90,18 +105,17 @@ def test_lease_transitions_by_from_and_to_as_scraped_and_one_log_event_for_each(
     before, told = steps(relay), log_events(relay)
     with active_session(relay, MINT) as (client, server):  # ends by releases
         renew(client)
-        release(server)
-        wait_until(lambda: relay.health()["sessions"]["waiting"], what="one slot is free")
-        release(client)
+        release(server, lambda: relay.health()["sessions"]["waiting"], what="one slot is free")
+        release(client, lambda: empty(relay), what="both slots are free")
     with peer(relay) as alone:  # renewed while it waits, then revoked
         alone.present()
         renew(alone)
         master.revoke("session", str(alone.sid))
-        wait_until(lambda: empty(relay), what="revoked")
+        wait_until(lambda: empty(relay), timeout_s=REVOKED_WITHIN_S, what="revoked")
     with active_session(relay, MINT) as (client, _):  # revoked while active
         master.revoke("session", str(client.sid))
-        wait_until(lambda: empty(relay), what="revoked")
-    with peer(relay, ttl_s=1) as alone, active_session(relay, MINT, ttl_s=1):  # both end by expiry
+        wait_until(lambda: empty(relay), timeout_s=REVOKED_WITHIN_S, what="revoked")
+    with peer(relay, ttl_s=3) as alone, active_session(relay, MINT, ttl_s=3):  # both end by expiry
         alone.present()
         wait_until(lambda: empty(relay), timeout_s=20, what="expired")
     taken = steps(relay) - before
