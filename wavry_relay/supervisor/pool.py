@@ -383,7 +383,8 @@ class WorkerPool:
             _log.info(
                 "worker_ready", worker=process.number, pid=process.popen.pid, start_ms=took_ms
             )
-            self._steer(self._unread - {process.number})
+            # In any case: the other relay of a hot upgrade may have steered around this socket.
+            self._attach(self._unread - {process.number})
             if self.running() == self.count:
                 self._all_ready.set()
 
@@ -499,11 +500,14 @@ class WorkerPool:
     def _steer(self, unread: set[int]) -> None:
         if unread == self._unread:
             return
+        self._attach(unread)
+        _log.warning("steering_changed", without_workers=sorted(unread))
+
+    def _attach(self, unread: set[int]) -> None:
         self._unread = unread
         for group in self._groups:
             read = {w % len(group.sockets) for w in range(self.count) if w not in unread}
             group.steer_to(read)
-        _log.warning("steering_changed", without_workers=sorted(unread))
 
     def _check(self, process: _Process, now_ns: int) -> None:
         if process.parked:

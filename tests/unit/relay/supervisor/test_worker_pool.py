@@ -156,6 +156,23 @@ async def test_sessions_of_a_missing_worker_go_to_another_and_come_back(
         await pool.stop(grace_s=2)
 
 
+async def test_a_worker_that_begins_is_steered_to_whatever_another_relay_had_attached(
+    pool: WorkerPool,
+) -> None:
+    """In a hot upgrade both relays steer the same sockets."""
+    await pool.start()
+    port = pool._groups[0].port
+    try:
+        pool._groups[0].steer_to({1})  # The other relay left worker 0 out.
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        await until(lambda: pool.restarts["died"] == 1 and pool.running() == 2, "replacement")
+        os.kill(pool.pids()[1], signal.SIGSTOP)
+        await until(lambda: answers(port, 0), "answers of worker 0")
+        os.kill(pool.pids()[1], signal.SIGCONT)
+    finally:
+        await pool.stop(grace_s=2)
+
+
 async def test_signals_to_the_whole_group_are_not_the_workers_business(pool: WorkerPool) -> None:
     await pool.start()
     try:
