@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -153,7 +154,14 @@ class RelayProcess:
         return Path("/dev/shm") / f"wavry-{self.relay_id}"
 
     def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        """What was logged, once no more comes: lines leave by a thread that may lag."""
+        text = self.log_path.read_text(errors="replace")
+        for _ in range(20):
+            time.sleep(0.05)
+            before, text = text, self.log_path.read_text(errors="replace")
+            if text == before:
+                break
+        return text
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Log lines with an event name."""

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -195,13 +196,17 @@ def test_log_level_changes(relay: FileRelay) -> None:
     def told() -> int:
         return len(relay.events("reloaded"))
 
+    begun = datetime.now(UTC).isoformat()
     relay.reload()
+    wait_until(
+        lambda: any(line["timestamp"] > begun for line in relay.events("reloaded")), what="its line"
+    )
     before = told()
     relay.reload(LOG_LEVEL="error")
     relay.reload(LOG_LEVEL="error")
-    assert told() == before
     relay.reload(LOG_LEVEL="info")
-    assert told() == before + 1
+    wait_until(lambda: told() > before, what="the line of the last one")
+    assert told() == before + 1, "lines leave in order: the two before it were not told"
 
 
 def test_drain_timeout_changes_even_in_the_drain(tmp_path: Path) -> None:
