@@ -83,7 +83,7 @@ def make_base(store: Store) -> None:
         root = Path(scratch) / "root"
         print(f"making {LOCAL_BASE} with debootstrap", file=sys.stderr, flush=True)
         subprocess.run(  # noqa: S603  # our own words
-            ["debootstrap", "--variant=minbase", DEBIAN, str(root)],  # noqa: S607
+            ["debootstrap", "--variant=minbase", DEBIAN, str(root)],  # noqa: S607  # Debian's, from the PATH
             check=True,
             stdout=subprocess.DEVNULL,
         )

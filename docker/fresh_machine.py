@@ -53,7 +53,7 @@ class FreshMachine:
         )
         began_s = time.monotonic()
         process = subprocess.Popen(  # noqa: S603  # our own words
-            ["buildah", *self._store.options, "run", "--isolation=chroot", f"--user={user}",  # noqa: S607
+            ["buildah", *self._store.options, "run", "--isolation=chroot", f"--user={user}",  # noqa: S607  # as in build.py
              f"--workingdir={TREE}", *self._options, self._name, "--", *command],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -107,7 +107,7 @@ def pip_cache() -> list[str]:
 def copy_tree(target: Path) -> None:
     """Copy what git knows of this tree, and what is new, but nothing that was built."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607  # from the PATH
         cwd=REPOSITORY, check=True, text=True, capture_output=True,
     ).stdout  # fmt: skip
     for name in filter(None, listed.split("\0")):
