@@ -37,6 +37,7 @@ _RECORDS: Final = (
     layout.SESSION,
     layout.USED_LEASE,
     layout.LEASE_ORIGIN,
+    layout.LOCAL_ADDRESS,
 )
 
 _NUMBERS: Final = (
@@ -50,7 +51,11 @@ _NUMBERS: Final = (
     ("USED_KEPT_BACK", leases.KEPT_BACK),
     ("USED_QUARTERS", leases.FILLED_QUARTERS),
     ("FAMILY_SHIFT", address.FAMILY_SHIFT),
+    ("FAMILY_MASK", address.FAMILY_MASK),
     ("LISTEN_SHIFT", address.LISTEN_SHIFT),
+    ("LISTEN_MASK", address.LISTEN_MASK),
+    ("FIRST_LOCAL", address.FIRST_LOCAL),
+    ("LOCAL_ADDRESSES", layout.LOCAL_ADDRESSES),
     ("SCOPE_SHIFT", address.SCOPE_SHIFT),
     *((f"CONTROL_{kind.name}", kind) for kind in ControlKind),
     ("COUNTER_ROW_BYTES", layout.COUNTER_ROW_BYTES),

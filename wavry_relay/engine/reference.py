@@ -6,6 +6,7 @@ bucket, session's limit, global limit.  Nothing is written before the last of th
 dropped datagram moves no window and costs no allowance.
 """
 
+import errno
 import select
 import socket
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from wavry_peer.protocol.errors import PacketError
 from wavry_peer.protocol.packets import Buffer, forward_sequence, parse_header
 from wavry_peer.protocol.replay import Verdict
 from wavry_peer.service.clock import Clock, Instant
+from wavry_relay.engine.local_addresses import LocalAddresses, asked_address
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SHARED
@@ -41,7 +43,13 @@ __all__ = ["ReferenceEngine"]
 _ADDRESS_CACHE_ENTRIES: Final = 65_536
 """Text forms of addresses, about 15 MB when full; a full cache is simply started again."""
 _U32: Final = 0xFFFFFFFF
+_CONTROL_BYTES: Final = 128
+"""Room for control messages, as the native engine has it."""
 _MS_NS: Final = 1_000_000
+
+_Target = tuple[
+    socket.socket, list[tuple[int, int, bytes]], tuple[str, int] | tuple[str, int, int, int]
+]
 
 _VERDICT_DROPS: Final = {
     Verdict.DUPLICATE: Drop("duplicate"),
@@ -93,8 +101,9 @@ class ReferenceEngine:
         shared = segment.geometry.regions["shared"].offset
         self._bits_tat_at = (shared + SHARED["global_bits_tat"].offset) // 8
         self._packets_tat_at = (shared + SHARED["global_packets_tat"].offset) // 8
+        self._locals = LocalAddresses(segment, self.locks)
         self._sources: dict[tuple[int, tuple[str | int, ...]], Address] = {}
-        self._targets: dict[Address, tuple[str, int] | tuple[str, int, int, int]] = {}
+        self._targets: dict[Address, _Target] = {}
         self._buffer = bytearray(c.RECEIVE_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._poll = select.poll()
@@ -236,11 +245,11 @@ class ReferenceEngine:
         return control
 
     def _receive(self, listen: int, control: list[ControlPacket]) -> None:
-        receive = self._sockets[listen].recvfrom_into
+        receive = self._sockets[listen].recvmsg_into
         packets = size_sum = forwarded = forwarded_bytes = 0
         for _ in range(BATCH_DATAGRAMS):
             try:
-                size, sockaddr = receive(self._buffer)
+                size, control_data, _, sockaddr = receive([self._buffer], _CONTROL_BYTES)
             except BlockingIOError:
                 break
             except OSError:
@@ -248,7 +257,9 @@ class ReferenceEngine:
                 continue
             packets += 1
             size_sum += size
-            source = self._source(listen, sockaddr)
+            asked = asked_address(control_data) if control_data else None
+            local = self._locals.number(listen, *asked) if asked else listen
+            source = self._source(local, sockaddr)
             # The clock is read for each datagram: a lease ends at that packet, not at that batch.
             decision = self.decide(self._view[:size], source, self._clock.now())
             if isinstance(decision, Forward):
@@ -273,13 +284,9 @@ class ReferenceEngine:
         return address
 
     def _transmit(self, datagram: Buffer, to: Address) -> bool:
-        target = self._targets.get(to)
-        if target is None:
-            if len(self._targets) >= _ADDRESS_CACHE_ENTRIES:
-                self._targets.clear()
-            target = self._targets[to] = to.sockaddr
         try:
-            self._sockets[to.listen].sendto(datagram, target)
+            sock, control, sockaddr = self._targets.get(to) or self._target(to)
+            sock.sendmsg([datagram], control, 0, sockaddr)
         except BlockingIOError:
             self._counters.add_drop("send_blocked", len(datagram))
             return False
@@ -287,6 +294,31 @@ class ReferenceEngine:
             self._counters.add_drop("send_failed", len(datagram))
             return False
         return True
+
+    def _target(self, to: Address) -> _Target:
+        """Find the socket that a peer wrote to, and how to send from the address it wrote to.
+
+        Where there is no such socket (the list of listen addresses changed), the first that can
+        carry the family.
+        """
+        local = self._locals.entry(to.listen)
+        listen = to.listen if local is None else local.listen
+        wanted = socket.AF_INET if to.family == 4 else socket.AF_INET6
+        control = []
+        asked = self._sockets[listen : listen + 1]
+        if asked and asked[0].family in (wanted, socket.AF_INET6):
+            if local is not None:
+                control.append(local.control(asked[0].family))
+        else:
+            asked = [sock for sock in self._sockets if sock.family == wanted]
+            if not asked:
+                raise OSError(errno.EADDRNOTAVAIL, "no socket can carry this family")
+        is_v6 = asked[0].family == socket.AF_INET6
+        target = asked[0], control, to.sockaddr_v6 if is_v6 else to.sockaddr
+        if len(self._targets) >= _ADDRESS_CACHE_ENTRIES:
+            self._targets.clear()
+        self._targets[to] = target
+        return target
 
     def send(self, datagram: bytes, to: Address) -> bool:
         """Send an answer; see `Engine.send`."""

@@ -2,8 +2,14 @@
 
 Two words hold the 16 bytes of an IPv6 address (IPv4 as ``::ffff:a.b.c.d``) in native byte order,
 so that C compares them with `memcmp`.  The third, the endpoint word, is arithmetic: port in
-bits 0-15, family (4 or 6) in 16-23, number of the listen address in 24-31, IPv6 scope id in
-32-63.  The listen number belongs to the path: a peer is answered from the address it wrote to.
+bits 0-15, family (4 or 6) in 16-19, local number in 20-31, IPv6 scope id in 32-63.
+
+The local number belongs to the path: a peer is answered from the address it wrote to.  It is the
+number of a listen address, or from `FIRST_LOCAL` on, where that is a wildcard, the place of the
+very address in `LocalAddresses`.
+
+An IPv4 peer of a dual-stack IPv6 socket is an IPv4 peer: limits, blocks and what it is told of its
+own address must not depend on the socket.
 """
 
 import socket
@@ -13,8 +19,12 @@ from typing import Final, NamedTuple, Self
 __all__ = ["Address", "network_text"]
 
 FAMILY_SHIFT: Final = 16
-LISTEN_SHIFT: Final = 24
+FAMILY_MASK: Final = 0xF
+LISTEN_SHIFT: Final = 20
+LISTEN_MASK: Final = 0xFFF
 SCOPE_SHIFT: Final = 32
+FIRST_LOCAL: Final = 256
+"""Smaller local numbers are those of listen addresses."""
 
 _WORDS: Final = struct.Struct("=QQ")
 _V4_PREFIX: Final = bytes(10) + b"\xff\xff"
@@ -38,9 +48,11 @@ class Address(NamedTuple):
 
     @classmethod
     def from_ip(cls, packed: bytes, port: int, *, listen: int = 0, scope: int = 0) -> Self:
-        """Make an address from 4 or 16 packed bytes."""
-        family = 4 if len(packed) == 4 else 6
-        high, low = _WORDS.unpack(_V4_PREFIX + packed if family == 4 else packed)
+        """Make an address from 4 or 16 packed bytes; ``::ffff:a.b.c.d`` is IPv4."""
+        if len(packed) == 4:
+            packed = _V4_PREFIX + packed
+        family = 4 if packed.startswith(_V4_PREFIX) else 6
+        high, low = _WORDS.unpack(packed)
         return cls(
             high, low, port | family << FAMILY_SHIFT | listen << LISTEN_SHIFT | scope << SCOPE_SHIFT
         )
@@ -62,12 +74,12 @@ class Address(NamedTuple):
     @property
     def family(self) -> int:
         """4 or 6."""
-        return self.endpoint >> FAMILY_SHIFT & 0xFF
+        return self.endpoint >> FAMILY_SHIFT & FAMILY_MASK
 
     @property
     def listen(self) -> int:
-        """Number of the relay's listen address."""
-        return self.endpoint >> LISTEN_SHIFT & 0xFF
+        """Local number: which address of the relay the peer wrote to."""
+        return self.endpoint >> LISTEN_SHIFT & LISTEN_MASK
 
     @property
     def packed(self) -> bytes:
@@ -75,16 +87,17 @@ class Address(NamedTuple):
         return _WORDS.pack(self.high, self.low)[12 if self.family == 4 else 0 :]
 
     @property
+    def sockaddr_v6(self) -> tuple[str, int, int, int]:
+        """What `sendto` of an IPv6 socket takes, for IPv4 too where it is dual-stack."""
+        text = socket.inet_ntop(socket.AF_INET6, _WORDS.pack(self.high, self.low))
+        return text, self.port, 0, self.endpoint >> SCOPE_SHIFT
+
+    @property
     def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
-        """What `sendto` takes."""
+        """What `sendto` of a socket of its family takes."""
         if self.family == 4:
             return socket.inet_ntoa(self.packed), self.port
-        return (
-            socket.inet_ntop(socket.AF_INET6, self.packed),
-            self.port,
-            0,
-            self.endpoint >> SCOPE_SHIFT,
-        )
+        return self.sockaddr_v6
 
     @property
     def network_key(self) -> tuple[int, int]:
@@ -96,7 +109,7 @@ class Address(NamedTuple):
         Returns:
             The word with those bytes, and the family.
         """
-        family = self.endpoint >> FAMILY_SHIFT & 0xFF
+        family = self.endpoint >> FAMILY_SHIFT & FAMILY_MASK
         if family == 4:
             return self.low & _V4_NETWORK, family
         return self.high & _V6_NETWORK, family

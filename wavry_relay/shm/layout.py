@@ -34,6 +34,8 @@ __all__ = [
     "KEY",
     "LAYOUT_VERSION",
     "LEASE_ORIGIN",
+    "LOCAL_ADDRESS",
+    "LOCAL_ADDRESSES",
     "MAGIC_WORD",
     "RATE_BUCKET",
     "REVOCATION",
@@ -50,7 +52,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 6
+LAYOUT_VERSION: Final = 7
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -125,6 +127,7 @@ HEAD: Final = _record(
     ("at_used_leases", 8),
     ("at_revocations", 8),
     ("at_lease_origins", 8),
+    ("at_local_addresses", 8),
     ("at_sessions", 8),
     size=PAGE_BYTES,
 )
@@ -308,6 +311,13 @@ LEASE_ORIGIN: Final = _record("lease_origin", ("kid", 4, 2), ("issued_s", 4, 2))
 """Key and time of issue of a session's two leases, client first: what a revocation asks for and a
 packet never does, so it stays out of the session record's cache lines."""
 
+LOCAL_ADDRESS: Final = _record("local_address", ("address", 8, 2), ("origin", 8))
+"""An address of this host that a peer wrote to at a wildcard socket; see `engine.local_addresses`.
+`origin` is the number of the listen address + 1, and the IPv6 scope id above it; 0 = free."""
+
+LOCAL_ADDRESSES: Final = 1024
+"""Of a host; what is written to further ones is answered from the kernel's choice."""
+
 _DROPS: Final = (
     "too_short", "too_long", "bad_magic", "bad_version", "unknown_type", "unknown_flag",
     "nil_session", "bad_body", "bad_rift", "bad_crc",
@@ -441,6 +451,7 @@ class Geometry:
             ("used_leases", USED_LEASE.size, self.used_slots),
             ("revocations", REVOCATION.size, REVOCATION_SLOTS),
             ("lease_origins", LEASE_ORIGIN.size, self.max_sessions),
+            ("local_addresses", LOCAL_ADDRESS.size, LOCAL_ADDRESSES),
             ("sessions", SESSION.size, self.max_sessions),
         )
         regions = {}

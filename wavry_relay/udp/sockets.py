@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from wavry_peer.protocol.errors import ListenError
+from wavry_relay.engine.local_addresses import tell_destinations
 
 __all__ = [
     "ReuseportGroup",
@@ -140,6 +141,7 @@ def adopt_group(passed: Sequence[socket.socket], workers: int, buffer_bytes: int
     try:
         for sock in passed:
             sock.settimeout(0)
+            tell_destinations(sock)
         while len(group.sockets) < workers:
             # Only where it is needed: it opens the port to every process of this user.
             passed[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -163,6 +165,7 @@ def _bind(family: socket.AddressFamily, host: str, port: int, *, reuse: bool) ->
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
+        tell_destinations(sock)
     except OSError as error:
         sock.close()
         raise ListenError(_explain(error, format_endpoint(host, port))) from error

@@ -75,7 +75,15 @@ def _batches() -> dict[str, bytes]:
     lone = [_message([_plain(0, number, 30)]) for number in range(8)]
     train = [_plain(number % 2, number, 30) for number in range(24)]
     v6 = [_message([_plain(2, number, 30)], source=5) for number in range(6)]
+    # To the addresses 2 (IPv4) and 3 (IPv6) of the relay: session 4 is there, session 0 is not.
+    second = [_message([_plain(4, n, 30), _plain(4, n + 9, 30)], kind=17) for n in range(4)]
+    third = [_message([_plain(4, n, 30)], source=6, kind=24) for n in range(6)]
+    elsewhere = [_message([_plain(n, 1, 30)], kind=8 * n) for n in range(4)]
     made = {
+        "asked-v4": (0, 0, second),
+        "asked-v6": (4, 0, third),
+        "asked-refused": (8, 5, second),
+        "asked-elsewhere": (0, 0, elsewhere),
         "lone": (0, 0, lone),
         "train": (0, 0, [_message(train, kind=1)]),
         "long-train": (0, 0, [_message([_plain(0, number) for number in range(150)], kind=1)]),

@@ -49,7 +49,8 @@ class UdpPeer:
     def _socket(self) -> socket.socket:
         sock = socket.socket(self.family, socket.SOCK_DGRAM)
         sock.settimeout(self.timeout_s)
-        sock.connect(self.relay)
+        # With the scope of a link-local address, which a pair of host and port has no room for.
+        sock.connect(socket.getaddrinfo(*self.relay, type=socket.SOCK_DGRAM)[0][4])
         return sock
 
     def __enter__(self) -> Self:

@@ -18,7 +18,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ from support.machines.namespaces import (
 )
 from support.needs import need_engine
 from support.relay.mint import Mint
-from support.relay.relay_process import RelayProcess
+from support.relay.namespaced import NamespacedRelay
 from support.relay.udp_peer import UdpPeer
 from support.waiting import wait_until
 
@@ -59,25 +58,6 @@ SETTLED_S = 1.2
 """Watched after a move; more than any gap that is judged here."""
 REST_S = 3.0
 """Until the peer would follow as many moves again.  The gap of such a time is the machine's own."""
-
-
-class CoreRelay(RelayProcess):
-    """A relay in the middle of the network."""
-
-    def __init__(self, net: Internet, directory: Path, mint: Mint, **environ: str) -> None:
-        super().__init__(directory, mint, **environ)
-        self._core = net.core
-
-    def launch(self) -> None:
-        with self._core.entered():
-            super().launch()
-
-    def get(self, path: str) -> tuple[int, bytes]:
-        with self._core.entered():
-            return super().get(path)
-
-    def address(self, family: int) -> str:
-        return next(text for text in self.udp if text.startswith("[") == (family == 6))
 
 
 class Broker:
@@ -164,7 +144,7 @@ class MediaPeer:
 class Media:
     """A session of two `MediaPeer` with traffic both ways: `home` behind the NAT, `beside`."""
 
-    def __init__(self, net: Internet, relay: CoreRelay, mint: Mint, family: int) -> None:
+    def __init__(self, net: Internet, relay: NamespacedRelay, mint: Mint, family: int) -> None:
         self.net, self.relay = net, relay
         self.sid = uuid.uuid4()
         self.home, self.beside = MediaPeer(net.home), MediaPeer(net.beside)
@@ -241,8 +221,8 @@ def relay(
     net: Internet,
     mint: Mint,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[CoreRelay]:
-    with CoreRelay(
+) -> Iterator[NamespacedRelay]:
+    with NamespacedRelay(
         net,
         tmp_path_factory.mktemp("relay"),
         mint,
@@ -259,7 +239,7 @@ OpenMedia = Callable[..., Media]
 
 
 @pytest.fixture
-def open_media(net: Internet, relay: CoreRelay, mint: Mint) -> Iterator[OpenMedia]:
+def open_media(net: Internet, relay: NamespacedRelay, mint: Mint) -> Iterator[OpenMedia]:
     with contextlib.ExitStack() as stack:
 
         def open_it(family: int = 4) -> Media:
@@ -270,11 +250,11 @@ def open_media(net: Internet, relay: CoreRelay, mint: Mint) -> Iterator[OpenMedi
         yield open_it
 
 
-def rebinds(relay: CoreRelay) -> float:
+def rebinds(relay: NamespacedRelay) -> float:
     return relay.metric("wavry_relay_nat_rebinds_total")
 
 
-def wait_for_rebinds(relay: CoreRelay, goal: float) -> None:
+def wait_for_rebinds(relay: NamespacedRelay, goal: float) -> None:
     """A busy machine may be late; but never more than were made."""
     wait_until(lambda: rebinds(relay) >= goal, what="proof of the new path")
     assert rebinds(relay) == goal, "one for each move"
@@ -283,7 +263,7 @@ def wait_for_rebinds(relay: CoreRelay, goal: float) -> None:
 @pytest.mark.parametrize("address", [False, True], ids=["port", "address"])
 @pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 def test_nat_rebinding_interrupts_for_one_round_trip_and_50_ms_at_most(
-    relay: CoreRelay, open_media: OpenMedia, family: int, address: bool
+    relay: NamespacedRelay, open_media: OpenMedia, family: int, address: bool
 ) -> None:
     media = open_media(family)
     gaps: list[tuple[float, float]] = []
@@ -305,7 +285,7 @@ def test_nat_rebinding_interrupts_for_one_round_trip_and_50_ms_at_most(
 
 
 def test_a_nat_that_changes_again_within_a_second_is_followed_each_time(
-    relay: CoreRelay, net: Internet, open_media: OpenMedia
+    relay: NamespacedRelay, net: Internet, open_media: OpenMedia
 ) -> None:
     media = open_media()
     gaps: list[tuple[float, float]] = []
@@ -326,7 +306,7 @@ def test_a_nat_that_changes_again_within_a_second_is_followed_each_time(
 
 
 def test_a_peer_that_only_receives_notices_the_silence_and_shows_its_new_address(
-    relay: CoreRelay, net: Internet, open_media: OpenMedia
+    relay: NamespacedRelay, net: Internet, open_media: OpenMedia
 ) -> None:
     media = open_media()
     media.home.spacing_s = None
@@ -347,7 +327,7 @@ def test_a_peer_that_only_receives_notices_the_silence_and_shows_its_new_address
 @pytest.mark.parametrize("to", ["ipv6", "another-ipv4"])
 @pytest.mark.parametrize("sends", [True, False], ids=["sending", "receiving"])
 def test_a_peer_whose_own_address_is_gone_goes_on_from_another(
-    relay: CoreRelay, net: Internet, open_media: OpenMedia, to: str, sends: bool
+    relay: NamespacedRelay, net: Internet, open_media: OpenMedia, to: str, sends: bool
 ) -> None:
     media = open_media()
     if not sends:
@@ -410,7 +390,7 @@ class Wiretap:
 class Thief:
     """A socket at the stranger's, and what the relay answered."""
 
-    def __init__(self, net: Internet, relay: CoreRelay) -> None:
+    def __init__(self, net: Internet, relay: NamespacedRelay) -> None:
         self._socket = net.stranger.socket(socket.AF_INET, socket.SOCK_DGRAM)
         host, port = relay.address(4).rsplit(":", 1)
         self._socket.connect((host, int(port)))
@@ -448,13 +428,13 @@ class Thief:
 
 
 @pytest.fixture
-def thief(net: Internet, relay: CoreRelay) -> Iterator[Thief]:
+def thief(net: Internet, relay: NamespacedRelay) -> Iterator[Thief]:
     with contextlib.closing(Thief(net, relay)) as made:
         yield made
 
 
 @contextlib.contextmanager
-def nothing_moves(relay: CoreRelay, media: Media) -> Iterator[None]:
+def nothing_moves(relay: NamespacedRelay, media: Media) -> Iterator[None]:
     """Nothing is rebound during the block, and not one datagram of the session is lost."""
     peers = (media.home, media.beside)
     before = rebinds(relay)
@@ -479,7 +459,7 @@ def frame(media: Media, sequence: int, payload: bytes = b"") -> bytes:
 
 
 def test_a_thief_with_a_copied_key_bound_lease_moves_nothing(
-    relay: CoreRelay, open_media: OpenMedia, thief: Thief
+    relay: NamespacedRelay, open_media: OpenMedia, thief: Thief
 ) -> None:
     media = open_media()
     own = Identity.generate().signing
@@ -503,7 +483,7 @@ def test_a_thief_with_a_copied_key_bound_lease_moves_nothing(
 
 
 def test_a_thief_with_a_copied_bearer_lease_moves_nothing(
-    relay: CoreRelay, net: Internet, mint: Mint, thief: Thief
+    relay: NamespacedRelay, net: Internet, mint: Mint, thief: Thief
 ) -> None:
     sid, where = uuid.uuid4(), relay.address(4)
     with contextlib.ExitStack() as stack:
@@ -530,7 +510,7 @@ def test_a_thief_with_a_copied_bearer_lease_moves_nothing(
 
 
 def test_a_thief_who_replays_recorded_presents_moves_nothing(
-    relay: CoreRelay, net: Internet, open_media: OpenMedia, thief: Thief
+    relay: NamespacedRelay, net: Internet, open_media: OpenMedia, thief: Thief
 ) -> None:
     with contextlib.closing(Wiretap(net)) as tap:
         media = open_media()
@@ -546,7 +526,10 @@ def test_a_thief_who_replays_recorded_presents_moves_nothing(
 
 
 def spoof(
-    net: Internet, relay: CoreRelay, sources: Iterator[tuple[str, int]], datagrams: Iterator[bytes]
+    net: Internet,
+    relay: NamespacedRelay,
+    sources: Iterator[tuple[str, int]],
+    datagrams: Iterator[bytes],
 ) -> None:
     """Sends each datagram from a source address that is not the sender's."""
     host, port = relay.address(4).rsplit(":", 1)
@@ -557,7 +540,7 @@ def spoof(
 
 
 def test_a_spoofer_who_cannot_receive_moves_nothing(
-    relay: CoreRelay, net: Internet, open_media: OpenMedia
+    relay: NamespacedRelay, net: Internet, open_media: OpenMedia
 ) -> None:
     with contextlib.closing(Wiretap(net)) as tap:
         media = open_media()
@@ -580,7 +563,7 @@ def test_a_spoofer_who_cannot_receive_moves_nothing(
 
 
 def test_a_flood_of_spoofed_forwards_does_not_use_up_the_challenges_of_the_true_peer(
-    relay: CoreRelay, net: Internet, open_media: OpenMedia
+    relay: NamespacedRelay, net: Internet, open_media: OpenMedia
 ) -> None:
     media = open_media()
     flooding = threading.Event()
@@ -614,7 +597,7 @@ def test_a_flood_of_spoofed_forwards_does_not_use_up_the_challenges_of_the_true_
 
 @pytest.mark.parametrize("size", [0, 1, 100, 1000])
 def test_a_path_challenge_is_never_larger_than_its_cause(
-    relay: CoreRelay, open_media: OpenMedia, thief: Thief, size: int
+    relay: NamespacedRelay, open_media: OpenMedia, thief: Thief, size: int
 ) -> None:
     media = open_media()
     datagram = frame(media, 1, bytes(size))

@@ -82,6 +82,7 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
         !inside(bytes, head->at_bitmap, sizeof *t->bitmap, (head->max_sessions + 63ul) / 64) ||
         !inside(bytes, head->at_used_leases, sizeof *t->used, head->used_slots) ||
         !inside(bytes, head->at_lease_origins, sizeof *t->origins, head->max_sessions) ||
+        !inside(bytes, head->at_local_addresses, sizeof *t->locals, WV_LOCAL_ADDRESSES) ||
         head->used_slots == 0 ||
         !open_rates(&t->identities, bytes, head->at_identity_rates, head->at_network_rates) ||
         head->at_ip_rates % 64 != 0 || head->at_ip_rates >= head->at_identity_rates ||
@@ -100,6 +101,7 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
     t->bitmap = (uint64_t *)(t->base + head->at_bitmap);
     t->used = (struct wv_used_lease *)(t->base + head->at_used_leases);
     t->origins = (struct wv_lease_origin *)(t->base + head->at_lease_origins);
+    t->locals = (struct wv_local_address *)(t->base + head->at_local_addresses);
     t->used_slots = head->used_slots;
     t->index_mask = head->index_slots - 1u;
     t->hash_high = t->control->hash_key[0];

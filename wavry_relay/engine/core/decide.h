@@ -56,6 +56,7 @@ struct wv_tables {
     uint64_t *bitmap;
     struct wv_used_lease *used;
     struct wv_lease_origin *origins;
+    struct wv_local_address *locals;
     struct wv_rates identities;
     uint32_t used_slots;
     uint64_t index_mask;

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "fastpath.h"
+#include "local.h"
 #include "tables.h"
 
 #include <errno.h>
@@ -26,8 +27,8 @@
 #endif
 
 #define NONE UINT32_MAX
-#define CONTROL_SPACE CMSG_SPACE(sizeof(int))
-/* Room for options that somebody set on the socket: UDP_GRO must not be the one that is cut off. */
+#define CONTROL_SPACE (CMSG_SPACE(sizeof(uint16_t)) + WV_LOCAL_CONTROL_SPACE)
+/* Room for options that somebody set on the socket: ours must not be the ones that are cut off. */
 #define IN_CONTROL_SPACE 128
 /* Not a power of two: the first bytes of all messages would share a few cache sets. */
 #define ARENA_STRIDE (WV_RECEIVE_BYTES + 1088)
@@ -70,7 +71,8 @@ static void read_clocks(struct wv_engine *e) {
 
 /* -- Addresses ----------------------------------------------------------------------------- */
 
-static void address_from(const struct sockaddr_storage *name, uint32_t listen, struct wv_address *to) {
+/* `local` is the local number: which address of the relay was written to. */
+static void address_from(const struct sockaddr_storage *name, uint32_t local, struct wv_address *to) {
     uint8_t bytes[16];
     uint64_t port, family, scope = 0;
     if (name->ss_family == AF_INET) {
@@ -85,12 +87,13 @@ static void address_from(const struct sockaddr_storage *name, uint32_t listen, s
         memcpy(&v6, name, sizeof v6);
         memcpy(bytes, &v6.sin6_addr, 16);
         port = ntohs(v6.sin6_port);
-        family = 6;
+        /* An IPv4 peer of a dual-stack socket is an IPv4 peer. */
+        family = memcmp(bytes, V4_PREFIX, sizeof V4_PREFIX) == 0 ? 4 : 6;
         scope = v6.sin6_scope_id;
     }
     memcpy(&to->high, bytes, 8);
     memcpy(&to->low, bytes + 8, 8);
-    to->endpoint = port | family << WV_FAMILY_SHIFT | (uint64_t)listen << WV_LISTEN_SHIFT |
+    to->endpoint = port | family << WV_FAMILY_SHIFT | (uint64_t)local << WV_LISTEN_SHIFT |
                    scope << WV_SCOPE_SHIFT;
 }
 
@@ -124,14 +127,22 @@ static uint64_t address_hash(const struct wv_address *a) {
     return mixed ^ mixed >> 29;
 }
 
-static int is_v4(const struct wv_address *a) { return (a->endpoint >> WV_FAMILY_SHIFT & 0xff) == 4; }
+static int is_v4(const struct wv_address *a) { return (a->endpoint >> WV_FAMILY_SHIFT & WV_FAMILY_MASK) == 4; }
+
+static uint32_t local_number(const struct wv_address *a) {
+    return a->endpoint >> WV_LISTEN_SHIFT & WV_LISTEN_MASK;
+}
 
 /* The socket that the peer wrote to; where it has no such number (the list of listen addresses
  * changed), the first that can carry the family. */
 static uint32_t socket_for(const struct wv_engine *e, const struct wv_address *to) {
-    const uint32_t listen = to->endpoint >> WV_LISTEN_SHIFT & 0xff;
+    const uint32_t number = local_number(to);
+    const struct wv_local_address *local = wv_local_address(&e->tables, number);
+    const uint32_t listen = local == NULL ? number : wv_local_listen(local);
     const int family = is_v4(to) ? AF_INET : AF_INET6;
-    if (listen < e->socket_count && e->sockets[listen].family == family) return listen;
+    if (listen < e->socket_count &&
+        (e->sockets[listen].family == family || e->sockets[listen].family == AF_INET6))
+        return listen;
     for (uint32_t i = 0; i < e->socket_count; i++)
         if (e->sockets[i].family == family) return i;
     return NONE;
@@ -239,11 +250,16 @@ static uint32_t destination_port(const struct msghdr *message) {
     return ntohs(port);
 }
 
+static int is_train(const struct msghdr *message) {
+    const struct cmsghdr *first = CMSG_FIRSTHDR(message);
+    return first != NULL && first->cmsg_level == IPPROTO_UDP;
+}
+
 static int send_messages(struct wv_engine *e, int fd, struct mmsghdr *messages, unsigned count) {
     struct wv_fault *fault = &e->fault;
     for (unsigned i = 0; fault->count != 0 && i < count; i++) {
         const struct msghdr *message = &messages[i].msg_hdr;
-        if (fault->only_gso && message->msg_controllen == 0) continue;
+        if (fault->only_gso && !is_train(message)) continue;
         if (fault->port != 0 && fault->port != destination_port(message)) continue;
         if (i > 0) {
             count = i; /* the messages before it go out, as the kernel would do it */
@@ -264,6 +280,20 @@ static void set_segment(struct msghdr *message, uint8_t *control, uint16_t segme
     memcpy(CMSG_DATA(header), &segment_bytes, sizeof segment_bytes);
     message->msg_control = control;
     message->msg_controllen = CMSG_SPACE(sizeof segment_bytes);
+}
+
+/* Name the destination and, at a wildcard socket, the address that the peer wrote to: the last
+ * control message. */
+static void set_path(struct wv_engine *e, uint32_t socket, const struct wv_address *to,
+                     struct msghdr *message, struct sockaddr_storage *name, uint8_t *control) {
+    const int family = e->sockets[socket].family;
+    const struct wv_local_address *local = wv_local_address(&e->tables, local_number(to));
+    message->msg_name = name;
+    message->msg_namelen = address_to(to, family, name);
+    if (local == NULL || wv_local_listen(local) != socket) return;
+    message->msg_control = control;
+    message->msg_controllen +=
+        wv_local_control(local, family, (struct cmsghdr *)(control + message->msg_controllen));
 }
 
 static struct wv_plain_destination *plain_place(struct wv_engine *e, const struct wv_address *to) {
@@ -327,12 +357,11 @@ static int send_alone(struct wv_engine *e, int fd, struct mmsghdr *message, int 
 static uint32_t send_apart(struct wv_engine *e, uint32_t socket, const struct wv_out_group *group,
                        int *waited) {
     struct sockaddr_storage name;
+    _Alignas(struct cmsghdr) uint8_t control[CONTROL_SPACE];
     struct iovec vector;
-    struct mmsghdr message = {.msg_hdr = {.msg_name = &name,
-                                          .msg_namelen = address_to(&group->to, e->sockets[socket].family, &name),
-                                          .msg_iov = &vector,
-                                          .msg_iovlen = 1}};
+    struct mmsghdr message = {.msg_hdr = {.msg_iov = &vector, .msg_iovlen = 1}};
     uint32_t sent = 0;
+    set_path(e, socket, &group->to, &message.msg_hdr, &name, control);
     for (uint32_t at = group->first; at != NONE; at = e->segments[at].next) {
         const struct wv_out_segment *segment = &e->segments[at];
         vector = (struct iovec){(void *)segment->data, segment->bytes};
@@ -392,14 +421,11 @@ static uint32_t lay_out(struct wv_engine *e, uint32_t socket, uint32_t *vectors_
         const uint32_t used = (uint32_t)(vector - first) + 1;
         *vectors_used += used;
         memset(header, 0, sizeof *header);
-        header->msg_name = &e->out_names[messages];
-        header->msg_namelen = address_to(&group->to, e->sockets[socket].family, &e->out_names[messages]);
         header->msg_iov = first;
         header->msg_iovlen = used;
-        if (group->segments > 1) {
-            set_segment(header, e->out_control + messages * CONTROL_SPACE,
-                        (uint16_t)group->segment_bytes);
-        }
+        uint8_t *control = e->out_control + messages * CONTROL_SPACE;
+        if (group->segments > 1) set_segment(header, control, (uint16_t)group->segment_bytes);
+        set_path(e, socket, &group->to, header, &e->out_names[messages], control);
         e->out_order[messages++] = number;
     }
     return messages;
@@ -506,11 +532,10 @@ int wv_send(struct wv_engine *e, const uint8_t *datagram, size_t bytes, const st
     int error = EADDRNOTAVAIL, waited = 0;
     if (socket != NONE) {
         struct sockaddr_storage name;
+        _Alignas(struct cmsghdr) uint8_t control[CONTROL_SPACE];
         struct iovec vector = {(void *)datagram, bytes};
-        struct mmsghdr message = {.msg_hdr = {.msg_name = &name,
-                                              .msg_namelen = address_to(to, e->sockets[socket].family, &name),
-                                              .msg_iov = &vector,
-                                              .msg_iovlen = 1}};
+        struct mmsghdr message = {.msg_hdr = {.msg_iov = &vector, .msg_iovlen = 1}};
+        set_path(e, socket, to, &message.msg_hdr, &name, control);
         error = send_alone(e, e->sockets[socket].fd, &message, &waited);
     }
     if (error != 0) count_unsent(e, error, 1, bytes);
@@ -519,16 +544,21 @@ int wv_send(struct wv_engine *e, const uint8_t *datagram, size_t bytes, const st
 
 /* -- Receiving ----------------------------------------------------------------------------- */
 
-/* Size of a train's segments, 0 for a lone datagram. */
-static uint32_t train_bytes(struct msghdr *message) {
+/* What a message says of itself: size of a train's segments (0 for a lone datagram), and the local
+ * number of the address that it was sent to. */
+static void read_control(struct wv_engine *e, uint32_t socket, struct msghdr *message,
+                         uint32_t *train, uint32_t *local) {
+    *train = 0;
+    *local = socket;
     for (struct cmsghdr *at = CMSG_FIRSTHDR(message); at != NULL; at = CMSG_NXTHDR(message, at)) {
-        int bytes = 0;
-        if (at->cmsg_level != IPPROTO_UDP || at->cmsg_type != UDP_GRO) continue;
-        if (at->cmsg_len < CMSG_LEN(sizeof bytes)) return 0; /* the kernel cut it off */
-        memcpy(&bytes, CMSG_DATA(at), sizeof bytes);
-        return bytes > 0 ? (uint32_t)bytes : 0;
+        if (at->cmsg_level == IPPROTO_UDP && at->cmsg_type == UDP_GRO) {
+            int bytes = 0; /* stays so where the kernel cut it off */
+            if (at->cmsg_len >= CMSG_LEN(sizeof bytes)) memcpy(&bytes, CMSG_DATA(at), sizeof bytes);
+            *train = bytes > 0 ? (uint32_t)bytes : 0;
+        } else if (*local == socket) {
+            *local = wv_local_number(&e->tables, socket, at);
+        }
     }
-    return 0;
 }
 
 /* Fill the batch from a socket; the number of messages, 0 when it is dry. */
@@ -555,11 +585,12 @@ static uint32_t receive(struct wv_engine *e, uint32_t socket) {
     uint64_t packets = 0, bytes = 0;
     for (int i = 0; i < count; i++) {
         const uint32_t length = e->in[i].msg_len;
-        const uint32_t train = train_bytes(&e->in[i].msg_hdr);
+        uint32_t train, local;
+        read_control(e, socket, &e->in[i].msg_hdr, &train, &local);
         const uint32_t segment = train > 0 && train < length ? train : length;
         e->in_segment_bytes[i] = segment;
         HIDE((uint8_t *)e->in_vectors[i].iov_base + length, ARENA_STRIDE - length);
-        address_from(&e->in_names[i], socket, &e->in_from[i]);
+        address_from(&e->in_names[i], local, &e->in_from[i]);
         packets += segment > 0 ? (length + segment - 1) / segment : 1;
         bytes += length;
     }

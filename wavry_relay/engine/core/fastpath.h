@@ -13,7 +13,7 @@
 #include <sys/types.h>
 
 enum {
-    WV_MAX_SOCKETS = 256,    /* the listen number of an address has 8 bits */
+    WV_MAX_SOCKETS = WV_FIRST_LOCAL,
     WV_RECEIVE_MESSAGES = 64,
     WV_RECEIVE_BYTES = 65536, /* the largest datagram, and the largest GRO train */
     WV_OUT_SEGMENTS = 4096,

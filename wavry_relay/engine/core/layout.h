@@ -10,7 +10,7 @@
 #define WV_INDEX_EMPTY UINT64_C(0)
 #define WV_INDEX_DELETED UINT64_C(0xffffffffffffffff)
 #define WV_LEASE_DENIED UINT64_C(0xffffffffffffffff)
-#define WV_LAYOUT_VERSION 6u
+#define WV_LAYOUT_VERSION 7u
 #define WV_LOG_DEBUG 10u
 #define WV_LOCK_WAIT_NS 50000000u
 #define WV_RATE_WAYS 3u
@@ -20,7 +20,11 @@
 #define WV_USED_KEPT_BACK 2u
 #define WV_USED_QUARTERS 3u
 #define WV_FAMILY_SHIFT 16u
-#define WV_LISTEN_SHIFT 24u
+#define WV_FAMILY_MASK 15u
+#define WV_LISTEN_SHIFT 20u
+#define WV_LISTEN_MASK 4095u
+#define WV_FIRST_LOCAL 256u
+#define WV_LOCAL_ADDRESSES 1024u
 #define WV_SCOPE_SHIFT 32u
 #define WV_CONTROL_LEASE 1u
 #define WV_CONTROL_STUN 2u
@@ -216,8 +220,9 @@ struct wv_head {
     uint64_t at_used_leases;
     uint64_t at_revocations;
     uint64_t at_lease_origins;
+    uint64_t at_local_addresses;
     uint64_t at_sessions;
-    uint8_t unused[3928];
+    uint8_t unused[3920];
 };
 _Static_assert(offsetof(struct wv_head, magic) == 0, "layout");
 _Static_assert(offsetof(struct wv_head, version) == 8, "layout");
@@ -242,7 +247,8 @@ _Static_assert(offsetof(struct wv_head, at_index) == 128, "layout");
 _Static_assert(offsetof(struct wv_head, at_used_leases) == 136, "layout");
 _Static_assert(offsetof(struct wv_head, at_revocations) == 144, "layout");
 _Static_assert(offsetof(struct wv_head, at_lease_origins) == 152, "layout");
-_Static_assert(offsetof(struct wv_head, at_sessions) == 160, "layout");
+_Static_assert(offsetof(struct wv_head, at_local_addresses) == 160, "layout");
+_Static_assert(offsetof(struct wv_head, at_sessions) == 168, "layout");
 _Static_assert(sizeof(struct wv_head) == 4096, "layout");
 
 struct wv_control {
@@ -438,6 +444,14 @@ struct wv_lease_origin {
 _Static_assert(offsetof(struct wv_lease_origin, kid) == 0, "layout");
 _Static_assert(offsetof(struct wv_lease_origin, issued_s) == 8, "layout");
 _Static_assert(sizeof(struct wv_lease_origin) == 16, "layout");
+
+struct wv_local_address {
+    uint64_t address[2];
+    uint64_t origin;
+};
+_Static_assert(offsetof(struct wv_local_address, address) == 0, "layout");
+_Static_assert(offsetof(struct wv_local_address, origin) == 16, "layout");
+_Static_assert(sizeof(struct wv_local_address) == 24, "layout");
 
 /* CRC-16/KERMIT of one byte. */
 static const uint16_t WV_CRC16[256] = {

@@ -2,12 +2,15 @@
  * grouping, to what the kernel is given, which may refuse it.
  *
  * input: flags u8 · seed of the send errors u8 · messages
- * message: source u8 · kind of control message u8 · segment size u16 · bytes u16 · datagrams
+ * message: source u8 · kinds of control messages u8 · segment size u16 · bytes u16 · datagrams
+ * Bits 3 and 4 of the kinds: which address of this host was written to, or that the kernel does not
+ * say it.  What goes to a peer must leave from the address that its slot was at.
  * recvmmsg, sendmmsg and ppoll are ours.  The twin decides the same segments one by one from exact
  * copies; the engine must hand out the same control packets, and send to each destination the same
  * datagrams in the same order, but for those that it counts as unsent.
  */
 #define _GNU_SOURCE
+#include "local.h"
 #include "segment_support.h"
 
 #include <arpa/inet.h>
@@ -24,7 +27,8 @@
 #endif
 
 enum {
-    FUZZ_SESSIONS = 4,
+    FUZZ_SESSIONS = 5,
+    LOCALS = 3, /* of each family; address N of listen address L is number N + L * LOCALS - 1 */
     MAX_MESSAGES = 256,
     MAX_EXPECTED = 16384,
     FLAG_SESSION_RATE = 1,
@@ -77,17 +81,34 @@ static size_t put_control(uint8_t *at, size_t room, int level, int type, const v
     return CMSG_SPACE(bytes);
 }
 
+static size_t put_asked(uint8_t *at, size_t room, int listen, unsigned number) {
+    struct in_pktinfo v4 = {.ipi_ifindex = 1, .ipi_spec_dst = {htonl(0x7f000000u | number)}};
+    struct in6_pktinfo v6 = {.ipi6_ifindex = 1, .ipi6_addr.s6_addr[15] = (uint8_t)number};
+    return listen == 0 ? put_control(at, room, IPPROTO_IP, IP_PKTINFO, &v4, sizeof v4)
+                       : put_control(at, room, IPPROTO_IPV6, IPV6_PKTINFO, &v6, sizeof v6);
+}
+
+/* 0 where the kernel does not say it. */
+static unsigned asked_of(const struct message *m) { return (m->kind & 7) < 6 ? m->kind >> 3 & 3 : 0; }
+
+static struct wv_address at_local(struct wv_address peer, int listen, unsigned number) {
+    peer.endpoint &= ~((uint64_t)WV_LISTEN_MASK << WV_LISTEN_SHIFT);
+    const unsigned place = number == 0 ? (unsigned)listen : WV_FIRST_LOCAL + (unsigned)listen * LOCALS + number - 1;
+    peer.endpoint |= (uint64_t)place << WV_LISTEN_SHIFT;
+    return peer;
+}
+
 /* Returns the size of the train's segments that the control message says, 0 without one. */
 static uint32_t write_control(const struct message *m, uint8_t *control, size_t room, size_t *used) {
     const uint32_t drops = 7;
     int size = m->segment_bytes;
-    *used = 0;
+    *used = asked_of(m) ? put_asked(control, room, receiver, asked_of(m)) : 0;
     switch (m->kind & 7) {
         case 0: return 0;
         case 1: case 2: break;
         case 3: size = -size; break;
         case 4: size = (int)(m->segment_bytes * 0x10001u); break;
-        case 5: *used = put_control(control, room, SOL_SOCKET, 40, &drops, sizeof drops); break;
+        case 5: *used += put_control(control + *used, room - *used, SOL_SOCKET, 40, &drops, sizeof drops); break;
         case 6: { /* the kernel cuts a control message that does not fit */
             uint8_t filler[96] = {0};
             *used = put_control(control, room, SOL_SOCKET, 29, filler, sizeof filler);
@@ -155,14 +176,25 @@ int poll(struct pollfd *polls, nfds_t count, int timeout) { /* room in the send 
 
 static struct wv_address address_of(const struct msghdr *header) {
     const struct sockaddr_storage *name = header->msg_name;
+    unsigned number = 0;
+    for (struct cmsghdr *at = CMSG_FIRSTHDR(header); at != NULL; at = CMSG_NXTHDR((struct msghdr *)header, at)) {
+        if (at->cmsg_level == IPPROTO_UDP) continue;
+        uint8_t wanted[CMSG_SPACE(sizeof(struct in6_pktinfo))];
+        const int listen = name->ss_family == AF_INET ? 0 : 1;
+        const size_t place = listen == 0 ? offsetof(struct in_pktinfo, ipi_spec_dst) + 3 : 15;
+        number = CMSG_DATA(at)[place];
+        put_asked(wanted, sizeof wanted, listen, number);
+        CHECK(memcmp(at, wanted, sizeof *at) == 0);
+        for (size_t i = listen == 0 ? 4 : 0; i <= place; i++) CHECK(CMSG_DATA(at)[i] == wanted[CMSG_LEN(0) + i]);
+    }
     if (name->ss_family == AF_INET) {
         CHECK(header->msg_namelen == sizeof(struct sockaddr_in));
         const struct sockaddr_in *v4 = (const void *)name;
-        return test_v4(ntohl(v4->sin_addr.s_addr) & 255, ntohs(v4->sin_port));
+        return at_local(test_v4(ntohl(v4->sin_addr.s_addr) & 255, ntohs(v4->sin_port)), 0, number);
     }
     CHECK(name->ss_family == AF_INET6 && header->msg_namelen == sizeof(struct sockaddr_in6));
     const struct sockaddr_in6 *v6 = (const void *)name;
-    return test_v6(v6->sin6_addr.s6_addr[15], ntohs(v6->sin6_port), 1);
+    return at_local(test_v6(v6->sin6_addr.s6_addr[15], ntohs(v6->sin6_port), 1), 1, number);
 }
 
 static int is_same(const struct wv_address *a, const struct wv_address *b) {
@@ -193,10 +225,10 @@ static void check_message(const struct msghdr *header) {
         memcpy(flat + bytes, header->msg_iov[i].iov_base, header->msg_iov[i].iov_len);
         bytes += header->msg_iov[i].iov_len;
     }
-    if (header->msg_controllen > 0) {
-        const struct cmsghdr *control = header->msg_control;
+    const struct cmsghdr *control = CMSG_FIRSTHDR(header);
+    if (control != NULL && control->cmsg_level == IPPROTO_UDP) {
         uint16_t size;
-        CHECK(control->cmsg_level == IPPROTO_UDP && control->cmsg_type == UDP_SEGMENT);
+        CHECK(control->cmsg_type == UDP_SEGMENT);
         CHECK(control->cmsg_len == CMSG_LEN(sizeof size));
         memcpy(&size, CMSG_DATA(control), sizeof size);
         segment = size;
@@ -236,6 +268,13 @@ static void start(void) {
         test_session(both[i], 0, test_v4(1, 1000), test_v4(2, 1000));
         test_session(both[i], 1, test_v4(1, 1000), test_v6(4, 1000, 1));
         test_session(both[i], 2, test_v6(5, 1000, 1), test_v6(6, 1000, 1));
+        for (unsigned number = 1; number <= 2 * LOCALS; number++) {
+            _Alignas(struct cmsghdr) uint8_t asked[CMSG_SPACE(sizeof(struct in6_pktinfo))];
+            const int listen = number > LOCALS;
+            put_asked(asked, sizeof asked, listen, listen ? number - LOCALS : number);
+            CHECK(wv_local_number(both[i], (unsigned)listen, (struct cmsghdr *)asked) == WV_FIRST_LOCAL + number - 1);
+        }
+        test_session(both[i], 4, at_local(test_v4(1, 1000), 0, 2), at_local(test_v6(6, 1000, 1), 1, 3));
         struct wv_session *bearer = test_session(both[i], 3, test_v4(1, 1000), test_v4(8, 1000));
         ((struct wv_slot *)bearer->client)->cnf = ((struct wv_slot *)bearer->server)->cnf = 0;
     }
@@ -277,7 +316,8 @@ static uint64_t expect(uint8_t flags) {
         const struct message *m = &messages[i];
         const uint32_t train = write_control(m, control, sizeof control, &used);
         const uint32_t step = train > 0 && train < m->bytes ? train : m->bytes;
-        const struct wv_address from = flags & FLAG_V6 ? test_v6(m->source, 1000, 1) : test_v4(m->source, 1000);
+        const struct wv_address peer = flags & FLAG_V6 ? test_v6(m->source, 1000, 1) : test_v4(m->source, 1000);
+        const struct wv_address from = at_local(peer, receiver, asked_of(m));
         uint32_t at = 0;
         do {
             const uint32_t bytes = step < m->bytes - at ? step : m->bytes - at;

@@ -55,6 +55,7 @@ static inline struct test_segment test_segment_new(void) {
     head.at_index = test_place(&at, 8 * TEST_INDEX_SLOTS);
     head.at_used_leases = test_place(&at, sizeof(struct wv_used_lease) * TEST_USED_SLOTS);
     head.at_lease_origins = test_place(&at, sizeof(struct wv_lease_origin) * TEST_SESSIONS);
+    head.at_local_addresses = test_place(&at, sizeof(struct wv_local_address) * WV_LOCAL_ADDRESSES);
     head.at_sessions = test_place(&at, sizeof(struct wv_session) * TEST_SESSIONS);
     head.total_bytes = (at + TEST_PAGE - 1) / TEST_PAGE * TEST_PAGE;
     struct test_segment made = {aligned_alloc(TEST_PAGE, head.total_bytes), head.total_bytes};
@@ -73,7 +74,7 @@ static inline void test_id(unsigned number, uint8_t id[16]) { memset(id, (int)(0
 
 static inline struct wv_address test_v4(unsigned last, unsigned port) {
     const uint8_t bytes[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, (uint8_t)last};
-    struct wv_address made = {.endpoint = port | 4u << 16};
+    struct wv_address made = {.endpoint = port | 4u << WV_FAMILY_SHIFT};
     memcpy(&made.high, bytes, 8);
     memcpy(&made.low, bytes + 8, 8);
     return made;
@@ -81,7 +82,8 @@ static inline struct wv_address test_v4(unsigned last, unsigned port) {
 
 static inline struct wv_address test_v6(unsigned last, unsigned port, unsigned listen) {
     const uint8_t bytes[16] = {[15] = (uint8_t)last};
-    struct wv_address made = {.endpoint = port | 6u << 16 | (uint64_t)listen << 24};
+    struct wv_address made = {.endpoint = port | 6u << WV_FAMILY_SHIFT |
+                                          (uint64_t)listen << WV_LISTEN_SHIFT};
     memcpy(&made.high, bytes, 8);
     memcpy(&made.low, bytes + 8, 8);
     return made;
