@@ -28,10 +28,10 @@ UNLIMITED_KBPS: Final = lease.MAX_KBPS
 
 
 class MintedLease(NamedTuple):
-    """A token, and the key that its proof needs (None: a bearer lease)."""
+    """A token, and the key that its proof needs."""
 
     token: bytes
-    proof_key: ed25519.SigningKey | None
+    proof_key: ed25519.SigningKey
 
 
 def _answer(body: msgspec.Struct, status: int = 200) -> web.Response:
@@ -70,16 +70,10 @@ class BenchMaster:
         return self._signing.public_key
 
     def mint(
-        self,
-        session_id: SessionId,
-        role: c.Role,
-        relay_id: str,
-        *,
-        now_s: int,
-        bound: bool = True,
+        self, session_id: SessionId, role: c.Role, relay_id: str, *, now_s: int
     ) -> MintedLease:
-        """Sign a lease without rate limits; key-bound with a fresh key unless `bound` is false."""
-        key = ed25519.SigningKey.from_seed(secrets.token_bytes(32)) if bound else None
+        """Sign a lease without rate limits, bound to a fresh key."""
+        key = ed25519.SigningKey.from_seed(secrets.token_bytes(32))
         claims = lease.make_claims(
             jti=str(uuid.uuid4()),
             sub=f"user-{secrets.token_hex(8)}",
@@ -91,7 +85,7 @@ class BenchMaster:
             ttl_s=LEASE_TTL_S,
             soft_kbps=UNLIMITED_KBPS,
             hard_kbps=UNLIMITED_KBPS,
-            cnf=None if key is None else base64url.encode(key.public_key),
+            cnf=base64url.encode(key.public_key),
         )
         return MintedLease(lease.sign_lease(claims, self._signing).encode(), key)
 

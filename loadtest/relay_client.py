@@ -1,8 +1,8 @@
 """Takes slots on a relay: many leases presented at once over raw sockets.
 
-Each request goes out again with the next counter when no answer came; a bearer packet goes out
-byte for byte.  A PATH_CHALLENGE is answered with its cookie.  The sockets are handed to the
-generator afterwards, so that the relay sees the same addresses.
+Each request goes out again with the next counter when no answer came.  A PATH_CHALLENGE is
+answered with its cookie.  The sockets are handed to the generator afterwards, so that the relay
+sees the same addresses.
 """
 
 import select
@@ -50,9 +50,7 @@ class PresentRequest:
     sent_at_s: float = 0.0
 
     def rebuild(self) -> None:
-        """Sign again with the next counter; a bearer lease has nothing to sign."""
-        if self.lease.proof_key is None:
-            return
+        """Sign again with the next counter."""
         self.counter += 1
         self.packet = packets.build_present(
             self.session_id,
@@ -69,8 +67,6 @@ def prepare(
     relay_id: str,
     plans: Iterable[SessionPlan],
     endpoints: Endpoints,
-    *,
-    bound: bool = True,
 ) -> Iterator[PresentRequest]:
     """Mint both leases of each session and build their LEASE_PRESENT packets, as they are used."""
     for plan in plans:
@@ -79,15 +75,13 @@ def prepare(
             (c.Role.SERVER, endpoints.servers[plan.server]),
         )
         for role, opened in sides:
-            minted = master.mint(
-                plan.session_id, role, relay_id, now_s=int(time.time()), bound=bound
-            )
+            minted = master.mint(plan.session_id, role, relay_id, now_s=int(time.time()))
             packet = packets.build_present(
                 plan.session_id,
                 role,
                 minted.token,
                 counter=1,
-                sign=None if minted.proof_key is None else minted.proof_key.sign,
+                sign=minted.proof_key.sign,
             )
             yield PresentRequest(plan.session_id, role, minted, opened, packet)
 

@@ -237,8 +237,8 @@ class RelayConfig:
         "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S",
         1000,
         doc="Leases that come to one worker from which on each must bring the cookie of its path"
-        " before its signature is checked; 0 always asks for it (one round trip more, and no"
-        " bearer leases).",
+        " before its signature is checked; 0 always asks for it (one round trip"
+        " more).",
         unit="leases/s",
         minimum=0,
         maximum=_COUNT_MAX,

@@ -2,7 +2,7 @@
 
 A peer has no key to verify the signature with, and needs none: the gateway it trusts handed
 the lease over, and the relay verifies.  What a peer does check is that the lease is *its own*,
-bound to its key: a bearer lease, or the other side's, is never presented.
+bound to its key: one without a key, or the other side's, is never presented.
 """
 
 import hmac
@@ -75,7 +75,7 @@ def read_own_lease(
     try:
         raw = token.encode("ascii")
         claims = _CLAIMS.decode(paseto.parse(token).message)
-        bound_to = claims.proof_key
+        bound_to = b"" if claims.cnf is None else claims.proof_key
     except (paseto.PasetoError, msgspec.MsgspecError, ValueError) as error:
         raise LeaseMismatchError("what the gateway gave us is not a lease") from error
     if len(raw) > MAX_TOKEN_BYTES:
@@ -84,8 +84,8 @@ def read_own_lease(
         raise LeaseMismatchError("the lease is for another session")
     if claims.role != ROLE_NAMES[role]:
         raise LeaseMismatchError("the lease is for the other side of the session")
-    if bound_to is None or not hmac.compare_digest(bound_to, public_key):
-        raise LeaseMismatchError("the lease is not bound to our key: whoever saw it could use it")
+    if not hmac.compare_digest(bound_to, public_key):
+        raise LeaseMismatchError("the lease is not bound to our key")
     if claims.rid is None:
         raise LeaseMismatchError("the lease names no relay")
     issued_ms = unix_ms(claims.iat)

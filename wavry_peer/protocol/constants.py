@@ -134,7 +134,6 @@ a peer.  2^20 packets are 100 s of 100 Mbit/s at 1200 bytes."""
 SECOND_PEER_TIMEOUT_S: Final = 30
 IDLE_TIMEOUT_S: Final = 60
 COOKIE_SLOT_S: Final = 30
-BEARER_REACK_S: Final = 5
 
 # -- RIFT physical packets inside FORWARD ----------------------------------------------
 

@@ -20,7 +20,7 @@ import msgspec
 from . import base64url, ed25519, paseto
 from . import constants as c
 from .errors import LeaseError
-from .packets import LeasePresent, SessionId
+from .packets import LeasePresent, Proof, SessionId
 
 __all__ = [
     "IdentityName",
@@ -76,7 +76,8 @@ class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """Claims of a lease.  Limits are kbit/s; instants carry a time zone.
 
     Claims that this version does not know are ignored, as registered claims may grow.
-    `rid` is optional here because a lease without it gets the answer WRONG_RELAY.
+    `rid` and `cnf` are optional here because a lease without them gets the answers WRONG_RELAY and
+    PROOF_REQUIRED.
     """
 
     iss: Name
@@ -112,9 +113,13 @@ class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         return SessionId(bytes.fromhex(self.sid.replace("-", "")))
 
     @property
-    def proof_key(self) -> bytes | None:
-        """`cnf` as 32 bytes, or None for a bearer lease."""
-        return None if self.cnf is None else _public_key(self.cnf)
+    def proof_key(self) -> bytes:
+        """`cnf` as 32 bytes.
+
+        Raises:
+            ValueError: there is none, or it is not canonical base64url.
+        """
+        return _public_key(self.cnf or "")
 
 
 class _Footer(msgspec.Struct, frozen=True):
@@ -156,7 +161,7 @@ def make_claims(
     ttl_s: int,
     soft_kbps: int,
     hard_kbps: int,
-    cnf: str | None = None,
+    cnf: str,
     issuer: str = ISSUER,
 ) -> LeaseClaims:
     """Return the claims of a new lease good from `now_s` (unix seconds) for `ttl_s` seconds."""
@@ -196,7 +201,7 @@ def sign_lease(claims: LeaseClaims, key: ed25519.SigningKey) -> str:
     return token
 
 
-def _proof_key(claims: LeaseClaims) -> bytes | None:
+def _proof_key(claims: LeaseClaims) -> bytes:
     try:
         return claims.proof_key
     except ValueError as error:
@@ -323,19 +328,17 @@ def check_key(claims: LeaseClaims, keys: Mapping[KeyId, TrustedKey]) -> None:
         raise LeaseError(c.RejectReason.REVOKED, "signing key was revoked")
 
 
-def proof_check(claims: LeaseClaims, present: LeasePresent) -> ed25519.SignatureCheck | None:
-    """Return the check that a key-bound lease needs; None for a bearer lease.
+def proof_check(claims: LeaseClaims, present: LeasePresent) -> tuple[Proof, ed25519.SignatureCheck]:
+    """Return the proof of possession and the check that it needs.
 
     Raises:
-        LeaseError: PROOF_REQUIRED: there is no proof.
+        LeaseError: PROOF_REQUIRED: there is no proof, or no key in the lease that it could be by.
     """
-    key = None if claims.cnf is None else _proof_key(claims)
-    if key is None:
-        return None
     proof = present.proof
-    if proof is None:
-        raise LeaseError(c.RejectReason.PROOF_REQUIRED, "lease is key-bound, packet has no proof")
-    return ed25519.SignatureCheck(key, present.signed_bytes, proof.signature)
+    if proof is None or claims.cnf is None:
+        raise LeaseError(c.RejectReason.PROOF_REQUIRED, "no proof, or no key that it could be by")
+    key = _proof_key(claims)
+    return proof, ed25519.SignatureCheck(key, present.signed_bytes, proof.signature)
 
 
 def require_proof(*, holds: bool) -> None:
@@ -349,11 +352,9 @@ def require_proof(*, holds: bool) -> None:
 
 
 def check_proof(claims: LeaseClaims, present: LeasePresent) -> None:
-    """Check the proof of possession of a key-bound lease; a bearer lease needs none.
+    """Check the proof of possession of the lease's key.
 
     Raises:
         LeaseError: PROOF_REQUIRED: missing, or not by the `cnf` key.
     """
-    check = proof_check(claims, present)
-    if check is not None:
-        require_proof(holds=check.holds())
+    require_proof(holds=proof_check(claims, present)[1].holds())

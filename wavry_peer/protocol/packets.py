@@ -94,8 +94,7 @@ class LeasePresent(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         role: slot that the sender wants.
-        token: the PASETO as it came, at most 1100 bytes; not in `repr`, as a lease without `cnf`
-            is good for whoever holds it.
+        token: the PASETO as it came, at most 1100 bytes; not in `repr`.
         proof: present where the PROOF flag is set.
         signed_bytes: exactly what `proof.signature` must cover (holds the token).
     """
@@ -385,8 +384,8 @@ def build_present(
         token: the lease as the gateway gave it.
         counter: larger than in every packet signed before for this session (u64).
         cookie: of the last PATH_CHALLENGE from this relay, or zeros.
-        sign: makes 64 bytes of Ed25519 signature with the `cnf` key; None builds a bearer
-            packet without proof.
+        sign: makes 64 bytes of Ed25519 signature with the `cnf` key; None leaves the proof
+            away, and no relay takes that.
         renew: build LEASE_RENEW instead of LEASE_PRESENT.
 
     Raises:

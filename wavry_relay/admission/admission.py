@@ -219,10 +219,9 @@ class Admission:
             self._policy.check_source(packet.source, now)
             claims = yield from self._verifier.verify(header, present, now.wall_ms)
             self._policy.check_claims(claims, now)
-            proof = proof_check(claims, present)
-            if proof is not None:
-                require_proof(holds=bool((yield proof)))
-            lease = tagged_lease(self._tags, header, present, claims, packet.datagram)
+            proof, check = proof_check(claims, present)
+            require_proof(holds=bool((yield check)))
+            lease = tagged_lease(self._tags, header, present.role, proof, claims)
             with self._locks.table():
                 # Again, because a revocation may have come since; see `RevocationScan`.
                 self._policy.check_claims(claims, now)
@@ -250,9 +249,9 @@ class Admission:
             return
         if self._has_cookie(header, present, source, now):
             return
-        self._counters.add("cookie_demanded")
         if present.proof is None:
-            raise _refuse(c.RejectReason.RATE_LIMITED, "a bearer lease can carry no cookie")
+            raise _refuse(c.RejectReason.PROOF_REQUIRED, "packet has no proof, so no cookie")
+        self._counters.add("cookie_demanded")
         raise PathChallengeError
 
     def _has_cookie(

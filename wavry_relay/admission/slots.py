@@ -1,8 +1,7 @@
 """Where a verified lease goes: the only writer of sessions' identities.
 
 From the replay check on, everything runs under the table lock, so two workers that see the same
-packet cannot both accept it.  A lease without `cnf` is a bearer lease: its datagram is accepted
-once, and it never moves to another address.
+packet cannot both accept it.
 
 Every step of a slot's state goes through `LeaseTransitions`.  The ordinary cases (an empty slot, a
 renewal from where the peer is) may be taken by `Engine.admit` instead, to the same effect.
@@ -31,7 +30,6 @@ __all__ = ["LeaseSlots", "PathChallengeError"]
 
 _LAST_COUNTER: Final = (1 << 64) - 1
 """Never accepted: nothing could come after it, and the word for "denied" is the same."""
-_BEARER_REPEAT_MS: Final = c.BEARER_REACK_S * 1000
 
 
 class PathChallengeError(Exception):
@@ -93,10 +91,7 @@ class LeaseSlots:
         slot = record.slot(lease.role) if record is not None else None
         if slot is not None and not slot.jti:
             slot = None
-        repeated = self._check_replay(lease, slot, source, now)
-        if repeated and slot is not None:
-            self._counters.add("lease_repeated")
-            return self._ack(header, lease, source)
+        self._check_replay(lease, slot)
         if is_release:
             if record is not None and slot is not None and slot.jti == lease.jti:
                 self._release(record, slot, lease, now)
@@ -124,7 +119,7 @@ class LeaseSlots:
     def _ack(self, header: Header, lease: VerifiedLease, source: Address) -> bytes:
         """Build the ACK of a lease that has its slot, now or from before."""
         self._counters.add("sent_acks")
-        reflexive = None if lease.counter is None else (source.packed, source.port)
+        reflexive = source.packed, source.port
         ack = LeaseAck(lease.expires_ms, lease.soft_kbps, lease.hard_kbps, reflexive)
         return build_ack(header.session_id, ack)
 
@@ -146,28 +141,19 @@ class LeaseSlots:
         if new_lease and not self._used.has_room():
             raise LeaseError(c.RejectReason.SESSION_FULL, "used-lease table is full")
 
-    def _check_replay(
-        self, lease: VerifiedLease, slot: SlotRecord | None, source: Address, now: Instant
-    ) -> bool:
-        """Refuse a used lease without a fresh proof; True for a bearer datagram to ACK again."""
+    def _check_replay(self, lease: VerifiedLease, slot: SlotRecord | None) -> None:
+        """Refuse a used lease without a fresh proof."""
         if lease.counter == _LAST_COUNTER:
             raise LeaseError(
                 c.RejectReason.PROOF_REQUIRED, "proof counter is the reserved last one"
             )
         if slot is not None and slot.jti == lease.jti:
-            if lease.counter is not None:
-                if lease.counter < slot.mark:
-                    raise LeaseError(c.RejectReason.REPLAYED, "proof counter did not grow")
-                return False
-            stamp = self._segment.milliseconds(now.mono_ns)
-            age_ms = self._segment.elapsed_ms(stamp, slot.accepted_ms)
-            if slot.mark == lease.datagram and slot.is_at(source) and age_ms < _BEARER_REPEAT_MS:
-                return True
-            raise LeaseError(c.RejectReason.REPLAYED, "bearer lease was already used")
+            if lease.counter < slot.mark:
+                raise LeaseError(c.RejectReason.REPLAYED, "proof counter did not grow")
+            return
         high_water = self._used.find(lease.jti)
-        if high_water is not None and (lease.counter is None or lease.counter < high_water):
+        if high_water is not None and lease.counter < high_water:
             raise LeaseError(c.RejectReason.REPLAYED, "lease was already used")
-        return False
 
     def _check_slot(
         self,
@@ -182,8 +168,6 @@ class LeaseSlots:
             raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
         if slot.is_at(source):
             return
-        if lease.counter is None:
-            raise LeaseError(c.RejectReason.PROOF_REQUIRED, "a bearer lease cannot move")
         if not self._cookies.is_good(lease.cookie, header.session_id, source, now.mono_ns):
             raise PathChallengeError
 
@@ -201,13 +185,12 @@ class LeaseSlots:
         stamp = self._segment.milliseconds(now.mono_ns)
         held = slot.jti
         same = held == lease.jti
-        counter = lease.counter
         if held:
             if not same:
                 self._used.put(held, DENIED, slot.expires_ms)
             if not slot.is_at(source):
                 self._counters.add("nat_rebind")
-        if counter is not None and not lease.renews:
+        if not lease.renews:
             slot.reset_window()
         slot.fill(
             source,
@@ -216,7 +199,7 @@ class LeaseSlots:
             hard_kbps=lease.hard_kbps,
             sub=lease.sub,
             cnf=lease.cnf,
-            mark=lease.datagram if counter is None else counter + 1,
+            mark=lease.counter + 1,
             received_ms=stamp,
         )
         self._origins.put(record.number, lease.role, lease.kid, lease.issued_s)
@@ -236,7 +219,7 @@ class LeaseSlots:
 
         Its lease is denied from now on; a session that both peers left is over.
         """
-        if slot.sub != lease.sub or slot.cnf != lease.cnf or lease.counter is None:
+        if slot.sub != lease.sub or slot.cnf != lease.cnf:
             raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
         words, before = (record.id_high, record.id_low), state_of(record)
         take = self._transitions.take

@@ -188,14 +188,14 @@ cdef class NativeEngine:
         cdef wv_address c_address
         cdef wv_lease given
         cdef wv_answer answer
-        cdef object counter = lease.counter
-        if counter is not None and counter == UINT64_MAX:
+        cdef uint64_t counter = lease.counter
+        if counter == UINT64_MAX:
             return False
         _to_c(source, &c_address)
         given.id[0], given.id[1] = session
         given.jti = lease.jti
         given.sub = lease.sub
-        given.mark = lease.datagram if counter is None else <uint64_t>counter + 1
+        given.mark = counter + 1
         given.expires_ms = lease.expires_ms
         given.cnf = lease.cnf
         given.kid = lease.kid

@@ -57,7 +57,6 @@ _VERDICT_DROPS: Final = {
     Verdict.JUMP_TOO_FAR: Drop("jump_too_far"),
 }
 _UNKNOWN_SESSION: Final = Drop("unknown_session")
-_UNKNOWN_ADDRESS: Final = Drop("unknown_address")
 _NOT_ACTIVE: Final = Drop("not_active")
 _LEASE_EXPIRED: Final = Drop("lease_expired")
 _PEER_RATE: Final = Drop("peer_rate")
@@ -156,11 +155,8 @@ class ReferenceEngine:
                 sender, receiver = client, server
             elif server.is_at(source):
                 sender, receiver = server, client
-            elif client.cnf or server.cnf:
-                # Only a key-bound lease can move, so only then a challenge makes sense.
-                return ControlPacket(ControlKind.UNKNOWN_PATH, bytes(datagram), source)
             else:
-                return _UNKNOWN_ADDRESS
+                return ControlPacket(ControlKind.UNKNOWN_PATH, bytes(datagram), source)
             if record.state != SESSION_ACTIVE:
                 return _NOT_ACTIVE
             if now.wall_ms >= sender.expires_ms:

@@ -5,8 +5,8 @@ from typing import Final
 import msgspec
 
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol.lease import LeaseClaims, unix_ms
-from wavry_peer.protocol.packets import Header, LeasePresent
+from wavry_peer.protocol.lease import LeaseClaims
+from wavry_peer.protocol.packets import Header, Proof
 from wavry_relay.shm.tags import Tags
 
 __all__ = ["VerifiedLease", "tagged_lease"]
@@ -15,10 +15,7 @@ _U32: Final = 0xFFFFFFFF
 
 
 class VerifiedLease(msgspec.Struct, frozen=True, gc=False):
-    """Tags are `Tags.tag` (`kid`: `Tags.key_id`); `cnf` 0 is a bearer lease.
-
-    `counter` is None for a bearer lease, and only then `datagram` is the packet's tag.
-    """
+    """Tags are `Tags.tag` (`kid`: `Tags.key_id`); `counter` is the proof's."""
 
     role: c.Role
     jti: int
@@ -26,8 +23,7 @@ class VerifiedLease(msgspec.Struct, frozen=True, gc=False):
     cnf: int
     kid: int
     issued_s: int
-    counter: int | None
-    datagram: int
+    counter: int
     cookie: bytes
     expires_ms: int
     soft_kbps: int
@@ -36,29 +32,21 @@ class VerifiedLease(msgspec.Struct, frozen=True, gc=False):
 
 
 def tagged_lease(
-    tags: Tags, header: Header, present: LeasePresent, claims: LeaseClaims, datagram: bytes
+    tags: Tags, header: Header, role: c.Role, proof: Proof, claims: LeaseClaims
 ) -> VerifiedLease:
-    """Return a lease that was verified as a slot keeps it; `datagram` is the whole packet."""
-    proof, tag = present.proof, tags.tag
-    key = None if claims.cnf is None else claims.proof_key
-    jti, sub = tag(b"jti", claims.jti.encode()), tag(b"sub", claims.sub.encode())
-    kid, renews = tags.key_id(claims.kid), header.type is c.PacketType.LEASE_RENEW
-    if key is None or proof is None:
-        cnf, counter, mark = 0, None, tag(b"datagram", datagram)
-    else:
-        cnf, counter, mark = tag(b"cnf", key) & _U32 or 1, proof.counter, 0
+    """Return a lease that was verified as a slot keeps it."""
+    tag = tags.tag
     return VerifiedLease(
-        present.role,
-        jti,
-        sub,
-        cnf,
-        kid,
+        role,
+        tag(b"jti", claims.jti.encode()),
+        tag(b"sub", claims.sub.encode()),
+        tag(b"cnf", claims.proof_key) & _U32 or 1,
+        tags.key_id(claims.kid),
         claims.issued_s,
-        counter,
-        mark,
-        c.NO_COOKIE if proof is None else proof.cookie,
-        unix_ms(claims.exp),
+        proof.counter,
+        proof.cookie,
+        claims.expires_ms,
         claims.slimit,
         claims.hlimit,
-        renews,
+        header.type is c.PacketType.LEASE_RENEW,
     )

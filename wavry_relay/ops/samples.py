@@ -18,7 +18,6 @@ _LEASE_COUNTERS: Final = {
     "lease_presented": "leases_presented",
     "lease_accepted": "leases_accepted",
     "lease_reproved": "leases_reproved",
-    "lease_repeated": "leases_repeated",
     "lease_renewed": "leases_renewed",
     "lease_released": "leases_released",
     "nat_rebind": "nat_rebinds",

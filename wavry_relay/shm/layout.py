@@ -267,9 +267,8 @@ SLOT: Final = _record(
     ("accepted_ms", 4),
     ("received_ms", 4),
 )
-"""One peer of a session.  `jti` 0 = empty slot, `cnf` 0 = bearer lease.  `mark` is the highest
-proof counter + 1 (saturated) of a key-bound lease, the tag of the accepted datagram of a bearer
-lease.  `address` and `endpoint` are the words of `wavry_relay.shm.address`."""
+"""One peer of a session.  `jti` 0 = empty slot.  `mark` is the highest proof counter + 1.
+`address` and `endpoint` are the words of `wavry_relay.shm.address`."""
 
 SESSION: Final = _record(
     "session",
@@ -337,7 +336,6 @@ COUNTERS: Final[tuple[str, ...]] = (
     "lease_presented",
     "lease_accepted",
     "lease_reproved",
-    "lease_repeated",
     "lease_renewed",
     "lease_released",
     "keepalives",

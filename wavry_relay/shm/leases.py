@@ -3,8 +3,7 @@
 Used leases are jtis that may not be presented again although they have not expired.
 
 Two kinds of entries.  A lease that a renewal replaced is denied outright (`DENIED`).  A lease of
-a session that was closed may come back only with a proof counter above the highest one seen, and
-not at all if it is a bearer lease (`DENIED` again).
+a session that was closed may come back only with a proof counter above the highest one seen.
 
 No unexpired entry is ever forgotten.  So that closing a session always finds room, the table
 has four places for each session record and takes new leases only while `has_room`: three

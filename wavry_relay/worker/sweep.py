@@ -17,7 +17,6 @@ from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_FREE, SESSION_WAITING
 from wavry_relay.shm.lease_states import LeaseState
-from wavry_relay.shm.leases import DENIED
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord
 from wavry_relay.shm.tables import Tables
@@ -141,7 +140,7 @@ class Sweep:
                 self._transitions.take(
                     before, self._end_of(slot, code), words, self._now, role=role, cause=cause
                 )
-                self._used.put(slot.jti, slot.mark if slot.cnf else DENIED, slot.expires_ms)
+                self._used.put(slot.jti, slot.mark, slot.expires_ms)
                 if self._send(notice, slot.address):
                     self._counters.add("sent_notices")
         self._sessions.release(record)

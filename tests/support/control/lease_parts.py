@@ -6,6 +6,7 @@ from typing import Any
 from wavry_peer.protocol import base64url
 
 SIGNATURE_BYTES = 64
+CNF = base64url.encode(bytes(32))
 
 
 def jti_of(token: str) -> str:
@@ -15,8 +16,9 @@ def jti_of(token: str) -> str:
 
 
 def parties(client: str = "ann", server: str = "bob", **fields: Any) -> dict[str, Any]:
-    """Body of ``POST /v1/leases`` for two users without keys."""
-    return {"client": {"sub": client}, "server": {"sub": server}, **fields}
+    """Body of ``POST /v1/leases`` for two users, whose keys nobody has."""
+    users = {"client": client, "server": server}
+    return {**{role: {"sub": sub, "cnf": CNF} for role, sub in users.items()}, **fields}
 
 
 def renewal(issued: dict[str, Any], role: str = "client") -> dict[str, Any]:

@@ -179,10 +179,6 @@ class EngineConformance:
         )
         assert client.slot.window_head == 0
 
-    def test_bearer_session_never_asks_a_stranger_for_a_path(self, world: World) -> None:
-        client, _ = world.session(bearer=True)
-        assert world.decide(client.frame(1), v4(77)) == Drop("unknown_address")
-
     # -- Pitfalls: leases -----------------------------------------------------------------------
 
     def test_pitfall_expiry_stops_forwarding_at_the_exact_millisecond(self, world: World) -> None:

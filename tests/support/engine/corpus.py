@@ -43,7 +43,7 @@ def _segments() -> dict[str, bytes]:
         "to-v6": _input(3, [_plain(1, number, 40) for number in range(12)]),
         "from-v6": _input(0x14, [_plain(1, number, 40) for number in range(5)]),
         "waiting": _input(5, [_plain(2, 0)]),
-        "bearer-limited": _input(7, [_plain(3, number, 1000) for number in range(6)]),
+        "peer-limited": _input(7, [_plain(3, number, 1000) for number in range(6)]),
         "mixed-sessions": _input(1, [_plain(number % 4, number, 8) for number in range(16)]),
         "replayed": _input(1, [_plain(0, number // 2, 8) for number in range(16)]),
         "short-tail": _input(1, [_plain(0, 1, 100), _plain(0, 2, 100), _plain(0, 3, 7)]),
@@ -100,7 +100,7 @@ def _batches() -> dict[str, bytes]:
         "one-byte-segments": (0, 0, [_message(train[:2], kind=1, size=1)]),
         "empty": (0, 0, [struct.pack("!BBHH", 1, 1, 1, 0), *lone]),
         "limits": (3, 0, [_message(train, kind=1), *lone]),
-        "bearer": (16, 0, [_message([_plain(3, 1, 5)])]),
+        "behind-one-address": (16, 0, [_message([_plain(3, 1, 5)])]),
         "many": (8, 9, [_message([_plain(n % 4, n, n % 3)], kind=n % 2) for n in range(120)]),
     }
     return {

@@ -70,10 +70,11 @@ class Holder:
         self._key = ed25519.SigningKey.from_seed(os.urandom(32))
         self._counter = 0
         self._socket = relay_socket(world, "desk", at)
-        client = {"sub": "holder", "cnf": base64url.encode(self._key.public_key)}
+        cnf = base64url.encode(self._key.public_key)
+        client, server = {"sub": "holder", "cnf": cnf}, {"sub": "nobody", "cnf": cnf}
         others = [world.relay_id(name) for name in RELAYS if name != at]
         answer = world.order(
-            "/v1/leases", {"client": client, "server": {"sub": "nobody"}, "exclude_relays": others}
+            "/v1/leases", {"client": client, "server": server, "exclude_relays": others}
         )
         self._sid = answer["session_id"]
         self._take(answer["leases"]["client"])

@@ -253,16 +253,14 @@ class GoodSessions:
 
 @contextmanager
 def good_pairs(relay: RelayProcess, mint: Mint) -> Iterator[list[tuple[UdpPeer, UdpPeer]]]:
-    """Accepted sessions: with keys and without, over both families."""
+    """Accepted sessions over both families."""
     v4, v6 = relay.udp
     with ExitStack() as stack:
         pairs = []
-        for udp, bearer in ((v4, False), (v4, False), (v4, True), (v6, False)):
+        for udp in (v4, v4, v4, v6):
             sid = uuid.uuid4()
             client, server = (
-                stack.enter_context(
-                    UdpPeer(mint, relay.relay_id, udp, sid, role, bearer=bearer, ttl_s=LEASE_S)
-                )
+                stack.enter_context(UdpPeer(mint, relay.relay_id, udp, sid, role, ttl_s=LEASE_S))
                 for role in (c.Role.CLIENT, c.Role.SERVER)
             )
             client.present()

@@ -49,7 +49,7 @@ class Mint:
         rid: str,
         *,
         sub: str | None = None,
-        key: ed25519.SigningKey | None = None,
+        key: ed25519.SigningKey,
         now_s: int | None = None,
         ttl_s: int = 300,
         soft_kbps: int = GENEROUS_KBPS,
@@ -69,6 +69,6 @@ class Mint:
             ttl_s=ttl_s,
             soft_kbps=soft_kbps,
             hard_kbps=hard_kbps,
-            cnf=base64url.encode(key.public_key) if key else None,
+            cnf=base64url.encode(key.public_key),
         )
         return lease.sign_lease(msgspec.structs.replace(claims, **changes), self.signing).encode()

@@ -17,10 +17,7 @@ from wavry_peer.protocol import ed25519, packets
 
 
 class UdpPeer:
-    """A tiny blocking peer: one socket, one slot of a session.
-
-    Without `bearer` it has a key of its own and proves it.
-    """
+    """A tiny blocking peer: one socket, one slot of a session, one key."""
 
     def __init__(
         self,
@@ -30,7 +27,6 @@ class UdpPeer:
         sid: uuid.UUID,
         role: c.Role,
         *,
-        bearer: bool = False,
         timeout_s: float = 3.0,
         **claims: Any,
     ) -> None:
@@ -38,7 +34,7 @@ class UdpPeer:
         self.relay = (host.strip("[]"), int(port))
         self.family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         self.mint, self.relay_id, self.sid, self.role = mint, relay_id, sid, role
-        self.key = None if bearer else ed25519.SigningKey.from_seed(os.urandom(32))
+        self.key = ed25519.SigningKey.from_seed(os.urandom(32))
         self.claims = claims
         self.counter = 0
         self.sequence = 0
@@ -78,7 +74,7 @@ class UdpPeer:
             self.token,
             counter=self.counter,
             cookie=cookie,
-            sign=self.key.sign if self.key else None,
+            sign=self.key.sign,
             renew=renew,
         )
 

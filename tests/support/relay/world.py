@@ -62,13 +62,13 @@ class FakeClock(Clock):
 
 @dataclass
 class Peer:
-    """One side of a session; signs with its own key unless it is a bearer."""
+    """One side of a session; signs with its own key."""
 
     world: "World"
     sid: uuid.UUID
     role: c.Role
     address: Address
-    key: ed25519.SigningKey | None
+    key: ed25519.SigningKey
     claims: dict[str, Any] = field(default_factory=dict)
     counter: int = 0
     token: bytes = b""
@@ -106,7 +106,7 @@ class Peer:
             token or self.token,
             counter=counter,
             cookie=cookie,
-            sign=self.key.sign if self.key and proof else None,
+            sign=self.key.sign if proof else None,
             renew=renew,
         )
 
@@ -249,11 +249,10 @@ class World:
         *,
         sid: uuid.UUID | None = None,
         address: Address | None = None,
-        bearer: bool = False,
         **claims: Any,
     ) -> Peer:
         """A peer of a new (or the given) session that has not presented yet."""
-        key = None if bearer else ed25519.SigningKey.from_seed(os.urandom(32))
+        key = ed25519.SigningKey.from_seed(os.urandom(32))
         where = address or v4(1 + role)
         return Peer(self, sid or uuid.uuid4(), role, where, key, claims)
 
@@ -262,12 +261,11 @@ class World:
         *,
         client: Address | None = None,
         server: Address | None = None,
-        bearer: bool = False,
         **claims: Any,
     ) -> tuple[Peer, Peer]:
         """Two accepted peers of a new session."""
-        first = self.peer(c.Role.CLIENT, address=client, bearer=bearer, **claims)
-        second = self.peer(c.Role.SERVER, sid=first.sid, address=server, bearer=bearer, **claims)
+        first = self.peer(c.Role.CLIENT, address=client, **claims)
+        second = self.peer(c.Role.SERVER, sid=first.sid, address=server, **claims)
         first.accept()
         second.accept()
         return first, second

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from support.control.gateway import ADMIN_TOKEN, GatewayProcess, http_call
+from support.control.lease_parts import parties
 from support.control.master import FakeRelay, MasterClient, MasterProcess, client_for
 
 Check = Callable[[MasterClient], Awaitable[bool]]
@@ -55,7 +56,7 @@ async def relay_mode_off(master: MasterClient) -> Check:
 
     async def is_off(after: MasterClient) -> bool:
         await FakeRelay(after).join()
-        body = {"client": {"sub": "ann"}, "server": {"sub": "bob"}}
+        body = parties()
         answer = await after.post("/v1/leases", body, token="service")
         return bool(answer.body["error"] == "relay_mode_off")
 
@@ -76,7 +77,7 @@ async def user_banned(master: MasterClient) -> Check:
 
     async def is_banned(after: MasterClient) -> bool:
         await FakeRelay(after).join()
-        body = {"client": {"sub": "ann"}, "server": {"sub": "bob"}}
+        body = parties()
         answer = await after.post("/v1/leases", body, token="service")
         return bool(answer.body["error"] == "banned")
 

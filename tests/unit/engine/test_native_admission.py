@@ -73,14 +73,11 @@ PLACES = [v4(1), v4(1, 6000), v4(2), v6(1), v6(2, scope=3)]
 
 
 def peers_of(world: World) -> list[Peer]:
-    """Both sides of four sessions, key-bound and bearer, for a table of three records."""
+    """Both sides of four sessions, for a table of three records."""
     peers: list[Peer] = []
     for number in range(4):
-        bearer = number == 1
-        client = world.peer(address=PLACES[number], bearer=bearer, sub=f"user-{number % 3}")
-        server = world.peer(
-            c.Role.SERVER, sid=client.sid, address=PLACES[number + 1], bearer=bearer, sub="host"
-        )
+        client = world.peer(address=PLACES[number], sub=f"user-{number % 3}")
+        server = world.peer(c.Role.SERVER, sid=client.sid, address=PLACES[number + 1], sub="host")
         peers += [client, server]
     return peers
 
@@ -97,7 +94,7 @@ def draw_packet(
         peer.token = peer.new_token()
     if kind == "other":
         peer.token = peer.new_token(sub=draw(st.sampled_from(["host", "user-1", "eve"])))
-    cookie = c.RELEASE_COOKIE if kind == "bye" and peer.key else c.NO_COOKIE
+    cookie = c.RELEASE_COOKIE if kind == "bye" else c.NO_COOKIE
     renew = kind == "renew" and draw(st.booleans())
     counter = draw(st.sampled_from([None, None, None, 1, (1 << 64) - 2, (1 << 64) - 1]))
     datagram = peer.datagram(cookie=cookie, renew=renew, counter=counter)

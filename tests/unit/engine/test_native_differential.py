@@ -55,7 +55,7 @@ def populate(world: World) -> list[Peer]:
         (
             {},
             {"hard_kbps": 300, "soft_kbps": 50},
-            {"bearer": True, "soft_kbps": 0},
+            {"soft_kbps": 0},
             {"ttl_s": 60},
             {"client": v6(1), "server": v4(1, 5000, listen=1)},
             {"client": v6(2, scope=3), "server": v6(2, scope=4)},

@@ -5,6 +5,7 @@ import hmac
 import re
 
 import pytest
+from support.control.lease_parts import parties
 from support.control.master import FakeRelay, MasterFiles, running_master
 
 from wavry_cp.master.app import make_app
@@ -52,8 +53,7 @@ async def test_named_admin_tokens_with_roles(master):
             else:
                 assert answer.status < 300, (role, path, answer)
     # None of them is the service token, and the service token is none of them.
-    parties = {"client": {"sub": "a"}, "server": {"sub": "b"}}
-    assert (await master.post("/v1/leases", parties, token=tokens["admin"])).status == 403
+    assert (await master.post("/v1/leases", parties(), token=tokens["admin"])).status == 403
     assert (await master.get("/v1/admin/tokens", token="service")).status == 403
     entries = (await master.get("/v1/admin/audit?after=0", token="admin")).body["entries"]
     assert {e["who"] for e in entries if e["action"] == "drain"} == {"the-operator", "the-admin"}

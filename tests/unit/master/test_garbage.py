@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.control.lease_parts import parties
 from support.control.master import FakeRelay, MasterFiles, running_master
 
 from wavry_peer.service import http_server
@@ -245,7 +246,7 @@ def valid_bodies(target):
         },
         "/v1/leases": {
             "client": {"sub": "ann", "cnf": "A" * 43},
-            "server": {"sub": "bob"},
+            "server": {"sub": "bob", "cnf": "A" * 43},
             "session_id": UUID,
             "region": "eu",
             "exclude_relays": [],
@@ -394,7 +395,7 @@ def test_a_real_fault_of_ours_shows_an_id_and_nothing_else(tmp_path, monkeypatch
     async def ask():
         monkeypatch.setattr("wavry_cp.store.sqlite.master.MasterSqlite.session", fail)
         async with running_master(tmp_path) as master:
-            body = {"client": {"sub": "a"}, "server": {"sub": "b"}}
+            body = parties("a", "b")
             return await master.post("/v1/leases", body, token="service")
 
     answer = asyncio.run(ask())

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.control.lease_parts import parties
 from support.control.master import FakeClock, FakeRelay, MasterClient, MasterFiles, running_master
 
 from wavry_cp.master.keys.files import read_seed
@@ -41,9 +42,7 @@ async def refresh(master: MasterClient, relay: FakeRelay) -> None:
 
 
 async def new_session(master: MasterClient) -> dict[str, Any]:
-    answer = await master.post(
-        "/v1/leases", {"client": {"sub": "a"}, "server": {"sub": "b"}}, token="service"
-    )
+    answer = await master.post("/v1/leases", parties("a", "b"), token="service")
     assert answer.status == 201, answer
     body: dict[str, Any] = answer.body
     return body
@@ -119,7 +118,7 @@ async def test_a_renewal_for_a_relay_that_lacks_the_key_waits_unless_forced(
     jti = (await open_token(master, session["leases"]["client"])).jti
     answer = await renew(master, session, jti)
     assert (answer.status, answer.body["error"]) == (503, "relay_lacks_key")
-    again = {"session_id": session["session_id"], "client": {"sub": "a"}, "server": {"sub": "b"}}
+    again = parties("a", "b", session_id=session["session_id"])
     moved = await master.post("/v1/leases", again, token="service")
     assert moved.body["relay"]["relay_id"] == ready.relay_id, "it moves to a relay with the key"
     await refresh(master, late)

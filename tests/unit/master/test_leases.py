@@ -17,7 +17,7 @@ ROLES = {"client": c.Role.CLIENT, "server": c.Role.SERVER}
 
 
 def parties(**fields):
-    return {"client": {"sub": "ann", "cnf": CNF}, "server": {"sub": "bob"}, **fields}
+    return {"client": {"sub": "ann", "cnf": CNF}, "server": {"sub": "bob", "cnf": CNF}, **fields}
 
 
 async def ask(master, **fields):
@@ -62,7 +62,7 @@ async def test_each_role_gets_its_own_lease_that_the_relay_accepts(master, relay
         assert 0 < claims.slimit <= claims.hlimit
         seen[name] = claims
     assert (seen["client"].sub, seen["client"].cnf) == ("ann", CNF)
-    assert (seen["server"].sub, seen["server"].cnf) == ("bob", None)
+    assert (seen["server"].sub, seen["server"].cnf) == ("bob", CNF)
     assert seen["client"].jti != seen["server"].jti
 
 
@@ -148,13 +148,12 @@ async def test_live_session_stays_and_moves_only_when_its_relay_is_excluded(mast
     "change",
     [
         {"client": {"sub": "eve", "cnf": CNF}},
-        {"server": {"sub": "eve"}},
-        {"client": {"sub": "bob"}, "server": {"sub": "ann", "cnf": CNF}},
-        {"client": {"sub": "ann"}},
+        {"server": {"sub": "eve", "cnf": CNF}},
+        {"client": {"sub": "bob", "cnf": CNF}, "server": {"sub": "ann", "cnf": CNF}},
         {"client": {"sub": "ann", "cnf": OTHER_CNF}},
     ],
 )
-async def test_live_session_never_passes_to_others_or_loses_its_key(master, relay, clock, change):
+async def test_live_session_never_passes_to_others_or_other_keys(master, relay, clock, change):
     first = (await ask(master)).body
     answer = await ask(master, session_id=first["session_id"], **change)
     assert (answer.status, answer.body["error"]) == (409, "session_conflict")
@@ -164,13 +163,21 @@ async def test_live_session_never_passes_to_others_or_loses_its_key(master, rela
 
 
 async def test_two_users_are_required(master, relay):
-    answer = await ask(master, server={"sub": "ann"})
+    answer = await ask(master, server={"sub": "ann", "cnf": CNF})
     assert (answer.status, answer.body["error"]) == (400, "same_party")
 
 
 async def test_key_binding_must_be_a_key(master, relay):
     answer = await ask(master, server={"sub": "bob", "cnf": "_" * 43})
     assert (answer.status, answer.body["error"]) == (400, "invalid_cnf")
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_lease_without_a_key_is_never_issued(master, relay, role):
+    for server in ({"sub": "eve"}, {"sub": "eve", "cnf": None}):
+        answer = await ask(master, **{role: server})
+        assert (answer.status, answer.body["error"]) == (400, "invalid_body")
+        assert "cnf" in answer.body["message"]
 
 
 @pytest.mark.parametrize(("ttl_s", "status"), [(59, 400), (60, 201), (900, 201), (901, 400)])
@@ -188,7 +195,10 @@ async def test_limits_never_exceed_what_the_relay_offers(master):
 
 
 async def test_longest_names_still_fit_a_lease(master, relay):
-    names = {"client": {"sub": "\U0001f511" * 64, "cnf": CNF}, "server": {"sub": "b" * 64}}
+    names = {
+        "client": {"sub": "\U0001f511" * 64, "cnf": CNF},
+        "server": {"sub": "b" * 64, "cnf": CNF},
+    }
     answer = await ask(master, **names)
     if answer.status == 201:
         assert len(answer.body["leases"]["client"]) <= c.MAX_TOKEN_BYTES

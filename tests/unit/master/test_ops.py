@@ -6,6 +6,7 @@ import time
 
 import aiohttp
 import pytest
+from support.control.lease_parts import parties
 from support.control.master import (
     FakeClock,
     FakeRelay,
@@ -46,7 +47,7 @@ async def test_broken_store_is_503_and_never_a_traceback(tmp_path, monkeypatch):
             monkeypatch.setattr(MasterSqlite, name, broken)
         ready = await master.get("/ready")
         assert (ready.status, ready.body["ready"]) == (503, False)
-        body = {"client": {"sub": "a"}, "server": {"sub": "b"}}
+        body = parties("a", "b")
         answer = await master.post("/v1/leases", body, token="service")
         assert (answer.status, answer.body["error"]) == (503, "store_unavailable")
         assert "disk" not in answer.body["message"]
@@ -59,7 +60,7 @@ async def test_broken_store_is_503_and_never_a_traceback(tmp_path, monkeypatch):
 
 async def test_metrics_have_the_catalogue_and_no_label_of_an_outsider(master):
     relay = await FakeRelay(master).join()
-    body = {"client": {"sub": "a"}, "server": {"sub": "b"}}
+    body = parties("a", "b")
     await master.post("/v1/leases", body, token="service")
     await master.post("/v1/leases", body)
     await master.get("/minted-path-label")
@@ -185,7 +186,7 @@ async def test_relay_and_session_state_survive_a_restart(tmp_path):
         rows = (await master.get("/v1/relays", token="admin")).body["relays"]
         assert {row["state"] for row in rows} == {"OFFLINE"}  # not heard by this process yet
         # Presumed alive: a user who asks in these seconds is served.
-        body = {"client": {"sub": "a"}, "server": {"sub": "b"}}
+        body = parties("a", "b")
         answer = await master.post("/v1/leases", body, token="service")
         assert answer.status == 201
         assert answer.body["relay"]["relay_id"] == relay.relay_id

@@ -9,6 +9,7 @@ import sys
 
 import msgspec
 import pytest
+from support.control.lease_parts import parties
 from support.control.master import FakeRelay, MasterFiles, MasterProcess, client_for
 from support.paths import REPOSITORY
 
@@ -34,7 +35,7 @@ async def test_renewal_works_after_kill_9_and_restart(tmp_path):
             relay = await FakeRelay(master).join()
             drained = await FakeRelay(master).join()
             await master.post(f"/v1/admin/relays/{drained.relay_id}/drain", token="admin")
-            body = {"client": {"sub": "ann"}, "server": {"sub": "bob"}}
+            body = parties()
             issued = (await master.post("/v1/leases", body, token="service")).body
             document = (await master.get("/.well-known/wavry-keys.json")).body
         process.kill()
@@ -136,7 +137,7 @@ def test_log_holds_no_secret(tmp_path):
         async def use():
             async with client_for(process.url, process.files) as master:
                 relay = await FakeRelay(master).join()
-                body = {"client": {"sub": "ann"}, "server": {"sub": "bob"}}
+                body = parties()
                 answer = await master.post("/v1/leases", body, token="service")
                 return [relay.token, answer.body["leases"]["client"]]
 

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from support.control.lease_parts import parties
 from support.control.master import FakeClock, FakeRelay, MasterFiles, running_master
 
 from wavry_cp.master.master import DATABASE_FILE
@@ -290,7 +291,7 @@ async def test_ban_is_not_shaken_off_by_anything_that_a_relay_can_do(tmp_path):
             await relay.challenge(token="service"),
         ):
             assert (answer.status, answer.body["error"]) == (403, "banned")
-        body = {"client": {"sub": "a"}, "server": {"sub": "b"}}
+        body = parties("a", "b")
         assert (await master.post("/v1/leases", body, token="service")).status == 503
         assert (await master.call("DELETE", path, token=relay.token)).status == 204
         assert (await relay.challenge()).body["error"] == "banned"

@@ -207,7 +207,7 @@ def test_load_sessions_loss_and_recent_picks_make_a_relay_less_likely(worse):
 
 def session():
     def slot(sub, jti):
-        return LeaseSlot(sub, None, jti, None, "k", 1000, 300)
+        return LeaseSlot(sub, "cnf", jti, None, "k", 1000, 300)
 
     return LeasedSession("s", "r", 1, 2, slot("ann", "c0"), slot("bob", "s0"), 1000)
 

@@ -222,7 +222,7 @@ SESSION = LeasedSession(
     soft_kbps=1,
     hard_kbps=2,
     client=LeaseSlot("ann", "cnf", "j1", "j0", "kid", 100, 60),
-    server=LeaseSlot("bob", None, "j2", None, "kid", 100, 90),
+    server=LeaseSlot("bob", "cnf", "j2", None, "kid", 100, 90),
     created_at_s=99,
 )
 
@@ -294,16 +294,37 @@ def test_migrations_of_the_master_are_numbered():
     assert [item.number for item in MIGRATIONS] == list(range(1, len(MIGRATIONS) + 1))
 
 
+async def test_sessions_without_keys_are_forgotten(tmp_path):
+    """Leases of an older master: a renewal would issue one that no relay takes."""
+    path = tmp_path / "m.db"
+    old = await Database.open(path, MIGRATIONS[:4])
+    for number, keys in enumerate((("cnf", "cnf"), ("cnf", None), (None, "cnf"), (None, None))):
+        row = {"session_id": f"s{number}", "relay_id": "r", "soft_kbps": 1, "hard_kbps": 1}
+        row |= {"created_at_s": 1000, "expires_at_s": 1300, "revision": 0}
+        for role, cnf in zip(("client", "server"), keys, strict=True):
+            row |= {f"{role}_sub": role, f"{role}_cnf": cnf, f"{role}_jti": role}
+            row |= {f"{role}_previous_jti": None, f"{role}_kid": "k"}
+            row |= {f"{role}_issued_at_s": 1000, f"{role}_ttl_s": 300}
+        await old.run(lambda db, row=row: db.table("sessions").insert(row))
+    await old.close()
+    store = await MasterSqlite.open(path)
+    try:
+        left = [await store.session(f"s{number}") for number in range(4)]
+        assert [session is not None for session in left] == [True, False, False, False]
+    finally:
+        await store.close()
+
+
 async def test_the_last_expiry_of_a_key_outlives_its_renewed_leases(tmp_path):
     """The peer may still hold the lease that a renewal replaced: the row of it is gone."""
     path = tmp_path / "m.db"
     old = await Database.open(path, MIGRATIONS[:1])
-    slot = LeaseSlot("a", None, "j1", None, "old-key", 1000, 300)
+    slot = LeaseSlot("a", "cnf", "j1", None, "old-key", 1000, 300)
     session = LeasedSession("s", "r", 1, 1, slot, replace(slot, sub="b", jti="j2"), 1000)
     row = {"session_id": "s", "relay_id": "r", "soft_kbps": 1, "hard_kbps": 1}
     row |= {"created_at_s": 1000, "expires_at_s": 1300, "revision": 0}
     for role in ("client", "server"):
-        row |= {f"{role}_sub": role, f"{role}_cnf": None, f"{role}_jti": role}
+        row |= {f"{role}_sub": role, f"{role}_cnf": "cnf", f"{role}_jti": role}
         row |= {f"{role}_previous_jti": None, f"{role}_kid": "old-key"}
         row |= {f"{role}_issued_at_s": 1000, f"{role}_ttl_s": 300}
     await old.run(lambda db: db.table("sessions").insert(row))

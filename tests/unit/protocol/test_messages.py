@@ -579,8 +579,8 @@ SAMPLES: dict[type[Any], Any] = {
         api.RelayList(relays=(INFO,)),
         api.LeaseParty(sub="alice", cnf=KEY_TEXT),
         api.LeaseRequest(
-            client=api.LeaseParty(sub="alice"),
-            server=api.LeaseParty(sub="bob"),
+            client=api.LeaseParty(sub="alice", cnf=KEY_TEXT),
+            server=api.LeaseParty(sub="bob", cnf=KEY_TEXT),
             session_id=UUID,
             region="eu",
             exclude_relays=("r",),

@@ -28,7 +28,7 @@ from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .breaker import Breaker
-from .rules import CallSession
+from .rules import CallSession, lease_keys
 
 __all__ = ["Broker", "unavailable"]
 
@@ -83,12 +83,13 @@ class Broker:
         """Ask for a pair of leases: the caller is the client, the called user the server.
 
         Raises:
-            RefusedError: ``relay_unavailable`` (no usable answer in time), or a code of
-                `PASSED_ON`.
+            RefusedError: ``identity_key_required``, ``relay_unavailable`` (no usable answer in
+                time), or a code of `PASSED_ON`.
         """
+        caller_key, callee_key = lease_keys(session)
         body = LeaseRequest(
-            client=LeaseParty(sub=session.caller, cnf=session.caller_keys.identity),
-            server=LeaseParty(sub=session.callee, cnf=session.callee_keys.identity),
+            client=LeaseParty(sub=session.caller, cnf=caller_key),
+            server=LeaseParty(sub=session.callee, cnf=callee_key),
             session_id=session.session_id,
             region=wanted.region,
             exclude_relays=wanted.exclude_relays,

@@ -63,8 +63,8 @@ class SessionLeases:
 
         Raises:
             RefusedError: ``unknown_session``, ``session_closed``, ``not_accepted``,
-                ``rate_limited``, ``relay_unavailable`` within the time-out, or
-                what else `Broker.issue` raises.
+                ``identity_key_required``, ``rate_limited``, ``relay_unavailable`` within the
+                time-out, or what else `Broker.issue` raises.
         """
         deadline_s = self._clock.monotonic_s() + self._config.master_timeout_s
         try:

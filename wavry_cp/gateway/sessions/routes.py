@@ -146,6 +146,7 @@ SESSION_ROUTES: Final = (
         errors=(
             ErrorCode.BANNED,
             ErrorCode.BUSY,
+            ErrorCode.IDENTITY_KEY_REQUIRED,
             ErrorCode.NO_RELAY_AVAILABLE,
             ErrorCode.NOT_ACCEPTED,
             ErrorCode.RATE_LIMITED,

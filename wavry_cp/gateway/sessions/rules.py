@@ -222,6 +222,21 @@ def require_same_keys(session: CallSession, username: str, keys: Keys) -> None:
         )
 
 
+def lease_keys(session: CallSession) -> tuple[str, str]:
+    """Return the keys that the leases of caller and callee are bound to.
+
+    Raises:
+        RefusedError: ``identity_key_required``: one of them brought none, as peers of version one.
+    """
+    caller, callee = session.caller_keys.identity, session.callee_keys.identity
+    if caller is None or callee is None:
+        raise RefusedError(
+            ErrorCode.IDENTITY_KEY_REQUIRED,
+            "a relay takes only leases that are bound to a key; make a new call with identity_key",
+        )
+    return caller, callee
+
+
 def require_grantable(session: CallSession, *, now_s: int) -> None:
     """Refuse to ask for leases before the called user has accepted.
 

@@ -45,7 +45,7 @@ class LeaseSlot:
 
     Attributes:
         sub: who may present it.
-        cnf: base64url key that it is bound to, or None for a bearer lease.
+        cnf: base64url key that it is bound to.
         jti: its id.
         previous_jti: the lease that it replaced by renewal, or None.
         kid: key that signs it.
@@ -54,7 +54,7 @@ class LeaseSlot:
     """
 
     sub: str
-    cnf: str | None
+    cnf: str
     jti: str
     previous_jti: str | None
     kid: str
@@ -137,8 +137,7 @@ def check_parties(request: LeaseRequest) -> None:
         raise RefusedError(ErrorCode.SAME_PARTY, "client and server must be two different users")
     for party in (request.client, request.server):
         try:
-            if party.cnf is not None:
-                base64url.decode(party.cnf, size=32)
+            base64url.decode(party.cnf, size=32)
         except ValueError as error:
             raise RefusedError(ErrorCode.INVALID_CNF, f"cnf is {error}") from error
 
@@ -147,8 +146,7 @@ def check_owner(session: LeasedSession, request: LeaseRequest) -> None:
     """Check that a live session belongs to the two users of a request, with the same keys.
 
     Raises:
-        RefusedError: ``session_conflict``: it would hand the session to somebody else, or take
-            the key binding off it.
+        RefusedError: ``session_conflict``: it would hand the session to somebody else.
     """
     for slot, party in ((session.client, request.client), (session.server, request.server)):
         if (slot.sub, slot.cnf) != (party.sub, party.cnf):

@@ -130,6 +130,11 @@ def _key_uses(db: sqlite_utils.Database) -> None:
         )
 
 
+def _only_bound_leases(db: sqlite_utils.Database) -> None:
+    """No relay takes the others, so they are not renewed either."""
+    db.execute("DELETE FROM sessions WHERE client_cnf IS NULL OR server_cnf IS NULL")
+
+
 _KEEP_LATER_EXPIRY: Final = (
     "ON CONFLICT (kid) DO UPDATE SET last_expiry_s = max(last_expiry_s, excluded.last_expiry_s)"
 )
@@ -140,6 +145,7 @@ MIGRATIONS: Final = (
     Migration(2, "reasons in the audit log, admin tokens, switches, bans", _admin_tables),
     Migration(3, "use of signing keys", _key_uses),
     Migration(4, "revocations", create_revocations),
+    Migration(5, "leases without a key end", _only_bound_leases),
 )
 
 

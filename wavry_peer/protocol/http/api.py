@@ -203,7 +203,7 @@ class LeaseParty(Body, frozen=True, kw_only=True):
     """One of the two users of a session and the key that its lease is bound to."""
 
     sub: Name
-    cnf: PublicKeyText | None = None
+    cnf: PublicKeyText
 
 
 class LeaseRequest(Body, frozen=True, kw_only=True):

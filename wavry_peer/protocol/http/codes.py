@@ -71,6 +71,9 @@ class ErrorCode(StrEnum):
     USERNAME_TAKEN = "username_taken", 409, "Choose another name."
 
     # -- Calls of users
+    IDENTITY_KEY_REQUIRED = (
+        "identity_key_required", 409, "Make a new call; both users must bring an identity_key.",
+    )  # fmt: skip
     INVALID_TARGET = "invalid_target", 400, "Call another user than yourself."
     KEY_MISMATCH = "key_mismatch", 409, "Use the keys given first, or begin anew."
     NOT_ACCEPTED = "not_accepted", 409, "Wait for ANSWER."

@@ -28,6 +28,7 @@ _ERROR_CODE: Final = closed(
     "code",
     *_BIND_FAULTS[:10], "displaced", "invalid_target", "user_offline", "rate_limited", "busy",
     "unknown_session", "session_closed", "not_accepted", "not_called_user", "key_mismatch",
+    "identity_key_required",
     "not_on_relay", "relay_gone", "relay_unavailable", "no_relay_available", "relay_mode_off",
     "revoked", "stale_jti", OTHER,
 )  # fmt: skip

@@ -81,7 +81,6 @@ RELAY: Final[tuple[MetricSpec, ...]] = (
     _counter("leases_presented", "LEASE_PRESENT and LEASE_RENEW packets with a token."),
     _counter("leases_accepted", "Leases that took a slot."),
     _counter("leases_reproved", "Accepted leases presented again with a fresh proof."),
-    _counter("leases_repeated", "Repeated ACKs of bearer leases (lost ACK)."),
     _counter("leases_renewed", "Leases that replaced the one of a taken slot."),
     _counter("leases_released", "Slots that their peer gave back before the lease ended."),
     _counter(

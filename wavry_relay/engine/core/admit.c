@@ -141,7 +141,7 @@ static void accept_lease(struct wv_tables *t, struct wv_session *session, const 
     struct wv_lease_origin *origin = &t->origins[session - t->sessions];
     const int taken = slot->jti != 0;
     const int active = session->state == WV_SESSION_ACTIVE;
-    if (lease->cnf != 0 && !lease->renews) {
+    if (!lease->renews) {
         store64(&slot->window_head, 0);
         memset(slot->window, 0, sizeof slot->window);
     }

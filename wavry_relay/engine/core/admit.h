@@ -14,10 +14,9 @@
 struct wv_lease {
     uint64_t id[2]; /* of the session */
     uint64_t jti, sub;
-    uint64_t mark; /* proof counter + 1, or the datagram's tag */
+    uint64_t mark; /* proof counter + 1 */
     uint64_t expires_ms;
-    uint32_t cnf; /* 0: a bearer lease */
-    uint32_t kid, issued_s;
+    uint32_t cnf, kid, issued_s;
     uint32_t soft_kbps, hard_kbps;
     uint8_t role;   /* 0 client, 1 server */
     uint8_t renews; /* came as LEASE_RENEW */

@@ -483,10 +483,8 @@ static enum wv_kind decide_locked(struct wv_tables *t, struct wv_session *sessio
         sender = client, receiver = server;
     } else if (is_at(server, from)) {
         sender = server, receiver = client;
-    } else if (client->cnf != 0 || server->cnf != 0) {
-        return WV_KIND_UNKNOWN_PATH;
     } else {
-        return decision->drop = WV_COUNT_DROP_UNKNOWN_ADDRESS, WV_KIND_DROP;
+        return WV_KIND_UNKNOWN_PATH;
     }
     if (session->state != WV_SESSION_ACTIVE)
         return decision->drop = WV_COUNT_DROP_NOT_ACTIVE, WV_KIND_DROP;

@@ -27,10 +27,10 @@ static void start(void) {
     test_session(t, 0, test_v4(1, 1000), test_v4(2, 1000));
     test_session(t, 1, test_v4(3, 1000), test_v6(4, 1000, 1));
     test_session(t, 2, test_v4(5, 1000), test_v4(6, 1000))->state = WV_SESSION_WAITING;
-    struct wv_session *bearer = test_session(t, 3, test_v4(7, 1000), test_v4(8, 1000));
-    ((struct wv_slot *)bearer->client)->cnf = ((struct wv_slot *)bearer->server)->cnf = 0;
-    ((struct wv_slot *)bearer->client)->soft_kbps = 0;
-    ((struct wv_slot *)bearer->client)->hard_kbps = 100;
+    struct wv_slot *limited =
+        (struct wv_slot *)test_session(t, 3, test_v4(7, 1000), test_v4(8, 1000))->client;
+    limited->soft_kbps = 0;
+    limited->hard_kbps = 100;
     memcpy(pristine, t->sessions, sizeof pristine);
 }
 

@@ -184,52 +184,23 @@ def test_pitfall_counter_at_the_edge_of_64_bits(world: World) -> None:
     assert reject_reason(peer.present(counter=top)) == R.PROOF_REQUIRED
 
 
-def test_key_bound_lease_without_proof(world: World) -> None:
+def test_lease_without_proof(world: World) -> None:
     peer = world.peer()
     assert reject_reason(peer.present(proof=False)) == R.PROOF_REQUIRED
 
 
-def test_bearer_lease_is_accepted_once(world: World) -> None:
-    peer = world.peer(bearer=True)
-    ack = peer.accept()
-    assert ack.reflexive is None
-    world.advance(5)
-    assert reject_reason(peer.present()) == R.REPLAYED
-
-
-def test_bearer_ack_is_repeated_within_five_seconds_without_touching_state(world: World) -> None:
-    peer = world.peer(bearer=True)
-    first = peer.accept()
-    received_ms = peer.slot.received_ms
-    world.advance(4.999)
-    assert peer.accept() == first
-    assert peer.slot.received_ms == received_ms
-    assert world.count("lease_repeated") == 1
-    assert world.count("lease_accepted") == 1
-
-
-def test_pitfall_captured_bearer_lease_does_not_move_a_slot(world: World) -> None:
-    client, server = world.session(bearer=True)
-    thief = v4(66)
-    assert reject_reason(world.answer(client.datagram(), thief)) == R.REPLAYED
-    fresh = client.datagram(token=client.new_token())
-    assert reject_reason(world.answer(fresh, thief)) == R.PROOF_REQUIRED
-    assert server.forward(1) == Forward(client.address)
-
-
-def test_bearer_lease_with_an_unverified_proof_stays_a_bearer_lease(world: World) -> None:
-    peer = world.peer(bearer=True)
-    datagram = packets.build_present(
-        peer.sid.bytes, peer.role, peer.token, counter=1, sign=lambda _: bytes(64)
-    )
-    answer = world.answer(datagram, peer.address)
-    assert answer is not None
-    assert isinstance(answer.body, packets.LeaseAck)
-    assert answer.body.reflexive is None
-    again = packets.build_present(
-        peer.sid.bytes, peer.role, peer.token, counter=2, sign=lambda _: bytes(64)
-    )
-    assert reject_reason(world.answer(again, peer.address)) == R.REPLAYED
+@pytest.mark.parametrize("proof", [True, False], ids=["signed", "bare"])
+@pytest.mark.parametrize("renew", [False, True], ids=["present", "renew"])
+def test_lease_without_a_key_is_no_lease(world: World, *, proof: bool, renew: bool) -> None:
+    """Whoever signs it, and wherever it is shown: at an empty slot or at its own."""
+    live, stranger = world.session()[0], world.peer(address=v4(66))
+    before = live.slot.jti
+    for peer in (stranger, live):
+        unbound = peer.new_token(cnf=None)
+        answer = peer.present(token=unbound, proof=proof, renew=renew)
+        assert reject_reason(answer) == R.PROOF_REQUIRED
+    assert not world.has(stranger.sid)
+    assert live.slot.jti == before
 
 
 def test_lease_of_a_closed_session_needs_a_fresh_proof(world: World) -> None:
@@ -241,12 +212,6 @@ def test_lease_of_a_closed_session_needs_a_fresh_proof(world: World) -> None:
     client.accept()
 
 
-def test_bearer_lease_of_a_closed_session_is_used_up(world: World) -> None:
-    client, _ = world.session(bearer=True)
-    world.sweep(61.5)
-    assert reject_reason(client.present()) == R.REPLAYED
-
-
 # -- Identity lock -----------------------------------------------------------------------------
 
 
@@ -256,12 +221,6 @@ def test_slot_of_one_identity_never_passes_to_another(world: World) -> None:
         thief = Peer(world, client.sid, c.Role.CLIENT, client.address, OTHER_KEY, dict(claims))
         assert reject_reason(thief.present()) == R.INVALID_SIGNATURE
     assert server.forward(1) == Forward(client.address)
-
-
-def test_key_bound_slot_is_not_taken_by_a_bearer_lease(world: World) -> None:
-    client, _ = world.session()
-    downgrade = Peer(world, client.sid, c.Role.CLIENT, client.address, None)
-    assert reject_reason(downgrade.present()) == R.INVALID_SIGNATURE
 
 
 def test_pitfall_peers_cannot_share_one_token_or_take_either_role(world: World) -> None:
@@ -348,19 +307,6 @@ def test_renewal_by_another_identity_is_refused(world: World, claims: dict[str, 
     client, _ = world.session()
     thief = Peer(world, client.sid, c.Role.CLIENT, client.address, OTHER_KEY, claims)
     assert reject_reason(thief.present(renew=True)) == R.INVALID_SIGNATURE
-
-
-def test_bearer_renewal_from_its_own_address(world: World) -> None:
-    client, _ = world.session(bearer=True, ttl_s=60)
-    world.advance(40)
-    datagram = client.datagram(renew=True, token=client.new_token())
-    answer = world.answer(datagram, client.address)
-    assert answer is not None
-    assert isinstance(answer.body, packets.LeaseAck)
-    assert answer.body.expires_ms == START_WALL_MS + 100_000
-    assert world.answer(datagram, client.address) == answer  # lost ACK
-    world.advance(5)
-    assert reject_reason(world.answer(datagram, client.address)) == R.REPLAYED
 
 
 # -- A restarted peer --------------------------------------------------------------------------
@@ -622,8 +568,8 @@ def test_pitfall_under_load_no_signature_is_checked_before_the_path(
         with monkeypatch.context() as patch:
             patch.setattr(world.admission, "_verifier", None)  # any use of it would fail
             cookie = challenge(world, peer.datagram(), peer.address)
-            bearer = world.peer(bearer=True)
-            assert reject_reason(bearer.present()) == R.RATE_LIMITED
+            bare = world.peer().present(proof=False)
+            assert reject_reason(bare) == R.PROOF_REQUIRED, "it can carry no cookie"
             assert challenge(world, peer.datagram(cookie=cookie), v4(66)) != cookie
         peer.accept(cookie=cookie)
 

@@ -37,7 +37,7 @@ from wavry_relay.worker.revocation_scan import RevocationScan
 from wavry_relay.worker.sweep import Sweep
 
 S = LeaseState
-SECOND_PEER_MS, IDLE_MS, REPEAT_MS = 30_000, 60_000, 5_000
+SECOND_PEER_MS, IDLE_MS = 30_000, 60_000
 CHALLENGE, ACK, NOTHING = "challenge", "ack", "nothing"
 Outcome = R | str
 
@@ -52,8 +52,7 @@ class Held:
 
     lease: lease.LeaseClaims
     address: Address
-    mark: int | bytes
-    accepted_ms: int
+    mark: int
     received_ms: int
 
 
@@ -88,7 +87,6 @@ class Model:
     def present(
         self,
         own: lease.LeaseClaims,
-        datagram: bytes,
         proof: packets.Proof | None,
         source: Address,
         now_ms: int,
@@ -101,24 +99,17 @@ class Model:
             return R.EXPIRED
         if self.is_revoked(own):
             return R.REVOKED
-        if own.cnf is not None and not good_key:
+        if proof is None or not good_key:
             return R.PROOF_REQUIRED
-        counter = proof.counter if own.cnf is not None and proof is not None else None
         session = self.sessions.get(own.sid)
         held = session.slots.get(role_of(own)) if session else None
         same = held is not None and held.lease.jti == own.jti
         if held is not None and same:
-            if counter is not None:
-                assert isinstance(held.mark, int)
-                if counter <= held.mark:
-                    return R.REPLAYED
-            else:
-                fresh = now_ms - held.accepted_ms < REPEAT_MS
-                again = held.mark == datagram and held.address == source and fresh
-                return ACK if again else R.REPLAYED
+            if proof.counter <= held.mark:
+                return R.REPLAYED
         elif own.jti in self.used:
             mark = self.used[own.jti]
-            if mark is None or counter is None or counter <= mark:
+            if mark is None or proof.counter <= mark:
                 return R.REPLAYED
         if release:
             if session is not None and same:
@@ -131,11 +122,8 @@ class Model:
         if held is not None:
             if (held.lease.sub, held.lease.cnf) != (own.sub, own.cnf):
                 return R.INVALID_SIGNATURE
-            if held.address != source:
-                if counter is None:
-                    return R.PROOF_REQUIRED
-                if not good_cookie:
-                    return CHALLENGE
+            if held.address != source and not good_cookie:
+                return CHALLENGE
         if session is None:
             session = self.sessions[own.sid] = Session(now_ms)
         if held is None:
@@ -144,9 +132,7 @@ class Model:
             self.used[held.lease.jti] = None
             self.steps[session.state, S.RENEWED] += 1
             self.steps[S.RENEWED, session.state] += 1
-        accepted_ms = held.accepted_ms if held is not None and same else now_ms
-        mark_now = datagram if counter is None else counter
-        session.slots[role_of(own)] = Held(own, source, mark_now, accepted_ms, now_ms)
+        session.slots[role_of(own)] = Held(own, source, proof.counter, now_ms)
         if len(session.slots) == 2 and not session.active:
             session.active = True
             self.steps[S.ACCEPTED, S.ACTIVE] += 2
@@ -169,8 +155,7 @@ class Model:
             return Drop("unknown_session")
         role = next((r for r, held in session.slots.items() if held.address == source), None)
         if role is None:
-            bound = any(held.lease.cnf is not None for held in session.slots.values())
-            return ControlKind.UNKNOWN_PATH if bound else Drop("unknown_address")
+            return ControlKind.UNKNOWN_PATH
         if not session.active:
             return Drop("not_active")
         if session.slots[role].lease.expires_ms <= now_ms:
@@ -209,7 +194,7 @@ class Model:
         for held in session.slots.values():
             end = S.EXPIRED if held.lease.expires_ms <= now_ms else S.CLOSED
             self.steps[session.state, S.REVOKED if revoked else end] += 1
-            self.used[held.lease.jti] = held.mark if isinstance(held.mark, int) else None
+            self.used[held.lease.jti] = held.mark
 
 
 class LeaseMachine(RuleBasedStateMachine):
@@ -243,14 +228,12 @@ class LeaseMachine(RuleBasedStateMachine):
     def claims(self, token: bytes) -> lease.LeaseClaims:
         return lease.open_lease(token, self.world.mint.trusted())
 
-    def new_session(self, *, bearer: bool) -> None:
+    def new_session(self) -> None:
         sid = uuid.uuid4()
         for role in c.Role:
             where = v4(2 + len(self.peers) % 200)
             name = f"user-{len(self.peers)}"
-            self.peers.append(
-                self.world.peer(role, sid=sid, address=where, bearer=bearer, sub=name)
-            )
+            self.peers.append(self.world.peer(role, sid=sid, address=where, sub=name))
 
     def peer_of(self, number: int) -> Peer:
         return self.peers[number % len(self.peers)]
@@ -270,7 +253,6 @@ class LeaseMachine(RuleBasedStateMachine):
         assert isinstance(present, packets.LeasePresent)
         expected = self.model.present(
             self.claims(present.token),
-            datagram,
             present.proof,
             source,
             self.now_ms,
@@ -299,15 +281,15 @@ class LeaseMachine(RuleBasedStateMachine):
 
     # -- Peers -------------------------------------------------------------------------------
 
-    @initialize(bearer=st.booleans())
-    def begin(self, bearer: bool) -> None:
-        self.new_session(bearer=False)
-        self.new_session(bearer=bearer)
+    @initialize()
+    def begin(self) -> None:
+        self.new_session()
+        self.new_session()
 
     @precondition(lambda self: len(self.peers) < 16)
-    @rule(bearer=st.booleans())
-    def another_session(self, bearer: bool) -> None:
-        self.new_session(bearer=bearer)
+    @rule()
+    def another_session(self) -> None:
+        self.new_session()
 
     @rule(number=st.integers(0, 15), renew=st.booleans())
     def present(self, number: int, renew: bool) -> None:
@@ -372,8 +354,6 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 15))
     def thief_with_a_copied_lease_moves_nothing(self, number: int) -> None:
         peer = self.peer_of(number)
-        if peer.key is None:
-            return
         thief = self.world.peer(peer.role, sid=peer.sid, address=v4(250))
         thief.token = peer.token
         thief.counter = peer.counter + 1000
@@ -392,9 +372,8 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 15))
     def give_back(self, number: int) -> None:
         peer = self.peer_of(number)
-        if peer.key is not None:
-            datagram = peer.datagram(renew=True, cookie=c.RELEASE_COOKIE)
-            self.send(peer, datagram, peer.address, release=True)
+        datagram = peer.datagram(renew=True, cookie=c.RELEASE_COOKIE)
+        self.send(peer, datagram, peer.address, release=True)
 
     # -- Time and operators --------------------------------------------------------------------
 

@@ -42,27 +42,18 @@ def engine(engine_kind: EngineKind) -> str:
 # -- Replay ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bearer", [False, True], ids=["proof", "bearer"])
-def test_replay_across_workers(world: World, *, bearer: bool) -> None:
-    """The same bytes at the other worker: REPLAYED, or the repeated ACK of a bearer lease."""
+def test_replay_across_workers(world: World) -> None:
+    """The same bytes at the other worker."""
     other = Admission(
         world.tables, world.engine, CounterRow(world.segment, 1), world.policy, world.transitions
     )
-    peer = world.peer(bearer=bearer)
+    peer = world.peer()
     datagram = peer.datagram()
     assert world.answer(datagram, peer.address) is not None
     decided: Any = world.decide(datagram, peer.address)
     answer = other.handle(decided, world.now)
     assert answer is not None
-    body = packets.parse_packet(answer.datagram).body
-    if not bearer:
-        assert body == packets.LeaseReject(R.REPLAYED)
-        return
-    assert isinstance(body, packets.LeaseAck)
-    world.advance(c.BEARER_REACK_S)
-    late = other.handle(decided, world.now)
-    assert late is not None
-    assert packets.parse_packet(late.datagram).body == packets.LeaseReject(R.REPLAYED)
+    assert packets.parse_packet(answer.datagram).body == packets.LeaseReject(R.REPLAYED)
 
 
 def answers(peer: UdpPeer, datagram: bytes) -> object:
@@ -151,7 +142,7 @@ def test_renewal_takes_a_fresh_jti_and_denies_the_old(world: World) -> None:
 
 
 def test_renewal_bare_never_extends(world: World) -> None:
-    client, _ = world.session(bearer=True, ttl_s=60)
+    client, _ = world.session(ttl_s=60)
     expires_ms = client.slot.expires_ms
     for _ in range(11):
         answer = world.answer(b"W\x01\x04\0" + client.sid.bytes, client.address)

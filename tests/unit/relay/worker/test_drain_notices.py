@@ -131,10 +131,3 @@ def test_a_release_of_an_unknown_session_makes_none(world: World) -> None:
     client = world.peer()
     assert world.answer(client.datagram(cookie=c.RELEASE_COOKIE), client.address) is None
     assert not world.has(client.sid)
-
-
-def test_a_bearer_lease_cannot_be_given_back(world: World) -> None:
-    """It has no proof, so no cookie either."""
-    client, server = world.session(bearer=True)
-    assert client.forward(1) == Forward(server.address)
-    assert world.count("lease_released") == 0
