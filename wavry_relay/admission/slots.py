@@ -19,7 +19,7 @@ from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SESSION_WAITING
 from wavry_relay.shm.lease_states import LeaseState
-from wavry_relay.shm.leases import DENIED
+from wavry_relay.shm.leases import LeaseHistory, Leftover
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord, session_words
 from wavry_relay.shm.tables import Tables
 
@@ -30,6 +30,9 @@ __all__ = ["LeaseSlots", "PathChallengeError"]
 
 _LAST_COUNTER: Final = (1 << 64) - 1
 """Never accepted: nothing could come after it, and the word for "denied" is the same."""
+
+
+Holder = tuple[SessionRecord, SlotRecord]
 
 
 class PathChallengeError(Exception):
@@ -63,6 +66,7 @@ class LeaseSlots:
         self._cookies = cookies
         self._transitions = transitions
         self._control = control = tables.control
+        self._tags = tables.tags
         self._used = tables.used_leases
         self._origins = tables.lease_origins
         self._identity_rates = tables.rates(
@@ -89,14 +93,13 @@ class LeaseSlots:
             return self._ack(header, lease, source)
         record = self._sessions.find(*words)
         slot = record.slot(lease.role) if record is not None else None
-        if slot is not None and not slot.jti:
-            slot = None
-        self._check_replay(lease, slot)
+        holder = (record, slot) if record and slot and slot.jti else None
+        history = self._check_replay(words, lease, holder, now)
         if is_release:
-            if record is not None and slot is not None and slot.jti == lease.jti:
-                self._release(record, slot, lease, now)
+            if holder is not None and holder[1].jti == lease.jti:
+                self._release(*holder, lease, now)
             return b""  # Nobody waits for an answer: the peer's socket is closed.
-        same_lease = slot is not None and slot.jti == lease.jti
+        same_lease = holder is not None and holder[1].jti == lease.jti
         if not same_lease:
             self._transitions.take(
                 LeaseState.ISSUED, LeaseState.PRESENTED, words, now, role=lease.role
@@ -104,16 +107,18 @@ class LeaseSlots:
         if not self._identity_allows(lease.sub, now):
             self._counters.add("limited_identity")
             raise LeaseError(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
-        self._check_room(new_session=record is None, new_lease=not same_lease)
-        if slot is not None:
-            self._check_slot(header, lease, slot, source, now)
+        if record is None:
+            self._check_new_sessions()
+        if holder is not None:
+            self._check_slot(header, lease, holder[1], source, now)
         if record is None:
             record = self._sessions.claim(*words, self._segment.milliseconds(now.mono_ns))
             if record is None:
                 raise LeaseError(c.RejectReason.SESSION_FULL, "session table is full")
+            self._origins.clear(record.number)
             self._counters.add("session_created")
         with self._locks.session(record.number):
-            self._accept(record, record.slot(lease.role), lease, source, now)
+            self._accept(record, record.slot(lease.role), lease, source, history, now)
         return self._ack(header, lease, source)
 
     def _ack(self, header: Header, lease: VerifiedLease, source: Address) -> bytes:
@@ -130,30 +135,50 @@ class LeaseSlots:
         self._identity_rates.set_limit(control.identity_per_s, control.identity_burst)
         return self._identity_rates.allow(sub, now.mono_ns)
 
-    def _check_room(self, *, new_session: bool, new_lease: bool) -> None:
+    def _check_new_sessions(self) -> None:
         """Refuse what a relay that drains or is nearly full does not take."""
-        if new_session:
-            if self._control.drain:
-                raise LeaseError(c.RejectReason.DRAINING, "relay takes no new sessions")
-            if self._control.shedding:
-                self._counters.add("sessions_shed")
-                raise LeaseError(c.RejectReason.SESSION_FULL, "relay sheds load")
-        if new_lease and not self._used.has_room():
-            raise LeaseError(c.RejectReason.SESSION_FULL, "used-lease table is full")
+        if self._control.drain:
+            raise LeaseError(c.RejectReason.DRAINING, "relay takes no new sessions")
+        if self._control.shedding:
+            self._counters.add("sessions_shed")
+            raise LeaseError(c.RejectReason.SESSION_FULL, "relay sheds load")
 
-    def _check_replay(self, lease: VerifiedLease, slot: SlotRecord | None) -> None:
-        """Refuse a used lease without a fresh proof."""
+    def _check_replay(
+        self, words: tuple[int, int], lease: VerifiedLease, holder: Holder | None, now: Instant
+    ) -> LeaseHistory:
+        """Refuse a used lease without a fresh proof.
+
+        Returns:
+            What the slot denies from now on, the lease that it holds left out.
+        """
         if lease.counter == _LAST_COUNTER:
             raise LeaseError(
                 c.RejectReason.PROOF_REQUIRED, "proof counter is the reserved last one"
             )
-        if slot is not None and slot.jti == lease.jti:
-            if lease.counter < slot.mark:
-                raise LeaseError(c.RejectReason.REPLAYED, "proof counter did not grow")
-            return
-        high_water = self._used.find(lease.jti)
-        if high_water is not None and lease.counter < high_water:
-            raise LeaseError(c.RejectReason.REPLAYED, "lease was already used")
+        shown = lease.jti, lease.issued_s, lease.counter
+        if holder is not None:
+            record, slot = holder
+            history = self._origins.history(record.number, lease.role)
+            if slot.jti == lease.jti:
+                if lease.counter < slot.mark:
+                    raise LeaseError(c.RejectReason.REPLAYED, "proof counter did not grow")
+                return history
+            if history.denies(*shown, slot.mark):
+                raise LeaseError(c.RejectReason.REPLAYED, "lease was already used")
+            return history
+        left, floor_s = self._used.find(self._tags.slot(words, lease.role), lease.sub)
+        if floor_s > now.wall_ms // 1000 + self._control.skew_s:
+            floor_s = 0  # The wall clock was set back: no lease of today is that old.
+        if left is None:
+            left = Leftover(LeaseHistory(), mark=0)
+        history = left.history.bounded(floor_s)
+        if left.jti == lease.jti:
+            if lease.counter < left.mark:
+                raise LeaseError(c.RejectReason.REPLAYED, "lease was already used")
+            return history
+        if lease.issued_s <= floor_s or left.history.denies(*shown, left.mark):
+            raise LeaseError(c.RejectReason.REPLAYED, "lease was already used, or is too old")
+        return history.pushed(left.jti, left.issued_s, 0) if left.jti else history
 
     def _check_slot(
         self,
@@ -179,6 +204,7 @@ class LeaseSlots:
         slot: SlotRecord,
         lease: VerifiedLease,
         source: Address,
+        history: LeaseHistory,
         now: Instant,
     ) -> None:
         """Presented → Accepted, or Active → Renewed: fill the slot; `jti` goes last."""
@@ -187,7 +213,8 @@ class LeaseSlots:
         same = held == lease.jti
         if held:
             if not same:
-                self._used.put(held, DENIED, slot.expires_ms)
+                _, issued_s = self._origins.get(record.number, lease.role)
+                history = history.pushed(held, issued_s, slot.expires_ms)
             if not slot.is_at(source):
                 self._counters.add("nat_rebind")
         if not lease.renews:
@@ -203,6 +230,7 @@ class LeaseSlots:
             received_ms=stamp,
         )
         self._origins.put(record.number, lease.role, lease.kid, lease.issued_s)
+        self._origins.put_history(record.number, lease.role, history)
         if not same:
             slot.accepted_ms = stamp
         self._count_accepted(lease, taken=held != 0, same=same)
@@ -224,7 +252,10 @@ class LeaseSlots:
         words, before = (record.id_high, record.id_low), state_of(record)
         take = self._transitions.take
         with self._locks.session(record.number):
-            self._used.put(slot.jti, DENIED, slot.expires_ms)
+            _, issued_s = self._origins.get(record.number, lease.role)
+            history = self._origins.history(record.number, lease.role)
+            left = Leftover(history.pushed(slot.jti, issued_s, slot.expires_ms), slot.mark)
+            self._used.put(self._tags.slot(words, lease.role), slot.sub, left)
             slot.clear()
             self._counters.add("lease_released")
             take(before, LeaseState.CLOSED, words, now, role=lease.role, cause="released")

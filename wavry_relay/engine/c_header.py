@@ -13,7 +13,7 @@ from typing import Final
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.crc import crc16_kermit
 from wavry_peer.protocol.replay import WINDOW_WORDS
-from wavry_relay.shm import address, layout, leases
+from wavry_relay.shm import address, layout
 from wavry_relay.shm.control import DEBUG_LEVEL
 from wavry_relay.shm.layout import Record
 from wavry_relay.shm.locks import LOCK_WAIT_NS
@@ -47,9 +47,7 @@ _NUMBERS: Final = (
     ("RATE_WAYS", layout.RATE_WAYS),
     ("RATE_OVERFLOW_FACTOR", OVERFLOW_FACTOR),
     ("BYTE_KBPS_NS", BYTE_KBPS_NS),
-    ("USED_KEEP_MS", leases.KEEP_MS),
-    ("USED_KEPT_BACK", leases.KEPT_BACK),
-    ("USED_QUARTERS", leases.FILLED_QUARTERS),
+    ("LEASE_HISTORY", layout.LEASE_HISTORY),
     ("FAMILY_SHIFT", address.FAMILY_SHIFT),
     ("FAMILY_MASK", address.FAMILY_MASK),
     ("LISTEN_SHIFT", address.LISTEN_SHIFT),
@@ -127,7 +125,6 @@ def _lines() -> Iterator[str]:
     yield f"#define WV_MAGIC_WORD UINT64_C(0x{layout.MAGIC_WORD:016x})"
     yield f"#define WV_INDEX_EMPTY UINT64_C({layout.INDEX_EMPTY})"
     yield f"#define WV_INDEX_DELETED UINT64_C(0x{layout.INDEX_DELETED:016x})"
-    yield f"#define WV_LEASE_DENIED UINT64_C(0x{leases.DENIED:016x})"
     for name, value in _NUMBERS:
         yield f"#define WV_{name} {value}u"
     yield ""

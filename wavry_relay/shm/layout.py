@@ -33,6 +33,7 @@ __all__ = [
     "INDEX_EMPTY",
     "KEY",
     "LAYOUT_VERSION",
+    "LEASE_HISTORY",
     "LEASE_ORIGIN",
     "LOCAL_ADDRESS",
     "LOCAL_ADDRESSES",
@@ -191,6 +192,7 @@ SHARED: Final = _record(
     ("table_lock", 8),
     ("global_lock", 8),
     ("blocks_until_ms", 8),
+    ("used_floor_s", 8),
     size=64,
 )
 """Words that every worker writes, each under its lock.  The lock words are the native engine's
@@ -232,7 +234,7 @@ bucket share."""
 
 IP_RATE_BUCKETS: Final = 16_384
 """49 152 addresses that are limited at the same moment, in 1 MiB."""
-IDENTITY_RATE_BUCKETS: Final = 4096
+MIN_IDENTITY_BUCKETS: Final = 4096
 NETWORK_RATE_BUCKETS: Final = 4096
 STRIKE_RATE_BUCKETS: Final = 1024
 
@@ -293,7 +295,23 @@ INDEX_EMPTY: Final = 0
 INDEX_DELETED: Final = (1 << 64) - 1
 """An index word is tag (upper 32 bits of the hash) and record number + 1."""
 
-USED_LEASE: Final = _record("used_lease", ("tag", 8), ("counter", 8), ("expires_ms", 8))
+LEASE_HISTORY: Final = 3
+"""Leases of a slot that are denied by tag.  A peer that renews once in the life of a lease has one
+or two that have not expired."""
+
+USED_LEASE: Final = _record(
+    "used_lease",
+    ("tag", 8),
+    ("sub", 8),
+    ("counter", 8),
+    ("jti", 8),
+    ("until_ms", 8),
+    ("denied", 4, LEASE_HISTORY),
+    ("denied_issued_s", 4, LEASE_HISTORY),
+    ("issued_s", 4),
+    ("floor_s", 4),
+)
+"""A slot that nobody holds any more: `Leftover` of `shm.leases`.  `tag` is `Tags.slot`."""
 
 MIN_USED_SLOTS: Final = 4096
 
@@ -306,9 +324,18 @@ key (the second word is 0), or the two words of a session id."""
 REVOCATION_SLOTS: Final = 16_384
 """The 10 000 that a master keeps in force, and room to append between two rewrites; 640 KiB."""
 
-LEASE_ORIGIN: Final = _record("lease_origin", ("kid", 4, 2), ("issued_s", 4, 2))
-"""Key and time of issue of a session's two leases, client first: what a revocation asks for and a
-packet never does, so it stays out of the session record's cache lines."""
+LEASE_ORIGIN: Final = _record(
+    "lease_origin",
+    ("kid", 4, 2),
+    ("issued_s", 4, 2),
+    ("until_ms", 8, 2),
+    ("denied", 4, 2 * LEASE_HISTORY),
+    ("denied_issued_s", 4, 2 * LEASE_HISTORY),
+    ("floor_s", 4, 2),
+)
+"""Key and time of issue of a session's two leases, client first, and the leases that each slot
+denies: what a revocation or a renewal asks for and a packet never does, so it stays out of the
+session record's cache lines."""
 
 LOCAL_ADDRESS: Final = _record("local_address", ("address", 8, 2), ("origin", 8))
 """An address of this host that a peer wrote to at a wildcard socket; see `engine.local_addresses`.
@@ -427,8 +454,17 @@ class Geometry:
 
     @cached_property
     def used_slots(self) -> int:
-        """Entries for used leases; see `UsedLeases` for why four times the sessions."""
-        return max(MIN_USED_SLOTS, _power_of_two(4 * self.max_sessions))
+        """Entries for used leases: three quarters filled, for one and a half times the sessions."""
+        return max(MIN_USED_SLOTS, 4 * self.max_sessions)
+
+    @cached_property
+    def identity_buckets(self) -> int:
+        """Buckets of the identity limit.
+
+        All peers of a full relay may renew within a second, and each must find a word of its own
+        or, in the bucket's overflow word, the allowance of two or three.
+        """
+        return max(MIN_IDENTITY_BUCKETS, self.max_sessions)
 
     @cached_property
     def regions(self) -> dict[str, Region]:
@@ -440,7 +476,7 @@ class Geometry:
             ("workers", WORKER.size, self.workers),
             ("counters", COUNTER_ROW_BYTES, self.workers),
             ("ip_rates", RATE_BUCKET.size, IP_RATE_BUCKETS),
-            ("identity_rates", RATE_BUCKET.size, IDENTITY_RATE_BUCKETS),
+            ("identity_rates", RATE_BUCKET.size, self.identity_buckets),
             ("network_rates", RATE_BUCKET.size, NETWORK_RATE_BUCKETS),
             ("strike_rates", RATE_BUCKET.size, STRIKE_RATE_BUCKETS),
             ("blocks", BLOCK.size, BLOCK_SLOTS),

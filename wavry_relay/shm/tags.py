@@ -35,6 +35,10 @@ class Tags:
         product = (high ^ self._key_high) * (low ^ self._key_low)
         return (product >> 64) ^ (product & _MASK) or 1
 
+    def slot(self, words: tuple[int, int], role: int) -> int:
+        """Return the non-zero 64-bit tag of a role of a session; `words` as `session_words`."""
+        return self.pair(self.pair(*words), role + 1)
+
     def key_id(self, kid: str) -> int:
         """Return the non-zero 32-bit tag of a signing key's id."""
         known = self._key_ids.get(kid)

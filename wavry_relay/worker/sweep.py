@@ -17,6 +17,7 @@ from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_FREE, SESSION_WAITING
 from wavry_relay.shm.lease_states import LeaseState
+from wavry_relay.shm.leases import Leftover
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord
 from wavry_relay.shm.tables import Tables
@@ -61,6 +62,7 @@ class Sweep:
         self._sessions = tables.sessions
         self._locks = tables.locks
         self._counters = counters
+        self._tags = tables.tags
         self._used = tables.used_leases
         self._origins = tables.lease_origins
         self._send = send
@@ -140,12 +142,20 @@ class Sweep:
                 self._transitions.take(
                     before, self._end_of(slot, code), words, self._now, role=role, cause=cause
                 )
-                self._used.put(slot.jti, slot.mark, slot.expires_ms)
+                self._remember(record, role, slot)
                 if self._send(notice, slot.address):
                     self._counters.add("sent_notices")
         self._sessions.release(record)
         self._origins.clear(record.number)
         self._counters.add(counter)
+
+    def _remember(self, record: SessionRecord, role: int, slot: SlotRecord) -> None:
+        """Note which leases the slot denies; its own may come back with a higher counter."""
+        _, issued_s = self._origins.get(record.number, role)
+        history = self._origins.history(record.number, role)
+        history = history._replace(until_ms=max(history.until_ms, slot.expires_ms))
+        tag = self._tags.slot((record.id_high, record.id_low), role)
+        self._used.put(tag, slot.sub, Leftover(history, slot.mark, slot.jti, issued_s))
 
     def _end_of(self, slot: SlotRecord, code: c.NoticeCode) -> LeaseState:
         """Return the state of a slot whose session ends: its lease may be over by itself."""

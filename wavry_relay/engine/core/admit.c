@@ -59,31 +59,50 @@ static enum wv_answer allow(struct wv_tables *t, uint64_t key, uint64_t now_ns, 
 
 /* -- Used leases (wavry_relay/shm/leases.py) ------------------------------------------------------ */
 
-/* The tag's entry, or the empty place where it belongs; NULL: the table is full. */
-static struct wv_used_lease *probe_used(const struct wv_tables *t, uint64_t tag) {
+/* Whether nothing is remembered of an empty slot and no floor denies the lease; then `floor_s` is the
+ * highest of them. */
+static int is_unused(const struct wv_tables *t, const struct wv_lease *lease, uint32_t *floor_s) {
+    const uint64_t slot = hash_pair(t, hash_pair(t, lease->id[0], lease->id[1]), lease->role + 1u);
+    *floor_s = (uint32_t)t->shared->used_floor_s;
     for (uint64_t step = 0; step < t->used_slots; step++) {
-        struct wv_used_lease *entry = &t->used[(tag + step) % t->used_slots];
-        if (entry->tag == 0 || entry->tag == tag) return entry;
+        const struct wv_used_lease *entry = &t->used[(lease->sub + step) % t->used_slots];
+        if (entry->tag == 0) break;
+        if (entry->sub != lease->sub) continue;
+        if (entry->tag == slot) return 0;
+        if (entry->floor_s > *floor_s) *floor_s = entry->floor_s;
     }
-    return NULL;
+    return lease->issued_s > *floor_s;
 }
 
-static int used_has_room(const struct wv_tables *t) {
-    const uint64_t kept_back = WV_USED_KEPT_BACK * (uint64_t)t->max_sessions;
-    return t->shared->used_leases + kept_back < (uint64_t)t->used_slots * WV_USED_QUARTERS / 4;
+/* Whether a held slot may take a lease that is not its own: none that it denies. */
+static int is_new(const struct wv_lease_origin *origin, const struct wv_lease *lease) {
+    const uint32_t *denied = &origin->denied[lease->role * WV_LEASE_HISTORY];
+    for (unsigned place = 0; place < WV_LEASE_HISTORY; place++)
+        if (denied[place] == (uint32_t)lease->jti) return 0;
+    return lease->issued_s > origin->floor_s[lease->role];
 }
 
-static void deny(struct wv_tables *t, struct wv_used_lease *entry, uint64_t jti, uint64_t expires_ms) {
-    const uint64_t until_ms = expires_ms + WV_USED_KEEP_MS;
-    if (entry->tag != 0) {
-        entry->counter = WV_LEASE_DENIED;
-        if (entry->expires_ms < until_ms) store64(&entry->expires_ms, until_ms);
-        return;
+/* Deny the lease that a slot holds from now on. */
+static void deny_held(struct wv_lease_origin *origin, unsigned role, const struct wv_slot *slot) {
+    uint32_t *denied = &origin->denied[role * WV_LEASE_HISTORY];
+    uint32_t *issued_s = &origin->denied_issued_s[role * WV_LEASE_HISTORY];
+    const unsigned last = WV_LEASE_HISTORY - 1;
+    if (issued_s[last] > origin->floor_s[role]) origin->floor_s[role] = issued_s[last];
+    for (unsigned place = last; place > 0; place--) {
+        denied[place] = denied[place - 1];
+        issued_s[place] = issued_s[place - 1];
     }
-    entry->counter = WV_LEASE_DENIED;
-    store64(&entry->expires_ms, until_ms);
-    publish64(&entry->tag, jti); /* last: after a crash the place is empty or complete */
-    store64(&t->shared->used_leases, t->shared->used_leases + 1);
+    denied[0] = (uint32_t)slot->jti;
+    issued_s[0] = origin->issued_s[role];
+    if (slot->expires_ms > origin->until_ms[role]) origin->until_ms[role] = slot->expires_ms;
+}
+
+/* An empty slot of a session that goes on: of who held it before, nothing is left here. */
+static void forget_denied(struct wv_lease_origin *origin, unsigned role, uint32_t floor_s) {
+    memset(&origin->denied[role * WV_LEASE_HISTORY], 0, sizeof origin->denied / 2);
+    memset(&origin->denied_issued_s[role * WV_LEASE_HISTORY], 0, sizeof origin->denied_issued_s / 2);
+    origin->until_ms[role] = 0;
+    origin->floor_s[role] = floor_s;
 }
 
 /* -- Slots (wavry_relay/admission/slots.py, shm/sessions.py) ----------------------------------------- */
@@ -114,6 +133,7 @@ static struct wv_session *claim(struct wv_tables *t, const uint64_t id[2], uint6
     store64(&t->shared->allocation_hint, number / 64);
     memset(session->client, 0, sizeof session->client);
     memset(session->server, 0, sizeof session->server);
+    memset(&t->origins[number], 0, sizeof t->origins[number]);
     store64(&session->id[0], id[0]);
     store64(&session->id[1], id[1]);
     session->tat = 0;
@@ -136,7 +156,7 @@ static struct wv_slot *slot_of(struct wv_session *session, unsigned role) {
 
 /* Presented → Accepted, or Active → Renewed, under the record's lock; `jti` goes last. */
 static void accept_lease(struct wv_tables *t, struct wv_session *session, const struct wv_lease *lease,
-                         const struct wv_address *from, uint64_t now_ns) {
+                         const struct wv_address *from, uint32_t floor_s, uint64_t now_ns) {
     struct wv_slot *slot = slot_of(session, lease->role);
     struct wv_lease_origin *origin = &t->origins[session - t->sessions];
     const int taken = slot->jti != 0;
@@ -145,6 +165,10 @@ static void accept_lease(struct wv_tables *t, struct wv_session *session, const 
         store64(&slot->window_head, 0);
         memset(slot->window, 0, sizeof slot->window);
     }
+    if (taken)
+        deny_held(origin, lease->role, slot);
+    else
+        forget_denied(origin, lease->role, floor_s);
     slot->address[0] = from->high;
     slot->address[1] = from->low;
     slot->endpoint = from->endpoint;
@@ -188,8 +212,10 @@ enum wv_answer wv_admit(struct wv_tables *t, const struct wv_lease *lease, const
     if (held != NULL && held->jti != 0 && !is_renewal(held, lease, from)) return WV_ANSWER_NO;
     if (session == NULL && (load32(&control->drain) != 0 || load32(&control->shedding) != 0))
         return WV_ANSWER_NO;
-    const struct wv_used_lease *used = probe_used(t, lease->jti);
-    if (used == NULL || used->tag != 0 || !used_has_room(t)) return WV_ANSWER_NO;
+    uint32_t floor_s = 0;
+    if (held != NULL && held->jti != 0 ? !is_new(&t->origins[session - t->sessions], lease)
+                                       : !is_unused(t, lease, &floor_s))
+        return WV_ANSWER_NO;
     const uint64_t number = session != NULL ? (uint64_t)(session - t->sessions) : free_record(t);
     if (number >= t->max_sessions) return WV_ANSWER_NO;
     const struct limit limit =
@@ -199,11 +225,7 @@ enum wv_answer wv_admit(struct wv_tables *t, const struct wv_lease *lease, const
     wv_count(t, WV_COUNT_TRANSITION_ISSUED_PRESENTED, 1);
     if (session == NULL) session = claim(t, lease->id, number, now_ns);
     if (wv_lock(t, WV_LOCK_SESSION, number, WV_LOCK_WAIT_NS) != 1) return WV_ANSWER_BUSY;
-    if (held != NULL && held->jti != 0) {
-        struct wv_used_lease *entry = probe_used(t, held->jti);
-        if (entry != NULL) deny(t, entry, held->jti, held->expires_ms);
-    }
-    accept_lease(t, session, lease, from, now_ns);
+    accept_lease(t, session, lease, from, floor_s, now_ns);
     wv_unlock(t, WV_LOCK_SESSION, number);
     return WV_ANSWER_YES;
 }

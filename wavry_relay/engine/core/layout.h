@@ -9,16 +9,13 @@
 #define WV_MAGIC_WORD UINT64_C(0x4d48535952564157)
 #define WV_INDEX_EMPTY UINT64_C(0)
 #define WV_INDEX_DELETED UINT64_C(0xffffffffffffffff)
-#define WV_LEASE_DENIED UINT64_C(0xffffffffffffffff)
 #define WV_LAYOUT_VERSION 7u
 #define WV_LOG_DEBUG 10u
 #define WV_LOCK_WAIT_NS 50000000u
 #define WV_RATE_WAYS 3u
 #define WV_RATE_OVERFLOW_FACTOR 4u
 #define WV_BYTE_KBPS_NS 8000000u
-#define WV_USED_KEEP_MS 60000u
-#define WV_USED_KEPT_BACK 2u
-#define WV_USED_QUARTERS 3u
+#define WV_LEASE_HISTORY 3u
 #define WV_FAMILY_SHIFT 16u
 #define WV_FAMILY_MASK 15u
 #define WV_LISTEN_SHIFT 20u
@@ -325,7 +322,7 @@ struct wv_shared {
     uint64_t table_lock;
     uint64_t global_lock;
     uint64_t blocks_until_ms;
-    uint8_t unused[8];
+    uint64_t used_floor_s;
 };
 _Static_assert(offsetof(struct wv_shared, global_bits_tat) == 0, "layout");
 _Static_assert(offsetof(struct wv_shared, global_packets_tat) == 8, "layout");
@@ -334,6 +331,7 @@ _Static_assert(offsetof(struct wv_shared, used_leases) == 24, "layout");
 _Static_assert(offsetof(struct wv_shared, table_lock) == 32, "layout");
 _Static_assert(offsetof(struct wv_shared, global_lock) == 40, "layout");
 _Static_assert(offsetof(struct wv_shared, blocks_until_ms) == 48, "layout");
+_Static_assert(offsetof(struct wv_shared, used_floor_s) == 56, "layout");
 _Static_assert(sizeof(struct wv_shared) == 64, "layout");
 
 struct wv_worker {
@@ -428,21 +426,41 @@ _Static_assert(sizeof(struct wv_session) == 480, "layout");
 
 struct wv_used_lease {
     uint64_t tag;
+    uint64_t sub;
     uint64_t counter;
-    uint64_t expires_ms;
+    uint64_t jti;
+    uint64_t until_ms;
+    uint32_t denied[3];
+    uint32_t denied_issued_s[3];
+    uint32_t issued_s;
+    uint32_t floor_s;
 };
 _Static_assert(offsetof(struct wv_used_lease, tag) == 0, "layout");
-_Static_assert(offsetof(struct wv_used_lease, counter) == 8, "layout");
-_Static_assert(offsetof(struct wv_used_lease, expires_ms) == 16, "layout");
-_Static_assert(sizeof(struct wv_used_lease) == 24, "layout");
+_Static_assert(offsetof(struct wv_used_lease, sub) == 8, "layout");
+_Static_assert(offsetof(struct wv_used_lease, counter) == 16, "layout");
+_Static_assert(offsetof(struct wv_used_lease, jti) == 24, "layout");
+_Static_assert(offsetof(struct wv_used_lease, until_ms) == 32, "layout");
+_Static_assert(offsetof(struct wv_used_lease, denied) == 40, "layout");
+_Static_assert(offsetof(struct wv_used_lease, denied_issued_s) == 52, "layout");
+_Static_assert(offsetof(struct wv_used_lease, issued_s) == 64, "layout");
+_Static_assert(offsetof(struct wv_used_lease, floor_s) == 68, "layout");
+_Static_assert(sizeof(struct wv_used_lease) == 72, "layout");
 
 struct wv_lease_origin {
     uint32_t kid[2];
     uint32_t issued_s[2];
+    uint64_t until_ms[2];
+    uint32_t denied[6];
+    uint32_t denied_issued_s[6];
+    uint32_t floor_s[2];
 };
 _Static_assert(offsetof(struct wv_lease_origin, kid) == 0, "layout");
 _Static_assert(offsetof(struct wv_lease_origin, issued_s) == 8, "layout");
-_Static_assert(sizeof(struct wv_lease_origin) == 16, "layout");
+_Static_assert(offsetof(struct wv_lease_origin, until_ms) == 16, "layout");
+_Static_assert(offsetof(struct wv_lease_origin, denied) == 32, "layout");
+_Static_assert(offsetof(struct wv_lease_origin, denied_issued_s) == 56, "layout");
+_Static_assert(offsetof(struct wv_lease_origin, floor_s) == 80, "layout");
+_Static_assert(sizeof(struct wv_lease_origin) == 88, "layout");
 
 struct wv_local_address {
     uint64_t address[2];

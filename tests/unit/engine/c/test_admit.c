@@ -29,6 +29,11 @@ static struct wv_lease lease_of(unsigned number, unsigned role) {
     return lease;
 }
 
+static uint64_t test_slot_tag(const struct wv_lease *lease) {
+    const uint64_t words[2] = {test_hash(lease->id), lease->role + 1u};
+    return test_hash(words);
+}
+
 static enum wv_answer admit(const struct wv_lease *lease, unsigned port) {
     const struct wv_address from = test_v4(1, port);
     return wv_admit(&t, lease, &from, TEST_NOW.mono_ns);
@@ -62,18 +67,35 @@ static void leaves_what_is_not_ordinary(void) {
     t.control->drain = 1;
     CHECK(admit(&lease, 7) == WV_ANSWER_NO);
     t.control->drain = 0;
-    t.shared->used_leases = t.used_slots;
+    t.shared->used_floor_s = lease.issued_s; /* of a lease that nobody knows any more */
     CHECK(admit(&lease, 7) == WV_ANSWER_NO);
-    t.shared->used_leases = 0;
+    t.shared->used_floor_s = 0;
+    struct wv_used_lease *left = &t.used[lease.sub % t.used_slots];
+    *left = (struct wv_used_lease){.tag = 5, .sub = lease.sub, .floor_s = lease.issued_s};
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO); /* his own floor */
+    left->floor_s = 0;
+    left->tag = test_slot_tag(&lease);
+    CHECK(admit(&lease, 7) == WV_ANSWER_NO); /* his slot, which somebody left */
+    left->sub += 1;
     CHECK(t.row[WV_COUNT_TRANSITION_ISSUED_PRESENTED] == 0);
     CHECK(admit(&lease, 7) == WV_ANSWER_YES);
     CHECK(admit(&lease, 7) == WV_ANSWER_NO); /* the same lease again */
     lease.jti += 50;
     CHECK(admit(&lease, 8) == WV_ANSWER_NO); /* from elsewhere */
     CHECK(admit(&lease, 7) == WV_ANSWER_YES);
-    CHECK(t.shared->used_leases == 1);
     lease.jti -= 50;
     CHECK(admit(&lease, 7) == WV_ANSWER_NO); /* the denied one */
+    for (unsigned i = 0; i < WV_LEASE_HISTORY + 1; i++) {
+        lease.jti += 100, lease.issued_s += 1;
+        t.control->identity_burst = 1000;
+        CHECK(admit(&lease, 7) == WV_ANSWER_YES);
+    }
+    lease.jti += 7, lease.issued_s = t.origins[0].floor_s[0];
+    CHECK(lease.issued_s != 0 && admit(&lease, 7) == WV_ANSWER_NO); /* denied by date */
+    const struct wv_used_lease whole = {.tag = 1, .sub = 1};
+    for (unsigned place = 0; place < t.used_slots; place++) t.used[place] = whole;
+    lease = lease_of(5, 1);
+    CHECK(admit(&lease, 9) == WV_ANSWER_YES); /* a full table ends the search */
     free(s.base);
 }
 

@@ -102,28 +102,63 @@ def test_replay_across_workers_kill_9_and_upgrade(tmp_path: Path, engine: str) -
         assert relay.metric("wavry_relay_lease_rejects_total", reason="replayed") == 8
 
 
-def test_replay_memory_cannot_be_flushed_and_is_bounded_by_expiry(world: World) -> None:
-    """A flood of good leases fills the table: new leases are refused, none is forgotten."""
+def test_replay_memory_cannot_be_flushed_and_is_bounded(world: World) -> None:
+    """A flood of good renewals takes no room of others, and none of its leases comes back."""
     victim = world.peer(address=v4(9))
     victim.accept()
     first = victim.token
     victim.accept(token=victim.new_token(), renew=True)
     flooder = world.peer(address=v4(10))
     flooder.accept()
-    for _ in range(world.used.limit + 1):
-        packet = flooder.present(token=flooder.new_token(), renew=True)
-        if isinstance(packet.body, packets.LeaseReject):
-            break
-        world.advance(0.001)
-    assert reject_reason(packet) == R.SESSION_FULL
-    assert world.used.count == world.used.limit
+    spent = []
+    for number in range(20):
+        spent.append((number // 5, flooder.token, flooder.datagram(token=flooder.token)))
+        flooder.token = flooder.new_token()
+        flooder.accept(renew=True)
+        world.advance(0.2)
+    assert world.used.count == 0
+    for second, token, datagram in spent:
+        captured = world.answer(datagram, flooder.address)
+        assert reject_reason(captured) == R.REPLAYED, second
+        if second < 3:  # Of the last second, the three that came last are known one by one.
+            assert reject_reason(flooder.present(token=token, renew=True)) == R.REPLAYED
     assert reject_reason(victim.present(token=first, renew=True)) == R.REPLAYED
-    assert victim.slot.jti, "who was accepted before stays"
-    size = world.used.count
-    world.advance(300 + KEEP_MS / 1000 + 10)
-    world.sweep(4.2)
-    assert world.used.count < size / 100, "bounded by expiry"
-    world.peer(address=v4(11)).accept()
+    flooder.accept(token=flooder.new_token(), renew=True)
+
+
+def test_lease_of_a_session_that_ended_comes_back_with_a_higher_counter_only(world: World) -> None:
+    client, _ = world.session()
+    captured = client.datagram()
+    client.accept()
+    world.sweep(61.5)
+    assert not world.has(client.sid)
+    assert reject_reason(world.answer(captured, client.address)) == R.REPLAYED
+    client.accept()
+    old = client.token
+    client.accept(token=client.new_token(), renew=True)
+    assert reject_reason(client.present(token=old)) == R.REPLAYED
+    world.sweep(31.5)
+    assert not world.has(client.sid)
+    assert reject_reason(client.present(token=old)) == R.REPLAYED, "also after the end"
+
+
+def test_slot_taken_and_given_back_again_and_again_costs_one_place(world: World) -> None:
+    client = world.peer()
+    spent = []
+    for _ in range(12):
+        client.accept()
+        spent.append(client.token)
+        client.world.answer(client.datagram(cookie=c.RELEASE_COOKIE), client.address)
+        assert not world.has(client.sid)
+        assert reject_reason(client.present()) == R.REPLAYED
+        client.token = client.new_token()
+    assert world.used.count == 1
+    world.advance(1)
+    client.accept(token=client.new_token())
+    for token in spent[-3:]:
+        assert reject_reason(client.present(token=token)) == R.REPLAYED
+    world.sweep(300 + KEEP_MS / 1000 + 65)
+    assert world.used.count == 0
 
 
 # -- Renewal -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Session table and used leases against plain Python models."""
 
+import random
 import uuid
 from collections.abc import Iterator
 
@@ -7,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support.relay.world import World, open_world
+from support.relay.world import World, open_world, reject_reason
 
-from wavry_peer.protocol.constants import Role
+from wavry_peer.protocol.constants import RejectReason, Role
 from wavry_peer.protocol.lease import RelayId
 from wavry_relay.shm import layout
 from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.layout import Geometry
-from wavry_relay.shm.leases import DENIED, KEEP_MS, UsedLeases
+from wavry_relay.shm.leases import KEEP_MS, SHARE, LeaseHistory, Leftover, UsedLeases
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import SessionTable, session_words
 from wavry_relay.shm.tags import Tags
@@ -162,40 +163,52 @@ SessionMachine.TestCase.settings = settings(max_examples=25, stateful_step_count
 TestSessionMachine = SessionMachine.TestCase
 
 
+SUBS = [lap * 4096 + (home - 2) % 4096 for home in range(4) for lap in (1, 2, 3)]
+"""Few distinct homes, also at the end of the table: runs collide and wrap around."""
+
+
 class UsedLeaseMachine(RuleBasedStateMachine):
-    """No unexpired entry is ever lost, whatever is purged around it."""
+    """No unexpired lease is ever taken again, whatever is purged or gives way around it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.segment = Segment.anonymous(Geometry(1, 4), now_ns=0)
         self.used = UsedLeases(self.segment)
-        self.model: dict[int, tuple[int, int]] = {}
-        self.now_ms = 1
+        self.used._limit = 60
+        self.model: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self.now_ms = 1_000_000
+        self.serial = 0
 
-    # Few distinct homes, also at the end of the table: runs collide and wrap around.
-    tags = st.integers(0, 3).flatmap(
-        lambda home: st.integers(1, 12).map(lambda lap: lap * 4096 + (home - 2) % 4096)
-    )
-
-    @rule(tag=tags, counter=st.integers(0, 9), ttl_ms=st.integers(1, 50))
-    def put(self, tag: int, counter: int, ttl_ms: int) -> None:
-        self.used.put(tag, counter, self.now_ms + ttl_ms)
-        old = self.model.get(tag, (0, 0))
-        kept_until = self.now_ms + ttl_ms + KEEP_MS
-        self.model[tag] = max(old[0], counter), max(old[1], kept_until)
+    @rule(sub=st.sampled_from(SUBS), slot=st.integers(1, 30), ttl_ms=st.integers(1, 50_000))
+    def put(self, sub: int, slot: int, ttl_ms: int) -> None:
+        self.serial += 1
+        issued_s, until_ms = self.now_ms // 1000, self.now_ms + ttl_ms
+        before, floor_s = self.used.find(slot, sub)
+        history = before.history if before else LeaseHistory()
+        history = history.bounded(floor_s).pushed(self.serial, issued_s, until_ms)
+        self.used.put(slot, sub, Leftover(history, mark=5))
+        self.model[sub, self.serial] = slot, issued_s, until_ms + KEEP_MS
 
     @rule(elapsed_ms=st.integers(0, 2 * KEEP_MS))
     def purge(self, elapsed_ms: int) -> None:
         self.now_ms += elapsed_ms
         self.used.purge(0, self.used.slots, self.now_ms)
         self.used.purge(0, self.used.slots, self.now_ms)  # an entry may wrap to the front
-        self.model = {tag: row for tag, row in self.model.items() if row[1] > self.now_ms}
+        self.model = {key: row for key, row in self.model.items() if row[2] > self.now_ms}
 
     @invariant()
     def agrees(self) -> None:
-        assert self.used.count == len(self.model)
-        for tag, (counter, _) in self.model.items():
-            assert self.used.find(tag) == counter
+        assert self.used.count <= 60
+        assert self.used.count == sum(1 for tag in self.tags() if tag)
+        for (sub, jti), (slot, issued_s, _) in self.model.items():
+            own, floor_s = self.used.find(slot, sub)
+            known = own is not None and own.history.denies(jti, issued_s, 4, own.mark)
+            assert known or issued_s <= floor_s, (sub, jti)
+
+    def tags(self) -> list[int]:
+        first = self.used._at
+        words = layout.USED_LEASE.size // 8
+        return self.segment.u64[first : first + self.used.slots * words : words].tolist()
 
     def teardown(self) -> None:
         self.segment.close()
@@ -207,52 +220,52 @@ UsedLeaseMachine.TestCase.settings = settings(
 TestUsedLeaseMachine = UsedLeaseMachine.TestCase
 
 
+def left_at(issued_s: int, jti: int = 1) -> Leftover:
+    return Leftover(LeaseHistory().pushed(jti, issued_s, issued_s * 1000), mark=9)
+
+
 class TestUsedLeases:
     def test_entry_survives_its_lease_by_a_minute(self, world: World) -> None:
-        world.used.put(5, 1, 1000)
+        world.used.put(5, 50, left_at(1))
         assert not world.used.has_expired(0, world.used.slots, 1000 + KEEP_MS - 1)
         assert world.used.purge(0, world.used.slots, 1000 + KEEP_MS - 1) == 0
         assert world.used.has_expired(0, world.used.slots, 1000 + KEEP_MS)
         assert world.used.purge(0, world.used.slots, 1000 + KEEP_MS) == 1
-        assert world.used.find(5) is None
+        assert world.used.find(5, 50) == (None, 0)
 
     def test_entry_that_a_killed_worker_did_not_count_is_purged(self, world: World) -> None:
-        world.used.put(5, 1, 1000)
+        world.used.put(5, 50, left_at(1))
         world.segment.u64[world.used._count_at] = 0
         assert world.used.has_expired(0, world.used.slots, 1000 + KEEP_MS)
         assert world.used.purge(0, world.used.slots, 1000 + KEEP_MS) == 1
-        assert (world.used.find(5), world.used.count) == (None, 0)
+        assert (world.used.find(5, 50), world.used.count) == ((None, 0), 0)
 
-    def test_denied_stays_denied(self, world: World) -> None:
-        world.used.put(5, DENIED, 1000)
-        world.used.put(5, 3, 500)
-        assert world.used.find(5) == DENIED
-        assert not world.used.has_expired(0, world.used.slots, 1000)
+    def test_identity_gives_up_its_own_oldest_and_nobody_elses(self, world: World) -> None:
+        world.used.put(1, 77, left_at(1))
+        for number in range(SHARE + 3):
+            world.used.put(100 + number, 50, left_at(1000 + number))
+        assert world.used.count == SHARE + 1
+        assert world.used.find(1, 77) == (left_at(1), 0), "an innocent's"
+        own, floor_s = world.used.find(999, 50)
+        assert (own, floor_s) == (None, 1002), "denied by date"
+        assert world.used.find(100 + SHARE + 2, 50)[0] is not None
 
-    def test_pitfall_full_table_refuses_new_leases_and_forgets_none(self, world: World) -> None:
-        client, _ = world.session()
-        far_ms = world.now.wall_ms + 3_600_000
-        for tag in range(1, world.used.limit + 1):
-            world.used.put(tag, DENIED, far_ms)
-        assert not world.used.has_room()
-        stranger = world.peer()
-        answer = stranger.present()
-        assert answer.body is not None
-        assert getattr(answer.body, "reason", None) == 4  # SESSION_FULL
-        assert all(world.used.find(tag) == DENIED for tag in range(1, 200))
-        # A session that is there closes all the same: its places were kept back.
-        client.accept()
-        world.sweep(61.5)
-        assert not world.has(client.sid)
-        assert world.used.count == world.used.limit + 2
-        assert world.used.slots - world.used.count >= world.used.slots // 4
+    def test_where_very_many_fill_it_the_oldest_give_way_by_date(self, world: World) -> None:
+        used, subs = world.used, random.Random(3)
+        everybody = [subs.getrandbits(64) for _ in range(used.limit + 100)]
+        for number, sub in enumerate(everybody):
+            used.put(1, sub, left_at(1000 + number))
+        assert used.count <= used.limit
+        assert 1000 <= used.floor_s < 1000 + used.limit // 2, "not the youngest"
+        for number, sub in enumerate(everybody):
+            own, floor_s = used.find(1, sub)
+            assert own is not None or 1000 + number <= floor_s
 
-    def test_every_possible_session_can_close_after_the_last_admission(self) -> None:
-        for sessions in (1, 8, 1000, 100_000):
-            geometry = Geometry(1, sessions)
-            limit = geometry.used_slots * 3 // 4 - 2 * sessions
-            assert limit >= sessions
-            assert limit + 2 * sessions < geometry.used_slots
+    def test_a_floor_of_a_clock_that_was_ahead_refuses_nobody(self, world: World) -> None:
+        world.segment.u64[world.used._floor_at] = world.now.wall_ms // 1000 + 3600
+        world.peer().accept()
+        world.segment.u64[world.used._floor_at] = world.now.wall_ms // 1000
+        assert reject_reason(world.peer().present()) == RejectReason.REPLAYED
 
 
 def test_a_session_id_that_is_released_while_found_is_not_held(world: World) -> None:
