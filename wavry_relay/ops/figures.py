@@ -4,6 +4,7 @@ It only reads.  Orders are carried out in `orders`; what heartbeats tell is in `
 """
 
 import os
+from typing import Final
 
 from wavry_peer.protocol.http.api import BlockedNetwork
 from wavry_peer.protocol.http.ops import (
@@ -13,6 +14,7 @@ from wavry_peer.protocol.http.ops import (
     RelayMasterHealth,
     RelayRevocationsHealth,
     RelaySessionsHealth,
+    RelayUsedLeasesHealth,
     RelayWorkersHealth,
 )
 from wavry_peer.protocol.relay_terms import MasterLinkState
@@ -23,6 +25,9 @@ from .blocked_networks import blocked_networks
 from .running_relay import UPGRADE_RESULTS, RunningRelay
 
 __all__ = ["RelayFigures"]
+
+_NEARLY_FULL_PCT: Final = 80
+"""Of the used leases; the alert `WavryRelayUsedLeasesHigh` asks for the same."""
 
 
 class RelayFigures:
@@ -82,12 +87,13 @@ class RelayFigures:
 
     @property
     def status(self) -> str:
-        """``ok``; ``degraded`` while workers are missing; ``down`` while none runs."""
-        workers = self._relay.workers
+        """``ok``; ``degraded`` while workers or places are missing; ``down`` while none runs."""
+        workers, used = self._relay.workers, self._tables.used_leases
         running = workers.running()
-        if running == workers.count:
-            return "ok"
-        return "degraded" if running else "down"
+        if not running:
+            return "down"
+        nearly_full = 100 * used.count > _NEARLY_FULL_PCT * used.limit
+        return "degraded" if running < workers.count or nearly_full else "ok"
 
     def health(self) -> RelayHealth:
         """Return the body of /health."""
@@ -118,6 +124,9 @@ class RelayFigures:
             ),
             sessions=RelaySessionsHealth(
                 waiting=waiting, active=active, max=relay.tables.segment.geometry.max_sessions
+            ),
+            used_leases=RelayUsedLeasesHealth(
+                remembered=self._tables.used_leases.count, limit=self._tables.used_leases.limit
             ),
             draining=_names(self.drain),
             shedding=_names(self.shedding),

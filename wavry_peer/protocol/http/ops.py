@@ -18,6 +18,7 @@ __all__ = [
     "RelayReady",
     "RelayRevocationsHealth",
     "RelaySessionsHealth",
+    "RelayUsedLeasesHealth",
     "RelayWorkersHealth",
     "ServiceHealth",
     "ServiceReady",
@@ -128,6 +129,13 @@ class RelaySessionsHealth(msgspec.Struct, frozen=True, kw_only=True):
     max: int = 0
 
 
+class RelayUsedLeasesHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Slots of finished sessions that are remembered, and how many at most one by one."""
+
+    remembered: int = 0
+    limit: int = 0
+
+
 class RelayKeysHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of leases, and why newer ones were refused or not fetched."""
 
@@ -169,6 +177,7 @@ class RelayHealth(msgspec.Struct, frozen=True, kw_only=True):
     udp: tuple[str, ...] = ()
     workers: RelayWorkersHealth = RelayWorkersHealth()
     sessions: RelaySessionsHealth = RelaySessionsHealth()
+    used_leases: RelayUsedLeasesHealth = RelayUsedLeasesHealth()
     draining: tuple[str, ...] = ()
     shedding: tuple[str, ...] = ()
     cookie_gates: int = 0

@@ -95,8 +95,14 @@ RELAY: Final[tuple[MetricSpec, ...]] = (
         closed("to", *_LEASE_STATES),
     ),
     _counter("token_cache_hits", "Leases whose signature had been verified before."),
-    _gauge("used_leases", "Used leases that are remembered until they expire."),
-    _gauge("used_leases_limit", "Used leases from which on no new lease is taken."),
+    _gauge(
+        "used_leases",
+        "Slots of finished sessions whose used leases are remembered until they expire.",
+    ),
+    _gauge(
+        "used_leases_limit",
+        "Such slots from which on the oldest are summed up by date (docs/scaling.md).",
+    ),
     # -- Load and abuse
     _counter("sessions_shed", "New sessions that were refused to shed load."),
     _gauge(

@@ -8,6 +8,8 @@ import itertools
 import logging
 import random
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.relay.world import RELAY_ID, FakeClock
@@ -22,6 +24,7 @@ from wavry_relay.admission.transitions import LeaseTransitions
 from wavry_relay.config import RelayConfig
 from wavry_relay.engine import open_engine
 from wavry_relay.engine.verified_lease import VerifiedLease
+from wavry_relay.ops.figures import RelayFigures
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import ControlBlock, EngineKind
 from wavry_relay.shm.counters import CounterRow, totals
@@ -191,3 +194,17 @@ def test_place_of_a_user_is_bounded_and_none_of_his_leases_comes_back(hall: Hall
         with pytest.raises(LeaseError) as refused:
             hall.place(sid, again)
         assert refused.value.reason is c.RejectReason.REPLAYED
+
+
+@pytest.mark.parametrize("hall", [1000], indirect=True)
+def test_health_says_so_before_anybody_is_refused(hall: Hall) -> None:
+    workers = SimpleNamespace(count=1, running=lambda: 1)
+    relay: Any = SimpleNamespace(tables=hall.tables, workers=workers)
+    figures = RelayFigures(relay, hall.clock)
+    used, sids = hall.tables.used_leases, itertools.count(1)
+    while figures.status == "ok":
+        sid = next(sids)
+        hall.give_back(sid, hall.take(sid, c.Role.CLIENT, hall.sub()))
+    assert figures.status == "degraded"
+    assert 0.79 * used.limit < used.count < 0.82 * used.limit
+    assert used.floor_s == 0
