@@ -16,6 +16,7 @@ from wavry_peer.paths.environment import Environment, LeaseBroker
 from wavry_peer.paths.events import BodyReceived, PathChanged, PathsEnded, ProbeDue
 from wavry_peer.paths.relay_events import PathLimits
 from wavry_peer.paths.relay_paths import RelayPaths
+from wavry_peer.paths.remote_presence import GONE_NS, RemotePresence
 from wavry_peer.paths.stream_silence import StreamSilence
 from wavry_peer.paths.terms import SessionTerms
 from wavry_peer.protocol.channel.channel import Channel
@@ -123,6 +124,8 @@ class Connection:
         self._report: asyncio.Task[None] | None = None
         self._last_sent_ns = 0
         self._silence = StreamSilence()
+        self._remote = RemotePresence()
+        self._farewell: asyncio.Task[None] | None = None
         self._since_turn = 0
 
     @property
@@ -160,14 +163,13 @@ class Connection:
             self._channel.close(now_ns)
             self._flush(now_ns)
             self._finish(SessionClosedError("this side closed the session", by_remote=False))
-            try:
-                async with asyncio.timeout(2.0):
-                    if self._report is not None:
+            if self._report is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(2.0):
                         await asyncio.shield(self._report)
-                    await self._broker.close_session(self.terms.session_id)
-            except (GatewayError, GatewayUnreachableError, TimeoutError) as error:
-                # The peer has our CLOSE; the gateway's row ends with the lease.
-                _log.info("close_not_told_to_gateway", cause=type(error).__name__)
+            await self._tell_gateway()
+        elif self._farewell is not None:
+            await asyncio.gather(self._farewell, return_exceptions=True)
         await self._paths.wait_closed()
         if self._report is not None:
             self._report.cancel()
@@ -333,6 +335,7 @@ class Connection:
         if self._channel.is_established:
             times_ns.append(self._last_sent_ns + _KEEPALIVE_NS)
             times_ns.append(self._silence.due_ns(self._last_sent_ns))
+            times_ns.append(self._remote.due_ns(self._channel.heard_ns))
         due_ns = min((t for t in times_ns if t is not None), default=None)
         if due_ns is None:
             return
@@ -357,7 +360,28 @@ class Connection:
             elif now_ns >= self._last_sent_ns + _KEEPALIVE_NS:
                 self._channel.send_keepalive(now_ns)
         self._drain_channel()
+        if self._remote.is_gone(self._channel.heard_ns, now_ns):
+            self._end_without_remote()
         self._pump()
+
+    def _end_without_remote(self) -> None:
+        """End the session because the other peer vanished, and let the gateway know."""
+        if self._end is not None:
+            return
+        text = (
+            f"{self.terms.remote_username} is gone: nothing came from there for "
+            f"{GONE_NS // _SECOND_NS} s on any path; call again"
+        )
+        self._finish(SessionClosedError(text, by_remote=False))
+        self._farewell = self._loop.create_task(self._tell_gateway())
+
+    async def _tell_gateway(self) -> None:
+        try:
+            async with asyncio.timeout(2.0):
+                await self._broker.close_session(self.terms.session_id)
+        except (GatewayError, GatewayUnreachableError, TimeoutError) as error:
+            # The gateway's row ends with the lease.
+            _log.info("close_not_told_to_gateway", cause=type(error).__name__)
 
     # -- End ---------------------------------------------------------------------------
 

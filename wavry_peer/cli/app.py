@@ -290,6 +290,7 @@ def host(
         policy = _policy(from_users, from_all=from_all)
         account = CommandUser.make(gateway, home or default_home(), as_user, password_file)
         standard_input = StandardInput()
+        status = 0
         async with account.peer() as peer, peer.listen(accept=policy) as listener:
             _tell_listening(output, listener.username)
             async for session in listener:
@@ -298,16 +299,18 @@ def host(
                     output.remark(f"{caller} is connected")
                     if as_json:
                         output.event("connected", "", with_username=caller)
+                    status = 0
                     try:
                         await chat(session, standard_input, output, ends_with_input=False)
                     except PeerError as error:
+                        status = 1
                         output.remark(f"{caller}: {error}")
                     if as_json:
                         output.event("closed", "", statistics=asdict(session.statistics()))
                     output.remark(f"{caller} has left")
                 if not keep:
                     break
-        return 0
+        return status
 
     run_command(output, work(), status_on_signal=0)
 

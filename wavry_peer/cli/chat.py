@@ -79,6 +79,7 @@ async def chat(
 
     Raises:
         WrongToolError: the other side runs another subcommand.
+        SessionClosedError: the session ended, and nobody wanted that.
     """
     stream = KindStream(session, DatagramKind.TEXT)
     tasks = {
@@ -89,8 +90,9 @@ async def chat(
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-    except SessionClosedError:
-        pass
+    except SessionClosedError as error:
+        if not error.by_remote:
+            raise
     finally:
         for task in tasks:
             task.cancel()

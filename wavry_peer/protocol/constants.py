@@ -132,6 +132,8 @@ REPLAY_MAX_JUMP: Final = 1 << 20
 """A sequence further ahead than this is dropped: a spoofed huge sequence must not blackhole
 a peer.  2^20 packets are 100 s of 100 Mbit/s at 1200 bytes."""
 SECOND_PEER_TIMEOUT_S: Final = 30
+GONE_AFTER_S: Final = 45
+"""Four keepalives: then the relay tells the other peer of the slot (NOTICE PEER_GONE)."""
 IDLE_TIMEOUT_S: Final = 60
 COOKIE_SLOT_S: Final = 30
 

@@ -20,7 +20,7 @@ from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SESSION_WAITING
 from wavry_relay.shm.lease_states import LeaseState
 from wavry_relay.shm.leases import LeaseHistory, Leftover
-from wavry_relay.shm.sessions import SessionRecord, SlotRecord, session_words
+from wavry_relay.shm.sessions import SessionRecord, SlotRecord, is_silent, session_words
 from wavry_relay.shm.tables import Tables
 
 from .cookie import PathCookies
@@ -58,6 +58,7 @@ class LeaseSlots:
         cookies: PathCookies,
         transitions: LeaseTransitions,
     ) -> None:
+        self._tables = tables
         self._segment = tables.segment
         self._sessions = tables.sessions
         self._locks = tables.locks
@@ -259,7 +260,13 @@ class LeaseSlots:
             slot.clear()
             self._counters.add("lease_released")
             take(before, LeaseState.CLOSED, words, now, role=lease.role, cause="released")
-            if any(other.jti for other in record.slots()):
+            other = record.slot(1 - lease.role)
+            if other.jti and self._is_gone(other, now):
+                # Nobody is left: what that peer may come back with is remembered as at any end.
+                take(before, LeaseState.CLOSED, words, now, role=1 - lease.role, cause="gone")
+                self._tables.remember_slot(record, 1 - lease.role)
+                other.clear()
+            if other.jti:
                 if before is LeaseState.ACTIVE:
                     take(before, LeaseState.ACCEPTED, words, now, role=1 - lease.role)
                 record.state = SESSION_WAITING
@@ -267,6 +274,9 @@ class LeaseSlots:
             else:
                 self._sessions.release(record)
                 self._counters.add("session_closed_released")
+
+    def _is_gone(self, slot: SlotRecord, now: Instant) -> bool:
+        return is_silent(self._segment, slot, self._segment.milliseconds(now.mono_ns))
 
     def _take_steps(self, record: SessionRecord, role: int, now: Instant, *, renews: bool) -> None:
         words, take = (record.id_high, record.id_low), self._transitions.take

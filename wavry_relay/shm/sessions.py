@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from wavry_peer.protocol.constants import Role
+from wavry_peer.protocol.constants import GONE_AFTER_S, Role
 from wavry_peer.protocol.replay import WINDOW_WORDS, Verdict, window_check, window_commit
 
 from . import layout
@@ -22,7 +22,7 @@ from .layout import INDEX_DELETED, INDEX_EMPTY, SESSION, SESSION_FREE, SHARED, S
 from .segment import Segment
 from .tags import Tags
 
-__all__ = ["SessionRecord", "SessionTable", "SlotRecord", "session_words"]
+__all__ = ["SessionRecord", "SessionTable", "SlotRecord", "is_silent", "session_words"]
 
 _PAIR: Final = struct.Struct("=QQ")
 _FULL: Final = (1 << 64) - 1
@@ -48,6 +48,7 @@ _SESSION_WORDS: Final = SESSION.size // 8
 _STATE_AT: Final = SESSION["state"].offset
 _CLIENT_EXPIRES: Final = _CLIENT_AT // 8 + _EXPIRES
 _CLIENT_RECEIVED: Final = _CLIENT_AT // 4 + _RECEIVED
+_SERVER_RECEIVED: Final = _SERVER_AT // 4 + _RECEIVED
 _ACTIVE: Final = layout.SESSION_ACTIVE
 _U32: Final = 0xFFFFFFFF
 _FUTURE: Final = 1 << 31
@@ -150,6 +151,11 @@ class SlotRecord:
         self.jti = 0
         at = self.base >> 3
         self.segment.u64[at : at + _SLOT_WORDS] = _ZEROS
+
+
+def is_silent(segment: Segment, slot: SlotRecord, stamp: int) -> bool:
+    """Return whether a peer counts as gone: it sent nothing for `GONE_AFTER_S`."""
+    return segment.elapsed_ms(stamp, slot.received_ms) >= GONE_AFTER_S * 1000
 
 
 class SessionRecord:
@@ -324,8 +330,8 @@ class SessionTable:
     ) -> Iterator[SessionRecord]:
         """Of the 64 records of a bitmap word, those in use that a sweep must look at.
 
-        The others are active, and their client's lease has not expired and its last datagram is
-        not `idle_ms` old.  Three fields of all 64 records are read at a time (each whole,
+        The others are active, and their client's lease has not expired and no peer's last
+        datagram is `idle_ms` old.  Four fields of all 64 records are read at a time (each whole,
         without a lock): a relay with 100 000 sessions asks this of each every two seconds.
 
         Args:
@@ -343,14 +349,17 @@ class SessionTable:
         end = at + count * SESSION.size
         states = self._segment.u8[at + _STATE_AT : end : SESSION.size].tolist()
         expiries = self._segment.u64[(at >> 3) + _CLIENT_EXPIRES : end >> 3 : _SESSION_WORDS]
-        received = self._segment.u32[(at >> 2) + _CLIENT_RECEIVED : end >> 2 : 2 * _SESSION_WORDS]
-        rows = zip(states, expiries.tolist(), received.tolist(), strict=True)
-        for number, (state, expires_ms, received_ms) in enumerate(rows):
+        halves, step = self._segment.u32, 2 * _SESSION_WORDS
+        clients = halves[(at >> 2) + _CLIENT_RECEIVED : end >> 2 : step].tolist()
+        servers = halves[(at >> 2) + _SERVER_RECEIVED : end >> 2 : step].tolist()
+        rows = zip(states, expiries.tolist(), clients, servers, strict=True)
+        for number, (state, expires_ms, client_ms, server_ms) in enumerate(rows):
             # As in `Segment.elapsed_ms`: what seems half of the range old is from the future.
             if (
                 state == _ACTIVE
                 and expires_ms > now_wall_ms
-                and not idle_ms <= (stamp - received_ms & _U32) < _FUTURE
+                and not idle_ms <= (stamp - client_ms & _U32) < _FUTURE
+                and not idle_ms <= (stamp - server_ms & _U32) < _FUTURE
             ):
                 continue
             if taken >> number & 1:

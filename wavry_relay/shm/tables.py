@@ -2,12 +2,12 @@
 
 from .blocks import Blocks
 from .control import ControlBlock
-from .leases import LeaseOrigins, UsedLeases
+from .leases import LeaseOrigins, Leftover, UsedLeases
 from .locks import Locks
 from .rate_limit import RateTable
 from .revocations import RevocationTable
 from .segment import Segment
-from .sessions import SessionTable
+from .sessions import SessionRecord, SessionTable
 from .tags import Tags
 
 __all__ = ["SegmentTables", "Tables"]
@@ -42,6 +42,18 @@ class Tables(SegmentTables):
         super().__init__(segment)
         self.locks = locks
         self.lease_origins = LeaseOrigins(segment)
+
+    def remember_slot(self, record: SessionRecord, role: int) -> None:
+        """Note, before it is cleared, which leases a slot denies; needs the table lock.
+
+        Its own lease may come back with a higher counter.
+        """
+        slot = record.slot(role)
+        _, issued_s = self.lease_origins.get(record.number, role)
+        history = self.lease_origins.history(record.number, role)
+        history = history._replace(until_ms=max(history.until_ms, slot.expires_ms))
+        tag = self.tags.slot((record.id_high, record.id_low), role)
+        self.used_leases.put(tag, slot.sub, Leftover(history, slot.mark, slot.jti, issued_s))
 
     def rates(
         self, region: str, *, per_s: int, burst: int, shares_overflow: bool = True

@@ -15,11 +15,10 @@ from wavry_peer.service.clock import Instant
 from wavry_relay.admission.transitions import LeaseTransitions, state_of
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
-from wavry_relay.shm.layout import SESSION_FREE, SESSION_WAITING
+from wavry_relay.shm.layout import SESSION_ACTIVE, SESSION_FREE, SESSION_WAITING
 from wavry_relay.shm.lease_states import LeaseState
-from wavry_relay.shm.leases import Leftover
 from wavry_relay.shm.locks import LockBusyError
-from wavry_relay.shm.sessions import SessionRecord, SlotRecord
+from wavry_relay.shm.sessions import SessionRecord, SlotRecord, is_silent
 from wavry_relay.shm.tables import Tables
 
 __all__ = ["Sweep"]
@@ -32,7 +31,10 @@ record."""
 _MOST_USED_SLOTS: Final = 2048
 """Of one step, a tenth of a millisecond: a large table of used leases may take some rounds."""
 _SECOND_PEER_MS: Final = c.SECOND_PEER_TIMEOUT_S * 1000
+_GONE_MS: Final = c.GONE_AFTER_S * 1000
 _IDLE_MS: Final = c.IDLE_TIMEOUT_S * 1000
+_TELL_AGAIN_NS: Final = 10_000_000_000
+"""A notice may be lost."""
 
 SendNotice = Callable[[bytes, Address], bool]
 
@@ -62,7 +64,7 @@ class Sweep:
         self._sessions = tables.sessions
         self._locks = tables.locks
         self._counters = counters
-        self._tags = tables.tags
+        self._tables = tables
         self._used = tables.used_leases
         self._origins = tables.lease_origins
         self._send = send
@@ -72,6 +74,8 @@ class Sweep:
         self._next_word = 0
         self._next_used = 0
         self._next_ns = 0
+        self._told_ns: dict[int, int] = {}
+        """By record: before when nobody is told again; of the records that have a silent peer."""
 
     def step(self, now: Instant) -> None:
         """Do the next slice if its time has come."""
@@ -83,7 +87,7 @@ class Sweep:
         stamp = self._segment.milliseconds(now.mono_ns)
         try:
             for word in self._words[self._next_word : self._next_word + slice_words]:
-                for record in self._sessions.doubtful(word, now.wall_ms, stamp, _IDLE_MS):
+                for record in self._sessions.doubtful(word, now.wall_ms, stamp, _GONE_MS):
                     self._look_at(record, now)
             if self._sweeps_used:
                 self._purge(now)
@@ -92,6 +96,7 @@ class Sweep:
         self._next_word += slice_words
         if self._next_word >= len(self._words):
             self._next_word = 0
+            self._told_ns = {n: ns for n, ns in self._told_ns.items() if ns > now.mono_ns}
 
     def _purge(self, now: Instant) -> None:
         first = self._next_used
@@ -104,6 +109,7 @@ class Sweep:
 
     def _look_at(self, record: SessionRecord, now: Instant) -> None:
         if record.state != SESSION_FREE and self._verdict(record, now) is None:
+            self._tell_who_is_left(record, now)
             return
         with self._locks.table(), self._locks.session(record.number):
             if record.state == SESSION_FREE:
@@ -113,6 +119,24 @@ class Sweep:
             verdict = self._verdict(record, now)
             if verdict is not None:
                 self.close(record, *verdict)
+
+    def _tell_who_is_left(self, record: SessionRecord, now: Instant) -> None:
+        """Tell a peer that the other one is silent; now and again, for a notice may be lost."""
+        if record.state != SESSION_ACTIVE or now.mono_ns < self._told_ns.get(record.number, 0):
+            return
+        stamp = self._segment.milliseconds(now.mono_ns)
+        with self._locks.session(record.number):
+            if record.state != SESSION_ACTIVE:
+                return
+            slots = [slot for slot in record.slots() if slot.jti]
+            left = [slot for slot in slots if not is_silent(self._segment, slot, stamp)]
+            notice, told = build_notice(record.session_id, c.NoticeCode.PEER_GONE), None
+            if len(left) < len(slots) and left:
+                told = left[0].address
+        if told is not None:
+            self._told_ns[record.number] = now.mono_ns + _TELL_AGAIN_NS
+            if self._send(notice, told):
+                self._counters.add("sent_notices")
 
     def _verdict(self, record: SessionRecord, now: Instant) -> tuple[str, c.NoticeCode] | None:
         """Counter and notice of a session that is over, None while it is not."""
@@ -142,20 +166,12 @@ class Sweep:
                 self._transitions.take(
                     before, self._end_of(slot, code), words, self._now, role=role, cause=cause
                 )
-                self._remember(record, role, slot)
+                self._tables.remember_slot(record, role)
                 if self._send(notice, slot.address):
                     self._counters.add("sent_notices")
         self._sessions.release(record)
         self._origins.clear(record.number)
         self._counters.add(counter)
-
-    def _remember(self, record: SessionRecord, role: int, slot: SlotRecord) -> None:
-        """Note which leases the slot denies; its own may come back with a higher counter."""
-        _, issued_s = self._origins.get(record.number, role)
-        history = self._origins.history(record.number, role)
-        history = history._replace(until_ms=max(history.until_ms, slot.expires_ms))
-        tag = self._tags.slot((record.id_high, record.id_low), role)
-        self._used.put(tag, slot.sub, Leftover(history, slot.mark, slot.jti, issued_s))
 
     def _end_of(self, slot: SlotRecord, code: c.NoticeCode) -> LeaseState:
         """Return the state of a slot whose session ends: its lease may be over by itself."""

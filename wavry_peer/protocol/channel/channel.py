@@ -77,6 +77,7 @@ class Channel:
 
     Attributes:
         statistics: counters, for reading only.
+        heard_ns: when the last authentic packet came; None before the first.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Channel:
         if len(session_id) != SESSION_ID_BYTES:
             raise LocalError(f"a session id has {SESSION_ID_BYTES} bytes")
         self.statistics = ChannelStatistics()
+        self.heard_ns: int | None = None
         self._role = role
         self._limits = limits
         self._verify_remote_static = verify_remote_static
@@ -279,6 +281,7 @@ class Channel:
         opened = self._keys.open(body, now_ns)
         if isinstance(opened, DropReason):
             return opened
+        self.heard_ns = now_ns
         slot, data = opened
         if slot is Slot.CANDIDATE and self._candidate_result is not None:
             self._complete(self._candidate_result)

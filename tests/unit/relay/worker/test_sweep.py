@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from support.relay.world import World, open_world
+from support.relay.world import World, open_world, reject_reason
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
 from wavry_relay.engine.base import Forward
+from wavry_relay.shm.address import Address
 from wavry_relay.shm.sessions import session_words
 
 
@@ -49,6 +50,59 @@ def test_traffic_one_way_keeps_a_session(world: World) -> None:
         assert client.forward(sequence) == Forward(server.address)
 
 
+def gone_notices(world: World) -> list[Address]:
+    told = packets.Notice(c.NoticeCode.PEER_GONE)
+    return [address for notice, address in world.notices if notice.body == told]
+
+
+@pytest.mark.parametrize("role", list(c.Role))
+def test_who_is_left_is_told_that_the_other_is_silent(world: World, role: c.Role) -> None:
+    pair = world.session()
+    here, gone = pair[role], pair[1 - role]
+    for sequence in range(4):
+        world.sweep(11)
+        here.forward(sequence)
+    assert gone_notices(world) == []
+    world.sweep(3.2)
+    assert gone_notices(world) == [here.address]
+    world.sweep(10)
+    assert gone_notices(world) == [here.address] * 2, "again, for a notice may be lost"
+    here.forward(9)
+    gone.forward(1)
+    world.sweep(30)
+    assert gone_notices(world) == [here.address] * 2, "it is back"
+    assert world.has(here.sid)
+    assert world.count("session_closed_idle") == 0
+
+
+@pytest.mark.parametrize("role", list(c.Role))
+def test_session_ends_when_one_is_gone_and_the_other_gives_its_slot_back(
+    world: World, role: c.Role
+) -> None:
+    pair = world.session()
+    here, gone = pair[role], pair[1 - role]
+    captured = gone.datagram()
+    gone.accept()
+    for sequence in range(5):
+        world.sweep(10)
+        here.forward(sequence)
+    world.answer(here.datagram(cookie=c.RELEASE_COOKIE), here.address)
+    assert not world.has(here.sid)
+    assert world.count("session_closed_released") == 1
+    assert world.used.count == 2
+    assert reject_reason(world.answer(captured, gone.address)) == c.RejectReason.REPLAYED
+    gone.accept()  # It comes back after all, with a fresh proof.
+
+
+def test_slot_given_back_beside_one_that_is_there_leaves_it(world: World) -> None:
+    client, server = world.session()
+    world.sweep(44)
+    server.forward(1)
+    world.answer(client.datagram(cookie=c.RELEASE_COOKIE), client.address)
+    assert world.has(client.sid)
+    assert server.slot.jti
+
+
 def test_session_whose_leases_all_expired(world: World) -> None:
     client = world.peer(ttl_s=60)
     server = world.peer(c.Role.SERVER, sid=client.sid, ttl_s=90)
@@ -61,7 +115,9 @@ def test_session_whose_leases_all_expired(world: World) -> None:
     world.sweep(12)
     assert not world.has(client.sid)
     assert world.count("session_closed_expired") == 1
-    assert {notice.body for notice, _ in world.notices} == {packets.Notice(c.NoticeCode.EXPIRING)}
+    ends = [notice.body for notice, _ in world.notices[-2:]]
+    assert ends == [packets.Notice(c.NoticeCode.EXPIRING)] * 2
+    assert set(gone_notices(world)) == {server.address}, "the silent client had an older lease"
 
 
 def test_stamp_from_the_future_is_not_an_idle_session(world: World) -> None:
