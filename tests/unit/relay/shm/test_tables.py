@@ -31,6 +31,9 @@ def words(number: int) -> tuple[int, int]:
     return session_words(number.to_bytes(16, "big"))
 
 
+AGES = st.sampled_from([0, 1, 59, 60, 61, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+
+
 class TestSessions:
     def test_full_table_gives_no_record(self, world: World) -> None:
         for number in range(8):
@@ -62,7 +65,8 @@ class TestSessions:
             st.tuples(
                 st.sampled_from([0, 1, 2]),
                 st.integers(999, 1001),
-                st.sampled_from([0, 1, 59, 60, 61, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]),
+                AGES,
+                AGES,
                 st.booleans(),
             ),
             min_size=70,
@@ -71,22 +75,23 @@ class TestSessions:
         stamp=st.sampled_from([0, 5, 60, 1 << 31, (1 << 32) - 1]),
     )
     def test_doubtful_sessions_are_those_that_a_look_at_each_finds(
-        self, rows: list[tuple[int, int, int, bool]], stamp: int
+        self, rows: list[tuple[int, int, int, int, bool]], stamp: int
     ) -> None:
         with open_world(max_sessions=70) as world:
             wanted = []
             elapsed_ms = world.segment.elapsed_ms
             for _ in rows:
                 world.table._allocate()
-            for number, (state, expires_ms, age_ms, taken) in enumerate(rows):
+            for number, (state, expires_ms, *ages_ms, taken) in enumerate(rows):
                 record = world.table.record(number)
-                client = record.slot(Role.CLIENT)
-                record.state, client.expires_ms = state, expires_ms
-                client.received_ms = stamp - age_ms & 0xFFFFFFFF
+                record.state = state
+                record.slot(Role.CLIENT).expires_ms = expires_ms
+                for slot, age_ms in zip(record.slots(), ages_ms, strict=True):
+                    slot.received_ms = stamp - age_ms & 0xFFFFFFFF
                 well = (
                     state == layout.SESSION_ACTIVE
                     and expires_ms > 1000
-                    and elapsed_ms(stamp, client.received_ms) < 60
+                    and all(elapsed_ms(stamp, slot.received_ms) < 60 for slot in record.slots())
                 )
                 if not taken:
                     world.table.free_bit(number)
