@@ -32,6 +32,7 @@ from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import SwitchTable
 from wavry_cp.operators.token_service import TokenService
 from wavry_cp.store.sqlite.master import MasterSqlite
+from wavry_peer.protocol.http.api import RelayInfo
 from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.clock import Clock
 
@@ -199,6 +200,21 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
         await store.close()
 
 
+def _tell_state(info: RelayInfo, before: str) -> None:
+    log = _log.bind(relay_id=info.relay_id, before=before, now=info.state)
+    if info.state == RelayState.OFFLINE:
+        log.warning("relay_state")
+    elif info.state == RelayState.DEGRADED:
+        log.warning(
+            "relay_state",
+            cause=f"{info.workers_missing} of its {info.workers_wanted} workers are missing",
+            effect="it gets no new session; its sessions renew",
+            next_step="its log names why workers die; it is ACTIVE again when they run",
+        )
+    else:
+        log.info("relay_state")
+
+
 async def _watch_relays(master: Master) -> None:
     """Log changes of state and write heartbeats, once in each heartbeat interval."""
     seen: dict[str, str] = {}
@@ -207,10 +223,7 @@ async def _watch_relays(master: Master) -> None:
         for info in infos:
             before = seen.get(info.relay_id)
             if before is not None and before != info.state:
-                level = "warning" if info.state == RelayState.OFFLINE else "info"
-                getattr(_log, level)(
-                    "relay_state", relay_id=info.relay_id, before=before, now=info.state
-                )
+                _tell_state(info, before)
         seen = {info.relay_id: info.state for info in infos}
         try:
             await master.registry.save_heartbeats()

@@ -18,7 +18,7 @@ from wavry_peer.service.version import software_version
 __all__ = ["MasterMetrics", "PoolFacts"]
 
 _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
-_HEARD = (RelayState.NEW, RelayState.ACTIVE, RelayState.DRAINING, RelayState.OFFLINE)
+_HEARD = tuple(state for state in RelayState if state is not RelayState.BANNED)
 
 
 @dataclass(frozen=True, slots=True)

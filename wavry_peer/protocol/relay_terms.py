@@ -6,10 +6,11 @@ __all__ = ["DrainOrder", "LimitLayer", "MasterLinkState", "RelayState", "Reporte
 
 
 class RelayState(StrEnum):
-    """State of a relay at its master.  OFFLINE is never stored."""
+    """State of a relay at its master.  DEGRADED (it lacks workers) and OFFLINE are never stored."""
 
     NEW = "NEW"
     ACTIVE = "ACTIVE"
+    DEGRADED = "DEGRADED"
     DRAINING = "DRAINING"
     OFFLINE = "OFFLINE"
     BANNED = "BANNED"

@@ -44,7 +44,7 @@ JITTER: Final = 0.2
 """A thousand relays that start together must not call together ever after."""
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
-DRAINING_HEARTBEAT_S: Final = 1.0
+WATCHED_HEARTBEAT_S: Final = 1.0
 """While it drains: somebody waits for the sessions to become none."""
 CALL_TIMEOUT_S: Final = 5.0
 FAREWELL_TIMEOUT_S: Final = 1.0
@@ -79,6 +79,8 @@ class RelayLoad:
     bandwidth_out_kbps: int
     packet_loss_pct: float
     draining: bool
+    workers_wanted: int = 0
+    workers_missing: int = 0
     blocks: tuple[api.BlockedNetwork, ...] = ()
 
 
@@ -100,10 +102,11 @@ class Orders(Protocol):
     """What the master may order.
 
     Attributes:
-        drain_changed: set when the relay begins or ends to drain, whoever ordered it.
+        report_due: set when the master should hear of the relay at once: a drain began or ended,
+            workers are missing or are there again.
     """
 
-    drain_changed: asyncio.Event
+    report_due: asyncio.Event
 
     def clear_blocks_by_master(self, subnet: str | None) -> None:
         """Lift the block of a subnet, or all."""
@@ -151,7 +154,7 @@ class MasterLink:
         self._description_changed = False
         self._interval_s = 5.0
         self._failures = 0
-        self._draining = False
+        self._is_watched = False
         self._banned = False
         self._http: JsonCaller | None = None
         self.state = MasterLinkState.REGISTERING
@@ -221,8 +224,8 @@ class MasterLink:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._orders.drain_changed.wait()
-            self._orders.drain_changed.clear()
+                    await self._orders.report_due.wait()
+            self._orders.report_due.clear()
             wait_s = self._interval_s * self._uniform(1 - JITTER, 1 + JITTER)
             try:
                 if self._description_changed:
@@ -252,8 +255,8 @@ class MasterLink:
                 await self._execute(command)
                 if command.type == "clear_blocks":
                     wait_s = 0.0  # An operator waits for the report that it is done.
-            if self._draining:
-                wait_s = min(wait_s, DRAINING_HEARTBEAT_S)
+            if self._is_watched:
+                wait_s = min(wait_s, WATCHED_HEARTBEAT_S)
             if self._keyring.serial != held:
                 wait_s = 0.0  # A rotation waits for this report.
 
@@ -311,7 +314,8 @@ class MasterLink:
 
     async def _heartbeat(self) -> tuple[api.Command, ...]:
         load = self._measure_load()
-        self._draining = load.draining
+        # An operator waits for the end of a drain, callers for the end of a shortage.
+        self._is_watched = load.draining or load.workers_missing > 0
         answer = await self._call(
             "POST",
             "/v1/relays/heartbeat",
@@ -326,6 +330,8 @@ class MasterLink:
                 held_kids=self._keyring.key_ids,
                 keyset_serial=self._keyring.serial,
                 state=ReportedState.DRAINING if load.draining else ReportedState.READY,
+                workers_wanted=load.workers_wanted,
+                workers_missing=load.workers_missing,
                 blocks=load.blocks,
             ),
         )

@@ -42,8 +42,7 @@ class LoadMeter:
     def measure(self) -> RelayLoad:
         """Return the load since the last call.
 
-        A relay that sheds or lacks workers says 100 %: the master gives it only what no other
-        relay takes.
+        A relay that sheds says 100 %: the master gives it only what no other relay takes.
         """
         now_ns, now_ms = self._clock.now()
         counts = totals(self._tables.segment)
@@ -59,7 +58,7 @@ class LoadMeter:
         shares = [sessions / self._tables.segment.geometry.max_sessions]
         if self.max_bitrate_kbps:
             shares.append(out_kbps / self.max_bitrate_kbps)
-        if self._tables.control.shedding or self._workers.running() < self._workers.count:
+        if self._tables.control.shedding:
             shares.append(1.0)
         return RelayLoad(
             load_pct=round(min(100.0, 100 * max(shares)), 2),
@@ -68,5 +67,7 @@ class LoadMeter:
             bandwidth_out_kbps=out_kbps,
             packet_loss_pct=round(100 * lost / passed, 3) if passed else 0.0,
             draining=bool(self._tables.control.drain),
+            workers_wanted=self._workers.count,
+            workers_missing=self._workers.count - self._workers.running(),
             blocks=tuple(blocked_networks(self._tables.blocks.live(now_ms))[:MAX_BLOCKS_TOLD]),
         )

@@ -22,14 +22,14 @@ class RelayOrders:
         clock: time.
 
     Attributes:
-        drain_changed: set when the relay begins or ends to drain; the master should hear of it.
+        report_due: set when the master should hear of the relay at once.
     """
 
     def __init__(self, tables: SegmentTables, clock: Clock) -> None:
         self._control = tables.control
         self._blocks = tables.blocks
         self._clock = clock
-        self.drain_changed = asyncio.Event()
+        self.report_due = asyncio.Event()
 
     def set_drain(self, bit: Drain, *, drain: bool) -> None:
         """Set or clear one of the reasons to drain."""
@@ -38,7 +38,7 @@ class RelayOrders:
         if after != before:
             self._control.drain = int(after)
             _log.info("drain_changed", draining=bool(after), by=bit.name)
-            self.drain_changed.set()
+            self.report_due.set()
 
     def drain_by_master(self, *, drain: bool) -> None:
         """Begin or end the drain that the master ordered."""

@@ -12,11 +12,12 @@ from typing import Final, NamedTuple
 import structlog
 
 from wavry_peer.service.clock import Clock, Instant
+from wavry_relay.ops.workers import Workers
 from wavry_relay.shm.control import Shedding
 from wavry_relay.shm.counters import totals
 from wavry_relay.shm.tables import SegmentTables
 
-__all__ = ["LoadWatch", "ShedAt"]
+__all__ = ["LoadWatch", "ShedAt", "watch_workers"]
 
 INTERVAL_S: Final = 0.25
 RATE_NS: Final = 1_000_000_000
@@ -78,6 +79,21 @@ class LoadWatch:
         if elapsed_ns >= RATE_NS:
             self._kbps = (sent - self._rate_since[1]) * 8_000_000 // elapsed_ns
             self._rate_since = now.mono_ns, sent
+
+
+async def watch_workers(workers: Workers, report_due: asyncio.Event) -> None:
+    """Let the master hear at once when workers are missing, and when they are there again.
+
+    A worker that was replaced meanwhile, as after a crash, is not worth a report.
+    """
+    told = earlier = False
+    while True:
+        lacks = workers.running() < workers.count
+        if lacks == earlier != told:
+            told = lacks
+            report_due.set()
+        earlier = lacks
+        await asyncio.sleep(INTERVAL_S)
 
 
 def _judge(cause: Shedding, before: Shedding, pct: float, limit_pct: int) -> Shedding:

@@ -51,7 +51,7 @@ from wavry_relay.upgrade.successor import Predecessor
 from .announcement import announce, warn_of, warn_of_kept_settings
 from .assembly import Assembler, RelayParts
 from .host import DrainReport, Host, keep_watchdog
-from .load_watch import LoadWatch, ShedAt
+from .load_watch import LoadWatch, ShedAt, watch_workers
 from .pool import WorkerPool
 from .reload import Reloader
 from .shutdown_drain import drain_before_the_end
@@ -252,6 +252,7 @@ class Supervisor:
         for work in (
             reloader.follow(self._hangup),
             watch.run(self._clock),
+            watch_workers(parts.pool, parts.orders.report_due),
             keep_watchdog(
                 notifier, tables.segment, self._clock, lambda: reloader.config.hang_timeout_s
             ),

@@ -4,13 +4,14 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -275,3 +276,16 @@ def control_command(relay: RelayProcess, name: str) -> dict[str, Any]:
 
 
 IS_ROOT = os.geteuid() == 0
+
+
+@contextlib.contextmanager
+def no_descriptors(pid: int) -> Iterator[None]:
+    """The process can open nothing more until the end of the block."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    # The ops server needs one for each question of this test.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)

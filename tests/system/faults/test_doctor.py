@@ -1,11 +1,15 @@
 """Each fault is made in a real system, and the doctor must name the layer that is broken."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.relay.host import no_descriptors
 from support.system.doctor import Patient, failed, root
+from support.system.system import get_json
 from support.waiting import wait_until
 
 SHIFTED_CLOCK = """
@@ -169,3 +173,23 @@ def test_a_wrong_clock_is_named(patient: Patient, tmp_path: Path, name: str, shi
     way = "120 s ahead of" if shift_s > 0 else "120 s behind"
     assert way in answer["root"]["evidence"]
     assert list(failed(answer)) == [f"{subject}: clock"]
+
+
+def test_missing_workers_are_named_without_the_ops_url(patient: Patient) -> None:
+    """The heartbeat says it at once, the master gives nothing new, and all ends by itself."""
+
+    def state() -> str:
+        listed = json.loads(patient.ctl("relays", "list", "--json").stdout)
+        return str(listed["relays"][0]["state"])
+
+    health = get_json(patient.ops_url + "/health")
+    with no_descriptors(health["pid"]):
+        os.kill(health["workers"]["pids"][0], signal.SIGKILL)
+        wait_until(lambda: state() == "DEGRADED", what="the master notices")
+        answer = patient.examine(code=1, ops=False)
+        table = patient.ctl("relays", "list").stdout
+    assert root(answer) == ("relay", "reachable", patient.relay_id)
+    assert "workers run" in answer["root"]["evidence"]
+    assert failed(answer)["relays: pool"] == f"{patient.relay_id}: reachable"
+    assert "DEGRADED" in table
+    wait_until(lambda: state() == "ACTIVE", timeout_s=30, what="recovery")

@@ -2,29 +2,15 @@
 
 import json
 import os
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+from support.relay.host import no_descriptors
 from support.relay.mint import Mint
 from support.relay.relay_process import RelayProcess
 from support.relay.udp_peer import UdpPeer, active_session
 from support.waiting import wait_until
-
-
-@contextmanager
-def no_descriptors(pid: int) -> Iterator[None]:
-    """The process can open nothing more until the end of the block."""
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    # The ops server needs one for each question of this test.
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def passes(client: UdpPeer, server: UdpPeer) -> bool:

@@ -111,6 +111,8 @@ def failing(findings: list[Finding]) -> list[tuple[str, str]]:
 
 LOST = {"state": "failing", "error": "/v1/relays/heartbeat: TimeoutError", "events": False}
 BANNED = {"state": "registering", "error": "/v1/relays/register: 403 banned", "events": False}
+LACKING = {"state": "DEGRADED", "workers_wanted": 2, "workers_missing": 1}
+GONE = [("relay", "reachable"), ("relay", "udp")]
 REFUSED = {"state": "registering", "error": "/v1/relays/register: 400 bad", "events": False}
 
 
@@ -148,6 +150,9 @@ REFUSED = {"state": "registering", "error": "/v1/relays/register: 400 bad", "eve
             relay(row(), relay_health(workers={"wanted": 2, "running": 1})),
             [("relay", "reachable")],
         ),
+        (relay(row(**LACKING), None), [("relay", "reachable")]),
+        (relay(row(**(LACKING | {"workers_missing": 2})), None, "silent"), GONE),
+        (relay(row(), relay_health(workers={"wanted": 2, "running": 0}), "silent"), GONE),
         (relay(row(), answer({"hello": 1})), [("relay", "reachable")]),
     ],
 )  # fmt: skip

@@ -66,6 +66,19 @@ async def test_each_role_gets_its_own_lease_that_the_relay_accepts(master, relay
     assert seen["client"].jti != seen["server"].jti
 
 
+async def test_a_relay_that_lacks_workers_gets_nothing_new_and_its_sessions_renew(master, relay):
+    first = (await ask(master)).body
+    jti = (await opened(master, first["leases"]["client"])).jti
+    await relay.heartbeat(workers_wanted=2, workers_missing=1)
+    (row,) = (await master.get("/v1/relays", token="service")).body["relays"]
+    assert (row["state"], row["workers_wanted"], row["workers_missing"]) == ("DEGRADED", 2, 1)
+    refused = await ask(master)
+    assert (refused.status, refused.body["error"]) == (503, "no_relay_available")
+    assert (await renew(master, first["session_id"], "client", str(jti))).status == 200
+    await relay.heartbeat(workers_wanted=2)
+    assert (await ask(master)).status == 201
+
+
 async def test_only_the_service_token_asks_for_leases(master, relay):
     for token, status in ((None, 401), ("x" * 43, 401), ("admin", 403), (relay.token, 401)):
         answer = await master.post("/v1/leases", parties(), token=token)

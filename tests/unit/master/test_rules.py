@@ -16,7 +16,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import RegisterRequest
 from wavry_peer.protocol.relay_terms import RelayState
 
-STORED = [state for state in RelayState if state is not RelayState.OFFLINE]
+STORED = [state for state in RelayState if state not in (RelayState.OFFLINE, RelayState.DEGRADED)]
 
 
 def body(relay=None, **fields):
@@ -102,6 +102,9 @@ def test_an_undrain_that_the_relay_has_not_heard_survives_its_registration():
         (RelayState.ACTIVE, "starting", True, RelayState.NEW),
         (RelayState.ACTIVE, None, True, RelayState.NEW),
         (RelayState.ACTIVE, "ready", False, RelayState.OFFLINE),
+        (RelayState.ACTIVE, "ready, lacking workers", True, RelayState.DEGRADED),
+        (RelayState.ACTIVE, "draining, lacking workers", True, RelayState.DRAINING),
+        (RelayState.ACTIVE, "ready, lacking workers", False, RelayState.OFFLINE),
         (RelayState.DRAINING, "ready", True, RelayState.DRAINING),
         (RelayState.DRAINING, "ready", False, RelayState.OFFLINE),
         (RelayState.BANNED, "ready", True, RelayState.BANNED),
@@ -109,7 +112,10 @@ def test_an_undrain_that_the_relay_has_not_heard_survives_its_registration():
     ],
 )
 def test_state_that_others_see(stored, reported, alive, seen):
-    said = None if reported is None else status(reported=reported)
+    said = None
+    if reported is not None:
+        word, _, lacking = reported.partition(", ")
+        said = status(reported=word, workers_wanted=2, workers_missing=1 if lacking else 0)
     assert registry.state_now(record(state=stored), said, alive=alive) is seen
 
 

@@ -205,10 +205,17 @@ def status(context: typer.Context, *, json: Json = False) -> None:
 # -- relays ----------------------------------------------------------------------------
 
 
+def _state_text(relay: RelayInfo) -> str:
+    if not relay.workers_missing:
+        return relay.state
+    running = relay.workers_wanted - relay.workers_missing
+    return f"{relay.state} ({running} of {relay.workers_wanted} workers)"
+
+
 def _relay_row(relay: RelayInfo) -> tuple[str, ...]:
     return (
         relay.relay_id,
-        relay.state,
+        _state_text(relay),
         relay.region or "-",
         f"{relay.active_sessions}/{relay.max_sessions}",
         f"{relay.load_pct:.0f} %",

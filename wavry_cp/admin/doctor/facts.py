@@ -81,6 +81,16 @@ class RelayFacts:
         return self.row is not None and self.row.state == "BANNED"
 
     @property
+    def workers(self) -> tuple[int, int]:
+        """Workers wanted and missing, by its own word, else as it told the master."""
+        if self.health is not None:
+            workers = self.health.workers
+            return workers.wanted, workers.wanted - workers.running
+        if self.row is not None:
+            return self.row.workers_wanted, self.row.workers_missing
+        return 0, 0
+
+    @property
     def udp_reach(self) -> str:
         """``ok`` if one endpoint answers, else how the others fail; ``unknown`` without any."""
         reaches = [answer.reach for answer in self.udp]

@@ -94,6 +94,10 @@ async def gather(examination: Examination) -> SystemFacts:
     return replace(facts, token=trouble or facts.token)
 
 
+_RELAY_ANSWERS: Final = (200, 503)
+"""Statuses of a relay's ``/health``: 503 says that no worker runs."""
+
+
 class _Round:
     """One examination under way."""
 
@@ -316,11 +320,13 @@ def _join(
     )
     named: dict[str, str] = {}
     for name, url in known.items():
-        health = answers[url].read(RelayHealth)
+        health = answers[url].read(RelayHealth, *_RELAY_ANSWERS)
         named[url] = health.relay_id if health and health.relay_id else name
     _name_by_host(named, rows)
     relays = [
-        RelayFacts(name, rows.get(name), url, answers[url], answers[url].read(RelayHealth))
+        RelayFacts(
+            name, rows.get(name), url, answers[url], answers[url].read(RelayHealth, *_RELAY_ANSWERS)
+        )
         for url, name in named.items()
     ]
     known_ids = set(named.values())

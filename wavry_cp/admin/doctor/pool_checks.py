@@ -116,6 +116,8 @@ def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
     if row.state == RelayState.OFFLINE:
         alive = relay.udp_reach == "ok" or (relay.ops is not None and relay.ops.is_reached)
         return "is offline", link_fault(relay) if alive else relay_down(relay), ""
+    if row.state == RelayState.DEGRADED:
+        return "lacks workers", relay_down(relay), ""
     if row.state != RelayState.ACTIVE:
         return f"is {row.state}", "", f"wait for the next heartbeat of {relay.name}"
     if facts.active_kid and facts.active_kid not in row.held_kids:

@@ -94,6 +94,18 @@ def _heard(relay: RelayFacts, facts: SystemFacts) -> str:
 
 def _ops(relay: RelayFacts) -> Finding:
     ops, health = relay.ops, relay.health
+    wanted, missing = relay.workers
+    if missing:
+        return _finding(
+            relay,
+            "reachable",
+            "fail",
+            RELAY,
+            f"{wanted - missing} of {wanted} workers run"
+            + ("" if health is not None else "; the master says so: it gets no new session"),
+            "its log names why workers die (`worker_not_started`, `worker_replaced`); they are"
+            " started again with growing waits",
+        )
     if ops is None:
         return _finding(
             relay,
@@ -114,7 +126,7 @@ def _ops(relay: RelayFacts) -> Finding:
             f"the relay is alive, but its ops port cannot be asked from here: {ops.text}",
             "check WAVRY_RELAY_OPS_LISTEN and what filters; or run the doctor on its host",
         )
-    if ops.status != 200 or health is None or not health.relay_id:
+    if health is None or not health.relay_id:
         return _finding(
             relay,
             "reachable",
@@ -123,17 +135,7 @@ def _ops(relay: RelayFacts) -> Finding:
             f"{relay.ops_url} answers /health with status {ops.status}, as no relay does",
             "is this the ops address of a relay, of about this version?",
         )
-    workers = health.workers
-    if workers.running < workers.wanted:
-        return _finding(
-            relay,
-            "reachable",
-            "fail",
-            RELAY,
-            f"{workers.running} of {workers.wanted} workers run",
-            "its log names why workers die; they are started again with growing waits",
-        )
-    return _finding(relay, "reachable", "ok", RELAY, f"answers, {workers.running} workers run")
+    return _finding(relay, "reachable", "ok", RELAY, f"answers, {wanted} workers run")
 
 
 # -- Link to the master ------------------------------------------------------------------------
@@ -242,6 +244,16 @@ def _udp(relay: RelayFacts, facts: SystemFacts) -> list[Finding]:
                     f"{place}: {answer.text}; the relay listens on {', '.join(listening)}",
                     "it advertises an address where it does not listen: check "
                     "WAVRY_RELAY_ADVERTISE, or the port forwarding before it",
+                )
+            )  # fmt: skip
+            continue
+        wanted, missing = relay.workers
+        if wanted and wanted == missing:
+            findings.append(
+                _finding(
+                    relay, "udp", "fail", RELAY, f"{place}: {answer.text}: no worker reads it",
+                    "repair what this follows from first",
+                    consequence_of=relay_down(relay),
                 )
             )  # fmt: skip
             continue

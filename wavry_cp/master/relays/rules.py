@@ -3,7 +3,8 @@
 Two kinds of facts make the state that others see.  The *recorded state* (NEW, ACTIVE, DRAINING,
 BANNED) is durable and moves only along `TRANSITIONS`.  Being OFFLINE is no event but a fact about
 time: it is worked out from the last sign of life whenever somebody asks, so that no time-out
-depends on a message that never comes.
+depends on a message that never comes.  DEGRADED is what the last heartbeat said: workers are
+missing; such a relay gets nothing new, its sessions renew, and the next heartbeat may end it.
 """
 
 import hashlib
@@ -124,6 +125,8 @@ class RelayReport:
     held_kids: tuple[str, ...]
     keyset_serial: int
     reported: str
+    workers_wanted: int = 0
+    workers_missing: int = 0
 
     @classmethod
     def from_heartbeat(cls, body: HeartbeatRequest, now_s: int) -> "RelayReport":
@@ -136,6 +139,8 @@ class RelayReport:
             held_kids=body.held_kids,
             keyset_serial=body.keyset_serial,
             reported=body.state,
+            workers_wanted=body.workers_wanted,
+            workers_missing=body.workers_missing,
         )
 
 
@@ -247,7 +252,9 @@ def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -
         return RelayState.DRAINING
     if status is None or status.reported == ReportedState.STARTING:
         return RelayState.NEW
-    return RelayState.DRAINING if status.reported == ReportedState.DRAINING else RelayState.ACTIVE
+    if status.reported == ReportedState.DRAINING:
+        return RelayState.DRAINING
+    return RelayState.DEGRADED if status.workers_missing else RelayState.ACTIVE
 
 
 def commands_for(
@@ -280,6 +287,8 @@ def relay_info(record: RelayRecord, status: RelayReport | None, state: RelayStat
         registered_at=record.registered_at_s,
         last_heartbeat_at=status.at_s if status else record.last_heartbeat_at_s,
         reported=status.reported if status else "",
+        workers_wanted=status.workers_wanted if status else 0,
+        workers_missing=status.workers_missing if status else 0,
     )
 
 

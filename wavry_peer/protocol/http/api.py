@@ -149,6 +149,9 @@ class HeartbeatRequest(Body, frozen=True, kw_only=True):
     held_kids: Annotated[tuple[Name, ...], msgspec.Meta(max_length=32)]
     keyset_serial: Count
     state: ReportedState
+    workers_wanted: Count = 0
+    workers_missing: Count = 0
+    """Of those wanted: the master gives a relay that lacks any nothing new."""
     blocks: Annotated[tuple[BlockedNetwork, ...], msgspec.Meta(max_length=MAX_BLOCKS_TOLD)] = ()
     """Those that last longest.  Absent where there are none, so that a master which does not know
     the field takes the heartbeat."""
@@ -188,6 +191,8 @@ class RelayInfo(Body, frozen=True, kw_only=True):
     registered_at: int
     last_heartbeat_at: int
     reported: str = ""
+    workers_wanted: int = 0
+    workers_missing: int = 0
 
 
 class RelayList(Body, frozen=True, kw_only=True):
