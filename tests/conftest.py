@@ -6,9 +6,11 @@ quickest; `make test` turns that off.
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
+from support import prefork
 from support.needs import need_native
 
 # A shell starts a background job with Ctrl-C ignored, and its programs inherit that.
@@ -16,6 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Every process of a test would otherwise compile the whole project anew: a quarter of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+subprocess.Popen = prefork.Popen  # type: ignore[misc]
 
 LONG_FIRST = (
     "docs/test_runbooks",

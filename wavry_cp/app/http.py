@@ -221,6 +221,7 @@ async def serve(
     notifier = Notifier.from_environ(os.environ, os.getpid())
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
+    feeding: asyncio.Task[None] | None = None
     try:
         async with listening(app, host, port) as url:
             if ready_file is not None:
@@ -229,10 +230,11 @@ async def serve(
             notifier.ready(f"Serving {url}")
             feeding = asyncio.create_task(notifier.keep_watchdog())
             await stop.wait()
-            feeding.cancel()
             _log.info("stopping", service=role)
             notifier.stopping("Stopping")
     finally:
+        if feeding is not None:  # Only now: the requests under way have their time too.
+            feeding.cancel()
         if ready_file is not None:
             with contextlib.suppress(OSError):  # gone, or never to be written at all
                 ready_file.unlink()

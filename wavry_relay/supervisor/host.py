@@ -4,14 +4,13 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from wavry_peer.service.clock import Clock
 from wavry_peer.service.systemd import Notifier
 from wavry_relay.config import ListenAddress, RelayConfig
 from wavry_relay.shm.control import WorkerRow, WorkerState
 from wavry_relay.shm.segment import Segment
 from wavry_relay.udp.activation import Activation, take_passed
 
-__all__ = ["DrainReport", "Host", "any_worker_serves", "keep_watchdog"]
+__all__ = ["DrainReport", "Host", "any_worker_serves"]
 
 _DRAIN_REPORT_NS: Final = 1_000_000_000
 _DRAIN_EXTEND_S: Final = 15.0
@@ -74,22 +73,4 @@ def any_worker_serves(segment: Segment, mono_ns: int, hang_timeout_s: float) -> 
     return any(
         row.state == WorkerState.RUNNING and mono_ns - row.heartbeat_ns < hang_timeout_s * 1e9
         for row in rows
-    )
-
-
-async def keep_watchdog(
-    notifier: Notifier, segment: Segment, clock: Clock, hang_timeout_s: Callable[[], float]
-) -> None:
-    """Feed the service manager's watchdog for as long as a worker serves; until cancelled.
-
-    It runs in the supervisor's loop, so a supervisor that hangs starves it as well.
-
-    Args:
-        notifier: says how often.
-        segment: heartbeats.
-        clock: time.
-        hang_timeout_s: present value of the setting.
-    """
-    await notifier.keep_watchdog(
-        lambda: any_worker_serves(segment, clock.now().mono_ns, hang_timeout_s())
     )

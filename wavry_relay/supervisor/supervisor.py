@@ -50,7 +50,7 @@ from wavry_relay.upgrade.successor import Predecessor
 
 from .announcement import announce, warn_of, warn_of_kept_settings
 from .assembly import Assembler, RelayParts
-from .host import DrainReport, Host, keep_watchdog
+from .host import DrainReport, Host, any_worker_serves
 from .load_watch import LoadWatch, ShedAt, watch_workers
 from .pool import WorkerPool
 from .reload import Reloader
@@ -103,6 +103,7 @@ class Supervisor:
         self._stop_signals: asyncio.Queue[signal.Signals | None] = asyncio.Queue()
         """None: a successor has taken over."""
         self._cleanup = contextlib.AsyncExitStack()
+        self._stopping = False
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -115,14 +116,17 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop_signals.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         loop.add_signal_handler(signal.SIGUSR2, self._upgrade_signalled)
-        async with self._cleanup:
+        async with contextlib.AsyncExitStack() as feeding, self._cleanup:
             self._cleanup.callback(self._assembler.state.unlock)
             if self._take_over:
                 parts = await self.start_from(await self._meet())
             else:
                 parts = await self.start_fresh()
             reloader = self._follow_host(parts)
+            # The clean-up takes its time too: the watchdog is fed until all of it is done.
+            feeding.callback(asyncio.create_task(self._feed_watchdog(parts, reloader)).cancel)
             received = await self._stop_signals.get()
+            self._stopping = True
             if received is not None:
                 await self._drain(parts, reloader, received)
         if not self._successor_pid:
@@ -253,12 +257,22 @@ class Supervisor:
             reloader.follow(self._hangup),
             watch.run(self._clock),
             watch_workers(parts.pool, parts.orders.report_due),
-            keep_watchdog(
-                notifier, tables.segment, self._clock, lambda: reloader.config.hang_timeout_s
-            ),
         ):
             self._cleanup.callback(asyncio.create_task(work).cancel)
         return reloader
+
+    async def _feed_watchdog(self, parts: RelayParts, reloader: Reloader) -> None:
+        """Feed the service manager's watchdog while a worker serves, and in the stop without one.
+
+        It runs in the supervisor's loop, so a supervisor that hangs starves it as well.
+        """
+        segment = parts.relay.tables.segment
+
+        def is_well() -> bool:
+            now_ns, hang_timeout_s = self._clock.now().mono_ns, reloader.config.hang_timeout_s
+            return self._stopping or any_worker_serves(segment, now_ns, hang_timeout_s)
+
+        await self._host.notifier.keep_watchdog(is_well)
 
     # -- Hot upgrade -----------------------------------------------------------------------------
 

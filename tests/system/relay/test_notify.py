@@ -16,7 +16,7 @@ from support.waiting import wait_until
 
 from wavry_peer.service.systemd import Notifier
 from wavry_relay.shm.control import WorkerRow, WorkerState
-from wavry_relay.supervisor.host import DrainReport, any_worker_serves, keep_watchdog
+from wavry_relay.supervisor.host import DrainReport, any_worker_serves
 
 MINT = Mint()
 
@@ -104,6 +104,22 @@ def test_watchdog_starves_with_the_supervisor(tmp_path: Path, listener: ServiceM
         listener.wait_for(WATCHDOG="1")
 
 
+def test_watchdog_is_fed_until_the_stop_is_done(tmp_path: Path, listener: ServiceManager) -> None:
+    """Workers that do not end by themselves take the stop's whole grace: 2 s, as the watchdog's."""
+    relay = HostedRelay(
+        tmp_path, MINT, manager=listener, WATCHDOG_USEC="100000", WAVRY_RELAY_HANG_TIMEOUT_S="600"
+    )
+    with relay:
+        listener.wait_for(READY="1")
+        for pid in relay.worker_pids():
+            os.kill(pid, signal.SIGSTOP)
+        relay.send_signal(signal.SIGTERM)
+        listener.wait_for(STOPPING="1")
+        for _ in range(5):
+            listener.wait_for(WATCHDOG="1")
+        assert relay.wait() == 0
+
+
 def test_workers_cannot_speak_for_the_relay(tmp_path: Path, listener: ServiceManager) -> None:
     with HostedRelay(tmp_path, MINT, manager=listener, WATCHDOG_USEC="1000000") as relay:
         for pid in relay.worker_pids():
@@ -149,21 +165,16 @@ def test_watchdog_of_another_process_is_not_ours() -> None:
     assert Notifier.from_environ(environ, 8).watchdog_us == 0
 
 
-async def test_watchdog_starves_when_no_worker_serves(listener: ServiceManager) -> None:
-    notifier = Notifier(listener.address, watchdog_us=20_000)
-    with open_world(workers=2) as world:
-        rows = [WorkerRow(world.segment, number) for number in range(2)]
-        for row in rows:
-            row.state, row.heartbeat_ns = WorkerState.RUNNING, world.now.mono_ns
-        world.advance(6)
-        task = asyncio.create_task(keep_watchdog(notifier, world.segment, world.clock, lambda: 5.0))
-        await asyncio.sleep(0.2)
-        assert listener.collect() == []
-        rows[1].heartbeat_ns = world.now.mono_ns
-        async with asyncio.timeout(10):
-            while {"WATCHDOG": "1"} not in listener.collect():  # noqa: ASYNC110 - a socket's state
-                await asyncio.sleep(0.01)
-        task.cancel()
+async def test_watchdog_starves_when_the_service_does_not_serve(listener: ServiceManager) -> None:
+    notifier, well = Notifier(listener.address, watchdog_us=20_000), False
+    task = asyncio.create_task(notifier.keep_watchdog(lambda: well))
+    await asyncio.sleep(0.2)
+    assert listener.collect() == []
+    well = True
+    async with asyncio.timeout(10):
+        while {"WATCHDOG": "1"} not in listener.collect():  # noqa: ASYNC110 - a socket's state
+            await asyncio.sleep(0.01)
+    task.cancel()
 
 
 def test_text_cannot_smuggle_a_state(listener: ServiceManager) -> None:

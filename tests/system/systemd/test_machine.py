@@ -67,7 +67,7 @@ def install(machine: Machine) -> None:
     for unit in (GATEWAY, RELAY):
         directory = machine.path(f"/etc/systemd/system/{unit}.d")
         directory.mkdir(parents=True)
-        (directory / "test.conf").write_text("[Service]\nWatchdogSec=2\n")
+        (directory / "test.conf").write_text("[Service]\nWatchdogSec=4\n")
     (master,) = commands("Master")
     said = shell(machine, master)
     root = re.search(r"WAVRY_RELAY_ROOT_KEY=(\S+)", said)

@@ -1,6 +1,7 @@
 """What systemd hears from master and gateway."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -55,8 +56,15 @@ def test_ready_watchdog_and_stopping(role: str, tmp_path: Path, listener: Servic
         for _ in range(4):
             listener.wait_for(WATCHDOG="1")
         assert time.monotonic() - began > 0.2, "not without a pause"
-        process.terminate()
-        listener.wait_for(STOPPING="1")
+        host, _, port = ready["STATUS"].removeprefix("Serving http://").partition(":")
+        with socket.create_connection((host, int(port))) as half:
+            path = {"master": b"/v1/relays/register", "gateway": b"/auth/login"}[role]
+            half.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            time.sleep(0.2)
+            process.terminate()
+            listener.wait_for(STOPPING="1")
+            for _ in range(4):  # The request under way has its time, the watchdog is fed.
+                listener.wait_for(WATCHDOG="1")
     finally:
         process.kill() if process.poll() is None and not listener.messages else None
         said, _ = process.communicate(timeout=30)
