@@ -105,7 +105,7 @@ class RelayConfig:
     max_sessions: int = setting(
         "WAVRY_RELAY_MAX_SESSIONS",
         10_000,
-        doc="Sessions at a time; each takes about 960 bytes of shared memory.",
+        doc="Sessions at a time; each takes about 1030 bytes of shared memory.",
         minimum=1,
         maximum=MAX_SESSIONS,
     )

@@ -17,7 +17,7 @@ from wavry_relay.shm import address, layout
 from wavry_relay.shm.control import DEBUG_LEVEL
 from wavry_relay.shm.layout import Record
 from wavry_relay.shm.locks import LOCK_WAIT_NS
-from wavry_relay.shm.rate_limit import BYTE_KBPS_NS, OVERFLOW_FACTOR
+from wavry_relay.shm.rate_limit import BYTE_KBPS_NS, HEAVY_PART, OVERFLOW_FACTOR, SHORT_PART
 
 from .base import ControlKind
 
@@ -33,6 +33,7 @@ _RECORDS: Final = (
     layout.SHARED,
     layout.WORKER,
     layout.RATE_BUCKET,
+    layout.SHARE_BUCKET,
     layout.SLOT,
     layout.SESSION,
     layout.USED_LEASE,
@@ -48,6 +49,9 @@ _NUMBERS: Final = (
     ("RATE_OVERFLOW_FACTOR", OVERFLOW_FACTOR),
     ("BYTE_KBPS_NS", BYTE_KBPS_NS),
     ("LEASE_HISTORY", layout.LEASE_HISTORY),
+    ("SHARE_WAYS", layout.SHARE_WAYS),
+    ("SHORT_PART", SHORT_PART),
+    ("HEAVY_PART", HEAVY_PART),
     ("FAMILY_SHIFT", address.FAMILY_SHIFT),
     ("FAMILY_MASK", address.FAMILY_MASK),
     ("LISTEN_SHIFT", address.LISTEN_SHIFT),

@@ -23,7 +23,14 @@ from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SHARED
 from wavry_relay.shm.locks import FileLocks, LockBusyError, Locks
-from wavry_relay.shm.rate_limit import conforms, cost_ns, soft_exceeded
+from wavry_relay.shm.rate_limit import (
+    HEAVY_PART,
+    SHORT_PART,
+    Shares,
+    conforms,
+    cost_ns,
+    soft_exceeded,
+)
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord, session_words
 from wavry_relay.shm.tables import Tables
@@ -101,6 +108,7 @@ class ReferenceEngine:
         self._bits_tat_at = (shared + SHARED["global_bits_tat"].offset) // 8
         self._packets_tat_at = (shared + SHARED["global_packets_tat"].offset) // 8
         self._locals = LocalAddresses(segment, self.locks)
+        self._shares = Shares(segment)
         self._sources: dict[tuple[int, tuple[str | int, ...]], Address] = {}
         self._targets: dict[Address, _Target] = {}
         self._buffer = bytearray(c.RECEIVE_BUFFER_BYTES)
@@ -186,7 +194,7 @@ class ReferenceEngine:
             session_tat = _bit_rate(record.tat_ns, session_kbps, size, now_ns, burst_ns)
             if not session_tat:
                 return _SESSION_RATE
-        if not self._charge_global(size, now_ns):
+        if not self._charge_global(sender.sub, size, now_ns):
             return _GLOBAL_RATE
         sender.tat_ns = peer_tat
         if session_tat:
@@ -194,26 +202,31 @@ class ReferenceEngine:
         self._count_soft(sender, size, now_ns)
         return None
 
-    def _charge_global(self, size: int, now_ns: int) -> bool:
+    def _charge_global(self, sub: int, size: int, now_ns: int) -> bool:
         kbps, pps = self._control.global_kbps, self._control.global_pps
         if not kbps and not pps:
             return True
         words = self._segment.u64
         burst_ns = self._control.global_burst_ms * _MS_NS
+        limits = []
+        if kbps:
+            limits.append((self._bits_tat_at, cost_ns(size, kbps)))
+        if pps:
+            limits.append((self._packets_tat_at, 1_000_000_000 // pps))
         with self.locks.global_rate():
-            bits_tat = packets_tat = 1
-            if kbps:
-                cost = cost_ns(size, kbps)
-                bits_tat = conforms(words[self._bits_tat_at], now_ns, burst_ns, cost)
-            if pps:
-                cost = 1_000_000_000 // pps
-                packets_tat = conforms(words[self._packets_tat_at], now_ns, burst_ns, cost)
-            if not bits_tat or not packets_tat:
+            place, share = None, 0
+            if any(words[at] > now_ns + burst_ns // SHORT_PART for at, _ in limits):
+                most = max(cost for _, cost in limits)
+                place, share = self._shares.judge(sub, most, now_ns, burst_ns)
+                if place is not None and not share:
+                    burst_ns //= HEAVY_PART
+            tats = [conforms(words[at], now_ns, burst_ns, cost) for at, cost in limits]
+            if not all(tats):
                 return False
-            if kbps:
-                words[self._bits_tat_at] = bits_tat
-            if pps:
-                words[self._packets_tat_at] = packets_tat
+            for (at, _), tat_ns in zip(limits, tats, strict=True):
+                words[at] = tat_ns
+            if place is not None and share:
+                words[place] = share
             return True
 
     def _count_soft(self, sender: SlotRecord, size: int, now_ns: int) -> None:

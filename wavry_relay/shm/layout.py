@@ -43,6 +43,8 @@ __all__ = [
     "REVOCATION_SLOTS",
     "SESSION",
     "SHARED",
+    "SHARE_BUCKET",
+    "SHARE_WAYS",
     "SLOT",
     "USED_LEASE",
     "WORKER",
@@ -53,7 +55,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 7
+LAYOUT_VERSION: Final = 8
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -129,6 +131,7 @@ HEAD: Final = _record(
     ("at_revocations", 8),
     ("at_lease_origins", 8),
     ("at_local_addresses", 8),
+    ("at_shares", 8),
     ("at_sessions", 8),
     size=PAGE_BYTES,
 )
@@ -193,7 +196,10 @@ SHARED: Final = _record(
     ("global_lock", 8),
     ("blocks_until_ms", 8),
     ("used_floor_s", 8),
-    size=64,
+    ("share_second", 8),
+    ("share_users", 8),
+    ("share_users_before", 8),
+    size=128,
 )
 """Words that every worker writes, each under its lock.  The lock words are the native engine's
 (see `SESSION`)."""
@@ -231,6 +237,17 @@ RATE_BUCKET: Final = _record(
 )
 """One cache line: three keys with their GCRA words and one word that all other keys of the
 bucket share."""
+
+SHARE_WAYS: Final = 3
+SHARE_BUCKET: Final = _record(
+    "share_bucket",
+    ("subs", 8, SHARE_WAYS),
+    ("tats", 8, SHARE_WAYS),
+    ("seconds", 4, SHARE_WAYS),
+    ("reserved", 4),
+)
+"""One cache line: three identities with what each sent of its share of the relay, and the second
+of the monotonic clock in which each was seen last (modulo 2^32)."""
 
 IP_RATE_BUCKETS: Final = 16_384
 """49 152 addresses that are limited at the same moment, in 1 MiB."""
@@ -486,6 +503,7 @@ class Geometry:
             ("revocations", REVOCATION.size, REVOCATION_SLOTS),
             ("lease_origins", LEASE_ORIGIN.size, self.max_sessions),
             ("local_addresses", LOCAL_ADDRESS.size, LOCAL_ADDRESSES),
+            ("shares", SHARE_BUCKET.size, self.max_sessions),
             ("sessions", SESSION.size, self.max_sessions),
         )
         regions = {}

@@ -19,11 +19,19 @@ from typing import Final
 
 from wavry_peer.protocol.constants import MAX_DATAGRAM_BYTES
 
-from .layout import RATE_BUCKET, RATE_WAYS, Region
+from .layout import RATE_BUCKET, RATE_WAYS, SHARE_BUCKET, SHARE_WAYS, SHARED, Region
 from .locks import Locks
 from .segment import Segment
 
-__all__ = ["RateTable", "conforms", "cost_ns", "soft_exceeded"]
+__all__ = [
+    "HEAVY_PART",
+    "SHORT_PART",
+    "RateTable",
+    "Shares",
+    "conforms",
+    "cost_ns",
+    "soft_exceeded",
+]
 
 OVERFLOW_FACTOR: Final = 4
 """Newcomers of a full bucket share this many times one key's rate: enough for several good ones,
@@ -34,6 +42,12 @@ _TAGS_AT: Final = RATE_BUCKET["tags"].offset // 8
 _TATS_AT: Final = RATE_BUCKET["tats"].offset // 8
 _BUCKET_BYTES: Final = RATE_BUCKET.size
 _U32: Final = 0xFFFFFFFF
+SHORT_PART: Final = 4
+HEAVY_PART: Final = 2
+"""Of the burst of the global limit; see `Shares`."""
+_SUBS: Final = SHARE_BUCKET["subs"].offset // 8
+_SHARE_TATS: Final = SHARE_BUCKET["tats"].offset // 8
+_SECONDS: Final = SHARE_BUCKET["seconds"].offset // 4
 BYTE_KBPS_NS: Final = 8_000_000
 """Time of a byte at 1 kbit/s."""
 
@@ -200,3 +214,76 @@ class RateTable:
         full_ns = now_ns + self._burst_ns
         if self._words[word] > full_ns + self._cost_ns:
             self._words[word] = full_ns
+
+
+class Shares:
+    """Fair shares of a relay that is short; needs the lock of the global limit.
+
+    Nothing here costs or limits anybody while the relay has room: a word is looked up only
+    where the global limit is further ahead than a `SHORT_PART` of its burst. There an identity
+    (not a session: whoever opens more has no more) has a GCRA word at the global rate divided
+    by the identities that sent in this second or the one before. Within its share a datagram
+    may use the whole burst of the global limit, above it only a `HEAVY_PART`. So what is left
+    over goes to those who want more, and the rest of the burst stays free for those who do not.
+
+    A bucket has three identities, found by their keyed hash; one that was not seen for a second
+    gives its place up. Where three others send, an identity counts as within its share.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        self._words, self._halves = segment.u64, segment.u32
+        region = segment.geometry.regions["shares"]
+        self._at, self._count = region.offset // 8, region.count
+        shared = segment.geometry.regions["shared"].offset
+        self._second_at = (shared + SHARED["share_second"].offset) // 8
+        self._users_at = (shared + SHARED["share_users"].offset) // 8
+        self._before_at = (shared + SHARED["share_users_before"].offset) // 8
+
+    def judge(self, sub: int, cost_ns: int, now_ns: int, burst_ns: int) -> tuple[int | None, int]:
+        """Judge a datagram of an identity by its share.
+
+        Args:
+            sub: tag of the identity.
+            cost_ns: of the datagram at the whole rate of the relay.
+            now_ns: CLOCK_MONOTONIC.
+            burst_ns: of the global limit.
+
+        Returns:
+            The word to store once the datagram passed, and its new value; None where the identity
+            has no word, 0 where it is over its share.
+        """
+        second = now_ns // _NS
+        users = self._users(second)
+        place = self._place(sub, second & _U32)
+        if place is None:
+            return None, 0
+        return place, conforms(self._words[place], now_ns, burst_ns, cost_ns * max(users, 1))
+
+    def _users(self, second: int) -> int:
+        words = self._words
+        known = words[self._second_at]
+        if known != second:
+            words[self._second_at] = second
+            words[self._before_at] = words[self._users_at] if second - known == 1 else 0
+            words[self._users_at] = 0
+        return max(words[self._users_at], words[self._before_at])
+
+    def _place(self, sub: int, second: int) -> int | None:
+        words, halves = self._words, self._halves
+        bucket = self._at + sub % self._count * (SHARE_BUCKET.size // 8)
+        seen = 2 * bucket + _SECONDS
+        for way in range(SHARE_WAYS):
+            if words[bucket + _SUBS + way] == sub:
+                break
+        else:
+            for way in range(SHARE_WAYS):
+                if second - halves[seen + way] & _U32 > 1:
+                    words[bucket + _SHARE_TATS + way] = 0
+                    words[bucket + _SUBS + way] = sub
+                    break
+            else:
+                return None
+        if halves[seen + way] != second:
+            halves[seen + way] = second
+            words[self._users_at] += 1
+        return bucket + _SHARE_TATS + way

@@ -83,6 +83,7 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
         !inside(bytes, head->at_used_leases, sizeof *t->used, head->used_slots) ||
         !inside(bytes, head->at_lease_origins, sizeof *t->origins, head->max_sessions) ||
         !inside(bytes, head->at_local_addresses, sizeof *t->locals, WV_LOCAL_ADDRESSES) ||
+        !inside(bytes, head->at_shares, sizeof *t->shares, head->max_sessions) ||
         head->used_slots == 0 ||
         !open_rates(&t->identities, bytes, head->at_identity_rates, head->at_network_rates) ||
         head->at_ip_rates % 64 != 0 || head->at_ip_rates >= head->at_identity_rates ||
@@ -102,6 +103,7 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
     t->used = (struct wv_used_lease *)(t->base + head->at_used_leases);
     t->origins = (struct wv_lease_origin *)(t->base + head->at_lease_origins);
     t->locals = (struct wv_local_address *)(t->base + head->at_local_addresses);
+    t->shares = (struct wv_share_bucket *)(t->base + head->at_shares);
     t->used_slots = head->used_slots;
     t->index_mask = head->index_slots - 1u;
     t->hash_high = t->control->hash_key[0];
@@ -339,9 +341,8 @@ static inline uint64_t bit_rate(uint64_t tat_ns, uint32_t kbps, uint64_t bytes, 
 /* Take a unit from a word that others change too; the word before and after it, or 0.  A worker
  * that was put aside with a batch in its hands has an old clock, and a word that others moved on
  * meanwhile would look far ahead: before it refuses, it asks for the time again. */
-static int take_shared(const struct wv_tables *t, uint64_t *word, uint64_t now_ns, uint64_t cost,
-                       uint64_t *before, uint64_t *after) {
-    const uint64_t burst = burst_ns(&t->control->global_burst_ms);
+static int take_shared(const struct wv_tables *t, uint64_t *word, uint64_t now_ns, uint64_t burst,
+                       uint64_t cost, uint64_t *before, uint64_t *after) {
     for (int asked = !t->live_clock;;) {
         *before = load64(word);
         *after = conforms(*before, now_ns, burst, cost);
@@ -356,19 +357,69 @@ static int take_shared(const struct wv_tables *t, uint64_t *word, uint64_t now_n
     }
 }
 
+/* -- Shares (wavry_relay/shm/rate_limit.py) ---------------------------------------------------------- */
+
+/* How many identities sent in this second or the one before, whichever are more. */
+static uint64_t share_users(struct wv_shared *shared, uint64_t second) {
+    const uint64_t known = load64(&shared->share_second);
+    if (known != second && swap64(&shared->share_second, known, second)) {
+        store64(&shared->share_users_before, second - known == 1 ? load64(&shared->share_users) : 0);
+        store64(&shared->share_users, 0);
+    }
+    const uint64_t users = load64(&shared->share_users), before = load64(&shared->share_users_before);
+    return users > before ? users : before;
+}
+
+/* The word of an identity; NULL where three others of its bucket are sending. */
+static uint64_t *share_word(struct wv_tables *t, uint64_t sub, uint32_t second) {
+    struct wv_share_bucket *bucket = &t->shares[sub % t->max_sessions];
+    unsigned way = 0;
+    while (way < WV_SHARE_WAYS && load64(&bucket->subs[way]) != sub) way++;
+    if (way == WV_SHARE_WAYS) {
+        for (way = 0; way < WV_SHARE_WAYS; way++)
+            if (second - load32(&bucket->seconds[way]) > 1) break;
+        if (way == WV_SHARE_WAYS) return NULL;
+        store64(&bucket->tats[way], 0);
+        publish64(&bucket->subs[way], sub);
+    }
+    if (load32(&bucket->seconds[way]) != second) {
+        atomic_store_explicit((_Atomic uint32_t *)&bucket->seconds[way], second, memory_order_relaxed);
+        atomic_fetch_add_explicit((_Atomic uint64_t *)&t->shared->share_users, 1u, memory_order_relaxed);
+    }
+    return &bucket->tats[way];
+}
+
 /* From both global allowances or from none.  What was taken in vain is given back where nobody
- * else has moved the word in between; else it is lost: never more than the limit passes. */
-static int charge_global(struct wv_tables *t, uint64_t bytes, uint64_t now_ns) {
+ * else has moved the word in between; else it is lost: never more than the limit passes.  Where the
+ * relay is short, whoever sent more than his share has half of the burst only. */
+static int charge_global(struct wv_tables *t, uint64_t sub, uint64_t bytes, uint64_t now_ns) {
     const uint32_t kbps = load32(&t->control->global_kbps);
     const uint32_t pps = load32(&t->control->global_pps);
+    if (kbps == 0 && pps == 0) return 1;
+    struct wv_shared *shared = t->shared;
+    const uint64_t bits_cost = kbps != 0 ? cost_ns(bytes, kbps) : 0;
+    const uint64_t packet_cost = pps != 0 ? NS_PER_S / pps : 0;
+    uint64_t burst = burst_ns(&t->control->global_burst_ms), share = 0, *word = NULL;
+    const uint64_t short_ns = now_ns + burst / WV_SHORT_PART;
+    if ((kbps != 0 && load64(&shared->global_bits_tat) > short_ns) ||
+        (pps != 0 && load64(&shared->global_packets_tat) > short_ns)) {
+        const uint64_t users = share_users(shared, now_ns / NS_PER_S);
+        word = share_word(t, sub, (uint32_t)(now_ns / NS_PER_S));
+        const uint64_t most = bits_cost > packet_cost ? bits_cost : packet_cost;
+        if (word != NULL)
+            share = conforms(load64(word), now_ns, burst, most * (users != 0 ? users : 1));
+        if (word != NULL && share == 0) burst /= WV_HEAVY_PART;
+    }
     uint64_t before = 0, after = 0, packets_before, packets_after;
-    if (kbps != 0 && !take_shared(t, &t->shared->global_bits_tat, now_ns, cost_ns(bytes, kbps), &before,
-                                  &after))
+    if (kbps != 0 &&
+        !take_shared(t, &shared->global_bits_tat, now_ns, burst, bits_cost, &before, &after))
         return 0;
-    if (pps == 0 || take_shared(t, &t->shared->global_packets_tat, now_ns, NS_PER_S / pps,
-                                &packets_before, &packets_after))
+    if (pps == 0 || take_shared(t, &shared->global_packets_tat, now_ns, burst, packet_cost,
+                                &packets_before, &packets_after)) {
+        if (share != 0) store64(word, share);
         return 1;
-    if (kbps != 0) swap64(&t->shared->global_bits_tat, after, before);
+    }
+    if (kbps != 0) swap64(&shared->global_bits_tat, after, before);
     return 0;
 }
 
@@ -403,7 +454,7 @@ static uint32_t charge(struct wv_tables *t, struct wv_session *session, struct w
                                burst_ns(&t->control->session_burst_ms));
         if (session_tat == 0) return WV_COUNT_DROP_SESSION_RATE;
     }
-    if (!charge_global(t, bytes, now_ns)) return WV_COUNT_DROP_GLOBAL_RATE;
+    if (!charge_global(t, sender->sub, bytes, now_ns)) return WV_COUNT_DROP_GLOBAL_RATE;
     sender->tat = peer_tat;
     if (session_tat != 0) session->tat = session_tat;
     count_soft(t, sender, bytes, now_ns);

@@ -57,6 +57,7 @@ struct wv_tables {
     struct wv_used_lease *used;
     struct wv_lease_origin *origins;
     struct wv_local_address *locals;
+    struct wv_share_bucket *shares;
     struct wv_rates identities;
     uint32_t used_slots;
     uint64_t index_mask;

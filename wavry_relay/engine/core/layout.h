@@ -9,13 +9,16 @@
 #define WV_MAGIC_WORD UINT64_C(0x4d48535952564157)
 #define WV_INDEX_EMPTY UINT64_C(0)
 #define WV_INDEX_DELETED UINT64_C(0xffffffffffffffff)
-#define WV_LAYOUT_VERSION 7u
+#define WV_LAYOUT_VERSION 8u
 #define WV_LOG_DEBUG 10u
 #define WV_LOCK_WAIT_NS 50000000u
 #define WV_RATE_WAYS 3u
 #define WV_RATE_OVERFLOW_FACTOR 4u
 #define WV_BYTE_KBPS_NS 8000000u
 #define WV_LEASE_HISTORY 3u
+#define WV_SHARE_WAYS 3u
+#define WV_SHORT_PART 4u
+#define WV_HEAVY_PART 2u
 #define WV_FAMILY_SHIFT 16u
 #define WV_FAMILY_MASK 15u
 #define WV_LISTEN_SHIFT 20u
@@ -217,8 +220,9 @@ struct wv_head {
     uint64_t at_revocations;
     uint64_t at_lease_origins;
     uint64_t at_local_addresses;
+    uint64_t at_shares;
     uint64_t at_sessions;
-    uint8_t unused[3920];
+    uint8_t unused[3912];
 };
 _Static_assert(offsetof(struct wv_head, magic) == 0, "layout");
 _Static_assert(offsetof(struct wv_head, version) == 8, "layout");
@@ -244,7 +248,8 @@ _Static_assert(offsetof(struct wv_head, at_used_leases) == 136, "layout");
 _Static_assert(offsetof(struct wv_head, at_revocations) == 144, "layout");
 _Static_assert(offsetof(struct wv_head, at_lease_origins) == 152, "layout");
 _Static_assert(offsetof(struct wv_head, at_local_addresses) == 160, "layout");
-_Static_assert(offsetof(struct wv_head, at_sessions) == 168, "layout");
+_Static_assert(offsetof(struct wv_head, at_shares) == 168, "layout");
+_Static_assert(offsetof(struct wv_head, at_sessions) == 176, "layout");
 _Static_assert(sizeof(struct wv_head) == 4096, "layout");
 
 struct wv_control {
@@ -323,6 +328,10 @@ struct wv_shared {
     uint64_t global_lock;
     uint64_t blocks_until_ms;
     uint64_t used_floor_s;
+    uint64_t share_second;
+    uint64_t share_users;
+    uint64_t share_users_before;
+    uint8_t unused[40];
 };
 _Static_assert(offsetof(struct wv_shared, global_bits_tat) == 0, "layout");
 _Static_assert(offsetof(struct wv_shared, global_packets_tat) == 8, "layout");
@@ -332,7 +341,10 @@ _Static_assert(offsetof(struct wv_shared, table_lock) == 32, "layout");
 _Static_assert(offsetof(struct wv_shared, global_lock) == 40, "layout");
 _Static_assert(offsetof(struct wv_shared, blocks_until_ms) == 48, "layout");
 _Static_assert(offsetof(struct wv_shared, used_floor_s) == 56, "layout");
-_Static_assert(sizeof(struct wv_shared) == 64, "layout");
+_Static_assert(offsetof(struct wv_shared, share_second) == 64, "layout");
+_Static_assert(offsetof(struct wv_shared, share_users) == 72, "layout");
+_Static_assert(offsetof(struct wv_shared, share_users_before) == 80, "layout");
+_Static_assert(sizeof(struct wv_shared) == 128, "layout");
 
 struct wv_worker {
     uint64_t heartbeat_ns;
@@ -369,6 +381,18 @@ _Static_assert(offsetof(struct wv_rate_bucket, tats) == 24, "layout");
 _Static_assert(offsetof(struct wv_rate_bucket, overflow_tat) == 48, "layout");
 _Static_assert(offsetof(struct wv_rate_bucket, lock) == 56, "layout");
 _Static_assert(sizeof(struct wv_rate_bucket) == 64, "layout");
+
+struct wv_share_bucket {
+    uint64_t subs[3];
+    uint64_t tats[3];
+    uint32_t seconds[3];
+    uint32_t reserved;
+};
+_Static_assert(offsetof(struct wv_share_bucket, subs) == 0, "layout");
+_Static_assert(offsetof(struct wv_share_bucket, tats) == 24, "layout");
+_Static_assert(offsetof(struct wv_share_bucket, seconds) == 48, "layout");
+_Static_assert(offsetof(struct wv_share_bucket, reserved) == 60, "layout");
+_Static_assert(sizeof(struct wv_share_bucket) == 64, "layout");
 
 struct wv_slot {
     uint64_t address[2];

@@ -56,6 +56,7 @@ static inline struct test_segment test_segment_new(void) {
     head.at_used_leases = test_place(&at, sizeof(struct wv_used_lease) * TEST_USED_SLOTS);
     head.at_lease_origins = test_place(&at, sizeof(struct wv_lease_origin) * TEST_SESSIONS);
     head.at_local_addresses = test_place(&at, sizeof(struct wv_local_address) * WV_LOCAL_ADDRESSES);
+    head.at_shares = test_place(&at, sizeof(struct wv_share_bucket) * TEST_SESSIONS);
     head.at_sessions = test_place(&at, sizeof(struct wv_session) * TEST_SESSIONS);
     head.total_bytes = (at + TEST_PAGE - 1) / TEST_PAGE * TEST_PAGE;
     struct test_segment made = {aligned_alloc(TEST_PAGE, head.total_bytes), head.total_bytes};
