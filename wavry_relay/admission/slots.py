@@ -109,7 +109,7 @@ class LeaseSlots:
             self._counters.add("limited_identity")
             raise LeaseError(c.RejectReason.RATE_LIMITED, "too many leases of this identity")
         if record is None:
-            self._check_new_sessions()
+            self._check_new_session(lease.sub)
         if holder is not None:
             self._check_slot(header, lease, holder[1], source, now)
         if record is None:
@@ -136,13 +136,20 @@ class LeaseSlots:
         self._identity_rates.set_limit(control.identity_per_s, control.identity_burst)
         return self._identity_rates.allow(sub, now.mono_ns)
 
-    def _check_new_sessions(self) -> None:
-        """Refuse what a relay that drains or is nearly full does not take."""
+    def _check_new_session(self, sub: int) -> None:
+        """Refuse what a relay that drains or is nearly full does not take.
+
+        The last ninth of the records stays free for those who hold less than an eighth of all,
+        however many others ask for.
+        """
         if self._control.drain:
             raise LeaseError(c.RejectReason.DRAINING, "relay takes no new sessions")
         if self._control.shedding:
             self._counters.add("sessions_shed")
             raise LeaseError(c.RejectReason.SESSION_FULL, "relay sheds load")
+        if self._sessions.is_nearly_full() and self._sessions.has_a_large_share(sub):
+            self._counters.add("sessions_over_share")
+            raise LeaseError(c.RejectReason.SESSION_FULL, "user has his share of the relay")
 
     def _check_replay(
         self, words: tuple[int, int], lease: VerifiedLease, holder: Holder | None, now: Instant

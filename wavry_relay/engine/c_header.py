@@ -64,6 +64,7 @@ _NUMBERS: Final = (
     ("COUNTER_COUNT", len(layout.COUNTERS)),
     ("DROP_BYTES_AHEAD", layout.DROP_BYTES_AHEAD),
     ("MAX_WORKERS", layout.MAX_WORKERS),
+    ("SESSION_SHARE", layout.SESSION_SHARE),
     ("SESSION_FREE", layout.SESSION_FREE),
     ("SESSION_WAITING", layout.SESSION_WAITING),
     ("SESSION_ACTIVE", layout.SESSION_ACTIVE),

@@ -42,6 +42,7 @@ __all__ = [
     "REVOCATION",
     "REVOCATION_SLOTS",
     "SESSION",
+    "SESSION_SHARE",
     "SHARED",
     "SHARE_BUCKET",
     "SHARE_WAYS",
@@ -308,6 +309,9 @@ SESSION_FREE: Final = 0
 SESSION_WAITING: Final = 1
 SESSION_ACTIVE: Final = 2
 
+SESSION_SHARE: Final = 8
+"""While fewer than a ninth of the records are left, no user who has an eighth of them gets more."""
+
 INDEX_EMPTY: Final = 0
 INDEX_DELETED: Final = (1 << 64) - 1
 """An index word is tag (upper 32 bits of the hash) and record number + 1."""
@@ -397,6 +401,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "limited_network",
     "limited_identity",
     "sessions_shed",
+    "sessions_over_share",
     "cookie_demanded",
     "cookie_gate_on",
     "block_strikes",

@@ -18,7 +18,7 @@ from wavry_peer.protocol.replay import WINDOW_WORDS, Verdict, window_check, wind
 from . import layout
 from .address import Address
 from .fields import U8, U32, U64
-from .layout import INDEX_DELETED, INDEX_EMPTY, SESSION, SESSION_FREE, SHARED, SLOT
+from .layout import INDEX_DELETED, INDEX_EMPTY, SESSION, SESSION_FREE, SESSION_SHARE, SHARED, SLOT
 from .segment import Segment
 from .tags import Tags
 
@@ -50,6 +50,8 @@ _CLIENT_EXPIRES: Final = _CLIENT_AT // 8 + _EXPIRES
 _CLIENT_RECEIVED: Final = _CLIENT_AT // 4 + _RECEIVED
 _SERVER_RECEIVED: Final = _SERVER_AT // 4 + _RECEIVED
 _ACTIVE: Final = layout.SESSION_ACTIVE
+SHARE_SAMPLE: Final = 1024
+"""Enough to tell an eighth from a sixteenth."""
 _U32: Final = 0xFFFFFFFF
 _FUTURE: Final = 1 << 31
 
@@ -375,6 +377,26 @@ class SessionTable:
         at = self._bitmap.offset // 8
         words: list[int] = self._segment.u64[at : at + self._bitmap.count].tolist()
         return sum(map(int.bit_count, words))
+
+    def is_nearly_full(self) -> bool:
+        """Return whether no more than one record is left for `SESSION_SHARE` that are taken."""
+        taken = self.count_taken()
+        return taken >= SESSION_SHARE * (self._segment.geometry.max_sessions - taken)
+
+    def has_a_large_share(self, sub: int) -> bool:
+        """Return whether an identity has a slot in one of `SESSION_SHARE` records or more.
+
+        Of a large table, about `SHARE_SAMPLE` records are looked at: this is asked for each new
+        session of a relay that is nearly full.
+        """
+        records = self._segment.geometry.max_sessions
+        step = max(1, records // SHARE_SAMPLE)
+        end = (self._records_at >> 3) + records * _SESSION_WORDS
+        words, held = self._segment.u64, 0
+        for at in (_CLIENT_AT, _SERVER_AT):
+            first = (self._records_at + at >> 3) + _SUB
+            held += words[first : end : step * _SESSION_WORDS].tolist().count(sub)
+        return SESSION_SHARE * held * step >= records
 
     def count_states(self) -> tuple[int, int]:
         """Return the number of sessions that wait for their second peer, and of active ones."""

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from support.relay.world import Peer, World, open_world, v4
+from support.relay.world import Peer, World, open_world, reject_reason, v4
 
 from wavry_peer.protocol import constants as c
+from wavry_peer.protocol import packets
 from wavry_relay.engine.base import Forward
 from wavry_relay.shm.control import EngineKind, Limits
 
@@ -95,3 +96,22 @@ def test_relay_with_room_limits_nobody(world: World) -> None:
     other = streams(world, "other", 6000, 500)
     run(world, [*one, *other], 2)
     assert all(stream.lost_pct == 0 for stream in [*one, *other])
+
+
+def test_user_who_wants_every_session_leaves_some_to_others(engine_kind: EngineKind) -> None:
+    with open_world(kind=engine_kind, max_sessions=90) as world:
+        answers = [world.peer(sub="hog", address=v4(7, 6000)).present() for _ in range(90)]
+        taken = sum(isinstance(answer.body, packets.LeaseAck) for answer in answers)
+        assert taken == 80
+        assert reject_reason(answers[-1]) == c.RejectReason.SESSION_FULL
+        assert world.count("sessions_over_share") == 10
+        for number in range(10):
+            world.peer(sub=f"user-{number}", address=v4(8, 5000 + number)).accept()
+        assert world.table.count_taken() == 90
+
+
+def test_most_of_a_relay_is_anybodys(engine_kind: EngineKind) -> None:
+    with open_world(kind=engine_kind, max_sessions=90) as world:
+        for _ in range(80):
+            world.peer(sub="hog", address=v4(7, 6000)).accept()
+        assert world.count("sessions_over_share") == 0

@@ -105,6 +105,10 @@ RELAY: Final[tuple[MetricSpec, ...]] = (
     ),
     # -- Load and abuse
     _counter("sessions_shed", "New sessions that were refused to shed load."),
+    _counter(
+        "sessions_over_share",
+        "New sessions that were refused because their user had his share of a relay that is short.",
+    ),
     _gauge(
         "shedding",
         "1 while new sessions are refused, by what is nearly used up.",

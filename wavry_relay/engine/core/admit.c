@@ -121,6 +121,14 @@ static uint64_t free_record(const struct wv_tables *t) {
     return t->max_sessions;
 }
 
+/* Few records are left: then it is asked whose the others are. */
+static int is_nearly_full(const struct wv_tables *t) {
+    uint64_t taken = 0;
+    for (uint64_t at = 0; at < ((uint64_t)t->max_sessions + 63) / 64; at++)
+        taken += (uint64_t)__builtin_popcountll(t->bitmap[at]);
+    return taken >= WV_SESSION_SHARE * (t->max_sessions - taken);
+}
+
 static void set_state(struct wv_session *session, uint8_t state) {
     atomic_store_explicit((_Atomic uint8_t *)&session->state, state, memory_order_release);
 }
@@ -210,7 +218,8 @@ enum wv_answer wv_admit(struct wv_tables *t, const struct wv_lease *lease, const
     struct wv_session *session = wv_find_session(t, lease->id[0], lease->id[1]);
     const struct wv_slot *held = session != NULL ? slot_of(session, lease->role) : NULL;
     if (held != NULL && held->jti != 0 && !is_renewal(held, lease, from)) return WV_ANSWER_NO;
-    if (session == NULL && (load32(&control->drain) != 0 || load32(&control->shedding) != 0))
+    if (session == NULL &&
+        (load32(&control->drain) != 0 || load32(&control->shedding) != 0 || is_nearly_full(t)))
         return WV_ANSWER_NO;
     uint32_t floor_s = 0;
     if (held != NULL && held->jti != 0 ? !is_new(&t->origins[session - t->sessions], lease)

@@ -39,21 +39,24 @@ static enum wv_answer admit(const struct wv_lease *lease, unsigned port) {
     return wv_admit(&t, lease, &from, TEST_NOW.mono_ns);
 }
 
-static void fills_the_table_and_no_more(void) {
+enum { MOST = 57 }; /* of 64: then fewer than a ninth are left */
+
+static void fills_most_of_the_table(void) {
     struct test_segment s;
     open_table(&s);
     t.control->identity_burst = 1000;
-    for (unsigned number = 0; number < TEST_SESSIONS; number++) {
+    for (unsigned number = 0; number < MOST; number++) {
         for (unsigned role = 0; role < 2; role++) {
             const struct wv_lease lease = lease_of(number, role);
             CHECK(admit(&lease, 2000 + 2 * number + role) == WV_ANSWER_YES);
         }
         CHECK(t.sessions[number].state == WV_SESSION_ACTIVE);
     }
-    CHECK(t.row[WV_COUNT_SESSION_ACTIVATED] == TEST_SESSIONS);
-    const struct wv_lease another = lease_of(TEST_SESSIONS, 0);
+    CHECK(t.row[WV_COUNT_SESSION_ACTIVATED] == MOST);
+    /* From here on the rules in Python ask whose sessions they are. */
+    const struct wv_lease another = lease_of(MOST, 0);
     CHECK(admit(&another, 9) == WV_ANSWER_NO);
-    CHECK(t.row[WV_COUNT_SESSION_CREATED] == TEST_SESSIONS);
+    CHECK(t.row[WV_COUNT_SESSION_CREATED] == MOST);
     free(s.base);
 }
 
@@ -125,7 +128,7 @@ static void limits_an_identity(void) {
 }
 
 int main(void) {
-    fills_the_table_and_no_more();
+    fills_most_of_the_table();
     leaves_what_is_not_ordinary();
     waits_for_nobody_who_stopped();
     limits_an_identity();
