@@ -41,8 +41,9 @@ class DrainOrder(StrEnum):
 
 
 class LimitLayer(StrEnum):
-    """Layer of a relay's limits, from the single address to the whole relay."""
+    """Layer of a relay's limits, from a live slot and the single address to the whole relay."""
 
+    SLOT = "slot"
     HOST = "host"
     NETWORK = "network"
     IDENTITY = "identity"

@@ -3,7 +3,7 @@
 Checks, in this order, cheapest first (protocol.md section 3); the first "no" names the reason:
 
     size, magic                engine
-    limits of host, network    `SourceLimits`
+    limits of the source       engine (`SourceLimits`)
     [cookie under load], ban   `AdmissionPolicy`, `_check_cookie`
     token shape … horizon      `LeaseVerifier`
     revoked                    `AdmissionPolicy`
@@ -17,7 +17,6 @@ Checks, in this order, cheapest first (protocol.md section 3); the first "no" na
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import msgspec
 
@@ -36,7 +35,8 @@ from wavry_peer.protocol.packets import (
     parse_present,
 )
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import ControlKind, ControlPacket, Engine
+from wavry_relay.engine.base import ControlKind, ControlPacket, Engine, Standing
+from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import tagged_lease
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
@@ -44,21 +44,14 @@ from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.shm.sessions import session_words
 from wavry_relay.shm.tables import Tables
 
-from .cookie import PathCookies
 from .policy import AdmissionPolicy, OpenPolicy
 from .signature_rounds import Steps, run_all, run_one
 from .slots import LeaseSlots, PathChallengeError
-from .source_limits import PURPOSE_CONTROL, PURPOSE_PATH, LimitedBytes, SourceLimits
 from .strikes import VIOLATIONS, Strikes
 from .transitions import LeaseTransitions
 from .verifier import LeaseVerifier
 
 __all__ = ["Admission", "ControlAnswer"]
-
-_PORT_SHIFT: Final = 16
-"""Each port has its own allowance of challenges: who knows a session id can spoof the address that
-its peer is about to come from, but not the port that a NAT has yet to choose.  A challenge is no
-larger than its cause."""
 
 
 class ControlAnswer(msgspec.Struct, frozen=True, gc=False):
@@ -101,11 +94,9 @@ class Admission:
         self._sessions = tables.sessions
         self._counters = counters
         self._policy: AdmissionPolicy = policy or OpenPolicy()
-        self._limits = SourceLimits(tables, counters)
         self._verifier = LeaseVerifier(tables.control, counters)
         self._cookies = PathCookies(tables.control.cookie_key)
         self._strikes = Strikes(tables, counters)
-        self._limited_bytes = LimitedBytes(counters)
         self._slots = LeaseSlots(
             tables,
             engine,
@@ -156,8 +147,6 @@ class Admission:
                 return self._stun(packet, now)
             return self._unknown_path(packet, now)
         except PacketError as error:
-            if error.reason == "ip_rate":
-                self._limited_bytes.note_refused(len(packet.datagram))
             self._counters.add_drop(error.reason, len(packet.datagram))
         except LockBusyError:
             self._counters.add_drop("lock_busy", len(packet.datagram))
@@ -166,8 +155,6 @@ class Admission:
     # -- STUN and new paths --------------------------------------------------------------------
 
     def _stun(self, packet: ControlPacket, now: Instant) -> bytes | None:
-        if not self._limits.allows(packet.source, PURPOSE_CONTROL, now):
-            raise PacketError("ip_rate")
         self._drop_blocked(packet.source, now)
         answer = stun.build_binding_response(
             packet.datagram, packet.source.packed, packet.source.port
@@ -180,10 +167,6 @@ class Admission:
         return answer
 
     def _unknown_path(self, packet: ControlPacket, now: Instant) -> bytes:
-        # Not its network's: whoever spoofs its neighbours must not use up its challenges.
-        purpose = PURPOSE_PATH | packet.source.port << _PORT_SHIFT
-        if not self._limits.host_allows(packet.source, purpose, now):
-            raise PacketError("ip_rate")
         self._drop_blocked(packet.source, now)
         self._counters.add_drop("unknown_address", len(packet.datagram))
         return self._challenge(parse_header(packet.datagram), packet.source, now)
@@ -205,17 +188,12 @@ class Admission:
     def _lease(self, packet: ControlPacket, now: Instant) -> Steps:
         header = parse_header(packet.datagram)
         present = parse_present(packet.datagram, header)
-        allowed = self._limits.allows(packet.source, PURPOSE_CONTROL, now)
         if present is None:
-            if not allowed:
-                raise PacketError("ip_rate")
             return self._keepalive(header, packet.source, now)
         self._counters.add("lease_presented")
         try:
-            if not allowed:
-                raise _refuse(c.RejectReason.RATE_LIMITED, "too many packets from this address")
             if self._policy.wants_cookie(now):
-                self._check_cookie(header, present, packet.source, now)
+                self._check_cookie(present, packet.standing)
             self._policy.check_source(packet.source, now)
             claims = yield from self._verifier.verify(header, present, now.wall_ms)
             self._policy.check_claims(claims, now)
@@ -229,49 +207,28 @@ class Admission:
         except LeaseError as error:
             self._counters.add(f"reject_{error.reason.name.lower()}")
             if error.reason is c.RejectReason.RATE_LIMITED:
-                self._limited_bytes.note_refused(len(packet.datagram))
+                self._counters.add("limited_bytes_identity", len(packet.datagram))
             if error.reason in VIOLATIONS:
-                self._strike(header, present, packet, error.reason, now)
+                self._strike(packet, error.reason, now)
             return build_reject(header.session_id, error.reason)
         except PathChallengeError:
             return self._challenge(header, packet.source, now)
 
-    def _check_cookie(
-        self, header: Header, present: LeasePresent, source: Address, now: Instant
-    ) -> None:
+    def _check_cookie(self, present: LeasePresent, standing: Standing) -> None:
         """Under load: no signature is checked for a source that may be spoofed.
 
         Whoever holds a slot of the session at this very address goes on without a cookie: a
         stranger knows neither the session's id nor who is where, and renewals must not wait.
         """
-        record = self._sessions.find(*session_words(header.session_id))
-        if record is not None and any(slot.is_at(source) for slot in record.slots()):
-            return
-        if self._has_cookie(header, present, source, now):
+        if standing is not Standing.STRANGER:
             return
         if present.proof is None:
             raise _refuse(c.RejectReason.PROOF_REQUIRED, "packet has no proof, so no cookie")
         self._counters.add("cookie_demanded")
         raise PathChallengeError
 
-    def _has_cookie(
-        self, header: Header, present: LeasePresent, source: Address, now: Instant
-    ) -> bool:
-        """Return whether the packet shows that its sender receives at its address."""
-        if present.proof is None or present.proof.cookie == c.NO_COOKIE:
-            return False
-        cookie = present.proof.cookie
-        return self._cookies.is_good(cookie, header.session_id, source, now.mono_ns)
-
-    def _strike(
-        self,
-        header: Header,
-        present: LeasePresent,
-        packet: ControlPacket,
-        reason: c.RejectReason,
-        now: Instant,
-    ) -> None:
-        if self._has_cookie(header, present, packet.source, now):
+    def _strike(self, packet: ControlPacket, reason: c.RejectReason, now: Instant) -> None:
+        if packet.standing is Standing.PROVED:
             try:
                 self._strikes.strike(packet.source, reason, now)
             except LockBusyError:

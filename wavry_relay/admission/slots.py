@@ -14,6 +14,7 @@ from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.protocol.packets import Header, LeaseAck, build_ack
 from wavry_peer.service.clock import Instant
 from wavry_relay.engine.base import Engine
+from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import VerifiedLease
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
@@ -23,7 +24,6 @@ from wavry_relay.shm.leases import LeaseHistory, Leftover
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord, is_silent, session_words
 from wavry_relay.shm.tables import Tables
 
-from .cookie import PathCookies
 from .transitions import LeaseTransitions, state_of
 
 __all__ = ["LeaseSlots", "PathChallengeError"]

@@ -61,6 +61,7 @@ cdef extern from "fastpath.h" nogil:
 
     struct wv_decision:
         uint32_t drop
+        int standing
         wv_address to
 
     struct wv_tables:
@@ -76,6 +77,7 @@ cdef extern from "fastpath.h" nogil:
     struct wv_control_packet:
         wv_address from_ "from"
         uint32_t kind
+        uint32_t standing
         uint32_t bytes
         uint8_t *datagram
 
@@ -94,17 +96,16 @@ cdef extern from "fastpath.h" nogil:
         wv_instant now
         wv_fault fault
         uint32_t changed
-        uint32_t control_count
         uint64_t receive_errors
         uint64_t gso_messages
         uint64_t retried_messages
         uint64_t plain_learned
-        wv_control_packet *control
 
     wv_engine *wv_engine_new(void *base, uint64_t size, uint32_t worker, const int *fds,
                              uint32_t fd_count, int wake_fd, wv_open_error *error)
     void wv_engine_free(wv_engine *engine)
     int wv_run(wv_engine *engine, int timeout_ms)
+    const wv_control_packet *wv_next_control(wv_engine *engine)
     int wv_send(wv_engine *engine, const uint8_t *datagram, size_t size, const wv_address *to)
     int wv_decide(wv_tables *tables, const uint8_t *datagram, size_t size, const wv_address *source,
                   const wv_instant *now, wv_decision *decision)

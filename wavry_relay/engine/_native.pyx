@@ -19,7 +19,7 @@ from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.worker_log import worker_log
 
-from .base import ControlKind, ControlPacket, Drop, Forward
+from .base import ControlKind, ControlPacket, Drop, Forward, Standing
 
 
 LAYOUT_DIGEST = WAVRY_LAYOUT_DIGEST.decode("ascii")
@@ -36,6 +36,7 @@ cdef tuple _DROPS = tuple(
     Drop(name.removeprefix("drop_")) if name.startswith("drop_") else None for name in COUNTERS
 )
 cdef dict _KINDS = {int(kind): kind for kind in ControlKind}
+cdef dict _STANDINGS = {int(standing): standing for standing in Standing}
 
 
 cdef inline void _to_c(object address, wv_address *out):
@@ -144,7 +145,7 @@ cdef class NativeEngine:
             return Forward(_to_python(&decision.to))
         if kind == WV_KIND_DROP:
             return _DROPS[decision.drop]
-        return ControlPacket(_KINDS[kind], bytes(datagram), source)
+        return ControlPacket(_KINDS[kind], bytes(datagram), source, _STANDINGS[decision.standing])
 
     def run(self, int timeout_ms):
         """Forward for `timeout_ms`, or until something is for Python; see `Engine.run`."""
@@ -159,20 +160,22 @@ cdef class NativeEngine:
             raise OSError(code, os.strerror(code))
         if engine.changed != self._logged:
             self._log_fall_backs()
-        if engine.control_count == 0:
-            return ()
         return self._take_control()
 
     cdef list _take_control(self):
-        cdef wv_control_packet *packet
-        cdef uint32_t number
+        cdef const wv_control_packet *packet = wv_next_control(self._engine)
         packets = []
-        for number in range(self._engine.control_count):
-            packet = &self._engine.control[number]
+        while packet is not NULL:
             datagram = PyBytes_FromStringAndSize(<const char *>packet.datagram, packet.bytes)
             packets.append(
-                ControlPacket(_KINDS[packet.kind], datagram, _to_python(&packet.from_))
+                ControlPacket(
+                    _KINDS[packet.kind],
+                    datagram,
+                    _to_python(&packet.from_),
+                    _STANDINGS[packet.standing],
+                )
             )
+            packet = wv_next_control(self._engine)
         return packets
 
     def send(self, bytes datagram, to):

@@ -23,6 +23,7 @@ __all__ = [
     "Drop",
     "Engine",
     "Forward",
+    "Standing",
 ]
 
 BATCH_DATAGRAMS: Final = 64
@@ -39,6 +40,16 @@ class ControlKind(IntEnum):
     """FORWARD of a live session from an address that is neither slot's."""
 
 
+class Standing(IntEnum):
+    """What is known of who sent a control packet (protocol.md, "Allowances")."""
+
+    STRANGER = 0
+    PROVED = 1
+    """Its cookie shows that its sender receives at its address."""
+    SLOT = 2
+    """It came from the address and port of a live slot of its session."""
+
+
 class Drop(NamedTuple):
     """The datagram is dropped; `reason` is a drop counter's name without ``drop_``."""
 
@@ -52,11 +63,12 @@ class Forward(NamedTuple):
 
 
 class ControlPacket(NamedTuple):
-    """The datagram is for the admission."""
+    """The datagram is for the admission; an allowance of its source was charged for it."""
 
     kind: ControlKind
     datagram: bytes
     source: Address
+    standing: Standing = Standing.STRANGER
 
 
 Decision = Drop | Forward | ControlPacket
@@ -76,7 +88,8 @@ class Engine(Protocol):
     def decide(self, datagram: Buffer, source: Address, now: Instant) -> Decision:
         """Decide one datagram, with every effect on the tables and no I/O.
 
-        Drops are counted here, forwarded packets where they are sent.
+        Drops are counted here, forwarded packets where they are sent.  A control packet over an
+        allowance of its source is a drop.
         """
 
     def run(self, timeout_ms: int) -> Sequence[ControlPacket]:
@@ -88,7 +101,8 @@ class Engine(Protocol):
             timeout_ms: longest wait.
 
         Returns:
-            The control packets of the batch, in order.
+            Control packets: few, so that media waits only shortly, and those of live slots and
+            proved addresses first.
         """
 
     def send(self, datagram: bytes, to: Address) -> bool:

@@ -19,7 +19,8 @@ from wavry_relay.shm.layout import Record
 from wavry_relay.shm.locks import LOCK_WAIT_NS
 from wavry_relay.shm.rate_limit import BYTE_KBPS_NS, HEAVY_PART, OVERFLOW_FACTOR, SHORT_PART
 
-from .base import ControlKind
+from . import cookie, source_limits
+from .base import ControlKind, Standing
 
 __all__ = ["HEADER_PATH", "header_digest", "main", "render"]
 
@@ -60,9 +61,18 @@ _NUMBERS: Final = (
     ("LOCAL_ADDRESSES", layout.LOCAL_ADDRESSES),
     ("SCOPE_SHIFT", address.SCOPE_SHIFT),
     *((f"CONTROL_{kind.name}", kind) for kind in ControlKind),
+    *((f"SOURCE_{standing.name}", standing) for standing in Standing),
+    *((name, getattr(source_limits, name)) for name in source_limits.__all__ if name.isupper()),
+    ("COOKIE_KEY_BYTES", cookie.KEY_BYTES),
+    ("COOKIE_FROM_END", cookie.COOKIE_FROM_END),
+    ("COOKIE_BYTES", c.COOKIE_BYTES),
+    ("COOKIE_SLOT_S", c.COOKIE_SLOT_S),
+    ("PROOF_BYTES", c.PROOF_BYTES),
+    ("PROOF_FLAG", int(c.Flag.PROOF)),
     ("COUNTER_ROW_BYTES", layout.COUNTER_ROW_BYTES),
     ("COUNTER_COUNT", len(layout.COUNTERS)),
     ("DROP_BYTES_AHEAD", layout.DROP_BYTES_AHEAD),
+    ("LIMITED_BYTES_AHEAD", layout.LIMITED_BYTES_AHEAD),
     ("MAX_WORKERS", layout.MAX_WORKERS),
     ("SESSION_SHARE", layout.SESSION_SHARE),
     ("SESSION_FREE", layout.SESSION_FREE),
@@ -130,6 +140,7 @@ def _lines() -> Iterator[str]:
     yield f"#define WV_MAGIC_WORD UINT64_C(0x{layout.MAGIC_WORD:016x})"
     yield f"#define WV_INDEX_EMPTY UINT64_C({layout.INDEX_EMPTY})"
     yield f"#define WV_INDEX_DELETED UINT64_C(0x{layout.INDEX_DELETED:016x})"
+    yield f"#define WV_COOKIE_PERSON UINT64_C(0x{int.from_bytes(cookie.PERSON, 'little'):016x})"
     for name, value in _NUMBERS:
         yield f"#define WV_{name} {value}u"
     yield ""

@@ -42,7 +42,9 @@ from .base import (
     Decision,
     Drop,
     Forward,
+    Standing,
 )
+from .source_limits import OverLimitError, SourceLimits
 from .verified_lease import VerifiedLease
 
 __all__ = ["ReferenceEngine"]
@@ -69,6 +71,7 @@ _LEASE_EXPIRED: Final = Drop("lease_expired")
 _PEER_RATE: Final = Drop("peer_rate")
 _SESSION_RATE: Final = Drop("session_rate")
 _GLOBAL_RATE: Final = Drop("global_rate")
+_OVER_LIMIT: Final = Drop("ip_rate")
 _LOCK_BUSY: Final = Drop("lock_busy")
 _WRONG_DIRECTION: Final = Drop("wrong_direction")
 
@@ -104,6 +107,7 @@ class ReferenceEngine:
         self._clock = clock
         tables = Tables(segment, self.locks)
         self._control, self._table = tables.control, tables.sessions
+        self._limits = SourceLimits(tables, counters)
         shared = segment.geometry.regions["shared"].offset
         self._bits_tat_at = (shared + SHARED["global_bits_tat"].offset) // 8
         self._packets_tat_at = (shared + SHARED["global_packets_tat"].offset) // 8
@@ -126,8 +130,13 @@ class ReferenceEngine:
         """Decide one datagram; see `Engine.decide`."""
         try:
             decision = self._decide(datagram, source, now)
+            if isinstance(decision, ControlPacket):
+                standing = self._limits.judge(decision.kind, datagram, source, now)
+                decision = decision._replace(standing=standing)
         except PacketError as error:
             decision = Drop(error.reason)
+        except OverLimitError:
+            decision = _OVER_LIMIT
         except LockBusyError:
             decision = _LOCK_BUSY
         if isinstance(decision, Drop):
@@ -251,7 +260,7 @@ class ReferenceEngine:
             listen = self._by_fd.get(fd)
             if listen is not None:
                 self._receive(listen, control)
-        return control
+        return sorted(control, key=_is_stranger)  # stable
 
     def _receive(self, listen: int, control: list[ControlPacket]) -> None:
         receive = self._sockets[listen].recvmsg_into
@@ -348,6 +357,10 @@ class ReferenceEngine:
         self._view.release()
         for sock in self._sockets:
             sock.close()
+
+
+def _is_stranger(packet: ControlPacket) -> bool:
+    return packet.standing is Standing.STRANGER
 
 
 def _bit_rate(tat_ns: int, kbps: int, size: int, now_ns: int, burst_ns: int) -> int:

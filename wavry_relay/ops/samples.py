@@ -40,6 +40,7 @@ _BY_LABEL: Final = {
 """Counters that are one metric with a label, by prefix."""
 
 LIMIT_LAYERS: Final = {
+    LimitLayer.SLOT: ("limited_slot", "limited_bytes_slot"),
     LimitLayer.HOST: ("limited_host", "limited_bytes_host"),
     LimitLayer.NETWORK: ("limited_network", "limited_bytes_network"),
     LimitLayer.IDENTITY: ("limited_identity", "limited_bytes_identity"),

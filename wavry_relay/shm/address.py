@@ -30,6 +30,8 @@ _WORDS: Final = struct.Struct("=QQ")
 _V4_PREFIX: Final = bytes(10) + b"\xff\xff"
 _V4_NETWORK: Final = _WORDS.unpack(bytes(12) + b"\xff\xff\xff\0")[1]
 _V6_NETWORK: Final = _WORDS.unpack(b"\xff" * 6 + bytes(10))[0]
+_V4_HIGH, _V4_PREFIX_WORD = _WORDS.unpack(_V4_PREFIX + bytes(4))
+_V4_PREFIX_MASK: Final = _WORDS.unpack(bytes(8) + b"\xff" * 4 + bytes(4))[1]
 
 
 def network_text(network: int, family: int) -> str:
@@ -100,19 +102,23 @@ class Address(NamedTuple):
         return self.sockaddr_v6
 
     @property
-    def network_key(self) -> tuple[int, int]:
-        """The network that the wider limit and blocks count: an IPv4 /24 or an IPv6 /48.
+    def host_key(self) -> tuple[int, int]:
+        """What counts as one host for limits and blocks: an IPv4 address or an IPv6 /64.
 
-        Every IPv6 customer has 2^64 addresses or more to vary, so limits of single ones are not
-        enough.
+        Every IPv6 customer has 2^64 addresses or more to vary.
 
         Returns:
-            The word with those bytes, and the family.
+            The word with those bytes, and the family (4 also for IPv4 at an IPv6 socket).
         """
-        family = self.endpoint >> FAMILY_SHIFT & FAMILY_MASK
-        if family == 4:
-            return self.low & _V4_NETWORK, family
-        return self.high & _V6_NETWORK, family
+        if self.high == _V4_HIGH and self.low & _V4_PREFIX_MASK == _V4_PREFIX_WORD:
+            return self.low, 4
+        return self.high, 6
+
+    @property
+    def network_key(self) -> tuple[int, int]:
+        """The network that the wider limit counts, an IPv4 /24 or an IPv6 /48, as `host_key`."""
+        word, family = self.host_key
+        return word & (_V4_NETWORK if family == 4 else _V6_NETWORK), family
 
     def __repr__(self) -> str:
         # Addresses end up in tracebacks and logs; a full one must not.

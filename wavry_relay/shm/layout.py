@@ -35,6 +35,7 @@ __all__ = [
     "LAYOUT_VERSION",
     "LEASE_HISTORY",
     "LEASE_ORIGIN",
+    "LIMITED_BYTES_AHEAD",
     "LOCAL_ADDRESS",
     "LOCAL_ADDRESSES",
     "MAGIC_WORD",
@@ -370,7 +371,7 @@ _DROPS: Final = (
     "nil_session", "bad_body", "bad_rift", "bad_crc",
     "wrong_direction", "unknown_session", "unknown_address", "not_active", "lease_expired",
     "duplicate", "too_old", "jump_too_far",
-    "peer_rate", "session_rate", "global_rate", "ip_rate",
+    "peer_rate", "session_rate", "global_rate", "ip_rate", "control_queue",
     "blocked", "keepalive_unknown", "lock_busy", "send_blocked", "send_failed",
 )  # fmt: skip
 
@@ -397,6 +398,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "session_closed_released",
     *(counter_name(before, after) for before, after in TRANSITIONS),
     *(f"reject_{reason.name.lower()}" for reason in c.RejectReason),
+    "limited_slot",
     "limited_host",
     "limited_network",
     "limited_identity",
@@ -417,6 +419,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "log_lines_lost",
     *(f"dropped_bytes_{reason}" for reason in _DROPS),
     "soft_limit_bytes",
+    "limited_bytes_slot",
     "limited_bytes_host",
     "limited_bytes_network",
     "limited_bytes_identity",
@@ -429,6 +432,9 @@ DROP_BYTES_AHEAD: Final = COUNTERS.index(f"dropped_bytes_{_DROPS[0]}") - COUNTER
     f"drop_{_DROPS[0]}"
 )
 """How far the word of a reason's bytes is behind the word of its datagrams."""
+
+LIMITED_BYTES_AHEAD: Final = COUNTERS.index("limited_bytes_slot") - COUNTERS.index("limited_slot")
+"""The same of a layer of limits."""
 
 COUNTER_ROW_BYTES: Final = (len(COUNTERS) * 8 + 63) // 64 * 64
 

@@ -4,59 +4,6 @@
 
 #include <string.h>
 
-/* -- Rates (wavry_relay/shm/rate_limit.py) ------------------------------------------------------ */
-
-struct limit {
-    uint64_t cost_ns;
-    uint64_t burst_ns;
-};
-
-static struct limit limit_of(uint64_t per_s, uint64_t burst) {
-    const uint64_t cost = NS_PER_S / (per_s != 0 ? per_s : 1);
-    const wide ahead = (wide)(burst != 0 ? burst - 1 : 0) * cost;
-    return (struct limit){cost, ahead < INT64_MAX ? (uint64_t)ahead : (uint64_t)INT64_MAX};
-}
-
-/* A word of a slower limit comes as near as this one would have let it. */
-static void bound(uint64_t *tat, uint64_t now_ns, struct limit limit) {
-    const uint64_t full_ns = now_ns + limit.burst_ns;
-    if (load64(tat) > full_ns + limit.cost_ns) store64(tat, full_ns);
-}
-
-static int take_unit(struct wv_rate_bucket *bucket, uint64_t key, uint64_t now_ns,
-                     struct limit limit) {
-    uint64_t *tat = NULL;
-    uint64_t cost_ns = limit.cost_ns;
-    for (unsigned way = 0; way < WV_RATE_WAYS && tat == NULL; way++)
-        if (load64(&bucket->tags[way]) == key) tat = &bucket->tats[way];
-    for (unsigned way = 0; way < WV_RATE_WAYS && tat == NULL; way++) {
-        bound(&bucket->tats[way], now_ns, limit);
-        if (load64(&bucket->tats[way]) > now_ns) continue;
-        /* The word is reset first: a crash in between leaves a free place, never a debt. */
-        store64(&bucket->tats[way], 0);
-        publish64(&bucket->tags[way], key);
-        tat = &bucket->tats[way];
-    }
-    if (tat == NULL) {
-        tat = &bucket->overflow_tat;
-        cost_ns /= WV_RATE_OVERFLOW_FACTOR;
-    }
-    bound(tat, now_ns, limit);
-    const uint64_t tat_ns = conforms(load64(tat), now_ns, limit.burst_ns, cost_ns);
-    if (tat_ns != 0) store64(tat, tat_ns);
-    return tat_ns != 0;
-}
-
-static enum wv_answer allow(struct wv_tables *t, uint64_t key, uint64_t now_ns, struct limit limit) {
-    struct wv_rate_bucket *bucket =
-        (struct wv_rate_bucket *)(t->base + t->identities.at) + key % t->identities.buckets;
-    const uint64_t which = (uint64_t)((uint8_t *)bucket - t->base);
-    if (wv_lock(t, WV_LOCK_RATE, which, WV_LOCK_WAIT_NS) != 1) return WV_ANSWER_BUSY;
-    const int taken = take_unit(bucket, key, now_ns, limit);
-    wv_unlock(t, WV_LOCK_RATE, which);
-    return taken ? WV_ANSWER_YES : WV_ANSWER_NO;
-}
-
 /* -- Used leases (wavry_relay/shm/leases.py) ------------------------------------------------------ */
 
 /* Whether nothing is remembered of an empty slot and no floor denies the lease; then `floor_s` is the
@@ -227,9 +174,10 @@ enum wv_answer wv_admit(struct wv_tables *t, const struct wv_lease *lease, const
         return WV_ANSWER_NO;
     const uint64_t number = session != NULL ? (uint64_t)(session - t->sessions) : free_record(t);
     if (number >= t->max_sessions) return WV_ANSWER_NO;
-    const struct limit limit =
-        limit_of(load32(&control->identity_per_s), load32(&control->identity_burst));
-    const enum wv_answer allowed = allow(t, lease->sub, now_ns, limit);
+    const struct wv_limit limit =
+        wv_limit_of(load32(&control->identity_per_s), load32(&control->identity_burst));
+    const enum wv_answer allowed =
+        wv_take(t, &t->identities, lease->sub, now_ns, limit, WV_LOCK_WAIT_NS);
     if (allowed != WV_ANSWER_YES) return allowed; /* who asks again is refused again */
     wv_count(t, WV_COUNT_TRANSITION_ISSUED_PRESENTED, 1);
     if (session == NULL) session = claim(t, lease->id, number, now_ns);

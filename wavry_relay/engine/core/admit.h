@@ -8,7 +8,7 @@
 #ifndef WAVRY_ADMIT_H
 #define WAVRY_ADMIT_H
 
-#include "decide.h"
+#include "rates.h"
 
 /* A verified lease in the words of a slot; see wavry_relay/engine/verified_lease.py. */
 struct wv_lease {
@@ -20,12 +20,6 @@ struct wv_lease {
     uint32_t soft_kbps, hard_kbps;
     uint8_t role;   /* 0 client, 1 server */
     uint8_t renews; /* came as LEASE_RENEW */
-};
-
-enum wv_answer {
-    WV_ANSWER_NO = 0,
-    WV_ANSWER_YES = 1,
-    WV_ANSWER_BUSY = 2, /* a lock is held by a stopped process */
 };
 
 /* Put a lease into its slot; needs the table lock.  NO: not an ordinary case, nothing changed. */

@@ -1,6 +1,8 @@
 /* See decide.h; the rules for shared words stand in tables.h. */
 #define _GNU_SOURCE
 #include "decide.h"
+#include "cookie.h"
+#include "allowances.h"
 #include "tables.h"
 
 #include <errno.h>
@@ -85,9 +87,10 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
         !inside(bytes, head->at_local_addresses, sizeof *t->locals, WV_LOCAL_ADDRESSES) ||
         !inside(bytes, head->at_shares, sizeof *t->shares, head->max_sessions) ||
         head->used_slots == 0 ||
+        !open_rates(&t->hosts, bytes, head->at_ip_rates, head->at_identity_rates) ||
         !open_rates(&t->identities, bytes, head->at_identity_rates, head->at_network_rates) ||
-        head->at_ip_rates % 64 != 0 || head->at_ip_rates >= head->at_identity_rates ||
-        head->at_network_rates >= head->at_strike_rates || head->at_bitmap < head->at_strike_rates)
+        !open_rates(&t->networks, bytes, head->at_network_rates, head->at_strike_rates) ||
+        head->at_bitmap < head->at_strike_rates)
         return WV_OPEN_BAD_GEOMETRY;
     if (worker >= head->workers) return WV_OPEN_NO_SUCH_WORKER;
     t->base = base;
@@ -108,6 +111,7 @@ enum wv_open_error wv_open(struct wv_tables *t, void *base, uint64_t bytes, uint
     t->index_mask = head->index_slots - 1u;
     t->hash_high = t->control->hash_key[0];
     t->hash_low = t->control->hash_key[1];
+    wv_cookie_key(t->cookie_state, (const uint8_t *)t->control->cookie_key);
     t->boot_ns = head->boot_ns;
     t->at_ip_rates = head->at_ip_rates;
     t->rates_end = head->at_bitmap;
@@ -227,7 +231,8 @@ int wv_free_locks_of(struct wv_tables *t, uint32_t worker) {
 
 /* The decision's own way to a session lock.  One stopped process must cost a session its packets,
  * not every worker 50 ms for each of them: after one time-out the lock is only tried for a while. */
-static int lock_session(struct wv_tables *t, uint64_t record) {
+int wv_lock_session(struct wv_tables *t, const struct wv_session *session) {
+    const uint64_t record = (uint64_t)(session - t->sessions);
     _Atomic uint16_t *lock = (_Atomic uint16_t *)&t->sessions[record].lock;
     note_intent(t, WV_LOCK_SESSION, record);
     if (swap_lock(lock, 0, t->lock_value)) return 1;
@@ -242,7 +247,7 @@ static int lock_session(struct wv_tables *t, uint64_t record) {
     return 0;
 }
 
-static inline void unlock_session(struct wv_tables *t, struct wv_session *session) {
+void wv_unlock_session(struct wv_tables *t, struct wv_session *session) {
     _Atomic uint16_t *lock = (_Atomic uint16_t *)&session->lock;
     if (atomic_load_explicit(lock, memory_order_relaxed) == t->lock_value)
         atomic_store_explicit(lock, 0, memory_order_release);
@@ -561,10 +566,10 @@ static enum wv_kind decide_forward(struct wv_tables *t, const uint8_t *datagram,
     memcpy(id, datagram + WV_SESSION_ID_OFFSET, sizeof id);
     struct wv_session *session = wv_find_session(t, id[0], id[1]);
     if (session == NULL) return decision->drop = WV_COUNT_DROP_UNKNOWN_SESSION, WV_KIND_DROP;
-    if (!lock_session(t, (uint64_t)(session - t->sessions)))
+    if (!wv_lock_session(t, session))
         return decision->drop = WV_COUNT_DROP_LOCK_BUSY, WV_KIND_DROP;
     enum wv_kind kind = decide_locked(t, session, id, sequence, bytes, from, now, decision);
-    unlock_session(t, session);
+    wv_unlock_session(t, session);
     return kind;
 }
 
@@ -581,10 +586,26 @@ static enum wv_kind decide_any(struct wv_tables *t, const uint8_t *datagram, siz
     }
 }
 
+/* Drop what is over an allowance before Python sees it. */
+static void limit_control(struct wv_tables *t, const uint8_t *datagram, size_t bytes,
+                          const struct wv_address *from, const struct wv_instant *now,
+                          struct wv_decision *decision) {
+    const uint32_t refused = wv_judge_source(t, decision->kind, datagram, bytes, from, now, decision);
+    if (refused == 0) return;
+    decision->kind = WV_KIND_DROP;
+    decision->drop = refused;
+    if (refused == WV_COUNT_DROP_LOCK_BUSY) return;
+    wv_count(t, (enum wv_counter)refused, 1);
+    wv_count(t, (enum wv_counter)(refused + WV_LIMITED_BYTES_AHEAD), bytes);
+    decision->drop = WV_COUNT_DROP_IP_RATE;
+}
+
 enum wv_kind wv_decide(struct wv_tables *t, const uint8_t *datagram, size_t bytes,
                        const struct wv_address *from, const struct wv_instant *now,
                        struct wv_decision *decision) {
     decision->kind = decide_any(t, datagram, bytes, from, now, decision);
+    if (decision->kind != WV_KIND_FORWARD && decision->kind != WV_KIND_DROP)
+        limit_control(t, datagram, bytes, from, now, decision);
     if (decision->kind == WV_KIND_DROP) wv_count_drop(t, (enum wv_counter)decision->drop, 1, bytes);
     return decision->kind;
 }

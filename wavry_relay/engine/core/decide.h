@@ -30,8 +30,16 @@ struct wv_instant {
     uint64_t wall_ms;
 };
 
+/* What is known of the sender of a control packet; base.Standing. */
+enum wv_standing {
+    WV_STANDING_STRANGER = WV_SOURCE_STRANGER,
+    WV_STANDING_PROVED = WV_SOURCE_PROVED,
+    WV_STANDING_SLOT = WV_SOURCE_SLOT,
+};
+
 struct wv_decision {
     enum wv_kind kind;
+    enum wv_standing standing; /* of a control packet */
     uint32_t drop;        /* enum wv_counter, if kind is WV_KIND_DROP */
     struct wv_address to; /* if kind is WV_KIND_FORWARD */
 };
@@ -58,7 +66,8 @@ struct wv_tables {
     struct wv_lease_origin *origins;
     struct wv_local_address *locals;
     struct wv_share_bucket *shares;
-    struct wv_rates identities;
+    struct wv_rates hosts, identities, networks;
+    uint64_t cookie_state[8];
     uint32_t used_slots;
     uint64_t index_mask;
     uint64_t hash_high, hash_low;
@@ -92,6 +101,10 @@ enum wv_kind wv_decide(struct wv_tables *tables, const uint8_t *datagram, size_t
 
 /* The record of a session id, or NULL.  It may be gone before the caller has its lock. */
 struct wv_session *wv_find_session(struct wv_tables *tables, uint64_t high, uint64_t low);
+
+/* The decision's own way to a session's lock; 0 where a stopped process holds it. */
+int wv_lock_session(struct wv_tables *tables, const struct wv_session *session);
+void wv_unlock_session(struct wv_tables *tables, struct wv_session *session);
 
 /* Bring into the cache what a decision about this datagram will need: first the index word, later
  * the record.  Hints only: any bytes are allowed. */

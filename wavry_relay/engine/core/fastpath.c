@@ -181,10 +181,13 @@ static int take_memory(struct wv_engine *e) {
     e->groups = calloc(WV_OUT_GROUPS, sizeof *e->groups);
     e->places = calloc(WV_GROUP_PLACES, sizeof *e->places);
     e->plain = calloc(WV_PLAIN_DESTINATIONS, sizeof *e->plain);
-    e->control = calloc(WV_CONTROL_PACKETS, sizeof *e->control);
+    e->known.packets = calloc(e->known.size = WV_QUEUE_KNOWN, sizeof *e->known.packets);
+    e->strangers.packets =
+        calloc(e->strangers.size = WV_QUEUE_STRANGERS, sizeof *e->strangers.packets);
     return e->arena && e->in && e->in_vectors && e->in_names && e->in_control && e->in_from &&
            e->in_segment_bytes && e->out && e->out_vectors && e->out_names && e->out_control &&
-           e->out_order && e->segments && e->groups && e->places && e->plain && e->control;
+           e->out_order && e->segments && e->groups && e->places && e->plain &&
+           e->known.packets && e->strangers.packets;
 }
 
 void wv_engine_free(struct wv_engine *e) {
@@ -192,7 +195,8 @@ void wv_engine_free(struct wv_engine *e) {
     free(e->arena), free(e->in), free(e->in_vectors), free(e->in_names), free(e->in_control);
     free(e->in_from), free(e->in_segment_bytes), free(e->out), free(e->out_vectors);
     free(e->out_names), free(e->out_control), free(e->out_order), free(e->segments);
-    free(e->groups), free(e->places), free(e->plain), free(e->control);
+    free(e->groups), free(e->places), free(e->plain);
+    free(e->known.packets), free(e->strangers.packets);
     free(e);
 }
 
@@ -596,17 +600,22 @@ static uint32_t receive(struct wv_engine *e, uint32_t socket) {
     }
     wv_count(&e->tables, WV_COUNT_RECEIVED_PACKETS, packets);
     wv_count(&e->tables, WV_COUNT_RECEIVED_BYTES, bytes);
-    e->batch_socket = socket;
     e->batch_messages = (uint32_t)count;
-    e->batch_at = e->batch_offset = 0;
     return (uint32_t)count;
 }
 
-static void keep_control(struct wv_engine *e, enum wv_kind kind, const uint8_t *datagram,
-                         uint32_t bytes, const struct wv_address *from) {
-    struct wv_control_packet *packet = &e->control[e->control_count++];
+static void keep_control(struct wv_engine *e, const struct wv_decision *decision,
+                         const uint8_t *datagram, uint32_t bytes, const struct wv_address *from) {
+    struct wv_control_queue *queue =
+        decision->standing == WV_STANDING_STRANGER ? &e->strangers : &e->known;
+    if (queue->count == queue->size) {
+        wv_count_drop(&e->tables, WV_COUNT_DROP_CONTROL_QUEUE, 1, bytes);
+        return;
+    }
+    struct wv_control_packet *packet = &queue->packets[(queue->first + queue->count++) % queue->size];
     packet->from = *from;
-    packet->kind = (uint32_t)kind;
+    packet->kind = (uint32_t)decision->kind;
+    packet->standing = (uint32_t)decision->standing;
     packet->bytes = bytes;
     memcpy(packet->datagram, datagram, bytes);
 }
@@ -625,36 +634,46 @@ static void prefetch_ahead(struct wv_engine *e, uint32_t number) {
                            e->in_segment_bytes[number + AHEAD_RECORD]);
 }
 
+const struct wv_control_packet *wv_next_control(struct wv_engine *e) {
+    struct wv_control_queue *queue = e->known.count > 0 ? &e->known : &e->strangers;
+    if (e->control_due == 0 || queue->count == 0) return NULL;
+    const struct wv_control_packet *packet = &queue->packets[queue->first];
+    queue->count -= 1;
+    /* An empty queue begins at the front again: few of its pages are ever touched. */
+    queue->first = queue->count > 0 ? (queue->first + 1) % queue->size : 0;
+    e->control_due -= 1;
+    return packet;
+}
+
 void wv_process(struct wv_engine *e) {
     struct wv_decision decision;
-    for (; e->batch_at < e->batch_messages; e->batch_at++, e->batch_offset = 0) {
-        const uint32_t number = e->batch_at, length = e->in[number].msg_len;
-        const uint32_t step = e->in_segment_bytes[number];
-        if (e->batch_offset == 0) prefetch_ahead(e, number);
+    for (uint32_t number = 0; number < e->batch_messages; number++) {
+        const uint32_t length = e->in[number].msg_len, step = e->in_segment_bytes[number];
+        uint32_t offset = 0;
+        prefetch_ahead(e, number);
         do {
-            const uint8_t *data = message_data(e, number) + e->batch_offset;
-            const uint32_t left = length - e->batch_offset;
+            const uint8_t *data = message_data(e, number) + offset;
+            const uint32_t left = length - offset;
             const uint32_t bytes = step < left ? step : left;
-            if (e->control_count == WV_CONTROL_PACKETS) {
-                flush(e);
-                return;
-            }
             const enum wv_kind kind =
                 wv_decide(&e->tables, data, bytes, &e->in_from[number], &e->now, &decision);
-            if (kind == WV_KIND_FORWARD)
+            if (kind == WV_KIND_FORWARD) {
                 append(e, &decision.to, data, bytes);
-            else if (kind != WV_KIND_DROP)
-                keep_control(e, kind, data, bytes, &e->in_from[number]);
-            e->batch_offset += bytes;
-        } while (e->batch_offset < length);
+                e->forwards = 1;
+            } else if (kind != WV_KIND_DROP) {
+                keep_control(e, &decision, data, bytes, &e->in_from[number]);
+            }
+            offset += bytes;
+        } while (offset < length);
     }
+    e->batch_messages = 0;
     flush(e);
 }
 
 /* -- The loop ---------------------------------------------------------------------------------- */
 
 static void drain(struct wv_engine *e, uint32_t socket) {
-    for (int pass = 0; pass < PASSES && e->control_count < WV_CONTROL_PACKETS; pass++) {
+    for (int pass = 0; pass < PASSES; pass++) {
         const uint32_t count = receive(e, socket);
         if (count == 0) return;
         wv_process(e);
@@ -678,25 +697,32 @@ static int wait_ready(struct wv_engine *e, uint64_t deadline_ns) {
     return ppoll(e->polls, count, &left, NULL);
 }
 
-enum wv_run_result wv_run(struct wv_engine *e, int timeout_ms) {
-    const uint64_t deadline_ns =
-        clock_ns(CLOCK_MONOTONIC) + (timeout_ms > 0 ? (uint64_t)timeout_ms : 0) * NS_PER_MS;
-    e->control_count = 0;
-    wv_process(e); /* what a full control buffer left */
-    while (e->control_count == 0) {
-        const int ready = wait_ready(e, deadline_ns);
+static int has_control(const struct wv_engine *e) { return e->known.count + e->strangers.count > 0; }
+
+static enum wv_run_result serve(struct wv_engine *e, int timeout_ms) {
+    const uint64_t began_ns = clock_ns(CLOCK_MONOTONIC);
+    const uint64_t deadline_ns = began_ns + (timeout_ms > 0 ? (uint64_t)timeout_ms : 0) * NS_PER_MS;
+    const uint64_t turn_ns = began_ns + WV_CONTROL_EVERY_MS * NS_PER_MS;
+    for (;;) {
+        const int ready = wait_ready(e, has_control(e) ? 0 : deadline_ns);
         if (ready < 0) return errno == EINTR ? WV_RUN_INTERRUPTED : WV_RUN_FAILED;
         if (ready == 0) return WV_RUN_DONE;
         const uint32_t first = e->first_socket;
         for (uint32_t i = 0; i < e->socket_count; i++) {
             const uint32_t socket = (first + i) % e->socket_count;
             if (e->polls[socket].revents == 0) continue;
-            if (e->control_count == WV_CONTROL_PACKETS) break;
             drain(e, socket);
             e->first_socket = (socket + 1) % e->socket_count;
         }
         if (e->wake && e->polls[e->socket_count].revents != 0) return WV_RUN_WOKEN;
-        if (clock_ns(CLOCK_MONOTONIC) >= deadline_ns) return WV_RUN_DONE;
+        const uint64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+        if (now_ns >= deadline_ns || (has_control(e) && now_ns >= turn_ns)) return WV_RUN_DONE;
     }
-    return WV_RUN_DONE;
+}
+
+enum wv_run_result wv_run(struct wv_engine *e, int timeout_ms) {
+    e->forwards = 0;
+    const enum wv_run_result result = serve(e, timeout_ms);
+    e->control_due = e->forwards ? WV_CONTROL_BESIDE_MEDIA : WV_CONTROL_PACKETS;
+    return result;
 }

@@ -22,6 +22,10 @@ enum {
     WV_GROUP_BYTES = 65000,  /* below 65 535 less the headers of either family */
     WV_GROUP_PLACES = 2048,  /* hash places, twice the groups */
     WV_CONTROL_PACKETS = 20, /* 0.15 ms each in Python: for 3 ms at most, media waits for leases */
+    WV_CONTROL_BESIDE_MEDIA = 4,
+    WV_CONTROL_EVERY_MS = 2, /* Python's turn where the sockets are never dry */
+    WV_QUEUE_KNOWN = 2048,   /* of live slots and proved addresses: half a second of Python's time */
+    WV_QUEUE_STRANGERS = 512,
     WV_CONTROL_BYTES = 1504,
     WV_PLAIN_DESTINATIONS = 256,
     WV_MAX_REFUSALS = 16,
@@ -41,8 +45,15 @@ struct wv_socket {
 struct wv_control_packet {
     struct wv_address from;
     uint32_t kind;
+    uint32_t standing;
     uint32_t bytes;
     uint8_t datagram[WV_CONTROL_BYTES];
+};
+
+/* First in, first out; who finds it full is dropped. */
+struct wv_control_queue {
+    struct wv_control_packet *packets;
+    uint32_t size, first, count;
 };
 
 struct wv_out_segment {
@@ -96,11 +107,11 @@ struct wv_engine {
     struct wv_fault fault;
     uint32_t changed; /* grows with every fall-back that the shell should log */
 
-    /* Batch that is being worked on; a full control buffer interrupts it. */
-    uint32_t batch_socket, batch_messages, batch_at, batch_offset;
-
-    uint32_t in_used; /* messages that the last receive filled */
-    uint32_t control_count;
+    uint32_t batch_messages; /* that are being worked on */
+    uint32_t in_used;        /* messages that the last receive filled */
+    struct wv_control_queue known, strangers; /* in the order in which they are served */
+    uint32_t control_due;                     /* how many Python may take before the next run */
+    int forwards;                             /* whether media came since the last run began */
     uint32_t out_segments, out_groups, round;
 
     uint64_t receive_errors; /* pending ICMP errors and the like: they belong to no datagram */
@@ -123,7 +134,6 @@ struct wv_engine {
     struct wv_out_group *groups;
     struct wv_group_place *places;
     struct wv_plain_destination *plain;
-    struct wv_control_packet *control;
     struct wv_address *in_from;
     uint32_t *in_segment_bytes;
 };
@@ -141,11 +151,14 @@ struct wv_engine *wv_engine_new(void *base, uint64_t bytes, uint32_t worker, con
                                 uint32_t fd_count, int wake_fd, enum wv_open_error *error);
 void wv_engine_free(struct wv_engine *engine);
 
-/* Forward for at most `timeout_ms`; earlier back with control packets (in `control`, until the next
- * call), a wake-up or a signal. */
+/* Forward for at most `timeout_ms`; earlier back for control packets, a wake-up or a signal.  Media
+ * comes first: control packets wait until the sockets are dry, or WV_CONTROL_EVERY_MS at most. */
 enum wv_run_result wv_run(struct wv_engine *engine, int timeout_ms);
 
-/* Work on what was received: everything of the batch, or up to a full control buffer.  Sends. */
+/* The next control packet that is due, good until the next run; NULL: no more in this turn. */
+const struct wv_control_packet *wv_next_control(struct wv_engine *engine);
+
+/* Work on everything that was received.  Sends. */
 void wv_process(struct wv_engine *engine);
 
 /* Send one answer; 0, or the errno (counted as a drop). */

@@ -5,7 +5,7 @@ import os
 import pytest
 from support.relay.world import v4, v6
 
-from wavry_relay.admission.cookie import PathCookies
+from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.shm.address import Address
 
 SECOND = 1_000_000_000
