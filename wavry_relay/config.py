@@ -140,7 +140,7 @@ class RelayConfig:
     ip_per_s: int = setting(
         "WAVRY_RELAY_IP_PER_S",
         50,
-        doc="Control packets (leases, STUN) from one IPv4 or IPv6 address.",
+        doc="Control packets (leases, STUN) from an IPv4 address or IPv6 /64, or a live slot.",
         unit="packets/s",
         minimum=1,
         maximum=1_000_000,

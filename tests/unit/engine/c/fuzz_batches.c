@@ -49,6 +49,7 @@ struct expected {
     const uint8_t *data;
     uint32_t bytes;
     enum wv_kind kind;
+    int is_stranger;
     int done;
 };
 
@@ -61,7 +62,7 @@ static int descriptors[2];
 static struct message messages[MAX_MESSAGES];
 static unsigned message_count, message_at;
 static struct expected expected[MAX_EXPECTED];
-static unsigned expected_count, control_at;
+static unsigned expected_count, control_at[2];
 static uint64_t errors, sent_datagrams;
 static int receiver, failing;
 
@@ -310,7 +311,7 @@ static uint64_t expect(uint8_t flags) {
     uint64_t arrived = 0;
     uint8_t control[128];
     size_t used;
-    expected_count = control_at = 0;
+    expected_count = control_at[0] = control_at[1] = 0;
     for (unsigned i = 0; i < message_count; i++) {
         const struct message *m = &messages[i];
         const uint32_t train = write_control(m, control, sizeof control, &used);
@@ -328,21 +329,33 @@ static uint64_t expect(uint8_t flags) {
             free(exact);
             arrived += 1;
             if (kind != WV_KIND_DROP && expected_count < MAX_EXPECTED)
-                expected[expected_count++] = (struct expected){decision.to, m->data + at, bytes, kind, 0};
+                expected[expected_count++] = (struct expected){decision.to, m->data + at, bytes, kind,
+                                                               decision.standing == WV_STANDING_STRANGER, 0};
             at += step;
         } while (at < m->bytes);
     }
     return arrived;
 }
 
+/* The next that is expected of live slots and proved addresses, or of strangers. */
+static unsigned next_control(unsigned from, int is_stranger) {
+    while (from < expected_count && (expected[from].kind == WV_KIND_FORWARD ||
+                                     expected[from].is_stranger != is_stranger))
+        from++;
+    return from;
+}
+
 static void check_control(void) {
-    for (uint32_t i = 0; i < engine->control_count; i++) {
-        const struct wv_control_packet *packet = &engine->control[i];
-        while (control_at < expected_count && expected[control_at].kind == WV_KIND_FORWARD) control_at++;
-        CHECK(control_at < expected_count);
-        const struct expected *e = &expected[control_at++];
+    const struct wv_control_packet *packet;
+    while ((packet = wv_next_control(engine)) != NULL) {
+        const int is_stranger = packet->standing == WV_STANDING_STRANGER;
+        const unsigned at = next_control(control_at[is_stranger], is_stranger);
+        CHECK(at < expected_count);
+        const struct expected *e = &expected[at];
+        control_at[is_stranger] = at + 1;
         CHECK(packet->kind == e->kind && packet->bytes == e->bytes);
         CHECK(memcmp(packet->datagram, e->data, e->bytes) == 0);
+        CHECK(!is_stranger || engine->known.count == 0);
     }
 }
 
@@ -360,15 +373,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t bytes) {
     sent_datagrams = 0;
     const uint64_t arrived = expect(flags);
     if (expected_count == MAX_EXPECTED) return 0;
-    for (unsigned runs = 0; message_at < message_count || engine->batch_at < engine->batch_messages; runs++) {
+    for (unsigned runs = 0; message_at < message_count || engine->known.count + engine->strangers.count > 0; runs++) {
         CHECK(runs < 1000);
         CHECK(wv_run(engine, 0) == WV_RUN_DONE);
         check_control();
     }
     uint64_t forwards = 0, *row = engine->tables.row;
     for (unsigned i = 0; i < expected_count; i++) forwards += expected[i].kind == WV_KIND_FORWARD;
-    while (control_at < expected_count && expected[control_at].kind == WV_KIND_FORWARD) control_at++;
-    CHECK(control_at == expected_count);
+    for (int i = 0; i < 2; i++) CHECK(next_control(control_at[i], i) == expected_count);
     CHECK(row[WV_COUNT_RECEIVED_PACKETS] == arrived);
     CHECK(row[WV_COUNT_FORWARDED_PACKETS] == sent_datagrams);
     const uint64_t unsent = row[WV_COUNT_DROP_SEND_BLOCKED] + row[WV_COUNT_DROP_SEND_FAILED];

@@ -68,6 +68,7 @@ static inline struct test_segment test_segment_new(void) {
     control->hash_key[1] = UINT64_C(0xfedcba9876543210);
     control->peer_burst_ms = control->session_burst_ms = 250;
     control->global_burst_ms = 100;
+    control->ip_per_s = control->ip_burst = 100000;
     return made;
 }
 
