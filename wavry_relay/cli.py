@@ -215,15 +215,15 @@ def blocks_list(state_dir: StateDir = None) -> None:
 @blocks_app.command("clear")
 def blocks_clear(
     subnet: Annotated[
-        str | None, typer.Argument(help="E.g. 192.0.2.0/24, or any address of it.")
+        str | None, typer.Argument(help="E.g. 192.0.2.7/32, or a network of several.")
     ] = None,
     state_dir: StateDir = None,
     *,
     all_blocks: Annotated[bool, typer.Option("--all", help="Lift every block.")] = False,
 ) -> None:
-    """Lift the block of a network, or all blocks.
+    """Lift the block of an address, or all blocks.
 
-    Example: wavry-relay blocks clear 192.0.2.0/24
+    Example: wavry-relay blocks clear 192.0.2.7/32
     """
     if (subnet is None) != all_blocks:
         raise _fail(LocalError("name a subnet, or give --all"), _EXIT_SETTINGS)

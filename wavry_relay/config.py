@@ -247,7 +247,7 @@ class RelayConfig:
     block_after: int = setting(
         "WAVRY_RELAY_BLOCK_AFTER",
         100,
-        doc="Bad leases with the cookie of their path after which a network (/24, /48) is blocked;"
+        doc="Bad leases with the cookie of their path after which a host (IPv6: /64) is blocked;"
         " one is forgiven each second. 0 blocks nobody.",
         unit="leases",
         minimum=0,
@@ -257,7 +257,7 @@ class RelayConfig:
     block_s: int = setting(
         "WAVRY_RELAY_BLOCK_S",
         600,
-        doc="How long a network stays blocked.",
+        doc="How long an address stays blocked.",
         unit="s",
         minimum=1,
         maximum=86_400,

@@ -1,12 +1,17 @@
-"""Strikes: violations that lead to a block of their network.
+"""Strikes: violations that lead to a block of their host, an IPv4 address or an IPv6 /64.
 
 Only a source that has shown the cookie of its path is struck: anybody can send bad packets in
 somebody else's name, and whoever holds a good lease can even put a slot at a spoofed address, so a
 live slot proves nothing.  A cookie is only known to who receives at the address.  Strikes are a
-GCRA word for each network: `block_after` at once, one more a second.  Where a bucket of the table
-is full, further networks are not struck: none is ever blocked for another's strikes.
+GCRA word for each host: `block_after` at once, one more a second.  Where a bucket of the table
+is full, further hosts are not struck: none is ever blocked for another's strikes.
+
+A host with a live slot is not blocked: others are behind its address too, and its own slots'
+packets are limited anyway.  Whether there is one needs a walk over all sessions, so a worker walks
+at most a hundredth of its time; who is not looked at now is at his next strike.
 """
 
+import time
 from typing import Final
 
 from wavry_peer.protocol.constants import RejectReason
@@ -30,6 +35,7 @@ VIOLATIONS: Final = frozenset(
 the system's own affair and never a strike."""
 
 _FORGIVEN_PER_S: Final = 1
+_WALK_SHARE: Final = 100
 
 
 class Strikes:
@@ -45,6 +51,8 @@ class Strikes:
         self._locks = tables.locks
         self._counters = counters
         self._tags = tables.tags
+        self._sessions = tables.sessions
+        self._walk_from_ns = 0
         self._blocks = tables.blocks
         self._rates = tables.rates(
             "strike_rates",
@@ -54,7 +62,7 @@ class Strikes:
         )
 
     def strike(self, source: Address, reason: RejectReason, now: Instant) -> None:
-        """Note a violation of a source that has proven its path; block its network at the last.
+        """Note a violation of a source that has proven its path; block its host at the last.
 
         Raises:
             LockBusyError: a lock is held by a stopped process.
@@ -64,7 +72,9 @@ class Strikes:
             return
         self._counters.add("block_strikes")
         self._rates.set_limit(_FORGIVEN_PER_S, control.block_after)
-        if self._rates.allow(self._tags.pair(*source.network_key), now.mono_ns):
+        if self._rates.allow(self._tags.pair(*source.host_key), now.mono_ns):
+            return
+        if self._may_be_live(source):
             return
         until_ms = now.wall_ms + control.block_s * 1000
         with self._locks.table():
@@ -82,3 +92,13 @@ class Strikes:
             block_s=control.block_s,
             next_step="wavry-relay blocks shows it; `blocks clear` lifts it",
         )
+
+    def _may_be_live(self, source: Address) -> bool:
+        """Return whether a live slot is at this host, or it is too early to look again."""
+        began_ns = time.monotonic_ns()
+        if began_ns < self._walk_from_ns:
+            return True
+        found = self._sessions.has_slot_at(source)
+        ended_ns = time.monotonic_ns()
+        self._walk_from_ns = ended_ns + _WALK_SHARE * (ended_ns - began_ns)
+        return found

@@ -12,11 +12,12 @@ An IPv4 peer of a dual-stack IPv6 socket is an IPv4 peer: limits, blocks and wha
 own address must not depend on the socket.
 """
 
+import ipaddress
 import socket
 import struct
 from typing import Final, NamedTuple, Self
 
-__all__ = ["Address", "network_text"]
+__all__ = ["Address", "host_of", "host_text"]
 
 FAMILY_SHIFT: Final = 16
 FAMILY_MASK: Final = 0xF
@@ -34,11 +35,16 @@ _V4_HIGH, _V4_PREFIX_WORD = _WORDS.unpack(_V4_PREFIX + bytes(4))
 _V4_PREFIX_MASK: Final = _WORDS.unpack(bytes(8) + b"\xff" * 4 + bytes(4))[1]
 
 
-def network_text(network: int, family: int) -> str:
-    """Return the text of a `Address.network_key`, e.g. ``192.0.2.0/24`` or ``2001:db8::/48``."""
+def host_text(host: int, family: int) -> str:
+    """Return the text of a `Address.host_key`, e.g. ``192.0.2.7/32`` or ``2001:db8::/64``."""
+    return str(host_of(host, family))
+
+
+def host_of(host: int, family: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return a `Address.host_key` as a network of one host."""
     if family == 4:
-        return f"{socket.inet_ntoa(_WORDS.pack(0, network)[12:])}/24"
-    return f"{socket.inet_ntop(socket.AF_INET6, _WORDS.pack(network, 0))}/48"
+        return ipaddress.IPv4Network((_WORDS.pack(0, host)[12:], 32))
+    return ipaddress.IPv6Network((_WORDS.pack(host, 0), 64))
 
 
 class Address(NamedTuple):

@@ -259,14 +259,14 @@ STRIKE_RATE_BUCKETS: Final = 1024
 
 BLOCK: Final = _record(
     "block",
-    ("network", 8),
+    ("host", 8),
     ("until_ms", 8),
     ("since_ms", 8),
     ("family", 4),
     ("reason", 4),
 )
-"""A blocked IPv4 /24 or IPv6 /48: `Address.network_key`, wall clock times, a `RejectReason`.
-`until_ms` 0 = free.  Networks and not addresses, so that no full address is kept."""
+"""A blocked IPv4 address or IPv6 /64: `Address.host_key`, wall clock times, a `RejectReason`.
+`until_ms` 0 = free."""
 
 BLOCK_SLOTS: Final = 4096
 

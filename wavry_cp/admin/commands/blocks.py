@@ -80,7 +80,9 @@ def blocks_clear(
     context: typer.Context,
     relay: Annotated[str, typer.Option(help="Id of the relay.")],
     reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")],
-    subnet: Annotated[str | None, typer.Argument(help="E.g. 192.0.2.0/24.")] = None,
+    subnet: Annotated[
+        str | None, typer.Argument(help="E.g. 192.0.2.7/32, or a network of several.")
+    ] = None,
     *,
     all_blocks: Annotated[bool, typer.Option("--all", help="Lift every block.")] = False,
     wait: Annotated[
@@ -88,13 +90,13 @@ def blocks_clear(
     ] = 20.0,
     json: Json = False,
 ) -> None:
-    """Lift the block of a network, or all, at one relay, and wait until the relay confirms it.
+    """Lift the block of an address, or all, at one relay, and wait until the relay confirms it.
 
     The relay hears of it with its next heartbeat. Exits 1 where it does not confirm in time; the
     order then goes out with two more heartbeats. --wait 0 gives the order and does not wait.
 
     Examples:
-      wavryctl blocks clear 192.0.2.0/24 --relay rly-0123456789abcdef01234567 --reason "fixed"
+      wavryctl blocks clear 192.0.2.7/32 --relay rly-0123456789abcdef01234567 --reason "fixed"
 
       wavryctl blocks clear --all --relay rly-0123456789abcdef01234567 --reason "false alarm"
     """

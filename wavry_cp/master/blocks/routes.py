@@ -47,7 +47,7 @@ def _subnet(text: str) -> str:
         return subnet_text(text)
     except ValueError as error:
         raise RefusedError(
-            ErrorCode.INVALID_SUBNET, "subnet must be like 192.0.2.0/24 or 2001:db8::/48"
+            ErrorCode.INVALID_SUBNET, "subnet must be like 192.0.2.7/32 or 2001:db8::/64"
         ) from error
 
 

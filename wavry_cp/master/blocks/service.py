@@ -24,14 +24,26 @@ MOST_ORDERS: Final = 256
 
 
 def subnet_text(text: str) -> str:
-    """Return the subnet as relays tell it, from the text of any address or network in it.
+    """Return a subnet in the one way to write it; of IPv6 a /64 at the least.
 
     Raises:
         ValueError: it is none.
     """
-    address = ipaddress.ip_network(text, strict=False).network_address
-    bits = 24 if address.version == 4 else 48
-    return str(ipaddress.ip_network(f"{address}/{bits}", strict=False))
+    subnet = ipaddress.ip_network(text, strict=False)
+    if subnet.version == 6 and subnet.prefixlen > 64:
+        subnet = subnet.supernet(new_prefix=64)
+    return str(subnet)
+
+
+def _covers(subnet: str | None, block: BlockedNetwork) -> bool:
+    """Return whether an order to lift the blocks of a subnet (None: all) is about a block."""
+    if subnet is None:
+        return True
+    try:
+        wanted, host = ipaddress.ip_network(subnet), ipaddress.ip_network(block.subnet)
+    except ValueError:  # a relay may tell anything
+        return False
+    return wanted.version == host.version and wanted.overlaps(host)
 
 
 @dataclass(slots=True)
@@ -64,7 +76,7 @@ class BlockService:
                 ErrorCode.TOO_MANY_ORDERS, "the relay follows none; lift all at once"
             )
         orders.setdefault(subnet, _Order()).tries = 0
-        return sum(subnet in (None, block.subnet) for block in self._told.get(relay_id, ()))
+        return sum(_covers(subnet, block) for block in self._told.get(relay_id, ()))
 
     async def confirmed(self, relay_id: str, subnet: str | None, wait_s: float) -> bool:
         """Wait until the relay no longer tells what an order was about.
@@ -99,7 +111,7 @@ class BlockService:
         if not orders:
             return ()
         for subnet, order in list(orders.items()):
-            lifted = all(subnet not in (None, block.subnet) for block in blocks)
+            lifted = not any(_covers(subnet, block) for block in blocks)
             # Blocks behind the 64th are not told, so every order goes out once at least.
             if order.tries and (lifted or order.tries >= MOST_TRIES):
                 orders.pop(subnet).end(is_done=lifted)
@@ -124,7 +136,7 @@ class BlockService:
                 since=block.since,
                 until=block.until,
                 reason=block.reason,
-                clearing=not {None, block.subnet}.isdisjoint(self._orders.get(owner, {})),
+                clearing=any(_covers(subnet, block) for subnet in self._orders.get(owner, {})),
             )
             for owner, blocks in sorted(self._told.items())
             if relay_id in (None, owner)

@@ -126,7 +126,7 @@ class VerifyResponse(Body, frozen=True, kw_only=True):
 
 
 class BlockedNetwork(Body, frozen=True, kw_only=True):
-    """A network that a relay has blocked: an IPv4 /24 or an IPv6 /48.  Times are unix seconds."""
+    """A host that a relay has blocked: an IPv4 /32 or an IPv6 /64.  Times are unix seconds."""
 
     subnet: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9A-Fa-f.:/]+\Z")]
     since: Count

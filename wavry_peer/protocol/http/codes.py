@@ -127,7 +127,7 @@ class ErrorCode(StrEnum):
     WRONG_KEY_STATUS = "wrong_key_status", 409, "Look at the keys: `wavryctl keys status`."
 
     # -- Operators
-    INVALID_SUBNET = "invalid_subnet", 400, "Write it like 192.0.2.0/24."
+    INVALID_SUBNET = "invalid_subnet", 400, "Write it like 192.0.2.7/32."
     NAME_TAKEN = "name_taken", 409, "Rotate or revoke the token of this name."
     NOT_BANNED_HERE = "not_banned_here", 400, "Ask the other service."
     RESERVED_NAME = "reserved_name", 400, "Choose another name."

@@ -20,6 +20,7 @@ static struct place place_of(const struct wv_address *from) {
     if (memcmp(bytes, v4_prefix, sizeof v4_prefix) == 0) { /* at an IPv6 socket too */
         place.host = from->low;
         place.family = 4;
+        memset(bytes + 8, 0, 4);
         bytes[15] = 0;
         memcpy(&place.network, bytes + 8, 8);
     } else {
