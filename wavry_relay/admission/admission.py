@@ -194,7 +194,8 @@ class Admission:
         try:
             if self._policy.wants_cookie(now):
                 self._check_cookie(present, packet.standing)
-            self._policy.check_source(packet.source, now)
+            if packet.standing is not Standing.SLOT:
+                self._policy.check_source(packet.source, now)
             claims = yield from self._verifier.verify(header, present, now.wall_ms)
             self._policy.check_claims(claims, now)
             proof, check = proof_check(claims, present)

@@ -95,10 +95,10 @@ class Strikes:
 
     def _may_be_live(self, source: Address) -> bool:
         """Return whether a live slot is at this host, or it is too early to look again."""
-        began_ns = time.monotonic_ns()
-        if began_ns < self._walk_from_ns:
+        if time.monotonic_ns() < self._walk_from_ns:
             return True
+        began_ns = time.thread_time_ns()
         found = self._sessions.has_slot_at(source)
-        ended_ns = time.monotonic_ns()
-        self._walk_from_ns = ended_ns + _WALK_SHARE * (ended_ns - began_ns)
+        took_ns = time.thread_time_ns() - began_ns
+        self._walk_from_ns = time.monotonic_ns() + _WALK_SHARE * took_ns
         return found

@@ -78,7 +78,7 @@ def test_block_after_repeated_violations_is_listed_and_cleared_by_wavryctl(tmp_p
             lambda: len(services.ctl("blocks", "list")["blocks"]) == 1, timeout_s=30, what="report"
         )
         (block,) = services.ctl("blocks", "list", "--relay", relay_id)["blocks"]
-        assert (block["relay_id"], block["subnet"]) == (relay_id, "127.0.0.0/24")
+        assert (block["relay_id"], block["subnet"]) == (relay_id, "127.0.0.1/32")
         assert block["reason"] == "invalid_signature"
         assert block["since"] < block["until"]
         where = ("--relay", relay_id, "--reason", "our own test")

@@ -150,7 +150,7 @@ def test_subnet_block_is_listed_and_cleared_at_the_relay(tmp_path: Path, engine:
         listed = CLI.invoke(app, ["blocks", "list", *where])
         assert listed.exit_code == 0, listed.output
         (block,) = json.loads(listed.stdout)["blocks"]
-        assert block["subnet"] == "127.0.0.0/24"
+        assert block["subnet"] == "127.0.0.1/32"
         assert block["reason"] == "invalid_signature"
         assert relay.metric("wavry_relay_blocked_networks") == 1
         assert relay.metric("wavry_relay_networks_blocked_total") == 1
@@ -158,7 +158,7 @@ def test_subnet_block_is_listed_and_cleared_at_the_relay(tmp_path: Path, engine:
         wrong = CLI.invoke(app, ["blocks", "clear", "nonsense", *where])
         assert wrong.exit_code == 1
         assert "no subnet" in wrong.output
-        cleared = CLI.invoke(app, ["blocks", "clear", "127.0.0.7", *where])
+        cleared = CLI.invoke(app, ["blocks", "clear", "127.0.0.1", *where])
         assert json.loads(cleared.stdout) == {"cleared": 1}
         bad.token = good_token
         get_in(bad)

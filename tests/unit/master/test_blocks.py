@@ -7,7 +7,7 @@ import pytest
 from support.control.master import FakeClock, FakeRelay, running_master
 
 
-def block(subnet="192.0.2.0/24", **fields):
+def block(subnet="192.0.2.77/32", **fields):
     return {
         "subnet": subnet, "since": 1, "until": 4_000_000_000, "reason": "invalid_signature",
         **fields,
@@ -25,10 +25,10 @@ async def listed(master, query=""):
 
 async def test_subnet_blocks_are_listed_by_relay(master):
     first, second = await FakeRelay(master).join(), await FakeRelay(master).join()
-    await first.heartbeat(blocks=[block(), block("2001:db8::/48", until=1)])
-    await second.heartbeat(blocks=[block("198.51.100.0/24")])
+    await first.heartbeat(blocks=[block(), block("2001:db8::/64", until=1)])
+    await second.heartbeat(blocks=[block("198.51.100.9/32")])
     assert [row["subnet"] for row in await listed(master, f"?relay={first.relay_id}")] == [
-        "192.0.2.0/24"
+        "192.0.2.77/32"
     ]
     assert len(await listed(master)) == 2
     await first.heartbeat()
@@ -40,11 +40,11 @@ async def test_subnet_block_is_cleared_by_an_order_that_is_repeated_until_it_is_
     await relay.heartbeat(blocks=[block()])
     answer = await clear(master, relay, subnet="192.0.2.77")
     assert answer.body == {
-        "relay_id": relay.relay_id, "subnet": "192.0.2.0/24", "reported": 1
+        "relay_id": relay.relay_id, "subnet": "192.0.2.77/32", "reported": 1
     }  # fmt: skip
     (row,) = await listed(master)
     assert row["clearing"]
-    order = {"type": "clear_blocks", "subnet": "192.0.2.0/24"}
+    order = {"type": "clear_blocks", "subnet": "192.0.2.77/32"}
     for _ in range(2):
         assert order in (await relay.heartbeat(blocks=[block()])).body["commands"]
     assert order not in (await relay.heartbeat()).body.get("commands", [])
@@ -72,13 +72,13 @@ async def waiting(master, relay, wait_s=20, **body):
 async def test_clear_waits_until_the_relay_confirms(master):
     relay = await FakeRelay(master).join()
     await relay.heartbeat(blocks=[block()])
-    order = await waiting(master, relay, subnet="192.0.2.0/24")
+    order = await waiting(master, relay, subnet="192.0.2.77/32")
     await relay.heartbeat(blocks=[block()])
     await asyncio.sleep(0.05)
     assert not order.done(), "the relay was told, and has not said that it is done"
     await relay.heartbeat()
     assert (await order).body == {
-        "relay_id": relay.relay_id, "subnet": "192.0.2.0/24", "reported": 1, "confirmed": True
+        "relay_id": relay.relay_id, "subnet": "192.0.2.77/32", "reported": 1, "confirmed": True
     }  # fmt: skip
 
 
@@ -134,3 +134,17 @@ async def test_bad_orders_and_bad_blocks_are_refused(master):
         assert (await relay.heartbeat(blocks=[bad])).status == 400
     assert (await relay.heartbeat(blocks=[block()] * 65)).status == 400
     assert (await relay.heartbeat(blocks=[block()] * 64)).status == 200
+
+
+async def test_clear_of_a_network_is_about_every_block_in_it(master):
+    relay = await FakeRelay(master).join()
+    blocks = [block("192.0.2.77/32"), block("192.0.2.78/32"), block("192.0.3.1/32")]
+    await relay.heartbeat(blocks=blocks)
+    order = await waiting(master, relay, subnet="192.0.2.0/24")
+    assert [row.get("clearing", False) for row in await listed(master)] == [True, True, False]
+    await relay.heartbeat(blocks=blocks[1:])
+    await asyncio.sleep(0.05)
+    assert not order.done(), "one of them still stands"
+    await relay.heartbeat(blocks=blocks[2:])
+    answer = (await order).body
+    assert (answer["reported"], answer["confirmed"]) == (2, True)

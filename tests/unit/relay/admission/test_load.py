@@ -1,6 +1,7 @@
 """Load: shedding, the cookie gate, strikes and blocks, set bursts, on both engines."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -280,29 +281,57 @@ def strict(world: World) -> World:
     return world
 
 
-@pytest.mark.parametrize("address", [v4, v6], ids=["24", "48"])
-def test_subnet_block_after_repeated_violations_ends_by_itself(strict: World, address: Any) -> None:
+@pytest.mark.parametrize("address", [v4, v6], ids=["32", "64"])
+def test_block_after_repeated_violations_is_of_one_host_and_ends(
+    strict: World, address: Any
+) -> None:
     bad = strict.peer(address=address(66))
     cookie = challenge(bad)
     violate(bad, 10, cookie=cookie)
     assert not list(strict.blocks.live(strict.now.wall_ms))
     violate(bad, 1, cookie=cookie)
     (block,) = strict.blocks.live(strict.now.wall_ms)
-    assert block.subnet == ("192.0.2.0/24" if address is v4 else "2001:db8::/48")
+    assert block.subnet == ("192.0.2.66/32" if address is v4 else "2001:db8::/64")
     assert R(block.reason) == R.INVALID_SIGNATURE
-    neighbour = strict.peer(address=address(67))
-    assert reject_reason(neighbour.present(cookie=challenge(neighbour))) == R.BANNED
-    far = strict.peer(address=elsewhere(1))
-    far.accept(cookie=challenge(far))
-    strict.advance(61)
+    again = strict.peer(address=address(66, 4999))
+    assert reject_reason(again.present(cookie=challenge(again))) == R.BANNED
+    near = (
+        v4(67)
+        if address is v4
+        else Address.from_ip(bytes.fromhex("20010db800000001" + "00" * 8), 1)
+    )
+    neighbour = strict.peer(address=near)
     neighbour.accept(cookie=challenge(neighbour))
+    strict.advance(61)
+    again.accept(cookie=challenge(again))
+
+
+@pytest.mark.parametrize("address", [v4, v6], ids=["32", "64"])
+def test_no_host_with_a_live_slot_is_blocked(strict: World, address: Any) -> None:
+    live = strict.peer(address=address(66, 4001))
+    live.accept(cookie=challenge(live))
+    bad = strict.peer(address=address(66, 4002))
+    violate(bad, 50, cookie=challenge(bad))
+    assert not list(strict.blocks.live(strict.now.wall_ms))
+    live.token = live.new_token()
+    live.accept(renew=True)
+    another = strict.peer(address=address(66, 4003))
+    another.accept(cookie=challenge(another))
+    for peer in (live, another):
+        strict.raw_answer(peer.datagram(cookie=c.RELEASE_COOKIE), peer.address)
+    strict.sweep(2)
+    time.sleep(0.05)  # a worker walks the sessions a hundredth of its time
+    violate(bad, 20, cookie=challenge(bad))
+    assert list(strict.blocks.live(strict.now.wall_ms))
 
 
 def test_subnet_block_is_lifted_by_hand(strict: World) -> None:
     for number in (1, 2):
         bad = strict.peer(address=elsewhere(number))
         violate(bad, 11, cookie=challenge(bad))
+        time.sleep(0.05)
     now_ms = strict.now.wall_ms
+    assert len(list(strict.blocks.live(now_ms))) == 2
     with pytest.raises(ValueError, match="nonsense"):
         strict.blocks.clear("nonsense", now_ms)
     assert strict.blocks.clear("203.0.113.0/24", now_ms) == 0
@@ -392,8 +421,8 @@ def test_blocked_source_gets_banned_or_nothing_and_live_sessions_go_on(strict: W
     violate(bad, 11, cookie=challenge(bad))
     request = stun.build_binding_request(bytes(12), padding=0)
     before = strict.count("drop_blocked")
-    assert strict.raw_answer(request, v4(5)) is None
-    assert strict.raw_answer(client.frame(9), v4(5)) is None
+    assert strict.raw_answer(request, v4(66, 5)) is None
+    assert strict.raw_answer(client.frame(9), v4(66, 5)) is None
     assert strict.count("drop_blocked") == before + 2
     answer = strict.raw_answer(bad.datagram(cookie=challenge(bad)), v4(66))
     assert answer is not None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.relay.world import World, open_world, v4, v6
 
-from wavry_relay.shm.address import Address, network_text
+from wavry_relay.shm.address import Address, host_text
 from wavry_relay.shm.layout import IP_RATE_BUCKETS, RATE_BUCKET, Region
 from wavry_relay.shm.rate_limit import OVERFLOW_FACTOR, RateTable, soft_exceeded
 
@@ -116,11 +116,11 @@ def test_table_is_bounded(world: World) -> None:
 
 def test_networks_are_ipv4_24s_and_ipv6_48s() -> None:
     assert v6(1).network_key == v6(2).network_key
-    assert network_text(*v6(1).network_key) == "2001:db8::/48"
+    assert host_text(*v6(1).host_key) == "2001:db8::/64"
     other = Address.from_ip(bytes.fromhex("20010db80001") + bytes(10), 1)
     assert other.network_key != v6(1).network_key
     assert v4(1).network_key == v4(2, 7, listen=1).network_key
-    assert network_text(*v4(1).network_key) == "192.0.2.0/24"
+    assert host_text(*v4(1).host_key) == "192.0.2.1/32"
     assert Address.from_ip(bytes((192, 0, 3, 1)), 1).network_key != v4(1).network_key
 
 
