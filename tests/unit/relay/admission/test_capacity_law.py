@@ -18,11 +18,11 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.protocol.packets import Header
 from wavry_peer.service.clock import Instant
-from wavry_relay.admission.cookie import PathCookies
 from wavry_relay.admission.slots import LeaseSlots
 from wavry_relay.admission.transitions import LeaseTransitions
 from wavry_relay.config import RelayConfig
 from wavry_relay.engine import open_engine
+from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import VerifiedLease
 from wavry_relay.ops.figures import RelayFigures
 from wavry_relay.shm.address import Address
