@@ -1,29 +1,39 @@
 """The shared memory segment: create, attach, remove.
 
-The segment's name comes from the relay's id, and its creator holds an exclusive `flock` on it.
-The descriptor is handed to the workers, and such a lock lives as long as any copy of the
-descriptor does: a segment that can be locked belongs to nobody who is alive, neither a supervisor
-nor a worker that is about to notice the supervisor's death.
+A relay has several names for its segment, made from its key, so that nobody else can tell them
+before they are there: anybody may make files in /dev/shm.  The first name that is not another
+user's is taken, and its creator holds an exclusive `flock` on it.  The descriptor is handed to the
+workers, and such a lock lives as long as any copy of the descriptor does: a segment that can be
+locked belongs to nobody who is alive, neither a supervisor nor a worker that is about to notice the
+supervisor's death.
 """
 
+import contextlib
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
+import secrets
+import stat
 import time
-from collections.abc import Callable
-from typing import Final, Self
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NoReturn, Self
 
 from wavry_peer.protocol.errors import LocalError
 
 from .layout import COUNTERS, HEAD, LAYOUT_VERSION, MAGIC_WORD, Geometry
 
-__all__ = ["Segment", "SegmentBusyError", "SegmentError", "segment_name"]
+__all__ = ["Segment", "SegmentBusyError", "SegmentError", "segment_names"]
 
 TAKE_OVER_WAIT_S: Final = 3.0
 """Workers of a killed supervisor are gone within milliseconds; after this long, the segment's
 owner is alive."""
 _RETRY_S: Final = 0.02
+DIRECTORY = Path("/dev/shm")  # noqa: S108  # files of mode 0600 and O_EXCL, whoever squats a name
+NAMES_OF_THE_KEY: Final = 16
+"""More than one: a name that was seen once can be kept by another user when the relay is down."""
 
 
 class SegmentError(LocalError):
@@ -34,9 +44,20 @@ class SegmentBusyError(SegmentError):
     """Another live relay with the same identity owns the segment."""
 
 
-def segment_name(relay_id: str) -> str:
-    """Name of a relay's segment for ``shm_open``."""
-    return f"/wavry-{relay_id}"
+def segment_names(relay_id: str, seed: bytes) -> list[str]:
+    """Return the names that a relay's segment may have, the one to prefer first.
+
+    The last is new each time: nobody can have kept it.
+
+    Args:
+        relay_id: shows an operator whose segment it is.
+        seed: of the relay's key, which others do not know.
+    """
+    ends = [
+        hashlib.blake2b(b"segment %d" % number, key=seed, digest_size=12).hexdigest()
+        for number in range(NAMES_OF_THE_KEY)
+    ]
+    return [f"wavry-{relay_id}-{end}" for end in (*ends, secrets.token_hex(12))]
 
 
 class Segment:
@@ -102,41 +123,33 @@ class Segment:
         return cls._initialise(fd, geometry, now_ns)
 
     @classmethod
-    def create(cls, name: str, geometry: Geometry, *, now_ns: int) -> Self:
-        """Make a fresh named segment of mode 0600; a stale one of the same name is removed.
+    def create(cls, names: Sequence[str], geometry: Geometry, *, now_ns: int) -> Self:
+        """Make a fresh named segment of mode 0600; stale ones of this user are removed.
 
         Args:
-            name: from `segment_name`.
+            names: from `segment_names`; those that another user has are passed over.
             geometry: sizes.
             now_ns: CLOCK_MONOTONIC.
 
         Raises:
-            SegmentBusyError: a live relay owns the name.
-            SegmentError: no memory or no permission.
+            SegmentBusyError: a live relay owns one of the names.
+            SegmentError: no memory, no permission or no /dev/shm.
         """
-        import posix_ipc
-
-        remove_stale(name)
+        paths = [DIRECTORY / name for name in names]
+        free = [path for path in paths if remove_stale(path)]
+        fd, path = _make_one_of(free)
         try:
-            made = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-        except posix_ipc.ExistentialError as error:
-            raise SegmentBusyError(
-                f"shared memory {name} was just made by another relay"
-            ) from error
-        except (OSError, posix_ipc.Error) as error:
-            raise SegmentError(f"shared memory {name} cannot be made: {error}") from error
-        try:
-            fcntl.flock(made.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            stolen = os.fstat(made.fd).st_nlink == 0
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stolen = os.fstat(fd).st_nlink == 0
         except BlockingIOError:
             stolen = True
         if stolen:  # A second starter took it for stale between our two calls.
-            made.close_fd()
-            raise SegmentBusyError(f"shared memory {name} was just taken by another relay")
+            os.close(fd)
+            raise SegmentBusyError(f"shared memory {path} was just taken by another relay")
         try:
-            return cls._initialise(made.fd, geometry, now_ns)
+            return cls._initialise(fd, geometry, now_ns)
         except SegmentError:
-            unlink(name)
+            path.unlink(missing_ok=True)
             raise
 
     @classmethod
@@ -147,10 +160,7 @@ class Segment:
         except OSError as error:
             os.close(fd)
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
-                raise SegmentError(
-                    f"no room for {geometry.total_bytes} bytes of shared memory; lower"
-                    " WAVRY_RELAY_MAX_SESSIONS or give the host (docker: --shm-size) more"
-                ) from error
+                _say_full(geometry.total_bytes, error)
             raise SegmentError(f"shared memory cannot be sized: {error.strerror}") from error
         segment = cls(fd, geometry)
         segment.boot_ns = now_ns
@@ -174,6 +184,13 @@ class Segment:
         """
         elapsed = now_ms - then_ms & 0xFFFFFFFF
         return elapsed if elapsed < 1 << 31 else 0
+
+    def unlink(self) -> None:
+        """Remove the segment's name; fine where it is gone, or another's by now."""
+        path = DIRECTORY / Path(f"/proc/self/fd/{self.fd}").readlink().name
+        with contextlib.suppress(OSError):
+            if os.path.samestat(path.lstat(), os.fstat(self.fd)):
+                path.unlink()
 
     def close(self) -> None:
         """Unmap and close; the name stays."""
@@ -206,18 +223,46 @@ def _damaged(what: str) -> SegmentError:
     return SegmentError(f"shared memory is damaged: {what}; restart the whole relay")
 
 
-def unlink(name: str) -> None:
-    """Remove a segment's name; fine where it is gone."""
-    import posix_ipc
+def _say_full(wanted_bytes: int, error: OSError) -> NoReturn:
+    left = ""
+    with contextlib.suppress(OSError):
+        room = os.statvfs(DIRECTORY)
+        left = f" ({room.f_bavail * room.f_frsize} bytes and {room.f_favail} files are left)"
+    raise SegmentError(
+        f"no room for {wanted_bytes} bytes of shared memory in {DIRECTORY}{left}: remove what fills"
+        f" it (ls -l {DIRECTORY}), lower WAVRY_RELAY_MAX_SESSIONS, or make it larger (docker:"
+        f" --shm-size; else: mount -o remount,size=… {DIRECTORY})"
+    ) from error
 
-    try:
-        posix_ipc.unlink_shared_memory(name)
-    except posix_ipc.ExistentialError:
-        return
+
+def _make_one_of(paths: Sequence[Path]) -> tuple[int, Path]:
+    """Make the first of these files that nobody has made meanwhile."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    for path in paths:
+        try:
+            return os.open(path, flags, 0o600), path
+        except FileExistsError as error:
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_uid == os.geteuid():
+                    raise SegmentBusyError(
+                        f"shared memory {path} was just made by another relay"
+                    ) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                _say_full(1, error)
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                why = f"this host has no {DIRECTORY}"
+            else:
+                why = f"{DIRECTORY} cannot be written by user {os.geteuid()} ({error.strerror})"
+            raise SegmentError(
+                f"shared memory cannot be made: {why}; mount it: mount -t tmpfs -o mode=1777,"
+                f"nosuid,nodev tmpfs {DIRECTORY}"
+            ) from error
+    raise SegmentBusyError("every name of the shared memory was just made by another; start again")
 
 
 def remove_stale(
-    name: str,
+    path: Path,
     *,
     wait_s: float = TAKE_OVER_WAIT_S,
     sleep: Callable[[float], None] = time.sleep,
@@ -225,35 +270,33 @@ def remove_stale(
     """Remove a segment that a dead relay left behind.
 
     Returns:
-        True where there was one.
+        Whether the name is free now: another user's file is left alone, whatever it is.
 
     Raises:
         SegmentBusyError: its owner is alive.
-        SegmentError: it belongs to another user.
     """
-    import posix_ipc
-
     try:
-        stale = posix_ipc.SharedMemory(name)
-    except posix_ipc.ExistentialError:
-        return False
-    except (OSError, posix_ipc.Error) as error:
-        raise SegmentError(f"shared memory {name} cannot be opened: {error}") from error
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return not os.path.lexists(path)  # Not there, or not to be looked for: its making says why.
     try:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+            return False
         waited_s = 0.0
         while True:
             try:
-                fcntl.flock(stale.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
                 if waited_s >= wait_s:
                     raise SegmentBusyError(
                         "another relay with this identity is running on this host (it owns shared"
-                        f" memory {name}); stop it, or give this one its own state directory"
+                        f" memory {path}); stop it, or give this one its own state directory"
                     ) from error
             sleep(_RETRY_S)
             waited_s += _RETRY_S
-        unlink(name)
+        path.unlink(missing_ok=True)
         return True
     finally:
-        stale.close_fd()
+        os.close(fd)

@@ -40,7 +40,7 @@ from wavry_relay.ops.http_server import OpsServer, open_ops_socket
 from wavry_relay.ops.samples import RelaySamples
 from wavry_relay.shm.control import ControlBlock, Drain
 from wavry_relay.shm.layout import Geometry
-from wavry_relay.shm.segment import Segment, segment_name, unlink
+from wavry_relay.shm.segment import Segment, segment_names
 from wavry_relay.udp.listening import check_guards, open_listening
 from wavry_relay.udp.sockets import ReuseportGroup
 from wavry_relay.upgrade.descriptors import RelayDescriptors
@@ -145,7 +145,7 @@ class Supervisor:
         identity = self._identify()
         workers = activation.worker_count(config.workers, config.worker_count)
         groups = open_listening(config, activation, workers, self._cleanup)
-        segment = self._make_segment(relay_id(identity.public_key), workers)
+        segment = self._make_segment(identity, workers)
         control = ControlBlock(segment)
         control.initialise(relay_id(identity.public_key), config.limits, self._engine)
         parts = self._assemble(identity, segment, groups)
@@ -165,8 +165,7 @@ class Supervisor:
         """
         config, received = self._config, predecessor.descriptors
         identity = self._assembler.state.identity()
-        name = segment_name(relay_id(identity.public_key))
-        self._cleanup.callback(self._forget_segment, received.segment, name)
+        self._cleanup.callback(self._forget_segment, received.segment)
         warn_of_kept_settings(config, received.segment.geometry)
         # Boot keys and cookies stay: peers hold them.
         ControlBlock(received.segment).limits = config.limits
@@ -192,16 +191,16 @@ class Supervisor:
         warn_of(ops_address, self._assembler.root, self._engine)
         return identity
 
-    def _make_segment(self, own_id: str, workers: int) -> Segment:
-        name = segment_name(own_id)
+    def _make_segment(self, identity: SigningKey, workers: int) -> Segment:
+        names = segment_names(relay_id(identity.public_key), identity.seed)
         geometry = Geometry(workers, self._config.max_sessions)
-        segment = Segment.create(name, geometry, now_ns=self._clock.now().mono_ns)
-        self._cleanup.callback(self._forget_segment, segment, name)
+        segment = Segment.create(names, geometry, now_ns=self._clock.now().mono_ns)
+        self._cleanup.callback(self._forget_segment, segment)
         return segment
 
-    def _forget_segment(self, segment: Segment, name: str) -> None:
+    def _forget_segment(self, segment: Segment) -> None:
         if self._owner:
-            unlink(name)
+            segment.unlink()
         segment.close()
 
     def _assemble(

@@ -151,7 +151,8 @@ class RelayProcess:
 
     @property
     def shm_path(self) -> Path:
-        return Path("/dev/shm") / f"wavry-{self.relay_id}"
+        found = list(Path("/dev/shm").glob(f"wavry-{self.relay_id}-*"))
+        return found[0] if found else Path("/dev/shm/wavry-none")
 
     def log(self) -> str:
         """What was logged, once no more comes: lines leave by a thread that may lag."""

@@ -70,7 +70,7 @@ def test_base_install_is_a_peer_without_a_compiler_and_without_server_parts(
     assert "connect" in done.stdout
     check = (
         "import sys, wavry_peer, wavry_peer.cli, wavry_peer.peer\n"
-        "bad = {'aiohttp.web', 'wavry_cp', 'wavry_relay', 'posix_ipc', 'sqlite_utils',"
+        "bad = {'aiohttp.web', 'wavry_cp', 'wavry_relay', 'sqlite_utils',"
         " 'prometheus_client'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

@@ -2,10 +2,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import posix_ipc
 import pytest
 
 from loadtest.processes import (
@@ -38,10 +38,10 @@ print("burnt", flush=True)
 time.sleep(60)
 """
 MAPS = """
-import mmap, posix_ipc, sys, time
-memory = posix_ipc.SharedMemory(sys.argv[1])
-one = mmap.mmap(memory.fd, 0)
-two = mmap.mmap(memory.fd, 0)
+import mmap, os, sys, time
+memory = os.open(sys.argv[1], os.O_RDWR)
+one = mmap.mmap(memory, 0)
+two = mmap.mmap(memory, 0)
 print("mapped", flush=True)
 time.sleep(60)
 """
@@ -101,14 +101,11 @@ def test_cpu_time_of_a_process_that_ended_is_an_error():
 
 
 def test_shared_memory_is_counted_once_even_where_it_is_mapped_twice(start):
-    memory = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, size=3 << 20)
-    try:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as memory:
+        memory.truncate(3 << 20)
         process, _ = start(MAPS, memory.name)
         assert shared_memory_bytes(process.pid) == 3 << 20
         assert resident_bytes(process.pid) > 1 << 20
-    finally:
-        memory.close_fd()
-        memory.unlink()
 
 
 def test_a_process_without_shared_memory_has_none(start):

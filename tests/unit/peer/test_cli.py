@@ -375,7 +375,7 @@ def test_the_peer_needs_no_server_parts() -> None:
     check = (
         "import sys, wavry_peer, wavry_peer.cli\n"
         "[getattr(wavry_peer, name) for name in wavry_peer.__all__]\n"
-        "bad = {'aiohttp.web', 'wavry_cp', 'wavry_relay', 'posix_ipc', 'sqlite_utils',"
+        "bad = {'aiohttp.web', 'wavry_cp', 'wavry_relay', 'sqlite_utils',"
         " 'prometheus_client'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

@@ -1,11 +1,12 @@
 """The named segment: mode, stale ones, live owners."""
 
+import errno
 import fcntl
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paths import REPOSITORY
 
+from wavry_relay.shm import segment as segment_module
 from wavry_relay.shm.layout import HEAD, Geometry
 from wavry_relay.shm.segment import (
     Segment,
     SegmentBusyError,
     SegmentError,
     remove_stale,
-    segment_name,
-    unlink,
+    segment_names,
 )
 
 GEOMETRY = Geometry(1, 10)
@@ -28,17 +29,17 @@ GEOMETRY = Geometry(1, 10)
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    made = segment_name(f"rly-test-{uuid.uuid4().hex[:16]}")
+    made = f"wavry-rly-test-{uuid.uuid4().hex[:16]}"
     yield made
-    unlink(made)
+    path(made).unlink(missing_ok=True)
 
 
 def path(name: str) -> Path:
-    return Path("/dev/shm") / name.removeprefix("/")
+    return Path("/dev/shm") / name
 
 
 def test_segment_is_readable_by_its_user_alone(name: str) -> None:
-    segment = Segment.create(name, GEOMETRY, now_ns=0)
+    segment = Segment.create([name], GEOMETRY, now_ns=0)
     try:
         assert path(name).stat().st_mode & 0o777 == 0o600
         assert path(name).stat().st_size == GEOMETRY.total_bytes
@@ -47,7 +48,7 @@ def test_segment_is_readable_by_its_user_alone(name: str) -> None:
 
 
 def test_attach_sees_what_was_written(name: str) -> None:
-    segment = Segment.create(name, GEOMETRY, now_ns=77)
+    segment = Segment.create([name], GEOMETRY, now_ns=77)
     other = Segment.attach(os.dup(segment.fd))
     try:
         segment.u64[600] = 42
@@ -112,12 +113,12 @@ def test_stale_segment_of_a_dead_relay_is_replaced(name: str) -> None:
     code = (
         "from wavry_relay.shm.layout import Geometry\n"
         "from wavry_relay.shm.segment import Segment\n"
-        f"segment = Segment.create({name!r}, Geometry(1, 10), now_ns=0)\n"
+        f"segment = Segment.create([{name!r}], Geometry(1, 10), now_ns=0)\n"
         "segment.u64[600] = 42\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
     assert path(name).exists()
-    segment = Segment.create(name, GEOMETRY, now_ns=0)
+    segment = Segment.create([name], GEOMETRY, now_ns=0)
     try:
         assert segment.u64[600] == 0
     finally:
@@ -125,18 +126,18 @@ def test_stale_segment_of_a_dead_relay_is_replaced(name: str) -> None:
 
 
 def test_segment_of_a_live_relay_is_left_alone(name: str) -> None:
-    segment = Segment.create(name, GEOMETRY, now_ns=0)
+    segment = Segment.create([name], GEOMETRY, now_ns=0)
     inode = path(name).stat().st_ino
     try:
         with pytest.raises(SegmentBusyError, match="another relay with this identity"):
-            remove_stale(name, wait_s=0.05)
+            remove_stale(path(name), wait_s=0.05)
         assert path(name).stat().st_ino == inode
     finally:
         segment.close()
 
 
 def test_owner_that_is_just_ending_is_waited_for(name: str) -> None:
-    segment = Segment.create(name, GEOMETRY, now_ns=0)
+    segment = Segment.create([name], GEOMETRY, now_ns=0)
     waits: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -145,7 +146,7 @@ def test_owner_that_is_just_ending_is_waited_for(name: str) -> None:
             fcntl.flock(segment.fd, fcntl.LOCK_UN)
 
     try:
-        assert remove_stale(name, sleep=sleep)
+        assert remove_stale(path(name), sleep=sleep)
         assert len(waits) == 3
         assert not path(name).exists()
     finally:
@@ -153,7 +154,7 @@ def test_owner_that_is_just_ending_is_waited_for(name: str) -> None:
 
 
 def test_nothing_stale_is_fine(name: str) -> None:
-    assert not remove_stale(name)
+    assert remove_stale(path(name))
 
 
 def test_too_little_shared_memory_is_a_clear_error(
@@ -164,5 +165,114 @@ def test_too_little_shared_memory_is_a_clear_error(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(SegmentError, match="shm-size"):
-        Segment.create(name, GEOMETRY, now_ns=0)
+        Segment.create([name], GEOMETRY, now_ns=0)
     assert not path(name).exists()
+
+
+# -- Names -----------------------------------------------------------------------------------------
+
+SEED = bytes(range(32))
+
+
+def test_pitfall_names_cannot_be_told_by_who_has_not_the_key() -> None:
+    mine, again = segment_names("rly-x", SEED), segment_names("rly-x", SEED)
+    assert mine[:-1] == again[:-1], "a later start and a successor find them"
+    assert mine[-1] != again[-1]
+    assert len(set(mine)) == len(mine)
+    assert not set(mine) & set(segment_names("rly-x", bytes(32)))
+    assert all(len(name.removeprefix("wavry-rly-x-")) == 24 for name in mine)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(segment_module, "DIRECTORY", tmp_path)
+    return tmp_path
+
+
+def _of_another_user(path: Path) -> None:
+    path.write_bytes(bytes(8))
+    os.chown(path, 65534, 65534)
+
+
+def _held_by_another_user(path: Path) -> None:
+    _of_another_user(path)
+    fcntl.flock(os.open(path, os.O_RDWR), fcntl.LOCK_EX)  # held until the tests end
+
+
+SQUATS = [
+    pytest.param(_of_another_user, marks=pytest.mark.skipif(os.geteuid() != 0, reason="chown")),
+    pytest.param(
+        _held_by_another_user, marks=pytest.mark.skipif(os.geteuid() != 0, reason="chown")
+    ),
+    Path.mkdir,
+    os.mkfifo,
+    lambda path: path.symlink_to("/etc/passwd"),
+    lambda path: path.symlink_to(path.with_name("nothing")),
+]
+
+
+@pytest.mark.parametrize("squat", SQUATS)
+def test_pitfall_a_squatted_name_stops_no_start(
+    memory: Path, squat: Callable[[Path], None]
+) -> None:
+    for name in ("first", "second"):
+        squat(memory / name)
+    segment = Segment.create(["first", "second", "third"], GEOMETRY, now_ns=0)
+    try:
+        assert (memory / "third").stat().st_size == GEOMETRY.total_bytes
+        segment.unlink()
+        assert {path.name for path in memory.iterdir()} == {"first", "second"}, (
+            "what others made is left alone"
+        )
+    finally:
+        segment.close()
+
+
+def test_a_leftover_under_a_later_name_is_removed_and_a_live_one_is_seen(memory: Path) -> None:
+    left = Segment.create(["second"], GEOMETRY, now_ns=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_module.remove_stale, "__kwdefaults__", {"wait_s": 0, "sleep": None})
+        with pytest.raises(SegmentBusyError):
+            Segment.create(["first", "second"], GEOMETRY, now_ns=0)
+    left.close()
+    segment = Segment.create(["first", "second"], GEOMETRY, now_ns=0)
+    assert [path.name for path in memory.iterdir()] == ["first"]
+    segment.close()
+
+
+def test_a_name_that_is_anothers_by_now_is_not_removed(memory: Path) -> None:
+    segment = Segment.create(["first"], GEOMETRY, now_ns=0)
+    (memory / "first").unlink()
+    (memory / "first").write_bytes(b"of somebody else")
+    segment.unlink()
+    assert (memory / "first").exists()
+    segment.close()
+
+
+def test_a_host_without_shared_memory_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(segment_module, "DIRECTORY", tmp_path / "none")
+    with pytest.raises(SegmentError, match=r"this host has no .*mount -t tmpfs"):
+        Segment.create(segment_names("rly-x", SEED), GEOMETRY, now_ns=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "cannot be written by user .*Permission denied.*mode=1777"),
+        (errno.EROFS, "cannot be written by user .*Read-only"),
+        (errno.ENOSPC, "bytes and .* files are left.*ls -l .*shm-size"),
+    ],
+)
+def test_why_shared_memory_cannot_be_made_is_said(
+    memory: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    names = segment_names("rly-x", SEED)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(SegmentError, match=said):
+        Segment.create(names, GEOMETRY, now_ns=0)
+    assert not list(memory.iterdir())
