@@ -21,6 +21,7 @@ from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.errors import ListenError, LocalError, MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, decode_body
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.service.http_listener import HttpListener
 from wavry_peer.service.http_server import (
     BODY_TOO_LARGE,
     Handler,
@@ -187,13 +188,13 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
         ListenError: the address cannot be listened on.
     """
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
-    server: asyncio.Server | None = None
+    server: HttpListener | None = None
     try:
         try:
-            server = await open_server(runner, host=host, port=port)
+            server = await open_server(runner, (host, port))
         except OSError as error:
             raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        yield server_url(server.sockets[0].getsockname())
+        yield server_url(server.sock.getsockname())
     finally:
         if server is not None:
             server.close()

@@ -6,6 +6,7 @@ logs a traceback for it; anybody who reaches the port could fill the log.
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from aiohttp import hdrs, web
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
 from wavry_peer.protocol.http.codes import ErrorCode
+
+from .http_listener import HttpListener
 
 __all__ = [
     "BODY_TOO_LARGE",
@@ -37,8 +40,6 @@ FIRST_REQUEST_TIMEOUT_S: Final = 20.0
 KEEPALIVE_TIMEOUT_S: Final = 75.0
 LINGERING_S: Final = 2.0
 """How long the rest of a refused body is read, so that the client sees the answer."""
-
-LISTEN_BACKLOG: Final = 1024
 
 BODY_TOO_LARGE: Final = (ErrorCode.BODY_TOO_LARGE, f"body is over {MAX_BODY_BYTES} bytes")
 _EXPECTATION_FAILED: Final = (
@@ -125,12 +126,14 @@ async def add_secure_headers(_request: web.BaseRequest, response: web.StreamResp
             response.headers.setdefault(name, value)
 
 
-async def open_server(runner: web.AppRunner, **where: Any) -> asyncio.Server:
+async def open_server(
+    runner: web.AppRunner, where: socket.socket | tuple[str, int]
+) -> HttpListener:
     """Serve an application.
 
     Args:
         runner: of the application, not yet set up.
-        where: ``sock`` that listens already, or ``host`` and ``port``.
+        where: a socket that listens already, or host and port.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -140,18 +143,23 @@ async def open_server(runner: web.AppRunner, **where: Any) -> asyncio.Server:
     assert server is not None  # noqa: S101  # setup() made it; for the type checker
     server.request_handler = _begun(server.request_handler)
     loop = asyncio.get_running_loop()
-    return await loop.create_server(
-        lambda: _HttpConnection(
+
+    def connect() -> _HttpConnection:
+        return _HttpConnection(
             server,
+            listener.forget,
             loop=loop,
             access_log=None,
             auto_decompress=False,  # a 64 KiB body may not unpack to gigabytes
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
             lingering_time=LINGERING_S,
-        ),
-        backlog=LISTEN_BACKLOG,
-        **where,
-    )
+        )
+
+    if isinstance(where, tuple):
+        listener = HttpListener.on(*where, connect)
+    else:
+        listener = HttpListener(where, connect)
+    return listener
 
 
 def server_url(address: tuple[Any, ...]) -> str:
@@ -163,8 +171,11 @@ def server_url(address: tuple[Any, ...]) -> str:
 class _HttpConnection(web.RequestHandler):
     """A client connection: aiohttp's, with our error form and a deadline for the first request."""
 
-    def __init__(self, server: web.Server, **kwargs: Any) -> None:
+    def __init__(
+        self, server: web.Server, ended: Callable[["_HttpConnection"], None], **kwargs: Any
+    ) -> None:
         super().__init__(server, **kwargs)
+        self._ended = ended
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -176,7 +187,20 @@ class _HttpConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the clock."""
         self.request_arrived()
+        self._ended(self)
         super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request, or for the rest of its head."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def give_up(self) -> None:
+        """Close it at once, whether or not its client reads what was answered before."""
+        transport = self.transport
+        self.force_close()
+        if transport is not None:
+            transport.abort()
 
     def request_arrived(self) -> None:
         """Stop the clock: a request head is complete, and its answer may take as long as it needs.

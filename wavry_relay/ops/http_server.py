@@ -1,6 +1,5 @@
 """The ops port: /health, /ready and /metrics over HTTP."""
 
-import asyncio
 import socket
 from typing import Final
 
@@ -10,6 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from wavry_peer.protocol.errors import ListenError
 from wavry_peer.protocol.http.ops import RelayReady
+from wavry_peer.service.http_listener import HttpListener
 from wavry_peer.service.http_server import (
     add_secure_headers,
     errors_as_json,
@@ -76,7 +76,7 @@ class OpsServer:
         app.router.add_get("/ready", _ready)
         app.router.add_get("/metrics", _metrics)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-        self._server: asyncio.Server | None = None
+        self._server: HttpListener | None = None
         self._listening: socket.socket | None = None
         self.url = ""
 
@@ -90,7 +90,7 @@ class OpsServer:
     async def serve(self, listening: socket.socket) -> None:
         """Begin to serve on a socket that listens already."""
         self._listening = listening
-        self._server = await open_server(self._runner, sock=listening)
+        self._server = await open_server(self._runner, listening)
         self.url = server_url(listening.getsockname())
 
     async def stop(self) -> None:

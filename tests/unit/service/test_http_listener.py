@@ -1,0 +1,108 @@
+"""Connections that only wait make room for others where the process has no descriptor left."""
+
+import asyncio
+import contextlib
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import pytest
+import structlog.testing
+from aiohttp import web
+
+from wavry_cp.app.http import listening, new_application
+from wavry_peer.service import http_listener
+
+
+@contextlib.contextmanager
+def room_for(more: int) -> Iterator[None]:
+    """Let this process open so many descriptors more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir()) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def _hello(_request: web.Request) -> web.Response:
+    return web.Response(text="hello")
+
+
+_HOLD = """
+import resource, socket, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+held = [
+    socket.create_connection(("127.0.0.1", int(sys.argv[1])), source_address=(sys.argv[2], 0))
+    for _ in range(int(sys.argv[3]))
+]
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+async def hold_idle(stack: AsyncExitStack, port: int, source: str, count: int) -> None:
+    """Connections of another process that say nothing."""
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _HOLD, str(port), source, str(count),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+    async def end() -> None:
+        await holder.communicate(b"")
+
+    stack.push_async_callback(end)
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"held\n"
+
+
+async def test_pitfall_idle_connections_of_one_address_keep_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listener, "PAUSE_S", 0.01)
+    app = new_application()
+    app.router.add_get("/hello", _hello)
+    defects: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, about: defects.append(about))
+    with structlog.testing.capture_logs() as logs:
+        async with AsyncExitStack() as stack, listening(app, "127.0.0.1", 0) as url:
+            port = int(url.rpartition(":")[2])
+            with room_for(40):
+                await hold_idle(stack, port, "127.0.0.2", 300)
+                for _ in range(20):
+                    async with (
+                        aiohttp.ClientSession() as client,
+                        client.get(url + "/hello", timeout=aiohttp.ClientTimeout(20)) as answer,
+                    ):
+                        assert await answer.text() == "hello"
+    assert not defects
+    assert [line["event"] for line in logs].count("connections_short") == 1
+
+
+async def test_a_connection_in_the_middle_of_a_request_is_not_closed_for_another() -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def slow(_request: web.Request) -> web.Response:
+        entered.set()
+        await leave.wait()
+        return web.Response(text="at last")
+
+    app = new_application()
+    app.router.add_get("/slow", slow)
+    async with (
+        AsyncExitStack() as stack,
+        listening(app, "127.0.0.1", 0) as url,
+        aiohttp.ClientSession() as client,
+    ):
+        asked = asyncio.create_task(client.get(url + "/slow"))
+        await entered.wait()
+        with room_for(40):
+            await hold_idle(stack, int(url.rpartition(":")[2]), "127.0.0.1", 200)
+            leave.set()
+            answer = await asked
+            assert await answer.text() == "at last"
