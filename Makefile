@@ -45,7 +45,7 @@ test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## the long form of the tests marked `long` (SLOW_SESSIONS, SLOW_FUZZ_SECONDS), one after the other
-	WAVRY_TEST_SESSIONS=$(SLOW_SESSIONS) WAVRY_FUZZ_SECONDS=$(SLOW_FUZZ_SECONDS) \
+	WAVRY_TEST_INSTALL=1 WAVRY_TEST_SESSIONS=$(SLOW_SESSIONS) WAVRY_FUZZ_SECONDS=$(SLOW_FUZZ_SECONDS) \
 		$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## formatting, lint rules, types, import directions

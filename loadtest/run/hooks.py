@@ -133,6 +133,13 @@ def _follow_plan(environment: Environment, load: LoadRun) -> None:
     if runner is not None:
         # Locust listens to SIGTERM only after a shape has ended: sessions would not be closed.
         gevent.signal_handler(signal.SIGTERM, _end_shape, runner)
+        # Raised wherever the program is, Ctrl-C could end the reader of a user's socket instead.
+        gevent.signal_handler(
+            signal.SIGINT,
+            gevent.get_hub().loop.run_callback,
+            gevent.getcurrent().throw,
+            KeyboardInterrupt,
+        )
 
 
 def _end_shape(runner: Runner) -> None:

@@ -101,11 +101,9 @@ class Popen(subprocess.Popen[Any]):
 
     @classmethod
     def _may_fork(cls, args: Any, options: dict[str, Any]) -> bool:
-        if (
-            not isinstance(args, list)
-            or args[:2] != [sys.executable, "-m"]
-            or args[2] not in MODULES
-        ):
+        if not isinstance(args, list | tuple) or list(args[:2]) != [sys.executable, "-m"]:
+            return False
+        if args[2] not in MODULES:
             return False
         if any(options.get(name) for name in _OPTIONS) or options.get("umask", -1) != -1:
             return False

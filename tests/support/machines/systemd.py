@@ -129,7 +129,7 @@ def _branch(name: str) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    for _ in range(100):
+    for _ in range(600):
         with contextlib.suppress(OSError):  # busy until the kernel has reaped the last process
             for group in sorted(path.rglob("*"), reverse=True):
                 if group.is_dir():

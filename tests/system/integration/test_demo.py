@@ -25,7 +25,7 @@ def test_demo_sends_a_file_and_media_while_workers_die(tmp_path: Path) -> None:
     assert summary["path"] == "relay"
     assert summary["sha256_match"] is True
     assert summary["sessions_lost"] == 0
-    assert MEDIA_KILLS < summary["worker_kills"] <= MEDIA_KILLS + FILE_KILLS
+    assert MEDIA_KILLS <= summary["worker_kills"] <= MEDIA_KILLS + FILE_KILLS
     assert summary["bytes"] > 3_000_000
     assert summary["packets_sent"] >= summary["media"]["packets_sent"] > 2000
     assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]

@@ -10,6 +10,7 @@ import pytest
 from support.paths import REPOSITORY
 from support.system.system import clean_environment
 
+LONG = "WAVRY_TEST_INSTALL" in os.environ
 SOURCES = (
     "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE",
     "wavry_peer", "wavry_relay", "wavry_cp",
@@ -77,8 +78,11 @@ def test_base_install_is_a_peer_without_a_compiler_and_without_server_parts(
     subprocess.run([str(base_install / "python"), "-c", check], check=True, cwd=tmp_path)
 
 
+@pytest.mark.long
 def test_extras_give_the_services(source: Path, tmp_path: Path) -> None:
-    binaries = install(source, tmp_path / "venv", "[relay,cp]")
+    """Installed anew in `make test-slow`, else as this environment has them."""
+    installed = Path(sys.executable).parent
+    binaries = install(source, tmp_path / "venv", "[relay,cp]") if LONG else installed
     for command in ("wavry-relay", "wavry-master", "wavry-gateway", "wavryctl"):
         done = subprocess.run(
             [str(binaries / command), "--help"], capture_output=True, text=True, cwd=tmp_path
