@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
 import gevent
+import greenlet
 import msgspec
 from locust import LoadTestShape
 from locust import log as locust_log
@@ -134,12 +135,11 @@ def _follow_plan(environment: Environment, load: LoadRun) -> None:
         # Locust listens to SIGTERM only after a shape has ended: sessions would not be closed.
         gevent.signal_handler(signal.SIGTERM, _end_shape, runner)
         # Raised wherever the program is, Ctrl-C could end the reader of a user's socket instead.
-        gevent.signal_handler(
-            signal.SIGINT,
-            gevent.get_hub().loop.run_callback,
-            gevent.getcurrent().throw,
-            KeyboardInterrupt,
-        )
+        gevent.signal_handler(signal.SIGINT, _interrupt, gevent.getcurrent())
+
+
+def _interrupt(main: greenlet.greenlet) -> None:
+    gevent.get_hub().loop.run_callback(main.throw, KeyboardInterrupt)
 
 
 def _end_shape(runner: Runner) -> None:
