@@ -42,6 +42,29 @@ class ListenAddress(NamedTuple):
         """Whether it stands for every address of the host, and so is none to tell others."""
         return ipaddress.ip_address(self.host).is_unspecified
 
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it means something on one link only (IPv6: with the name of an interface)."""
+        return ":" in self.host and ipaddress.ip_address(self.host).is_link_local
+
+    @property
+    def why_unfit(self) -> str:
+        """Why no socket can have this address; empty if one can."""
+        address = ipaddress.ip_address(self.host)
+        if isinstance(address, ipaddress.IPv4Address):
+            return ""
+        if address.ipv4_mapped is not None:
+            return (
+                "must not have an IPv4 address in IPv6 form;"
+                f" write {address.ipv4_mapped}:{self.port}"
+            )
+        if address.is_link_local and not address.scope_id:
+            return (
+                "must name the interface of a link-local address,"
+                f" e.g. [{self.host}%eth0]:{self.port}"
+            )
+        return ""
+
 
 def _parse_ip(text: str) -> ListenAddress:
     host, port = parse_address(text)
@@ -362,9 +385,12 @@ class RelayConfig:
         ):
             for text in texts:
                 try:
-                    _parse_ip(text)
+                    address = _parse_ip(text)
                 except ValueError:
                     faults.append(f"{variable} must have IP:PORT or [IPV6]:PORT, not a host name")
+                    continue
+                if why := address.why_unfit:
+                    faults.append(f"{variable} {why}")
         if not 1 <= len(self.listen) <= MAX_LISTEN_ADDRESSES:
             faults.append(f"WAVRY_RELAY_LISTEN must name 1 to {MAX_LISTEN_ADDRESSES} addresses")
         return faults or self.guard(self.listen_addresses)
@@ -387,11 +413,18 @@ class RelayConfig:
         told = [_parse_ip(text) for text in self.advertise]
         if any(address.is_wildcard or not address.port for address in told):
             faults.append("WAVRY_RELAY_ADVERTISE must not have a wildcard address or port 0")
-        if self.master_url and not told and any(address.is_wildcard for address in listen):
-            faults.append(
-                f"WAVRY_RELAY_ADVERTISE must be set: {source} has a wildcard address,"
-                " which peers cannot be told"
-            )
+        if any(address.is_link_local for address in told):
+            faults.append("WAVRY_RELAY_ADVERTISE must not have a link-local address")
+        if self.master_url and not told:
+            for kind, has in (
+                ("wildcard", any(address.is_wildcard for address in listen)),
+                ("link-local", any(address.is_link_local for address in listen)),
+            ):
+                if has:
+                    faults.append(
+                        f"WAVRY_RELAY_ADVERTISE must be set: {source} has a {kind} address,"
+                        " which peers cannot be told"
+                    )
         return faults
 
     def _other_faults(self) -> list[str]:

@@ -17,7 +17,7 @@ from wavry_peer.service.http_server import (
     open_server,
     server_url,
 )
-from wavry_relay.udp.sockets import format_endpoint
+from wavry_relay.udp.sockets import format_endpoint, socket_address
 
 from .figures import RelayFigures
 from .metrics import SampleSource, registry
@@ -54,9 +54,8 @@ def open_ops_socket(host: str, port: int) -> socket.socket:
         ListenError: the address cannot be used.
     """
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        family, address = socket_address(host, port)
+        return socket.create_server(address, family=family)
     except OSError as error:
         raise ListenError(
             f"ops address {format_endpoint(host, port)} cannot be opened ({error.strerror});"

@@ -9,6 +9,7 @@ from wavry_relay.config import ListenAddress, RelayConfig
 from wavry_relay.shm.control import WorkerRow, WorkerState
 from wavry_relay.shm.segment import Segment
 from wavry_relay.udp.activation import Activation, take_passed
+from wavry_relay.udp.sockets import bound_to
 
 __all__ = ["DrainReport", "Host", "any_worker_serves"]
 
@@ -50,7 +51,7 @@ class Host:
         """Return where /health, /ready and /metrics will be."""
         if self.activation.ops is None:
             return config.ops_address
-        return ListenAddress(*self.activation.ops.getsockname()[:2])
+        return ListenAddress(*bound_to(self.activation.ops))
 
 
 class DrainReport:

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from wavry_peer.protocol.errors import ListenError
 
-from .sockets import format_endpoint
+from .sockets import bound_to, format_endpoint
 
 __all__ = ["Activation", "take_passed"]
 
@@ -86,14 +86,14 @@ class Activation:
                 made.ops = sock
             else:
                 _check_udp(sock, what)
-                by_address.setdefault(sock.getsockname()[:2], []).append(sock)
+                by_address.setdefault(bound_to(sock), []).append(sock)
         made.udp = list(by_address.values())
         return made
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port of each UDP address."""
-        return [sockets[0].getsockname()[:2] for sockets in self.udp]
+        return [bound_to(sockets[0]) for sockets in self.udp]
 
     def worker_count(self, asked: int, default: int) -> int:
         """Return the number of workers that leaves no passed socket unread.

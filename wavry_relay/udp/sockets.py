@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from wavry_peer.protocol.errors import ListenError
 from wavry_relay.engine.local_addresses import tell_destinations
@@ -21,10 +21,12 @@ from wavry_relay.engine.local_addresses import tell_destinations
 __all__ = [
     "ReuseportGroup",
     "adopt_group",
+    "bound_to",
     "format_endpoint",
     "open_group",
     "set_busy_poll",
     "size_buffers",
+    "socket_address",
 ]
 
 # Not in Python's socket module (asm-generic/socket.h).
@@ -95,6 +97,26 @@ def format_endpoint(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Return family and socket address of an IP address, with the interface of a link-local one.
+
+    Raises:
+        OSError: this host has no such interface.
+    """
+    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    (found, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=flags)
+    return found[0], found[4]
+
+
+def bound_to(sock: socket.socket) -> tuple[str, int]:
+    """Return host and port of a bound IP socket, the interface (``%eth0``) in the host."""
+    address = sock.getsockname()
+    host = str(address[0])
+    if len(address) == 4 and address[3] and "%" not in host:
+        host += f"%{socket.if_indextoname(address[3])}"
+    return host, int(address[1])
+
+
 def open_group(host: str, port: int, workers: int, buffer_bytes: int) -> ReuseportGroup:
     """Open the sockets of one listen address.
 
@@ -107,15 +129,14 @@ def open_group(host: str, port: int, workers: int, buffer_bytes: int) -> Reusepo
     Raises:
         ListenError: the address is taken, not local, or needs more rights.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # SO_REUSEPORT would silently share the port with another process of this user, so the
     # first bind asks for it alone.
-    probe = _bind(family, host, port, reuse=False)
+    probe = _bind(host, port, reuse=False)
     group = ReuseportGroup(host, probe.getsockname()[1])
     probe.close()
     try:
         for _ in range(workers):
-            group.sockets.append(_bind(family, host, group.port, reuse=True))
+            group.sockets.append(_bind(host, group.port, reuse=True))
     except ListenError:
         group.close()
         raise
@@ -136,8 +157,7 @@ def adopt_group(passed: Sequence[socket.socket], workers: int, buffer_bytes: int
         workers: number of workers.
         buffer_bytes: as for `open_group`.
     """
-    address = passed[0].getsockname()
-    group = ReuseportGroup(address[0], address[1], list(passed))
+    group = ReuseportGroup(*bound_to(passed[0]), list(passed))
     try:
         for sock in passed:
             sock.settimeout(0)
@@ -145,7 +165,7 @@ def adopt_group(passed: Sequence[socket.socket], workers: int, buffer_bytes: int
         while len(group.sockets) < workers:
             # Only where it is needed: it opens the port to every process of this user.
             passed[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            group.sockets.append(_bind(passed[0].family, *address[:2], reuse=True))
+            group.sockets.append(_bind(group.host, group.port, reuse=True))
     except ListenError:
         group.sharing_error = "the kernel opens no further socket beside one of another user"
     except OSError as error:
@@ -156,7 +176,11 @@ def adopt_group(passed: Sequence[socket.socket], workers: int, buffer_bytes: int
     return group
 
 
-def _bind(family: socket.AddressFamily, host: str, port: int, *, reuse: bool) -> socket.socket:
+def _bind(host: str, port: int, *, reuse: bool) -> socket.socket:
+    try:
+        family, address = socket_address(host, port)
+    except OSError as error:
+        raise ListenError(_explain(error, format_endpoint(host, port))) from error
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.settimeout(0)
@@ -164,7 +188,7 @@ def _bind(family: socket.AddressFamily, host: str, port: int, *, reuse: bool) ->
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
+        sock.bind(address)
         tell_destinations(sock)
     except OSError as error:
         sock.close()
@@ -173,6 +197,8 @@ def _bind(family: socket.AddressFamily, host: str, port: int, *, reuse: bool) ->
 
 
 def _explain(error: OSError, endpoint: str) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.ENODEV:
+        return f"UDP {endpoint} names an interface that this host has not; set WAVRY_RELAY_LISTEN"
     if error.errno == errno.EADDRINUSE:
         return f"UDP {endpoint} is taken by another process; stop it or set WAVRY_RELAY_LISTEN"
     if error.errno == errno.EADDRNOTAVAIL:

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from wavry_relay.shm.control import ControlBlock, WorkerRow
+from wavry_relay.udp.sockets import bound_to
 
 from .descriptors import RelayDescriptors
 from .fd_channel import BATCH_DESCRIPTORS, FdChannel, ProcessHandle, all_gone, why_foreign
@@ -250,9 +251,11 @@ class Handover:
             return "an upgrade is under way"
         if self._attempt is not None and self._attempt.pid != peer.pid:
             return "an upgrade to another process is under way"
-        host, port = self._descriptors.ops_socket.getsockname()[:2]
         return why_unfit(
-            hello, own=self._own, groups=self._descriptors.group_facts(), ops=(host, port)
+            hello,
+            own=self._own,
+            groups=self._descriptors.group_facts(),
+            ops=bound_to(self._descriptors.ops_socket),
         )
 
     async def _serve(self, channel: FdChannel, hello: UpgradeHello) -> None:

@@ -54,6 +54,31 @@ def test_start_without_a_trusted_key_needs_a_word() -> None:
     assert made.trusted_root() is None
 
 
+@pytest.mark.parametrize("variable", ["LISTEN", "OPS_LISTEN", "ADVERTISE"])
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("[::ffff:192.0.2.1]:4500", "must not have .* write 192.0.2.1:4500"),
+        ("[fe80::1]:4500", r"must name the interface .*\[fe80::1%eth0\]:4500"),
+    ],
+)
+def test_pitfall_addresses_that_no_socket_can_have_are_refused_by_name(
+    variable: str, address: str, said: str
+) -> None:
+    name = f"WAVRY_RELAY_{variable}"
+    with pytest.raises(SettingsError, match=f"{name} {said}"):
+        config(**{name: address, "WAVRY_RELAY_ALLOW_PUBLIC_BIND": "1"})
+
+
+def test_pitfall_a_link_local_address_is_never_told_to_peers() -> None:
+    listen = {"WAVRY_RELAY_LISTEN": "[fe80::1%eth0]:4500", "WAVRY_RELAY_ALLOW_PUBLIC_BIND": "1"}
+    assert config(**listen).listen_addresses[0] == ("fe80::1%eth0", 4500)
+    with pytest.raises(SettingsError, match=r"ADVERTISE must be set: .* has a link-local address"):
+        config(**listen, WAVRY_RELAY_MASTER_URL="http://127.0.0.1:1")
+    with pytest.raises(SettingsError, match="ADVERTISE must not have a link-local address"):
+        config(WAVRY_RELAY_ADVERTISE="[fe80::1%eth0]:4500")
+
+
 @pytest.mark.parametrize("endpoint", ["0.0.0.0:4500", "[::]:4500", "192.0.2.1:0"])
 def test_pitfall_wildcard_is_never_advertised(endpoint: str) -> None:
     with pytest.raises(SettingsError, match="WAVRY_RELAY_ADVERTISE must not"):

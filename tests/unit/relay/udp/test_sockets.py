@@ -1,11 +1,16 @@
 """Socket groups: ports that are taken, steering, buffers."""
 
 import contextlib
+import os
+import shlex
 import socket
+import subprocess
+import sys
 import uuid
 from collections import Counter
 
 import pytest
+from support.paths import REPOSITORY
 from support.relay.host import udp_sockets
 
 from wavry_peer.protocol.errors import ListenError
@@ -151,3 +156,33 @@ def test_workers_share_in_turn_where_sockets_are_fewer() -> None:
         assert [group.socket_of(n) for n in range(5)] == [first, second, first, second, first]
     finally:
         group.close()
+
+
+# -- Link-local addresses --------------------------------------------------------------------------
+
+LINK_LOCAL = """
+import socket
+from wavry_relay.ops.http_server import open_ops_socket
+from wavry_relay.udp.sockets import adopt_group, bound_to, open_group
+
+group = open_group("fe80::7%lo", 0, 2, 65536)
+assert len(group.sockets) == 2
+assert bound_to(group.sockets[1]) == ("fe80::7%lo", group.port)
+passed = adopt_group(group.sockets[:1], 3, 65536)
+assert passed.host == "fe80::7%lo" and passed.sharing_error is None
+assert bound_to(open_ops_socket("fe80::7%lo", 0))[0] == "fe80::7%lo"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace")
+def test_pitfall_link_local_addresses_are_bound_with_their_interface() -> None:
+    set_up = "ip link set lo up && ip -6 addr add fe80::7/64 dev lo nodad && exec "
+    command = set_up + shlex.join([sys.executable, "-c", LINK_LOCAL])
+    subprocess.run(["unshare", "--net", "sh", "-c", command], check=True, cwd=REPOSITORY)
+
+
+def test_an_interface_that_is_not_there_is_named() -> None:
+    with pytest.raises(ListenError, match=r"fe80::7%none0\]:0 names an interface"):
+        open_group("fe80::7%none0", 0, 1, 65536)
+    with pytest.raises(ListenError, match="is not an address of this host"):
+        open_group("fe80::dead%lo", 0, 1, 65536)
