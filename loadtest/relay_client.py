@@ -27,6 +27,8 @@ _WINDOW: Final = 64
 _RETRY_S: Final = 1.0
 _MAX_TRIES: Final = 8
 _SLEEP_S: Final = 0.05
+_PROOF_S: Final = 1.0
+"""A relay that has not challenged by then does not want to."""
 
 Address = tuple[str, int]
 
@@ -87,13 +89,16 @@ def prepare(
 
 
 class _Admission:
-    def __init__(self, target: Address, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, target: Address, sockets: Sequence[socket.socket], *, proves: bool) -> None:
         self._target = target
         self._poller = select.epoll()
         self._sockets = {opened.fileno(): opened for opened in sockets}
         for fd in self._sockets:
             self._poller.register(fd, select.EPOLLIN)
         self.waiting: dict[tuple[bytes, int], PresentRequest] = {}
+        self.unproved: dict[tuple[bytes, int], PresentRequest] = {}
+        self.proves = proves
+        self.is_challenged = False
         self.admitted = 0
 
     def close(self) -> None:
@@ -124,16 +129,27 @@ class _Admission:
             self._answer(packet, opened.fileno())
 
     def _answer(self, packet: packets.Packet, fd: int) -> None:
-        request = self.waiting.get((packet.header.session_id, fd))
+        key = (packet.header.session_id, fd)
+        request = self.waiting.get(key) or self.unproved.get(key)
         if request is None:
             return
         if isinstance(packet.body, packets.LeaseAck):
-            del self.waiting[(packet.header.session_id, fd)]
-            self.admitted += 1
+            self.admitted += self.waiting.pop(key, None) is not None
+            if request.cookie == c.NO_COOKIE:
+                self.unproved[key] = request
+            else:
+                self.unproved.pop(key, None)
         elif isinstance(packet.body, packets.PathChallenge):
+            self.is_challenged = True
+            if self.unproved.get(key) is request and not self.proves:
+                del self.unproved[key]
+                return
             request.cookie = packet.body.cookie
             request.rebuild()
-            self.send(request, fd)
+            if key in self.unproved:
+                request.socket.sendto(request.packet, self._target)
+            else:
+                self.send(request, fd)
         elif isinstance(packet.body, packets.LeaseReject):
             reason = packet.body.reason
             name = reason.name if isinstance(reason, c.RejectReason) else hex(reason)
@@ -146,6 +162,19 @@ class _Admission:
                 request.rebuild()
                 self.send(request, fd)
 
+    def prove_rest(self) -> None:
+        """Wait until every address is proved; present again where a datagram was lost."""
+        for _ in range(_MAX_TRIES):
+            end = time.monotonic() + _PROOF_S
+            while self.unproved and time.monotonic() < end:
+                self.receive(_SLEEP_S)
+            if not self.unproved or not self.is_challenged:
+                return
+            for request in self.unproved.values():
+                request.rebuild()
+                request.socket.sendto(request.packet, self._target)
+        raise AdmissionError("an address of the bench could not be proved to the relay")
+
 
 def admit(
     target: Address,
@@ -155,6 +184,7 @@ def admit(
     window: int = _WINDOW,
     deadline_s: float = 300.0,
     polling: bool = False,
+    proves: bool = True,
 ) -> int:
     """Present leases until each is acknowledged.
 
@@ -166,6 +196,7 @@ def admit(
         deadline_s: for all of them.
         polling: never sleep: then no answer has to wake this process, which would be counted as
             the relay's work.  Only with a core to spare.
+        proves: answer the challenge of each address too, so that it gets all that is sent to it.
 
     Returns:
         How many were acknowledged.
@@ -173,7 +204,7 @@ def admit(
     Raises:
         AdmissionError: a rejection, no answer after 8 tries, or the deadline.
     """
-    admission = _Admission(target, (*endpoints.clients, *endpoints.servers))
+    admission = _Admission(target, (*endpoints.clients, *endpoints.servers), proves=proves)
     source = iter(requests)
     end = time.monotonic() + deadline_s
     exhausted = False
@@ -195,6 +226,7 @@ def admit(
                 raise AdmissionError(
                     f"{admission.admitted} leases were admitted in {deadline_s:g} s, others not"
                 )
+        admission.prove_rest()
         return admission.admitted
     finally:
         admission.close()

@@ -86,7 +86,9 @@ def run_admission(
         verified = verify_rate()
         with on_core(core):
             before, began = cpu_ns(pids), time.perf_counter()
-            admitted = admit(relay.address, requests, endpoints, polling=core is not None)
+            admitted = admit(
+                relay.address, requests, endpoints, polling=core is not None, proves=False
+            )
             rate.append(admitted / (time.perf_counter() - began))
             per_cpu.append(admitted * 1e9 / (cpu_ns(pids) - before))
         verified = (verified + verify_rate()) / 2

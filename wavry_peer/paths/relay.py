@@ -126,6 +126,7 @@ class RelayPath:
         self._checks_until_ns: int | None = None
         self._proved_cookie = c.NO_COOKIE
         self._proved_ns = 0
+        self._prove_at_ns: int | None = None
         self._outgoing: list[bytes] = []
         self._events: deque[PathEvent] = deque()
 
@@ -201,13 +202,18 @@ class RelayPath:
         """Return when to call `handle_timer`, in ns of the caller's clock; None for never."""
         if self._exchange is not None:
             return min(self._exchange.due_ns, self._exchange.deadline_ns)
-        return self._last_heard_ns + self._limits.silence_ns if self.is_ready else None
+        if not self.is_ready:
+            return None
+        silent_ns = self._last_heard_ns + self._limits.silence_ns
+        return silent_ns if self._prove_at_ns is None else min(silent_ns, self._prove_at_ns)
 
     def handle_timer(self, now_ns: int) -> None:
         """Do what is due; calling it early does no harm."""
         exchange = self._exchange
         if exchange is None:
-            if self.is_ready and now_ns >= self._last_heard_ns + self._limits.silence_ns:
+            due_ns = self.get_timer()
+            if due_ns is not None and now_ns >= due_ns:
+                self._prove_at_ns = None
                 self._begin_check(now_ns)
         elif now_ns >= exchange.deadline_ns:
             self._fail(exchange)
@@ -272,6 +278,8 @@ class RelayPath:
         expires_ms = min(ack.expires_ms, exchange.lease.expires_ms)
         if not self._is_ready:
             self._is_ready = True
+            if exchange.cookie == c.NO_COOKIE:
+                self._prove_at_ns = now_ns + self._limits.challenge_wait_ns
             self._events.append(PathReady(expires_ms, ack.reflexive))
         elif exchange.is_renewal:
             self._events.append(LeaseRenewed(expires_ms))
@@ -292,6 +300,7 @@ class RelayPath:
 
     def _on_challenge(self, challenge: PathChallenge, now_ns: int) -> None:
         self.statistics.challenges += 1
+        self._prove_at_ns = None
         exchange, limits = self._exchange, self._limits
         if exchange is None:
             since_ns = now_ns - self._proved_ns

@@ -128,6 +128,8 @@ class PathLimits:
             what a forged REJECT or PATH_CHALLENGE costs.
         check_burst: so many of them may come at once: a NAT that changes again within a second
             is followed.
+        challenge_wait_ns: so long after its first ACK a relay's challenge counts as lost, and the
+            lease is presented again: an address that is not proved is sent next to nothing.
         challenge_interval_ns: least time between two answers to PATH_CHALLENGE while a lease
             packet is outstanding.
         rejects_to_believe: so many different packets of ours must be refused, with no ACK,
@@ -143,5 +145,6 @@ class PathLimits:
     check_interval_ns: int = _SECOND_NS
     check_burst: int = 4
     challenge_interval_ns: int = 50 * _MS_NS
+    challenge_wait_ns: int = _SECOND_NS
     rejects_to_believe: int = 3
     renews_before_present: int = 2

@@ -136,6 +136,10 @@ GONE_AFTER_S: Final = 45
 """Four keepalives: then the relay tells the other peer of the slot (NOTICE PEER_GONE)."""
 IDLE_TIMEOUT_S: Final = 60
 COOKIE_SLOT_S: Final = 30
+UNPROVED_FACTOR: Final = 3
+"""A slot whose address is not proved is sent this many times the bytes that came from it."""
+REFLEXIVE_ACK_BYTES: Final = 55
+PATH_CHALLENGE_BYTES: Final = 28
 
 # -- RIFT physical packets inside FORWARD ----------------------------------------------
 

@@ -45,7 +45,7 @@ from wavry_relay.shm.sessions import session_words
 from wavry_relay.shm.tables import Tables
 
 from .policy import AdmissionPolicy, OpenPolicy
-from .signature_rounds import Steps, run_all, run_one
+from .signature_rounds import Answer, Steps, run_all, run_one
 from .slots import LeaseSlots, PathChallengeError
 from .strikes import VIOLATIONS, Strikes
 from .transitions import LeaseTransitions
@@ -55,14 +55,17 @@ __all__ = ["Admission", "ControlAnswer"]
 
 
 class ControlAnswer(msgspec.Struct, frozen=True, gc=False):
-    """A datagram to send."""
+    """A datagram to send, and a challenge after it where the address is not proved yet."""
 
     datagram: bytes
     to: Address
+    challenge: bytes | None = None
 
 
-def _to_send(packet: ControlPacket, datagram: bytes | None) -> ControlAnswer | None:
-    return ControlAnswer(datagram, packet.source) if datagram else None
+def _to_send(packet: ControlPacket, answer: Answer) -> ControlAnswer | None:
+    if not answer:
+        return None
+    return ControlAnswer(answer[0], packet.source, answer[1] if len(answer) > 1 else None)
 
 
 def _refuse(reason: c.RejectReason, why: str) -> LeaseError:
@@ -144,13 +147,14 @@ class Admission:
             if packet.kind is ControlKind.LEASE:
                 return (yield from self._lease(packet, now))
             if packet.kind is ControlKind.STUN:
-                return self._stun(packet, now)
-            return self._unknown_path(packet, now)
+                answer = self._stun(packet, now)
+                return (answer,) if answer else ()
+            return (self._unknown_path(packet, now),)
         except PacketError as error:
             self._counters.add_drop(error.reason, len(packet.datagram))
         except LockBusyError:
             self._counters.add_drop("lock_busy", len(packet.datagram))
-        return None
+        return ()
 
     # -- STUN and new paths --------------------------------------------------------------------
 
@@ -189,7 +193,7 @@ class Admission:
         header = parse_header(packet.datagram)
         present = parse_present(packet.datagram, header)
         if present is None:
-            return self._keepalive(header, packet.source, now)
+            return (self._keepalive(header, packet.source, now),)
         self._counters.add("lease_presented")
         try:
             if self._policy.wants_cookie(now):
@@ -200,7 +204,8 @@ class Admission:
             self._policy.check_claims(claims, now)
             proof, check = proof_check(claims, present)
             require_proof(holds=bool((yield check)))
-            lease = tagged_lease(self._tags, header, present.role, proof, claims)
+            proves = self._has_cookie(header, present, packet, now)
+            lease = tagged_lease(self._tags, header, present, claims, proof=proof, proves=proves)
             with self._locks.table():
                 # Again, because a revocation may have come since; see `RevocationScan`.
                 self._policy.check_claims(claims, now)
@@ -211,9 +216,9 @@ class Admission:
                 self._counters.add("limited_bytes_identity", len(packet.datagram))
             if error.reason in VIOLATIONS:
                 self._strike(packet, error.reason, now)
-            return build_reject(header.session_id, error.reason)
+            return (build_reject(header.session_id, error.reason),)
         except PathChallengeError:
-            return self._challenge(header, packet.source, now)
+            return (self._challenge(header, packet.source, now),)
 
     def _check_cookie(self, present: LeasePresent, standing: Standing) -> None:
         """Under load: no signature is checked for a source that may be spoofed.
@@ -227,6 +232,15 @@ class Admission:
             raise _refuse(c.RejectReason.PROOF_REQUIRED, "packet has no proof, so no cookie")
         self._counters.add("cookie_demanded")
         raise PathChallengeError
+
+    def _has_cookie(
+        self, header: Header, present: LeasePresent, packet: ControlPacket, now: Instant
+    ) -> bool:
+        """Return whether the sender receives at its address, whichever allowance had room."""
+        if packet.standing is not Standing.SLOT or present.proof is None:
+            return packet.standing is Standing.PROVED
+        cookie = present.proof.cookie
+        return self._cookies.is_good(cookie, header.session_id, packet.source, now.mono_ns)
 
     def _strike(self, packet: ControlPacket, reason: c.RejectReason, now: Instant) -> None:
         if packet.standing is Standing.PROVED:
@@ -255,6 +269,9 @@ class Admission:
                 raise PacketError("lease_expired")
             slot.received_ms = self._segment.milliseconds(now.mono_ns)
             ack = LeaseAck(slot.expires_ms, slot.soft_kbps, slot.hard_kbps)
+            datagram = build_ack(header.session_id, ack)
+            slot.credit(c.HEADER_BYTES)
+            slot.spend(len(datagram))
         self._counters.add("keepalives")
         self._counters.add("sent_acks")
-        return build_ack(header.session_id, ack)
+        return datagram

@@ -10,24 +10,26 @@ from collections.abc import Callable, Generator, Sequence
 
 from wavry_peer.protocol.ed25519 import SignatureCheck
 
-__all__ = ["Steps", "run_all", "run_one"]
+__all__ = ["Answer", "Steps", "run_all", "run_one"]
 
-Steps = Generator[SignatureCheck, bool | None, bytes | None]
-"""Ends with the answer, if there is one."""
+Answer = tuple[bytes, ...]
+"""Datagrams for the packet's sender, mostly one."""
+Steps = Generator[SignatureCheck, bool | None, Answer]
+"""Ends with the answer."""
 
 
-def run_one(steps: Steps) -> bytes | None:
+def run_one(steps: Steps) -> Answer:
     """Take one packet to its end."""
     verdict = None
     while True:
         try:
             verdict = steps.send(verdict).holds()
         except StopIteration as end:
-            answer: bytes | None = end.value
+            answer: Answer = end.value
             return answer
 
 
-def run_all(packets: Sequence[Steps], on_defect: Callable[[Exception], None]) -> list[bytes | None]:
+def run_all(packets: Sequence[Steps], on_defect: Callable[[Exception], None]) -> list[Answer]:
     """Take all packets to their ends, in rounds.
 
     Args:
@@ -37,7 +39,7 @@ def run_all(packets: Sequence[Steps], on_defect: Callable[[Exception], None]) ->
     Returns:
         The answer of each.
     """
-    answers: list[bytes | None] = [None] * len(packets)
+    answers: list[Answer] = [()] * len(packets)
     waiting = list(enumerate(packets))
     verdicts: list[bool] | list[None] = [None] * len(packets)
     while waiting:

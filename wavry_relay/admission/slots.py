@@ -11,9 +11,9 @@ from typing import Final
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import LeaseError
-from wavry_peer.protocol.packets import Header, LeaseAck, build_ack
+from wavry_peer.protocol.packets import Header, LeaseAck, build_ack, build_challenge
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import Engine
+from wavry_relay.engine.base import Admitted, Engine
 from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import VerifiedLease
 from wavry_relay.shm.address import Address
@@ -24,6 +24,7 @@ from wavry_relay.shm.leases import LeaseHistory, Leftover
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord, is_silent, session_words
 from wavry_relay.shm.tables import Tables
 
+from .signature_rounds import Answer
 from .transitions import LeaseTransitions, state_of
 
 __all__ = ["LeaseSlots", "PathChallengeError"]
@@ -74,14 +75,14 @@ class LeaseSlots:
             "identity_rates", per_s=control.identity_per_s, burst=control.identity_burst
         )
 
-    def place(self, header: Header, lease: VerifiedLease, source: Address, now: Instant) -> bytes:
+    def place(self, header: Header, lease: VerifiedLease, source: Address, now: Instant) -> Answer:
         """Decide where a verified lease goes; needs the table lock.
 
         A RENEW of a session that this relay does not have (any more) is taken as its PRESENT: it
         brings the same lease and the same proof.
 
         Returns:
-            The ACK, or nothing where nobody waits for an answer.
+            The ACK, a challenge too where the address is not proved; nothing where nobody waits.
 
         Raises:
             LeaseError: the lease is refused.
@@ -89,17 +90,19 @@ class LeaseSlots:
             LockBusyError: a lock is held by a stopped process.
         """
         words = session_words(header.session_id)
-        is_release = lease.cookie == c.RELEASE_COOKIE
-        if not is_release and self._engine.admit(words, lease, source, now.mono_ns):
-            return self._ack(header, lease, source)
+        if not lease.releases:
+            admitted = self._engine.admit(words, lease, source, now.mono_ns)
+            if admitted:
+                is_proved = admitted is Admitted.YES
+                return self._answer(header, lease, source, now, is_proved=is_proved)
         record = self._sessions.find(*words)
         slot = record.slot(lease.role) if record is not None else None
         holder = (record, slot) if record and slot and slot.jti else None
         history = self._check_replay(words, lease, holder, now)
-        if is_release:
+        if lease.releases:
             if holder is not None and holder[1].jti == lease.jti:
                 self._release(*holder, lease, now)
-            return b""  # Nobody waits for an answer: the peer's socket is closed.
+            return ()  # Nobody waits for an answer: the peer's socket is closed.
         same_lease = holder is not None and holder[1].jti == lease.jti
         if not same_lease:
             self._transitions.take(
@@ -111,7 +114,7 @@ class LeaseSlots:
         if record is None:
             self._check_new_session(lease.sub)
         if holder is not None:
-            self._check_slot(header, lease, holder[1], source, now)
+            self._check_slot(lease, holder[1], source)
         if record is None:
             record = self._sessions.claim(*words, self._segment.milliseconds(now.mono_ns))
             if record is None:
@@ -119,15 +122,30 @@ class LeaseSlots:
             self._origins.clear(record.number)
             self._counters.add("session_created")
         with self._locks.session(record.number):
-            self._accept(record, record.slot(lease.role), lease, source, history, now)
-        return self._ack(header, lease, source)
+            taken = record.slot(lease.role)
+            self._accept(record, taken, lease, source, history, now)
+            is_proved = not taken.unproved
+        return self._answer(header, lease, source, now, is_proved=is_proved)
 
-    def _ack(self, header: Header, lease: VerifiedLease, source: Address) -> bytes:
-        """Build the ACK of a lease that has its slot, now or from before."""
+    def _answer(
+        self,
+        header: Header,
+        lease: VerifiedLease,
+        source: Address,
+        now: Instant,
+        *,
+        is_proved: bool,
+    ) -> Answer:
+        """Build the ACK of a lease that has its slot, and the challenge of its address."""
         self._counters.add("sent_acks")
         reflexive = source.packed, source.port
         ack = LeaseAck(lease.expires_ms, lease.soft_kbps, lease.hard_kbps, reflexive)
-        return build_ack(header.session_id, ack)
+        answer = build_ack(header.session_id, ack)
+        if is_proved:
+            return (answer,)
+        self._counters.add("sent_challenges")
+        cookie = self._cookies.make(header.session_id, source, now.mono_ns)
+        return answer, build_challenge(header.session_id, cookie)
 
     # -- Checks --------------------------------------------------------------------------------
 
@@ -188,20 +206,12 @@ class LeaseSlots:
             raise LeaseError(c.RejectReason.REPLAYED, "lease was already used, or is too old")
         return history.pushed(left.jti, left.issued_s, 0) if left.jti else history
 
-    def _check_slot(
-        self,
-        header: Header,
-        lease: VerifiedLease,
-        slot: SlotRecord,
-        source: Address,
-        now: Instant,
-    ) -> None:
+    @staticmethod
+    def _check_slot(lease: VerifiedLease, slot: SlotRecord, source: Address) -> None:
         """Identity lock and path of a slot that is taken."""
         if slot.sub != lease.sub or slot.cnf != lease.cnf:
             raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
-        if slot.is_at(source):
-            return
-        if not self._cookies.is_good(lease.cookie, header.session_id, source, now.mono_ns):
+        if not slot.is_at(source) and not lease.proves:
             raise PathChallengeError
 
     # -- Transitions (all under the table lock and the record's) -----------------------------------
@@ -227,6 +237,13 @@ class LeaseSlots:
                 self._counters.add("nat_rebind")
         if not lease.renews:
             slot.reset_window()
+        if not held:
+            slot.unproved = 1
+        if lease.proves:
+            slot.unproved = 0
+        elif slot.unproved:
+            slot.credit(lease.size_bytes)
+            slot.unproved -= c.REFLEXIVE_ACK_BYTES + c.PATH_CHALLENGE_BYTES
         slot.fill(
             source,
             expires_ms=lease.expires_ms,
@@ -239,8 +256,6 @@ class LeaseSlots:
         )
         self._origins.put(record.number, lease.role, lease.kid, lease.issued_s)
         self._origins.put_history(record.number, lease.role, history)
-        if not same:
-            slot.accepted_ms = stamp
         self._count_accepted(lease, taken=held != 0, same=same)
         slot.jti = lease.jti
         if not same:

@@ -128,11 +128,14 @@ cdef extern from "admit.h" nogil:
         uint32_t hard_kbps
         uint8_t role
         uint8_t renews
+        uint8_t proves
+        uint32_t bytes
 
     cdef enum wv_answer:
         WV_ANSWER_NO
         WV_ANSWER_YES
         WV_ANSWER_BUSY
+        WV_ANSWER_UNPROVED
 
     wv_answer wv_admit(wv_tables *tables, const wv_lease *lease, const wv_address *source,
                        uint64_t now_ns)

@@ -19,7 +19,7 @@ from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.worker_log import worker_log
 
-from .base import ControlKind, ControlPacket, Drop, Forward, Standing
+from .base import Admitted, ControlKind, ControlPacket, Drop, Forward, Standing
 
 
 LAYOUT_DIGEST = WAVRY_LAYOUT_DIGEST.decode("ascii")
@@ -35,6 +35,11 @@ cdef dict _OPEN_ERRORS = {
 cdef tuple _DROPS = tuple(
     Drop(name.removeprefix("drop_")) if name.startswith("drop_") else None for name in COUNTERS
 )
+cdef dict _ADMITTED = {
+    WV_ANSWER_NO: Admitted.NO,
+    WV_ANSWER_YES: Admitted.YES,
+    WV_ANSWER_UNPROVED: Admitted.UNPROVED,
+}
 cdef dict _KINDS = {int(kind): kind for kind in ControlKind}
 cdef dict _STANDINGS = {int(standing): standing for standing in Standing}
 
@@ -193,7 +198,7 @@ cdef class NativeEngine:
         cdef wv_answer answer
         cdef uint64_t counter = lease.counter
         if counter == UINT64_MAX:
-            return False
+            return Admitted.NO
         _to_c(source, &c_address)
         given.id[0], given.id[1] = session
         given.jti = lease.jti
@@ -207,10 +212,12 @@ cdef class NativeEngine:
         given.hard_kbps = lease.hard_kbps
         given.role = lease.role
         given.renews = lease.renews
+        given.proves = lease.proves
+        given.bytes = lease.size_bytes
         answer = wv_admit(&engine.tables, &given, &c_address, mono_ns)
         if answer == WV_ANSWER_BUSY:
             raise LockBusyError
-        return answer == WV_ANSWER_YES
+        return _ADMITTED[answer]
 
     def close(self):
         """Close the sockets and let the segment go; may be called again."""

@@ -17,6 +17,7 @@ from .verified_lease import VerifiedLease
 
 __all__ = [
     "BATCH_DATAGRAMS",
+    "Admitted",
     "ControlKind",
     "ControlPacket",
     "Decision",
@@ -48,6 +49,15 @@ class Standing(IntEnum):
     """Its cookie shows that its sender receives at its address."""
     SLOT = 2
     """It came from the address and port of a live slot of its session."""
+
+
+class Admitted(IntEnum):
+    """What became of a lease in `Engine.admit`."""
+
+    NO = 0
+    YES = 1
+    UNPROVED = 2
+    """It has its slot; the peer still has to prove its address."""
 
 
 class Drop(NamedTuple):
@@ -110,7 +120,7 @@ class Engine(Protocol):
 
     def admit(
         self, session: tuple[int, int], lease: VerifiedLease, source: Address, mono_ns: int
-    ) -> bool:
+    ) -> Admitted:
         """Take a verified lease into its slot, in the ordinary cases; needs the table lock.
 
         Worth a quarter of the admissions per second.  Tables and counters are then those that the
@@ -123,7 +133,7 @@ class Engine(Protocol):
             mono_ns: CLOCK_MONOTONIC.
 
         Returns:
-            False where the rules in Python must decide; then nothing was changed.
+            NO where the rules in Python must decide; then nothing was changed.
 
         Raises:
             LockBusyError: a lock is held by a stopped process.

@@ -37,6 +37,7 @@ from wavry_relay.shm.tables import Tables
 
 from .base import (
     BATCH_DATAGRAMS,
+    Admitted,
     ControlKind,
     ControlPacket,
     Decision,
@@ -68,6 +69,7 @@ _VERDICT_DROPS: Final = {
 _UNKNOWN_SESSION: Final = Drop("unknown_session")
 _NOT_ACTIVE: Final = Drop("not_active")
 _LEASE_EXPIRED: Final = Drop("lease_expired")
+_UNPROVED_PATH: Final = Drop("unproved_path")
 _PEER_RATE: Final = Drop("peer_rate")
 _SESSION_RATE: Final = Drop("session_rate")
 _GLOBAL_RATE: Final = Drop("global_rate")
@@ -181,9 +183,13 @@ class ReferenceEngine:
             verdict = sender.check(sequence, c.REPLAY_MAX_JUMP)
             if verdict is not Verdict.FRESH:
                 return _VERDICT_DROPS[verdict]
+            if not receiver.may_send(len(datagram)):
+                return _UNPROVED_PATH
             refused = self._charge(record, sender, len(datagram), now.mono_ns)
             if refused is not None:
                 return refused
+            receiver.spend(len(datagram))
+            sender.credit(len(datagram))
             sender.commit(sequence)
             sender.received_ms = self._segment.milliseconds(now.mono_ns)
             return Forward(receiver.address)
@@ -348,9 +354,9 @@ class ReferenceEngine:
         lease: VerifiedLease,  # noqa: ARG002  # of the seam
         source: Address,  # noqa: ARG002  # of the seam
         mono_ns: int,  # noqa: ARG002  # of the seam
-    ) -> bool:
+    ) -> Admitted:
         """Leave every lease to the rules in Python."""
-        return False
+        return Admitted.NO
 
     def close(self) -> None:
         """Close the sockets."""

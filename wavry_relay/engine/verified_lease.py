@@ -6,7 +6,7 @@ import msgspec
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.lease import LeaseClaims
-from wavry_peer.protocol.packets import Header, Proof
+from wavry_peer.protocol.packets import Header, LeasePresent, Proof
 from wavry_relay.shm.tags import Tags
 
 __all__ = ["VerifiedLease", "tagged_lease"]
@@ -15,7 +15,10 @@ _U32: Final = 0xFFFFFFFF
 
 
 class VerifiedLease(msgspec.Struct, frozen=True, gc=False):
-    """Tags are `Tags.tag` (`kid`: `Tags.key_id`); `counter` is the proof's."""
+    """Tags are `Tags.tag` (`kid`: `Tags.key_id`); `counter` is the proof's.
+
+    `proves`: its cookie is good at the packet's source; `size_bytes` of the packet.
+    """
 
     role: c.Role
     jti: int
@@ -24,7 +27,9 @@ class VerifiedLease(msgspec.Struct, frozen=True, gc=False):
     kid: int
     issued_s: int
     counter: int
-    cookie: bytes
+    releases: bool
+    proves: bool
+    size_bytes: int
     expires_ms: int
     soft_kbps: int
     hard_kbps: int
@@ -32,19 +37,27 @@ class VerifiedLease(msgspec.Struct, frozen=True, gc=False):
 
 
 def tagged_lease(
-    tags: Tags, header: Header, role: c.Role, proof: Proof, claims: LeaseClaims
+    tags: Tags,
+    header: Header,
+    present: LeasePresent,
+    claims: LeaseClaims,
+    *,
+    proof: Proof,
+    proves: bool,
 ) -> VerifiedLease:
     """Return a lease that was verified as a slot keeps it."""
     tag = tags.tag
     return VerifiedLease(
-        role,
+        present.role,
         tag(b"jti", claims.jti.encode()),
         tag(b"sub", claims.sub.encode()),
         tag(b"cnf", claims.proof_key) & _U32 or 1,
         tags.key_id(claims.kid),
         claims.issued_s,
         proof.counter,
-        proof.cookie,
+        proof.cookie == c.RELEASE_COOKIE,
+        proves,
+        len(present.signed_bytes) - len(c.PRESENT_SIGNATURE_LABEL) + c.SIGNATURE_BYTES,
         claims.expires_ms,
         claims.slimit,
         claims.hlimit,

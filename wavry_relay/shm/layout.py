@@ -285,11 +285,15 @@ SLOT: Final = _record(
     ("sub", 8),
     ("cnf", 4),
     ("soft_tat_us", 4),
-    ("accepted_ms", 4),
+    ("unproved", 4),
     ("received_ms", 4),
 )
 """One peer of a session.  `jti` 0 = empty slot.  `mark` is the highest proof counter + 1.
-`address` and `endpoint` are the words of `wavry_relay.shm.address`."""
+`unproved` is 0 once the peer proved its address by a cookie, until then 1 + the bytes that may
+still be sent there.  `address` and `endpoint` are the words of `wavry_relay.shm.address`."""
+
+UNPROVED_MOST: Final = 1 << 30
+"""Where `unproved` stops to grow."""
 
 SESSION: Final = _record(
     "session",
@@ -370,7 +374,7 @@ _DROPS: Final = (
     "too_short", "too_long", "bad_magic", "bad_version", "unknown_type", "unknown_flag",
     "nil_session", "bad_body", "bad_rift", "bad_crc",
     "wrong_direction", "unknown_session", "unknown_address", "not_active", "lease_expired",
-    "duplicate", "too_old", "jump_too_far",
+    "duplicate", "too_old", "jump_too_far", "unproved_path",
     "peer_rate", "session_rate", "global_rate", "ip_rate", "control_queue",
     "blocked", "keepalive_unknown", "lock_busy", "send_blocked", "send_failed",
 )  # fmt: skip

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from wavry_peer.protocol.constants import GONE_AFTER_S, Role
+from wavry_peer.protocol.constants import GONE_AFTER_S, UNPROVED_FACTOR, Role
 from wavry_peer.protocol.replay import WINDOW_WORDS, Verdict, window_check, window_commit
 
 from . import layout
@@ -80,7 +80,7 @@ class SlotRecord:
     sub = U64(SLOT["sub"])
     cnf = U32(SLOT["cnf"])
     soft_tat_us = U32(SLOT["soft_tat_us"])
-    accepted_ms = U32(SLOT["accepted_ms"])
+    unproved = U32(SLOT["unproved"])
     received_ms = U32(SLOT["received_ms"])
 
     def __init__(self, segment: Segment, base: int) -> None:
@@ -105,6 +105,24 @@ class SlotRecord:
             and words[at + _ADDRESS] == address[0]
             and words[at + _JTI] != 0
         )
+
+    def credit(self, received_bytes: int) -> None:
+        """Let more be sent to an address that is not proved, as more came from it."""
+        if self.unproved:
+            more = self.unproved + UNPROVED_FACTOR * received_bytes
+            self.unproved = min(more, layout.UNPROVED_MOST)
+
+    def may_send(self, size_bytes: int) -> bool:
+        """Return whether the peer proved its address, or sent enough for this."""
+        return not self.unproved or self.unproved > size_bytes
+
+    def spend(self, size_bytes: int) -> bool:
+        """Take what is sent from an unproved peer's credit; False where there is not enough."""
+        if not self.may_send(size_bytes):
+            return False
+        if self.unproved:
+            self.unproved -= size_bytes
+        return True
 
     def fill(
         self,

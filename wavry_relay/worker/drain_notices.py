@@ -15,7 +15,7 @@ from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_FREE
 from wavry_relay.shm.tables import Tables
 
-from .sweep import SendNotice
+from .sweep import SendNotice, may_notify
 
 __all__ = ["DrainNotices"]
 
@@ -42,6 +42,7 @@ class DrainNotices:
     def __init__(self, tables: Tables, counters: CounterRow, worker: int, send: SendNotice) -> None:
         self._control = tables.control
         self._sessions = tables.sessions
+        self._locks = tables.locks
         self._counters = counters
         self._send = send
         self._words = range(worker, self._sessions.bitmap_words, tables.segment.geometry.workers)
@@ -84,6 +85,6 @@ class DrainNotices:
             told += 1
             notice = build_notice(record.session_id, NoticeCode.DRAINING)
             for slot in record.slots():
-                if slot.jti and self._send(notice, slot.address):
+                if may_notify(self._locks, record, slot) and self._send(notice, slot.address):
                     self._counters.add("sent_notices")
         return told

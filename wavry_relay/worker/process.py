@@ -147,6 +147,8 @@ class Worker:
         for answer in self._admission.handle_all(packets, self._clock.now(), self._note_defect):
             if answer is not None:
                 self._engine.send(answer.datagram, answer.to)
+                if answer.challenge is not None:
+                    self._engine.send(answer.challenge, answer.to)
 
     def _note_defect(self, error: Exception) -> None:
         self._counters.add("internal_errors")

@@ -17,11 +17,11 @@ from wavry_relay.shm.address import Address
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE, SESSION_FREE, SESSION_WAITING
 from wavry_relay.shm.lease_states import LeaseState
-from wavry_relay.shm.locks import LockBusyError
+from wavry_relay.shm.locks import LockBusyError, Locks
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord, is_silent
 from wavry_relay.shm.tables import Tables
 
-__all__ = ["Sweep"]
+__all__ = ["Sweep", "may_notify"]
 
 _ROUND_NS: Final = 2_000_000_000
 _SLICES: Final = 40
@@ -30,6 +30,7 @@ per cent of its time; a session may outlive its time-out by a round, which only 
 record."""
 _MOST_USED_SLOTS: Final = 2048
 """Of one step, a tenth of a millisecond: a large table of used leases may take some rounds."""
+_NOTICE_BYTES: Final = c.HEADER_BYTES + 2
 _SECOND_PEER_MS: Final = c.SECOND_PEER_TIMEOUT_S * 1000
 _GONE_MS: Final = c.GONE_AFTER_S * 1000
 _IDLE_MS: Final = c.IDLE_TIMEOUT_S * 1000
@@ -37,6 +38,17 @@ _TELL_AGAIN_NS: Final = 10_000_000_000
 """A notice may be lost."""
 
 SendNotice = Callable[[bytes, Address], bool]
+
+
+def may_notify(locks: Locks, record: SessionRecord, slot: SlotRecord) -> bool:
+    """Take a NOTICE from what an unproved address may be sent; False where that is used up."""
+    if not slot.jti or not slot.unproved:
+        return slot.jti != 0
+    try:
+        with locks.session(record.number):
+            return slot.spend(_NOTICE_BYTES)
+    except LockBusyError:
+        return False
 
 
 class Sweep:
@@ -131,7 +143,7 @@ class Sweep:
             slots = [slot for slot in record.slots() if slot.jti]
             left = [slot for slot in slots if not is_silent(self._segment, slot, stamp)]
             notice, told = build_notice(record.session_id, c.NoticeCode.PEER_GONE), None
-            if len(left) < len(slots) and left:
+            if len(left) < len(slots) and left and left[0].spend(len(notice)):
                 told = left[0].address
         if told is not None:
             self._told_ns[record.number] = now.mono_ns + _TELL_AGAIN_NS
@@ -167,7 +179,7 @@ class Sweep:
                     before, self._end_of(slot, code), words, self._now, role=role, cause=cause
                 )
                 self._tables.remember_slot(record, role)
-                if self._send(notice, slot.address):
+                if slot.spend(len(notice)) and self._send(notice, slot.address):
                     self._counters.add("sent_notices")
         self._sessions.release(record)
         self._origins.clear(record.number)
@@ -189,5 +201,5 @@ class Sweep:
                     continue
                 notice = build_notice(record.session_id, code)
                 for slot in record.slots():
-                    if slot.jti and self._send(notice, slot.address):
+                    if may_notify(self._locks, record, slot) and self._send(notice, slot.address):
                         self._counters.add("sent_notices")

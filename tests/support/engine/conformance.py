@@ -181,6 +181,87 @@ class EngineConformance:
 
     # -- Pitfalls: leases -----------------------------------------------------------------------
 
+    # -- Path validation ------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("victim", [v4(77), v6(77)], ids=repr)
+    @pytest.mark.parametrize("role", c.Role)
+    def test_unproved_address_gets_three_times_what_came_from_it(
+        self, world: World, victim: Address, role: c.Role
+    ) -> None:
+        """Everything counts: ACK, challenge, forwarded datagrams; in both directions."""
+        places = {c.Role.CLIENT: v4(1), c.Role.SERVER: v4(2), role: victim}
+        peers = [world.peer(at, address=places[at]) for at in c.Role]
+        peers[1].sid = peers[0].sid
+        peers[1].token = peers[1].new_token()
+        target, sender = peers[role], peers[1 - role]
+        sender.accept()
+        came, sent, sequence = 0, 0, 0
+        for step in range(4):
+            if step < 2:
+                asked = target.datagram(renew=step == 1, token=target.new_token())
+                answer = world.raw_answer(asked, victim)
+                assert answer is not None
+                assert answer.challenge is not None
+                came += len(asked)
+                sent += len(answer.datagram) + len(answer.challenge)
+            else:
+                came += len(target.frame(step, bytes(300)))
+                assert target.forward(step, bytes(300)) == Forward(sender.address)
+            for _ in range(30):
+                sequence += 1
+                frame = sender.frame(sequence, bytes(500))
+                decision = world.decide(frame, sender.address)
+                if decision == Drop("unproved_path"):
+                    break
+                assert decision == Forward(victim)
+                sent += len(frame)
+            assert 3 * came - len(frame) < sent <= 3 * came
+            assert sender.slot.window_head == sequence, "what is dropped moves no window"
+
+    def test_proved_address_gets_everything(self, world: World) -> None:
+        client, server = world.peer(), world.peer(c.Role.SERVER, address=v4(2))
+        server.sid = client.sid
+        server.token = server.new_token()
+        client.accept()
+        first = world.raw_answer(server.datagram(), server.address)
+        assert first is not None
+        assert first.challenge is not None
+        cookie = packets.parse_packet(first.challenge).body
+        assert isinstance(cookie, packets.PathChallenge)
+        second = world.raw_answer(server.datagram(cookie=cookie.cookie), server.address)
+        assert second is not None
+        assert second.challenge is None
+        for number in range(40):
+            assert client.forward(number, bytes(1000)) == Forward(server.address)
+        renewal = world.raw_answer(
+            server.datagram(renew=True, token=server.new_token()), server.address
+        )
+        assert renewal is not None
+        assert renewal.challenge is None, "a renewal from there leaves it proved"
+        assert client.forward(40, bytes(1000)) == Forward(server.address)
+
+    def test_cookie_of_another_address_or_session_proves_nothing(self, world: World) -> None:
+        client, server = world.session()
+        answer = world.raw_answer(world.peer().datagram(), v4(66))
+        assert answer is not None
+        assert answer.challenge is not None
+        body = packets.parse_packet(answer.challenge).body
+        assert isinstance(body, packets.PathChallenge)
+        fresh = world.peer(address=v4(67))
+        again = world.raw_answer(fresh.datagram(cookie=body.cookie), fresh.address)
+        assert again is not None
+        assert again.challenge is not None
+        assert fresh.slot.unproved
+        assert not client.slot.unproved
+        assert not server.slot.unproved
+
+    def test_keepalives_count_for_an_unproved_address(self, world: World) -> None:
+        peer = world.peer()
+        peer.accept(proved=False)
+        before = peer.slot.unproved
+        assert world.answer(b"W\x01\x04\0" + peer.sid.bytes, peer.address) is not None
+        assert peer.slot.unproved == before + 3 * 20 - 36
+
     def test_pitfall_expiry_stops_forwarding_at_the_exact_millisecond(self, world: World) -> None:
         client, server = world.session(ttl_s=60)
         world.advance(59.999)

@@ -95,6 +95,8 @@ class Holder:
             )
         )  # fmt: skip
         body = packets.parse_packet(self._socket.recv(2048)).body
+        while isinstance(body, packets.PathChallenge):  # came beside the ACK before
+            body = packets.parse_packet(self._socket.recv(2048)).body
         if isinstance(body, packets.LeaseReject):
             return c.RejectReason(body.reason).name
         assert isinstance(body, packets.LeaseAck)

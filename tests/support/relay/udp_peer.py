@@ -39,6 +39,8 @@ class UdpPeer:
         self.counter = 0
         self.sequence = 0
         self.timeout_s = timeout_s
+        self.proved = False
+        self.challenge: bytes | None = None
         self.sock = self._socket()
         self.token = self.new_token()
 
@@ -59,6 +61,7 @@ class UdpPeer:
         """Go on from a new local port, as after a NAT rebind."""
         self.sock.close()
         self.sock = self._socket()
+        self.proved = False
 
     def new_token(self, **claims: Any) -> bytes:
         return self.mint.token(
@@ -79,12 +82,31 @@ class UdpPeer:
         )
 
     def ask(self, datagram: bytes) -> packets.Packet:
-        """Send, and wait for the next packet that is not FORWARD."""
+        """Send, and wait for the next packet that is neither FORWARD nor NOTICE."""
+        if datagram[-72:-64] not in (c.NO_COOKIE, c.RELEASE_COOKIE) and len(datagram) > 100:
+            self.proved = True
         self.sock.send(datagram)
         while True:
             packet = packets.parse_packet(self.sock.recv(2048))
-            if packet.header.type != c.PacketType.FORWARD:
-                return packet
+            if packet.header.type not in (c.PacketType.FORWARD, c.PacketType.NOTICE):
+                break
+        if isinstance(packet.body, packets.LeaseAck) and len(datagram) > c.HEADER_BYTES:
+            self.challenge = self._challenge_behind_ack()
+        return packet
+
+    def _challenge_behind_ack(self) -> bytes | None:
+        """The cookie that a relay sends beside the ACK of a lease at an unproved address."""
+        self.sock.settimeout(0.05 if self.proved else self.timeout_s)
+        try:
+            body = packets.parse_packet(self.sock.recv(2048, socket.MSG_PEEK)).body
+        except TimeoutError:
+            return None
+        finally:
+            self.sock.settimeout(self.timeout_s)
+        if not isinstance(body, packets.PathChallenge):
+            return None
+        self.sock.recv(2048)
+        return body.cookie
 
     def present(self, *, renew: bool = False, cookie: bytes = c.NO_COOKIE) -> packets.LeaseAck:
         """Present the lease and expect an ACK; again as peers do, where no answer comes."""
@@ -93,7 +115,12 @@ class UdpPeer:
         except TimeoutError:
             packet = self.ask(self.present_datagram(renew=renew, cookie=cookie))
         assert isinstance(packet.body, packets.LeaseAck), packet
-        return packet.body
+        ack = packet.body
+        if self.challenge is not None:
+            self.proved = True
+            answer = self.ask(self.present_datagram(renew=renew, cookie=self.challenge))
+            assert isinstance(answer.body, packets.LeaseAck), answer
+        return ack
 
     def forward(self, payload: bytes = b"hello") -> int:
         """Send one FORWARD; its sequence."""

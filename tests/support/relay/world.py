@@ -116,10 +116,12 @@ class Peer:
         assert answer is not None
         return answer
 
-    def accept(self, **options: Any) -> packets.LeaseAck:
-        """Present and expect an ACK."""
+    def accept(self, *, proved: bool = True, **options: Any) -> packets.LeaseAck:
+        """Present and expect an ACK; `proved`: as if the challenge were answered too."""
         packet = self.present(**options)
         assert isinstance(packet.body, packets.LeaseAck), packet
+        if proved:
+            self.slot.unproved = 0
         return packet.body
 
     def forward(self, sequence: int, payload: bytes = b"") -> Decision:

@@ -221,7 +221,7 @@ class Crowd:
         elif packet.header.type == c.PacketType.NOTICE:
             member.notices.append(int.from_bytes(raw[20:22], "big"))
         elif packet.header.type != c.PacketType.PATH_CHALLENGE:
-            # A challenge answers traffic that came before its lease, not the lease.
+            # What both sides send is small and alike: an address that is not proved gets it all.
             member.answer = packet
 
 

@@ -157,13 +157,12 @@ def with_token(one: UdpPeer, **claims: object) -> UdpPeer:
     return one
 
 
-def cookie_of(one: UdpPeer) -> bytes:
-    """The cookie of a path: what the relay asks a strange address of a live session to show."""
-    one.present()
-    one.move()
-    body = answer(one, packets.build_forward(one.sid.bytes, bytes(16)))
-    assert isinstance(body, packets.PathChallenge), body
-    return body.cookie
+def cookie_of(one: UdpPeer, relay: RelayProcess) -> bytes:
+    """The cookie of a path on which no slot lives: no host with a live slot is ever blocked."""
+    assert isinstance(answer(one), packets.LeaseAck)
+    assert one.challenge is not None
+    release(one, lambda: empty(relay), what="the slot is free")
+    return one.challenge
 
 
 def provoke(reason: R, relay: RelayProcess, master: EventMaster) -> None:
@@ -186,9 +185,8 @@ def provoke(reason: R, relay: RelayProcess, master: EventMaster) -> None:
             one.mint = Mint()
             refused = answer(with_token(one))
         elif reason is R.PROOF_REQUIRED:
-            one.key, key = None, one.key
-            refused = answer(one)
-            one.key = key
+            unsigned = packets.build_present(one.sid.bytes, one.role, one.token)
+            refused = answer(one, unsigned)
         elif reason is R.REPLAYED:
             first = one.present_datagram()
             assert isinstance(answer(one, first), packets.LeaseAck)
@@ -212,7 +210,7 @@ def provoke(reason: R, relay: RelayProcess, master: EventMaster) -> None:
             refused = answer(one)
             assert CliRunner().invoke(app, ["undrain", *where]).exit_code == 0
         elif reason is R.BANNED:
-            cookie = cookie_of(one)
+            cookie = cookie_of(one, relay)
             one.token = b"v4.public." + b"A" * 300
             for _ in range(8):
                 refused = answer(one, one.present_datagram(cookie=cookie))

@@ -271,6 +271,17 @@ def test_cookies_survive_an_upgrade(start: Start) -> None:
         assert client.receive() == (1, b"to the new port")
 
 
+def test_proof_of_an_address_survives_an_upgrade(start: Start) -> None:
+    """The new relay sends there all that comes, with no new cookie."""
+    relay = start()
+    with active_session(relay, MINT) as (client, server):
+        upgrade(relay)
+        for _ in range(10):
+            sequence = client.forward(bytes(1000))
+            assert server.receive() == (sequence, bytes(1000))
+        assert not relay.metric("wavry_relay_packets_dropped_total", reason="unproved_path")
+
+
 def test_new_limits_hold_and_the_tables_keep_their_size(start: Start, versions: Versions) -> None:
     relay = start()
     versions.install(

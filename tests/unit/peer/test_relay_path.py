@@ -307,7 +307,10 @@ def test_an_unanswered_renewal_is_presented_and_its_failure_keeps_the_path() -> 
 def test_silence_makes_it_ask_whether_the_relay_is_alive() -> None:
     path = ready_path()
     limits = PathLimits()
-    assert path.get_timer() == NOW + 20 * MS + limits.silence_ns
+    path.receive_datagram(packets.build_challenge(SESSION_ID, b"a cookie"), NOW + 30 * MS)
+    path.receive_datagram(ack(path.lease), NOW + 40 * MS)
+    assert len(presents(path)) == 1
+    assert path.get_timer() == NOW + 40 * MS + limits.silence_ns
     path.receive_datagram(packets.build_forward(SESSION_ID, bytes(9)), NOW + 10 * SECOND)
     assert path.get_timer() == NOW + 10 * SECOND + limits.silence_ns
     events(path)
@@ -315,6 +318,27 @@ def test_silence_makes_it_ask_whether_the_relay_is_alive() -> None:
     assert len(presents(path)) == 1
     path.handle_timer(NOW + 47 * SECOND)
     assert events(path) == [PathFailed(None)]
+
+
+def test_challenge_beside_the_first_ack_is_answered_at_once_and_delays_nothing() -> None:
+    path = ready_path()
+    path.send(bytes(8) + b"hello")
+    path.receive_datagram(packets.build_challenge(SESSION_ID, b"a cookie"), NOW + 20 * MS)
+    hello, proof = (packets.parse_packet(one).body for one in path.datagrams_to_send())
+    assert hello == bytes(8) + b"hello"
+    assert isinstance(proof, packets.LeasePresent)
+    assert proof.proof is not None
+    assert proof.proof.cookie == b"a cookie"
+    assert path.is_ready
+
+
+def test_lost_challenge_is_asked_for_again() -> None:
+    path = ready_path()
+    assert path.get_timer() == NOW + 20 * MS + SECOND
+    path.handle_timer(NOW + 20 * MS + SECOND)
+    assert len(presents(path)) == 1
+    path.receive_datagram(ack(path.lease), NOW + 2 * SECOND)
+    assert path.get_timer() == NOW + 2 * SECOND + PathLimits().silence_ns, "and only once"
 
 
 def test_forward_is_wrapped_and_unwrapped_byte_for_byte() -> None:

@@ -15,7 +15,7 @@ _DROP_REASON: Final = closed(
     "too_short", "too_long", "bad_magic", "bad_version", "unknown_type", "unknown_flag",
     "nil_session", "bad_body", "bad_rift", "bad_crc", "wrong_direction",
     "unknown_session", "unknown_address", "not_active", "lease_expired",
-    "duplicate", "too_old", "jump_too_far",
+    "duplicate", "too_old", "jump_too_far", "unproved_path",
     "peer_rate", "session_rate", "global_rate", "ip_rate", "control_queue",
     "blocked", "keepalive_unknown", "lock_busy", "send_blocked", "send_failed",
 )  # fmt: skip

@@ -124,6 +124,12 @@ static void accept_lease(struct wv_tables *t, struct wv_session *session, const 
         deny_held(origin, lease->role, slot);
     else
         forget_denied(origin, lease->role, floor_s);
+    if (!taken) slot->unproved = 1;
+    if (lease->proves) slot->unproved = 0;
+    if (slot->unproved != 0) {
+        credit(slot, lease->bytes);
+        slot->unproved -= WV_UNPROVED_ANSWER_BYTES;
+    }
     slot->address[0] = from->high;
     slot->address[1] = from->low;
     slot->endpoint = from->endpoint;
@@ -133,7 +139,7 @@ static void accept_lease(struct wv_tables *t, struct wv_session *session, const 
     store64(&slot->sub, lease->sub);
     slot->cnf = lease->cnf;
     store64(&slot->mark, lease->mark);
-    slot->received_ms = slot->accepted_ms = stamp_ms(t, now_ns);
+    slot->received_ms = stamp_ms(t, now_ns);
     origin->kid[lease->role] = lease->kid;
     origin->issued_s[lease->role] = lease->issued_s;
     wv_count(t, taken && lease->renews ? WV_COUNT_LEASE_RENEWED : WV_COUNT_LEASE_ACCEPTED, 1);
@@ -183,6 +189,7 @@ enum wv_answer wv_admit(struct wv_tables *t, const struct wv_lease *lease, const
     if (session == NULL) session = claim(t, lease->id, number, now_ns);
     if (wv_lock(t, WV_LOCK_SESSION, number, WV_LOCK_WAIT_NS) != 1) return WV_ANSWER_BUSY;
     accept_lease(t, session, lease, from, floor_s, now_ns);
+    const int proved = slot_of(session, lease->role)->unproved == 0;
     wv_unlock(t, WV_LOCK_SESSION, number);
-    return WV_ANSWER_YES;
+    return proved ? WV_ANSWER_YES : WV_ANSWER_UNPROVED;
 }

@@ -20,6 +20,8 @@ struct wv_lease {
     uint32_t soft_kbps, hard_kbps;
     uint8_t role;   /* 0 client, 1 server */
     uint8_t renews; /* came as LEASE_RENEW */
+    uint8_t proves; /* its cookie is good here */
+    uint32_t bytes; /* of the packet */
 };
 
 /* Put a lease into its slot; needs the table lock.  NO: not an ordinary case, nothing changed. */

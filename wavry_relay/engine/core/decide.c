@@ -547,7 +547,11 @@ static enum wv_kind decide_locked(struct wv_tables *t, struct wv_session *sessio
     if (now->wall_ms >= sender->expires_ms)
         return decision->drop = WV_COUNT_DROP_LEASE_EXPIRED, WV_KIND_DROP;
     if ((decision->drop = window_check(sender, sequence)) != 0) return WV_KIND_DROP;
+    if (receiver->unproved != 0 && receiver->unproved <= bytes)
+        return decision->drop = WV_COUNT_DROP_UNPROVED_PATH, WV_KIND_DROP;
     if ((decision->drop = charge(t, session, sender, bytes, now->mono_ns)) != 0) return WV_KIND_DROP;
+    if (receiver->unproved != 0) receiver->unproved -= (uint32_t)bytes;
+    credit(sender, bytes);
     window_commit(sender, sequence);
     sender->received_ms = stamp_ms(t, now->mono_ns);
     decision->to.high = receiver->address[0];

@@ -13,6 +13,7 @@ enum wv_answer {
     WV_ANSWER_NO = 0,
     WV_ANSWER_YES = 1,
     WV_ANSWER_BUSY = 2, /* a lock is held by a stopped process */
+    WV_ANSWER_UNPROVED = 3, /* yes, and the peer still has to prove its address (wv_admit) */
 };
 
 struct wv_limit wv_limit_of(uint64_t per_s, uint64_t burst);

@@ -55,6 +55,13 @@ static inline int is_at(const struct wv_slot *slot, const struct wv_address *fro
            slot->address[0] == from->high && slot->jti != 0;
 }
 
+/* An address that is not proved gets at most three times what came from it (SlotRecord.credit). */
+static inline void credit(struct wv_slot *slot, uint64_t bytes) {
+    if (slot->unproved == 0) return;
+    const uint64_t more = slot->unproved + WV_UNPROVED_FACTOR * bytes;
+    slot->unproved = more < WV_UNPROVED_MOST ? (uint32_t)more : WV_UNPROVED_MOST;
+}
+
 static inline uint64_t conforms(uint64_t tat_ns, uint64_t now_ns, uint64_t burst_ns, uint64_t cost) {
     if (tat_ns > now_ns + burst_ns) return 0;
     return (tat_ns > now_ns ? tat_ns : now_ns) + cost;

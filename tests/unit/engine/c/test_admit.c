@@ -24,7 +24,9 @@ static struct wv_lease lease_of(unsigned number, unsigned role) {
                              .cnf = 77,
                              .kid = 5,
                              .issued_s = 9,
-                             .role = (uint8_t)role};
+                             .role = (uint8_t)role,
+                             .proves = 1,
+                             .bytes = 900};
     test_id(number, (uint8_t *)lease.id);
     return lease;
 }
@@ -127,7 +129,27 @@ static void limits_an_identity(void) {
     free(s.base);
 }
 
+static void counts_what_an_unproved_address_may_get(void) {
+    struct test_segment s;
+    open_table(&s);
+    struct wv_lease lease = lease_of(6, 0);
+    lease.proves = 0;
+    CHECK(admit(&lease, 7) == WV_ANSWER_UNPROVED);
+    const struct wv_slot *slot = (const struct wv_slot *)t.sessions[0].client;
+    const uint32_t first = 1 + WV_UNPROVED_FACTOR * 900 - WV_UNPROVED_ANSWER_BYTES;
+    CHECK(slot->unproved == first);
+    lease.jti += 50, lease.renews = 1;
+    CHECK(admit(&lease, 7) == WV_ANSWER_UNPROVED && slot->unproved == 2 * first - 1);
+    lease.jti += 50, lease.proves = 1;
+    CHECK(admit(&lease, 7) == WV_ANSWER_YES && slot->unproved == 0);
+    lease.jti += 50, lease.proves = 0;
+    t.control->identity_burst = 1000;
+    CHECK(admit(&lease, 7) == WV_ANSWER_YES && slot->unproved == 0); /* proved stays proved */
+    free(s.base);
+}
+
 int main(void) {
+    counts_what_an_unproved_address_may_get();
     fills_most_of_the_table();
     leaves_what_is_not_ordinary();
     waits_for_nobody_who_stopped();

@@ -81,7 +81,7 @@ def test_key_set_that_changes_while_signatures_are_checked(world: World) -> None
     assert reject_reason(other.present()) == R.UNKNOWN_KEY
     with pytest.raises(StopIteration) as end:
         steps.send(verdict)
-    assert reject_reason(packets.parse_packet(end.value.value)) == R.REVOKED
+    assert reject_reason(packets.parse_packet(end.value.value[0])) == R.REVOKED
     assert not world.admission._verifier._good
 
 
@@ -89,7 +89,7 @@ def test_defect_costs_its_own_packet(world: World, monkeypatch: pytest.MonkeyPat
     good, bad = world.peer(), world.peer(address=v4(7))
     place = world.admission._slots.place
 
-    def broken(header: packets.Header, *rest: object) -> bytes:
+    def broken(header: packets.Header, *rest: object) -> tuple[bytes, ...]:
         if header.session_id == bad.sid.bytes:
             raise RuntimeError("defect")
         return place(header, *rest)  # type: ignore[arg-type]  # passed on

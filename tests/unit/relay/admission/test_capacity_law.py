@@ -76,7 +76,9 @@ class Hall:
             kid=7,
             issued_s=self.now.wall_ms // 1000,
             counter=next(self.counters),
-            cookie=c.NO_COOKIE,
+            releases=False,
+            proves=True,
+            size_bytes=900,
             expires_ms=self.now.wall_ms + LIFE_MS,
             soft_kbps=0,
             hard_kbps=1000,
@@ -108,7 +110,7 @@ class Hall:
 
     def give_back(self, sid: int, lease: VerifiedLease) -> None:
         values = {name: getattr(lease, name) for name in lease.__struct_fields__}
-        values |= {"cookie": c.RELEASE_COOKIE, "counter": next(self.counters)}
+        values |= {"releases": True, "counter": next(self.counters)}
         self.place(sid, VerifiedLease(**values))
 
     def sub(self) -> int:

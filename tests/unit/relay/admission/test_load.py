@@ -112,8 +112,8 @@ def test_load_shedding_by_bandwidth_needs_a_limit_and_a_second(world: World) -> 
 
 def test_load_shedding_at_100_per_cent_is_off(world: World) -> None:
     load = watch(world, pct=100, max_kbps=1)
-    for _ in range(100):
-        world.peer().accept()
+    for number in range(100):
+        world.peer(sub=f"user-{number}").accept()
     assert load.step(world.now) == Shedding.NONE
     assert reject_reason(world.peer().present()) == R.SESSION_FULL
     assert not world.count("sessions_shed")
