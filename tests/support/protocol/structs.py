@@ -34,9 +34,10 @@ def string_types(kind: type[msgspec.Struct]) -> Iterator[tuple[str, inspect.StrT
 
 
 def _text(kind: inspect.StrType) -> st.SearchStrategy[str]:
-    if kind.pattern is not None:
-        return st.from_regex(re.compile(kind.pattern), fullmatch=True)
     longest = kind.max_length
+    if kind.pattern is not None:
+        texts = st.from_regex(re.compile(kind.pattern), fullmatch=True)
+        return texts if longest is None else texts.filter(lambda text: len(text) <= longest)
     return st.text(
         min_size=kind.min_length or 0, max_size=40 if longest is None else min(longest, 40)
     )

@@ -115,7 +115,7 @@ def test_load_shedding_at_100_per_cent_is_off(world: World) -> None:
     for number in range(100):
         world.peer(sub=f"user-{number}").accept()
     assert load.step(world.now) == Shedding.NONE
-    assert reject_reason(world.peer().present()) == R.SESSION_FULL
+    assert reject_reason(world.peer(sub="one-more").present()) == R.SESSION_FULL
     assert not world.count("sessions_shed")
 
 
