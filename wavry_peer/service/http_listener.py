@@ -98,7 +98,8 @@ class HttpListener:
                     self._pause()
                 return  # what was given up is free in the next round of the loop
             accepted.settimeout(0)
-            short = accepted.fileno() >= _descriptors()
+            # Without another connection the service itself is short, and /health must say so.
+            short = bool(self._open) and accepted.fileno() >= _descriptors()
             if short and not self._make_room():
                 accepted.close()
                 self._pause()
