@@ -62,6 +62,15 @@ def reload_settings(machine: Machine, text: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def lift_blocks(machine: Machine) -> None:
+    """Every block of a relay, whether there is one or not."""
+    done = machine.shell(
+        "wavry-relay blocks clear --all",
+        {"WAVRY_RELAY_STATE_DIR": str(machine.directory / "state")},
+    )
+    assert done.returncode == 0, done.stdout
+
+
 class Holder:
     """A client with a lease at a relay, who presents and renews it whenever he likes."""
 
