@@ -14,9 +14,9 @@ from wavry_relay.shm.layout import SESSION
 __all__ = ["BENCH", "PLANNED_SESSIONS", "run_memory"]
 
 BENCH = "memory"
-MAX_SHARED_BYTES: Final = 512
+MAX_SHARED_BYTES: Final = 1152
 PLANNED_SESSIONS: Final = 100_000
-MAX_PLANNED_MIB: Final = 64
+MAX_PLANNED_MIB: Final = 100
 
 
 def run_memory(report: Report, relay: RelayProcess, *, name: str) -> None:

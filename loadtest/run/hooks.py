@@ -98,6 +98,8 @@ def _set_up(environment: Environment) -> None:
         _leave(f"--results: {error.strerror}", EXIT_USAGE)
     except PreflightError as error:
         _leave(str(error), error.exit_status)
+    # Raised wherever the program is, Ctrl-C could end the reader of a user's socket instead.
+    gevent.signal_handler(signal.SIGINT, _interrupt, gevent.getcurrent())
     environment.events.request.add_listener(lambda **event: _count(load.totals, **event))
     if isinstance(environment.runner, WorkerRunner):
         environment.events.report_to_master.add_listener(
@@ -134,8 +136,6 @@ def _follow_plan(environment: Environment, load: LoadRun) -> None:
     if runner is not None:
         # Locust listens to SIGTERM only after a shape has ended: sessions would not be closed.
         gevent.signal_handler(signal.SIGTERM, _end_shape, runner)
-        # Raised wherever the program is, Ctrl-C could end the reader of a user's socket instead.
-        gevent.signal_handler(signal.SIGINT, _interrupt, gevent.getcurrent())
 
 
 def _interrupt(main: greenlet.greenlet) -> None:

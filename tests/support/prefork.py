@@ -67,7 +67,7 @@ class _Forker:
     """The process that has imported everything, from the tests' side."""
 
     def __init__(self) -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        self._prctl = ctypes.CDLL(None).prctl
         self.environ = _read_early(dict(os.environ))
         self.surroundings = json.dumps(_surroundings())
         self._busy = threading.Lock()
@@ -85,8 +85,13 @@ class _Forker:
     def start(self, order: dict[str, Any], descriptors: list[int]) -> int:
         """Return the pid of a program that has been forked."""
         with self._busy:
-            socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
-            return int(self._socket.recv(64))
+            # For this moment only: what other tests orphan is for the machine's own reaper.
+            self._prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            try:
+                socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
+                return int(self._socket.recv(64))
+            finally:
+                self._prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
 class Popen(subprocess.Popen[Any]):
@@ -98,6 +103,11 @@ class Popen(subprocess.Popen[Any]):
     def __init__(self, args: Any, *others: Any, **options: Any) -> None:
         self._forked = not others and self._may_fork(args, options)
         super().__init__(args, *others, **options)
+
+    def __del__(self, *args: Any, **options: Any) -> None:
+        if getattr(self, "_child_created", False):
+            self.poll()  # One that has ended is left behind by nobody.
+        super().__del__(*args, **options)  # type: ignore[misc] # not in the stubs
 
     @classmethod
     def _may_fork(cls, args: Any, options: dict[str, Any]) -> bool:

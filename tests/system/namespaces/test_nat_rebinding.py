@@ -222,7 +222,7 @@ def relay(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[NamespacedRelay]:
     with NamespacedRelay(
-        net,
+        net.core,
         tmp_path_factory.mktemp("relay"),
         mint,
         WAVRY_RELAY_LISTEN=f"{RELAY_V4}:0,[{RELAY_V6}]:0",

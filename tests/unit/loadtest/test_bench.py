@@ -96,7 +96,7 @@ def test_every_part_of_the_relay_is_measured(quick):
     }
     promised = [target["name"] for target in quick[0]["targets"]]
     compared = [name for name in promised if " cost at " in name]
-    assert len(promised) - len(compared) == 6 * len(ENGINES) + 1
+    assert len(promised) - len(compared) == 5 * len(ENGINES) + 1
     assert [name for name in compared if "coturn" not in name] == [
         "relay-native cost at burst 1 per cheapest bare C forwarder",
         "relay-native cost at burst 16 per bare C forwarder with GRO and GSO",
