@@ -114,6 +114,8 @@ class HttpListener:
         connection = self._connect()
         self._open[connection] = address
         try:
+            if accepted.fileno() >= _descriptors():  # What was given up for it is free by now.
+                accepted = _renumbered(accepted)
             await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError:  # it has gone already
             self.forget(connection)
@@ -151,6 +153,16 @@ class HttpListener:
     def _go_on(self) -> None:
         with contextlib.suppress(ValueError):  # closed meanwhile
             self._loop.add_reader(self.sock, self._accept)
+
+
+def _renumbered(accepted: socket.socket) -> socket.socket:
+    """Return the same connection with the lowest number that is free, if there is one."""
+    try:
+        lower = accepted.dup()
+    except OSError:  # the service itself is short
+        return accepted
+    accepted.close()
+    return lower
 
 
 def _descriptors() -> int:

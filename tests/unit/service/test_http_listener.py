@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -21,8 +23,11 @@ from wavry_peer.service import http_listener
 def room_for(more: int) -> Iterator[None]:
     """Let this process open so many descriptors more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir()) + 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, before[1]))
+    used = {int(fd.name) for fd in Path("/proc/self/fd").iterdir()}
+    free = (number for number in itertools.count() if number not in used)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (next(itertools.islice(free, more, None)), before[1])
+    )
     try:
         yield
     finally:
@@ -61,6 +66,14 @@ async def hold_idle(stack: AsyncExitStack, port: int, source: str, count: int) -
     assert await holder.stdout.readline() == b"held\n"
 
 
+async def open_files_all_the_time(count: int) -> None:
+    """Use descriptors as the service itself does, until there is none, in each turn of the loop."""
+    while True:
+        for own in [os.dup(0) for _ in range(count)]:
+            os.close(own)
+        await asyncio.sleep(0)
+
+
 async def test_pitfall_idle_connections_of_one_address_keep_nobody_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -73,13 +86,16 @@ async def test_pitfall_idle_connections_of_one_address_keep_nobody_out(
         async with AsyncExitStack() as stack, listening(app, "127.0.0.1", 0) as url:
             port = int(url.rpartition(":")[2])
             with room_for(40):
-                await hold_idle(stack, port, "127.0.0.2", 300)
+                opening = asyncio.create_task(open_files_all_the_time(3))
+                await hold_idle(stack, port, "127.0.0.2", 500)
                 for _ in range(20):
                     async with (
                         aiohttp.ClientSession() as client,
                         client.get(url + "/hello", timeout=aiohttp.ClientTimeout(20)) as answer,
                     ):
                         assert await answer.text() == "hello"
+                assert not opening.done(), opening
+                opening.cancel()
     assert not defects
     assert [line["event"] for line in logs].count("connections_short") == 1
 
