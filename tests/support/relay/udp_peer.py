@@ -110,17 +110,19 @@ class UdpPeer:
 
     def present(self, *, renew: bool = False, cookie: bytes = c.NO_COOKIE) -> packets.LeaseAck:
         """Present the lease and expect an ACK; again as peers do, where no answer comes."""
-        try:
-            packet = self.ask(self.present_datagram(renew=renew, cookie=cookie))
-        except TimeoutError:
-            packet = self.ask(self.present_datagram(renew=renew, cookie=cookie))
-        assert isinstance(packet.body, packets.LeaseAck), packet
-        ack = packet.body
+        ack = self._present_once(renew, cookie)
         if self.challenge is not None:
             self.proved = True
-            answer = self.ask(self.present_datagram(renew=renew, cookie=self.challenge))
-            assert isinstance(answer.body, packets.LeaseAck), answer
+            self._present_once(renew, self.challenge)
         return ack
+
+    def _present_once(self, renew: bool, cookie: bytes) -> packets.LeaseAck:
+        for _ in range(3):
+            with suppress(TimeoutError):
+                packet = self.ask(self.present_datagram(renew=renew, cookie=cookie))
+                assert isinstance(packet.body, packets.LeaseAck), packet
+                return packet.body
+        raise AssertionError("the relay did not answer three PRESENTs")
 
     def forward(self, payload: bytes = b"hello") -> int:
         """Send one FORWARD; its sequence."""
