@@ -320,7 +320,7 @@ def test_a_peer_that_only_receives_notices_the_silence_and_shows_its_new_address
     gap_s = media.home.longest_gap_s(since)
     print(f"\ninterruption of a peer that only receives [ms]: {gap_s * 1e3:.0f}")
     assert rebinds(relay) == before + 1
-    assert gap_s < 2, "less than a keepalive's interval of 10 s"
+    assert gap_s < 5, "less than a keepalive's interval of 10 s"
 
 
 @pytest.mark.parametrize("to", ["ipv6", "another-ipv4"])
