@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Every process of a test would otherwise compile the whole project anew: a quarter of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-subprocess.Popen = prefork.Popen  # type: ignore[misc]
+subprocess.Popen = prefork.Popen  # type: ignore[misc] # a class in place of the library's
 
 LONG_FIRST = (
     "docs/test_runbooks",

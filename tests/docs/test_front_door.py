@@ -188,3 +188,14 @@ def test_hooks_before_a_commit_call_programs_of_the_virtual_environment() -> Non
         assert program.startswith(".venv/bin/")
         package = {"lint-imports": "import-linter"}.get(Path(program).name, Path(program).name)
         assert f'"{package}' in project
+
+
+def test_no_public_class_name_stands_twice() -> None:
+    where: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    where.setdefault(node.name, []).append(str(path.relative_to(REPOSITORY)))
+    assert len(where) > 300
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}

@@ -11,7 +11,7 @@ import pytest
 from wavry_relay.engine import EngineUnavailableError, choose_engine
 from wavry_relay.shm.control import EngineKind
 
-__all__ = ["lack", "need_engine", "need_native", "need_program"]
+__all__ = ["lack", "need_engine", "need_native", "need_program", "need_root"]
 
 
 def lack(reason: str) -> NoReturn:
@@ -26,6 +26,12 @@ def need_program(*names: str) -> None:
     absent = [name for name in names if shutil.which(name) is None]
     if absent:
         lack(f"needs {', '.join(absent)}: `make system` installs it")
+
+
+def need_root(what: str) -> None:
+    """Go on as root."""
+    if os.geteuid() != 0:
+        lack(f"needs root: {what}")
 
 
 def need_native() -> None:

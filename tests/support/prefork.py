@@ -217,7 +217,7 @@ def _become(order: dict[str, Any], descriptors: list[int]) -> None:
 
 def _leave(code: int) -> None:
     """End as the interpreter does, without the taking apart of each module before."""
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined] # what the interpreter calls
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError):

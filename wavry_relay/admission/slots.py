@@ -13,7 +13,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.protocol.packets import Header, LeaseAck, build_ack, build_challenge
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import Admitted, Engine
+from wavry_relay.engine.base import AdmitOutcome, Engine
 from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import VerifiedLease
 from wavry_relay.shm.address import Address
@@ -93,7 +93,7 @@ class LeaseSlots:
         if not lease.releases:
             admitted = self._engine.admit(words, lease, source, now.mono_ns)
             if admitted:
-                is_proved = admitted is Admitted.YES
+                is_proved = admitted is AdmitOutcome.YES
                 return self._answer(header, lease, source, now, is_proved=is_proved)
         record = self._sessions.find(*words)
         slot = record.slot(lease.role) if record is not None else None

@@ -19,7 +19,7 @@ from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.worker_log import worker_log
 
-from .base import Admitted, ControlKind, ControlPacket, Drop, Forward, Standing
+from .base import AdmitOutcome, ControlKind, ControlPacket, Drop, Forward, Standing
 
 
 LAYOUT_DIGEST = WAVRY_LAYOUT_DIGEST.decode("ascii")
@@ -36,9 +36,9 @@ cdef tuple _DROPS = tuple(
     Drop(name.removeprefix("drop_")) if name.startswith("drop_") else None for name in COUNTERS
 )
 cdef dict _ADMITTED = {
-    WV_ANSWER_NO: Admitted.NO,
-    WV_ANSWER_YES: Admitted.YES,
-    WV_ANSWER_UNPROVED: Admitted.UNPROVED,
+    WV_ANSWER_NO: AdmitOutcome.NO,
+    WV_ANSWER_YES: AdmitOutcome.YES,
+    WV_ANSWER_UNPROVED: AdmitOutcome.UNPROVED,
 }
 cdef dict _KINDS = {int(kind): kind for kind in ControlKind}
 cdef dict _STANDINGS = {int(standing): standing for standing in Standing}
@@ -198,7 +198,7 @@ cdef class NativeEngine:
         cdef wv_answer answer
         cdef uint64_t counter = lease.counter
         if counter == UINT64_MAX:
-            return Admitted.NO
+            return AdmitOutcome.NO
         _to_c(source, &c_address)
         given.id[0], given.id[1] = session
         given.jti = lease.jti

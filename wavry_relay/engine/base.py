@@ -17,7 +17,7 @@ from .verified_lease import VerifiedLease
 
 __all__ = [
     "BATCH_DATAGRAMS",
-    "Admitted",
+    "AdmitOutcome",
     "ControlKind",
     "ControlPacket",
     "Decision",
@@ -51,7 +51,7 @@ class Standing(IntEnum):
     """It came from the address and port of a live slot of its session."""
 
 
-class Admitted(IntEnum):
+class AdmitOutcome(IntEnum):
     """What became of a lease in `Engine.admit`."""
 
     NO = 0
@@ -120,7 +120,7 @@ class Engine(Protocol):
 
     def admit(
         self, session: tuple[int, int], lease: VerifiedLease, source: Address, mono_ns: int
-    ) -> Admitted:
+    ) -> AdmitOutcome:
         """Take a verified lease into its slot, in the ordinary cases; needs the table lock.
 
         Worth a quarter of the admissions per second.  Tables and counters are then those that the

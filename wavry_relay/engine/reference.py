@@ -37,7 +37,7 @@ from wavry_relay.shm.tables import Tables
 
 from .base import (
     BATCH_DATAGRAMS,
-    Admitted,
+    AdmitOutcome,
     ControlKind,
     ControlPacket,
     Decision,
@@ -354,9 +354,9 @@ class ReferenceEngine:
         lease: VerifiedLease,  # noqa: ARG002  # of the seam
         source: Address,  # noqa: ARG002  # of the seam
         mono_ns: int,  # noqa: ARG002  # of the seam
-    ) -> Admitted:
+    ) -> AdmitOutcome:
         """Leave every lease to the rules in Python."""
-        return Admitted.NO
+        return AdmitOutcome.NO
 
     def close(self) -> None:
         """Close the sockets."""

@@ -4,17 +4,16 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-from support.relay.host import IS_ROOT
+from support.needs import need_root
 from support.relay.mint import Mint
 from support.relay.relay_process import RelayProcess
 
 NOBODY = 65534
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="makes files of another user")
 def test_a_name_that_another_user_keeps_stops_no_start(tmp_path: Path) -> None:
     """He saw it while the relay ran, and takes it, and the old well-known one, when it is down."""
+    need_root("it makes files of another user")
     relay = RelayProcess(tmp_path, Mint())
     squatted = []
     try:

@@ -17,7 +17,7 @@ from wavry_relay.admission.admission import Admission
 from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.transitions import LeaseTransitions
-from wavry_relay.engine.base import Admitted, ControlKind, ControlPacket, Engine
+from wavry_relay.engine.base import AdmitOutcome, ControlKind, ControlPacket, Engine
 from wavry_relay.shm.control import ControlBlock, Limits
 from wavry_relay.shm.layout import RATE_BUCKET
 from wavry_relay.shm.tables import Tables
@@ -33,9 +33,9 @@ class Counted:
         self.taken = 0
         self._admit = engine.admit
 
-    def __call__(self, *arguments: Any) -> Admitted:
+    def __call__(self, *arguments: Any) -> AdmitOutcome:
         taken = self._admit(*arguments)
-        self.taken += taken is not Admitted.NO
+        self.taken += taken is not AdmitOutcome.NO
         return taken
 
 

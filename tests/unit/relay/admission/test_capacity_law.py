@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.needs import need_engine
 from support.relay.world import RELAY_ID, FakeClock
 
 from wavry_peer.protocol import constants as c
@@ -122,15 +123,21 @@ class Hall:
 
 
 @pytest.fixture
-def hall(request: pytest.FixtureRequest, engine_kind: EngineKind) -> Iterator[Hall]:
-    if engine_kind is EngineKind.REFERENCE and request.param > 1024:
-        pytest.skip("the same rules, only slower")
-    made = Hall(request.param, engine_kind)
+def hall(request: pytest.FixtureRequest) -> Iterator[Hall]:
+    kind, size = request.param
+    made = Hall(size, need_engine(kind))
     yield made
     made.close()
 
 
-SIZES = pytest.mark.parametrize("hall", [1000, 1024, 10_000, 65_536], indirect=True)
+# The pure twin decides the same, more slowly: it takes the small sizes.
+CASES = [
+    *((EngineKind.REFERENCE, size) for size in (1000, 1024)),
+    *((EngineKind.NATIVE, size) for size in (1000, 1024, 10_000, 65_536)),
+]
+SIZES = pytest.mark.parametrize(
+    "hall", CASES, ids=[f"{kind.name.lower()}-{size}" for kind, size in CASES], indirect=True
+)
 
 
 @SIZES

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.needs import need_root
 from support.paths import REPOSITORY
 
 from wavry_relay.shm import segment as segment_module
@@ -190,6 +191,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def _of_another_user(path: Path) -> None:
+    need_root("it makes files of another user")
     path.write_bytes(bytes(8))
     os.chown(path, 65534, 65534)
 
@@ -200,10 +202,8 @@ def _held_by_another_user(path: Path) -> None:
 
 
 SQUATS = [
-    pytest.param(_of_another_user, marks=pytest.mark.skipif(os.geteuid() != 0, reason="chown")),
-    pytest.param(
-        _held_by_another_user, marks=pytest.mark.skipif(os.geteuid() != 0, reason="chown")
-    ),
+    _of_another_user,
+    _held_by_another_user,
     Path.mkdir,
     os.mkfifo,
     lambda path: path.symlink_to("/etc/passwd"),

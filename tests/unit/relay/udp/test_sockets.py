@@ -1,7 +1,6 @@
 """Socket groups: ports that are taken, steering, buffers."""
 
 import contextlib
-import os
 import shlex
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import uuid
 from collections import Counter
 
 import pytest
+from support.needs import need_root
 from support.paths import REPOSITORY
 from support.relay.host import udp_sockets
 
@@ -174,8 +174,8 @@ assert bound_to(open_ops_socket("fe80::7%lo", 0))[0] == "fe80::7%lo"
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace")
 def test_pitfall_link_local_addresses_are_bound_with_their_interface() -> None:
+    need_root("it makes a network namespace")
     set_up = "ip link set lo up && ip -6 addr add fe80::7/64 dev lo nodad && exec "
     command = set_up + shlex.join([sys.executable, "-c", LINK_LOCAL])
     subprocess.run(["unshare", "--net", "sh", "-c", command], check=True, cwd=REPOSITORY)
