@@ -75,6 +75,8 @@ class MediaStream:
         give_up_ns = now_ns() + self._deadline_ns
         while not self._meter.is_complete and now_ns() < give_up_ns:
             gevent.sleep(0.01)
+            for peer in (self._source, self._sink):
+                peer.tick()
         self._fail_frames(self._meter.close(), FRAME_CUT)
 
     def _on_media(self, payload: bytes, now: int) -> None:

@@ -2,7 +2,7 @@
 
 Datagrams are read in the callback of the event loop, not by a greenlet of their own: at 60 frames a
 second and many sessions a switch per datagram would be most of the work.  Nothing here blocks but
-`present` and `renew`, which wait for the relay's answer.
+`present`, `prove` and `renew`, which wait for the relay's answer.
 """
 
 import time
@@ -35,6 +35,8 @@ _SOCKET_BUFFER_BYTES: Final = 1 << 20
 _READS_PER_TURN: Final = 64
 _READ: Final = 1
 _SECOND_NS: Final = 1_000_000_000
+_PROOF_NS: Final = 10 * _SECOND_NS
+_PROOF_TURN_S: Final = 0.002
 
 
 def _reason(reason: RejectReason | int | None) -> str:
@@ -108,6 +110,19 @@ class RelayChannel:
         self._answered.clear()
         self._path.start(now_ns())
         self._await_answer()
+
+    def prove(self) -> None:
+        """Wait until the relay has our answer to its challenge, and so sends us all that is ours.
+
+        Raises:
+            LoadFailure: it did not take it.
+        """
+        deadline_ns = now_ns() + _PROOF_NS
+        while not self._path.is_proved:
+            if self.failure is not None or now_ns() >= deadline_ns:
+                raise LoadFailure(self.failure or "our address is not proved")
+            gevent.sleep(_PROOF_TURN_S)
+            self.tick()
 
     def renew(self, lease: OwnLease) -> None:
         """Bring the relay the next lease and wait until it has taken it.

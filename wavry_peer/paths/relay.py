@@ -135,6 +135,14 @@ class RelayPath:
         """True once the relay has acknowledged a lease, until the path failed or was closed."""
         return self._is_ready and not self._ended
 
+    @property
+    def is_proved(self) -> bool:
+        """True once the relay took a packet of ours that carried its cookie.
+
+        Until then it sends us at most three times the bytes that we sent (protocol.md section 1).
+        """
+        return self.is_ready and self._proved_cookie != c.NO_COOKIE
+
     def start(self, now_ns: int) -> None:
         """Present the lease.
 

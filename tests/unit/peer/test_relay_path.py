@@ -330,6 +330,11 @@ def test_challenge_beside_the_first_ack_is_answered_at_once_and_delays_nothing()
     assert proof.proof is not None
     assert proof.proof.cookie == b"a cookie"
     assert path.is_ready
+    assert not path.is_proved
+    path.receive_datagram(ack(path.lease), NOW + 40 * MS)
+    assert path.is_proved
+    path.close()
+    assert not path.is_proved
 
 
 def test_lost_challenge_is_asked_for_again() -> None:
