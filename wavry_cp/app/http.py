@@ -21,7 +21,7 @@ from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.errors import ListenError, LocalError, MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, decode_body
 from wavry_peer.protocol.http.codes import ErrorCode
-from wavry_peer.service.http_listener import HttpListener
+from wavry_peer.service.http_listener import ConnectionBounds, HttpListener
 from wavry_peer.service.http_server import (
     BODY_TOO_LARGE,
     Handler,
@@ -65,6 +65,8 @@ __all__ = [
 BodyType = TypeVar("BodyType", bound=msgspec.Struct)
 
 BODY_TIMEOUT_S: Final = 15.0
+CONNECTION_BOUNDS: Final = web.AppKey("connection_bounds", ConnectionBounds)
+"""Where an application says how many connections it takes."""
 """A body of at most 64 KiB that takes longer is a client that holds connections open."""
 
 SHUTDOWN_TIMEOUT_S: Final = 5.0
@@ -191,7 +193,9 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
     server: HttpListener | None = None
     try:
         try:
-            server = await open_server(runner, (host, port))
+            server = await open_server(
+                runner, (host, port), app.get(CONNECTION_BOUNDS, ConnectionBounds())
+            )
         except OSError as error:
             raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
         yield server_url(server.sock.getsockname())

@@ -9,13 +9,12 @@ because others flood the table, and a key that leaves its bucket takes the bucke
 """
 
 import hashlib
-import ipaddress
 import secrets
 from collections import OrderedDict
 from itertools import islice
 from typing import Final, Self
 
-__all__ = ["LIMIT_KEYS", "RateLimiter", "address_key"]
+__all__ = ["LIMIT_KEYS", "RateLimiter"]
 
 LIMIT_KEYS: Final = 65_536
 """Addresses or users that a limiter remembers, about 10 MB when full."""
@@ -119,16 +118,3 @@ class RateLimiter:
                 del self._tat_s[key]
                 return True
         return False
-
-
-def address_key(host: str) -> str:
-    """Return what one holder of addresses can hardly vary: the IPv4 address, or the IPv6 /64."""
-    try:
-        address = ipaddress.ip_address(host.split("%")[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is None:
-            return str(ipaddress.IPv6Network((address, 64), strict=False).network_address)
-        address = address.ipv4_mapped
-    return str(address)

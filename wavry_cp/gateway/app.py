@@ -5,9 +5,11 @@ from typing import Final
 
 from aiohttp import web
 
-from wavry_cp.app.http import Handler, new_application, route_template
+from wavry_cp.app.client_address import is_within
+from wavry_cp.app.http import CONNECTION_BOUNDS, Handler, new_application, route_template
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
+from wavry_peer.service.http_listener import ConnectionBounds
 from wavry_peer.service.metrics import OTHER
 
 from .access import GatewayAccess
@@ -33,6 +35,12 @@ def make_app(gateway: Gateway) -> web.Application:
             is_admin=lambda _request: False,  # every admin call is below /v1/admin/
             refused=gateway.metrics.lockdown_refused,
         ),
+    )
+    plain = ConnectionBounds()  # WebSockets have limits of their own.
+    app[CONNECTION_BOUNDS] = ConnectionBounds(
+        per_address=plain.per_address + config.connections_per_address,
+        total=plain.total + config.max_connections,
+        is_proxy=lambda host: is_within(host, config.trusted_proxy_networks),
     )
     app.on_response_prepare.append(origin_marker(config.cors_origins))
     app.on_response_prepare.append(_counting(gateway))

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from wavry_cp.app.client_address import client_address
-from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter, address_key
+from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import TokenFile, require_different
@@ -30,6 +30,7 @@ from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import Switch, SwitchState, SwitchTable
 from wavry_cp.store.sqlite.gateway import SqliteGatewayStore
+from wavry_peer.service.address_key import address_key
 from wavry_peer.service.clock import Clock
 
 from .admin_access import AdminAccess

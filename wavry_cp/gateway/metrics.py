@@ -10,6 +10,7 @@ from wavry_cp.app.metric_families import Families
 from wavry_cp.operators.bans import BanTable
 from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.service import log_stream
+from wavry_peer.service.http_listener import HttpListener
 from wavry_peer.service.metrics import GATEWAY
 from wavry_peer.service.version import software_version
 
@@ -49,6 +50,7 @@ class GatewayMetrics:
         self.master_calls = made.labelled_counter("wavry_gateway_master_calls_total")
         self.master_seconds = made.labelled_histogram("wavry_gateway_master_call_seconds")
         made.counter_of("wavry_gateway_log_lines_lost_total", log_stream.lines_lost)
+        made.counter_of("wavry_gateway_connections_given_up_total", lambda: HttpListener.given_up)
         made.require_all_made()
 
     def watch_switches(self, table: SwitchTable) -> None:

@@ -4,9 +4,11 @@ import time
 
 from aiohttp import web
 
-from wavry_cp.app.http import Handler, new_application, route_template
+from wavry_cp.app.client_address import is_within
+from wavry_cp.app.http import CONNECTION_BOUNDS, Handler, new_application, route_template
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
+from wavry_peer.service.http_listener import ConnectionBounds
 
 from .master import Master
 from .metrics import MasterMetrics
@@ -24,6 +26,9 @@ def make_app(master: Master) -> web.Application:
         refused=master.metrics.lockdown_refused,
     )
     app = new_application(lockdown, observers=[_request_metrics(master.metrics)])
+    app[CONNECTION_BOUNDS] = ConnectionBounds(
+        is_proxy=lambda host: is_within(host, master.trusted_proxies)
+    )
     app.router.add_routes(bind(ROUTES, master, master.access))
 
     async def end_waits(_app: web.Application) -> None:

@@ -12,6 +12,7 @@ from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service import log_stream
+from wavry_peer.service.http_listener import HttpListener
 from wavry_peer.service.metrics import MASTER, OTHER
 from wavry_peer.service.version import software_version
 
@@ -79,6 +80,7 @@ class MasterMetrics:
         self.lockdown_refused = made.counter("wavry_master_lockdown_refused_total")
         self._bans = made.labelled_gauge("wavry_master_bans")
         made.counter_of("wavry_master_log_lines_lost_total", log_stream.lines_lost)
+        made.counter_of("wavry_master_connections_given_up_total", lambda: HttpListener.given_up)
         made.require_all_made()
 
     def watch_switches(self, table: SwitchTable) -> None:

@@ -12,7 +12,8 @@ from aiohttp import web
 from wavry_cp.app.client_address import IpNetwork, client_address
 from wavry_cp.app.http import rate_limited, route_template
 from wavry_cp.app.metric_families import LabelledCounter
-from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter, address_key
+from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
+from wavry_peer.service.address_key import address_key
 
 __all__ = ["AuthFailures"]
 

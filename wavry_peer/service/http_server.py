@@ -18,7 +18,7 @@ from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
 from wavry_peer.protocol.http.codes import ErrorCode
 
-from .http_listener import HttpListener
+from .http_listener import ConnectionBounds, HttpListener
 
 __all__ = [
     "BODY_TOO_LARGE",
@@ -34,7 +34,7 @@ __all__ = [
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-FIRST_REQUEST_TIMEOUT_S: Final = 20.0
+FIRST_REQUEST_TIMEOUT_S: Final = 10.0
 """A connection that brings no complete request head by then is closed (slow-header attack)."""
 
 KEEPALIVE_TIMEOUT_S: Final = 75.0
@@ -127,13 +127,16 @@ async def add_secure_headers(_request: web.BaseRequest, response: web.StreamResp
 
 
 async def open_server(
-    runner: web.AppRunner, where: socket.socket | tuple[str, int]
+    runner: web.AppRunner,
+    where: socket.socket | tuple[str, int],
+    bounds: ConnectionBounds,
 ) -> HttpListener:
     """Serve an application.
 
     Args:
         runner: of the application, not yet set up.
         where: a socket that listens already, or host and port.
+        bounds: of what is open at once.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -156,9 +159,9 @@ async def open_server(
         )
 
     if isinstance(where, tuple):
-        listener = HttpListener.on(*where, connect)
+        listener = HttpListener.on(*where, connect, bounds)
     else:
-        listener = HttpListener(where, connect)
+        listener = HttpListener(where, connect, bounds)
     return listener
 
 

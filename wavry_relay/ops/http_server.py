@@ -9,7 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from wavry_peer.protocol.errors import ListenError
 from wavry_peer.protocol.http.ops import RelayReady
-from wavry_peer.service.http_listener import HttpListener
+from wavry_peer.service.http_listener import ConnectionBounds, HttpListener
 from wavry_peer.service.http_server import (
     add_secure_headers,
     errors_as_json,
@@ -89,7 +89,7 @@ class OpsServer:
     async def serve(self, listening: socket.socket) -> None:
         """Begin to serve on a socket that listens already."""
         self._listening = listening
-        self._server = await open_server(self._runner, listening)
+        self._server = await open_server(self._runner, listening, ConnectionBounds())
         self.url = server_url(listening.getsockname())
 
     async def stop(self) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 
 from wavry_peer.protocol.relay_terms import LimitLayer, MasterLinkState
 from wavry_peer.service import log_stream
+from wavry_peer.service.http_listener import HttpListener
 from wavry_relay.shm.control import Shedding
 from wavry_relay.shm.counters import totals
 
@@ -119,6 +120,7 @@ class RelaySamples:
         relay, figures = self._relay, self._figures
         yield Sample("build_info", 1, (relay.version,))
         yield Sample("engine_info", 1, (figures.engine_name,))
+        yield Sample("connections_given_up", HttpListener.given_up)
         yield Sample("start_time_seconds", figures.started_ms / 1000)
         for result in UPGRADE_RESULTS:
             yield Sample("upgrades", relay.upgrades[result], (result,))

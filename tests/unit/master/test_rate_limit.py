@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavry_cp.app.rate_limit import RateLimiter, address_key
+from wavry_cp.app.rate_limit import RateLimiter
+from wavry_peer.service.address_key import address_key
 
 SALT = b"fixed"
 steps = st.lists(

@@ -5,7 +5,6 @@ from typing import Final
 from aiohttp import web
 
 from wavry_cp.app.http import client_address, rate_limited
-from wavry_cp.app.rate_limit import address_key
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.master import Master
 from wavry_peer.protocol.http.codes import ErrorCode
@@ -16,6 +15,7 @@ from wavry_peer.protocol.http.keys import (
     RootStepRequest,
 )
 from wavry_peer.protocol.keyset import KeySet
+from wavry_peer.service.address_key import address_key
 
 from .rules import KeyStep
 

@@ -8,7 +8,6 @@ import structlog
 from aiohttp import web
 
 from wavry_cp.app.http import bearer_token, client_address, json_response, rate_limited
-from wavry_cp.app.rate_limit import address_key
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.master import Master
@@ -31,6 +30,7 @@ from wavry_peer.protocol.http.api import (
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.registration import verify_challenge
 from wavry_peer.protocol.relay_terms import RelayState
+from wavry_peer.service.address_key import address_key
 
 from . import rules
 from .challenges import CHALLENGE_BYTES

@@ -47,6 +47,7 @@ GATEWAY: Final[tuple[MetricSpec, ...]] = (
     _gauge("ready", "1 while users can be served, as /ready says."),
     _gauge("master_reachable", "1 while the master answers; without it only direct paths work."),
     _counter("log_lines_lost", "Log lines that could not be written."),
+    _counter("connections_given_up", "HTTP connections closed or refused: there were too many."),
     _counter(
         "http_requests",
         "HTTP requests by method, route template and status.",

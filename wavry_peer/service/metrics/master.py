@@ -55,6 +55,7 @@ MASTER: Final[tuple[MetricSpec, ...]] = (
     build_info("master"),
     _gauge("ready", "1 while the store works, as /ready says."),
     _counter("log_lines_lost", "Log lines that could not be written."),
+    _counter("connections_given_up", "HTTP connections closed or refused: there were too many."),
     _counter(
         "http_requests",
         "HTTP requests by route template, method and status.",

@@ -77,6 +77,7 @@ RELAY: Final[tuple[MetricSpec, ...]] = (
     _counter("stun_answers_larger", "STUN answers larger than their bare request."),
     _counter("internal_errors", "Control packets that ended in an unexpected error."),
     _counter("log_lines_lost", "Log lines that could not be written, of supervisor and workers."),
+    _counter("connections_given_up", "Connections of the ops port closed or refused: too many."),
     # -- Leases
     _counter("leases_presented", "LEASE_PRESENT and LEASE_RENEW packets with a token."),
     _counter("leases_accepted", "Leases that took a slot."),
