@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from wavry_peer.protocol import base64url
+from wavry_peer.service.listen_address import why_unfit
 from wavry_peer.service.settings import SettingsError, parse_address, setting
 from wavry_relay.cpus import usable_cpus
 from wavry_relay.shm.control import Limits
@@ -46,24 +47,6 @@ class ListenAddress(NamedTuple):
     def is_link_local(self) -> bool:
         """Whether it means something on one link only (IPv6: with the name of an interface)."""
         return ":" in self.host and ipaddress.ip_address(self.host).is_link_local
-
-    @property
-    def why_unfit(self) -> str:
-        """Why no socket can have this address; empty if one can."""
-        address = ipaddress.ip_address(self.host)
-        if isinstance(address, ipaddress.IPv4Address):
-            return ""
-        if address.ipv4_mapped is not None:
-            return (
-                "must not have an IPv4 address in IPv6 form;"
-                f" write {address.ipv4_mapped}:{self.port}"
-            )
-        if address.is_link_local and not address.scope_id:
-            return (
-                "must name the interface of a link-local address,"
-                f" e.g. [{self.host}%eth0]:{self.port}"
-            )
-        return ""
 
 
 def _parse_ip(text: str) -> ListenAddress:
@@ -389,7 +372,7 @@ class RelayConfig:
                 except ValueError:
                     faults.append(f"{variable} must have IP:PORT or [IPV6]:PORT, not a host name")
                     continue
-                if why := address.why_unfit:
+                if why := why_unfit(*address):
                     faults.append(f"{variable} {why}")
         if not 1 <= len(self.listen) <= MAX_LISTEN_ADDRESSES:
             faults.append(f"WAVRY_RELAY_LISTEN must name 1 to {MAX_LISTEN_ADDRESSES} addresses")

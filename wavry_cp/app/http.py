@@ -26,6 +26,7 @@ from wavry_peer.service.http_server import (
     BODY_TOO_LARGE,
     Handler,
     add_secure_headers,
+    awaiting_client,
     error_response,
     errors_as_json,
     json_response,
@@ -33,6 +34,7 @@ from wavry_peer.service.http_server import (
     route_template,
     server_url,
 )
+from wavry_peer.service.listen_address import why_not_bound
 from wavry_peer.service.systemd import Notifier
 
 from .client_address import IpNetwork, client_address, is_within, parse_networks
@@ -64,9 +66,10 @@ __all__ = [
 
 BodyType = TypeVar("BodyType", bound=msgspec.Struct)
 
-BODY_TIMEOUT_S: Final = 15.0
 CONNECTION_BOUNDS: Final = web.AppKey("connection_bounds", ConnectionBounds)
 """Where an application says how many connections it takes."""
+
+BODY_TIMEOUT_S: Final = 15.0
 """A body of at most 64 KiB that takes longer is a client that holds connections open."""
 
 SHUTDOWN_TIMEOUT_S: Final = 5.0
@@ -105,7 +108,8 @@ async def read_body(request: web.Request, kind: type[BodyType]) -> BodyType:
         raise RefusedError(*BODY_TOO_LARGE)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            raw = await request.read()
+            with awaiting_client(request):
+                raw = await request.read()
         return decode_body(kind, raw)
     except TimeoutError as error:
         raise RefusedError(ErrorCode.REQUEST_TIMEOUT, "body did not arrive in time") from error
@@ -175,7 +179,9 @@ class ReadyFileError(LocalError):
 
 
 @asynccontextmanager
-async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
+async def listening(
+    app: web.Application, host: str, port: int, variable: str = "another address"
+) -> AsyncIterator[str]:
     """Serve an application inside the block; gives its URL.
 
     At the end of the block it listens no more, requests under way get 5 seconds, and the
@@ -185,6 +191,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
         app: from `new_application`.
         host: address to listen on.
         port: 0 takes a free one; any other is taken or refused.
+        variable: the setting that names the address.
 
     Raises:
         ListenError: the address cannot be listened on.
@@ -197,8 +204,9 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
                 runner, (host, port), app.get(CONNECTION_BOUNDS, ConnectionBounds())
             )
         except OSError as error:
-            raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        yield server_url(server.sock.getsockname())
+            reason = why_not_bound(error, host, port, variable)
+            raise ListenError(f"cannot listen: {reason}") from error
+        yield server_url(server.sock)
     finally:
         if server is not None:
             server.close()
@@ -215,7 +223,7 @@ async def serve(
         host: address to listen on.
         port: 0 takes a free one; any other is taken or refused.
         ready_file: where ``{"url", "pid"}`` is written once serving; removed at the end.
-        role: for the log.
+        role: of the log, and of the setting that names the address.
 
     Raises:
         ListenError: the address cannot be listened on.
@@ -228,7 +236,8 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
     feeding: asyncio.Task[None] | None = None
     try:
-        async with listening(app, host, port) as url:
+        variable = f"WAVRY_{role.upper()}_LISTEN"
+        async with listening(app, host, port, variable) as url:
             if ready_file is not None:
                 _write_ready_file(ready_file, url)
             _log.info("serving", service=role, url=url)

@@ -26,6 +26,7 @@ _STARTED_S: Final = web.RequestKey("started_s", float)
 def make_app(gateway: Gateway) -> web.Application:
     """Return the application of an open gateway; on shutdown it says goodbye to every client."""
     config = gateway.config
+    proxies = config.trusted_proxy_networks
     app = new_application(
         _timing(gateway),
         preflight_middleware(config.cors_origins),
@@ -36,11 +37,9 @@ def make_app(gateway: Gateway) -> web.Application:
             refused=gateway.metrics.lockdown_refused,
         ),
     )
-    plain = ConnectionBounds()  # WebSockets have limits of their own.
     app[CONNECTION_BOUNDS] = ConnectionBounds(
-        per_address=plain.per_address + config.connections_per_address,
-        total=plain.total + config.max_connections,
-        is_proxy=lambda host: is_within(host, config.trusted_proxy_networks),
+        config.idle_connections_per_address,
+        is_proxy=lambda host: is_within(host, proxies),
     )
     app.on_response_prepare.append(origin_marker(config.cors_origins))
     app.on_response_prepare.append(_counting(gateway))

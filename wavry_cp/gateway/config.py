@@ -9,7 +9,9 @@ from wavry_cp.app.http import IpNetwork, parse_networks
 from wavry_cp.gateway.accounts.passwords import PasswordCost
 from wavry_cp.gateway.sessions.rules import CallLimits
 from wavry_peer.protocol import constants as c
-from wavry_peer.service.settings import SettingsError, parse_address, setting
+from wavry_peer.service.http_listener import IDLE_PER_ADDRESS
+from wavry_peer.service.listen_address import parse_listen_address
+from wavry_peer.service.settings import SettingsError, setting
 
 __all__ = ["GatewayConfig"]
 
@@ -238,7 +240,14 @@ class GatewayConfig:
         "WAVRY_GATEWAY_MAX_CONNECTIONS",
         10_000,
         minimum=1,
-        doc="WebSockets at once; keep it below the limit of open files.",
+        doc="WebSockets at once; at most three quarters of the limit of open files.",
+    )
+    idle_connections_per_address: int = setting(
+        "WAVRY_GATEWAY_IDLE_CONNECTIONS_PER_ADDRESS",
+        IDLE_PER_ADDRESS,
+        minimum=1,
+        doc="Connections of an address (IPv6: /64) that wait for a request, the rest of one or a"
+        " BIND; more close its oldest ones. Trusted proxies are exempt.",
     )
     connects_per_minute: float = setting(
         "WAVRY_GATEWAY_CONNECTS_PER_MINUTE",
@@ -295,7 +304,7 @@ class GatewayConfig:
         """
         faults = []
         for variable, check in (
-            ("WAVRY_GATEWAY_LISTEN", lambda: parse_address(self.listen)),
+            ("WAVRY_GATEWAY_LISTEN", lambda: parse_listen_address(self.listen)),
             ("WAVRY_GATEWAY_TRUSTED_PROXIES", lambda: self.trusted_proxy_networks),
             ("WAVRY_GATEWAY_METRICS_NETWORKS", lambda: self.open_metrics_networks),
             ("WAVRY_GATEWAY_MASTER_URL", lambda: _check_url(self.master_url, with_path=True)),

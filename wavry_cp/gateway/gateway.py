@@ -32,6 +32,7 @@ from wavry_cp.operators.switches import Switch, SwitchState, SwitchTable
 from wavry_cp.store.sqlite.gateway import SqliteGatewayStore
 from wavry_peer.service.address_key import address_key
 from wavry_peer.service.clock import Clock
+from wavry_peer.service.http_listener import connections_at_most
 
 from .admin_access import AdminAccess
 from .ban_effects import GatewayBanEffects
@@ -101,7 +102,8 @@ class Gateway:
         self.metrics.watch_switches(switches)
         self.metrics.watch_bans(bans, clock.now_s)
         self.slots = ConnectionSlots(
-            per_address=config.connections_per_address, total=config.max_connections
+            per_address=config.connections_per_address,
+            total=min(config.max_connections, connections_at_most() * 3 // 4),
         )
         self.connect_limit = RateLimiter.per_minute(
             config.connects_per_minute, config.connects_burst

@@ -27,7 +27,8 @@ def make_app(master: Master) -> web.Application:
     )
     app = new_application(lockdown, observers=[_request_metrics(master.metrics)])
     app[CONNECTION_BOUNDS] = ConnectionBounds(
-        is_proxy=lambda host: is_within(host, master.trusted_proxies)
+        master.config.idle_connections_per_address,
+        is_proxy=lambda host: is_within(host, master.trusted_proxies),
     )
     app.router.add_routes(bind(ROUTES, master, master.access))
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from wavry_cp.app.http import parse_networks
 from wavry_peer.protocol import constants as c
-from wavry_peer.service.settings import SettingsError, parse_address, setting
+from wavry_peer.service.http_listener import IDLE_PER_ADDRESS
+from wavry_peer.service.listen_address import parse_listen_address
+from wavry_peer.service.settings import SettingsError, setting
 
 __all__ = ["MasterConfig", "check"]
 
@@ -99,6 +101,13 @@ class MasterConfig:
         (),
         doc="Networks (CIDR) whose X-Forwarded-For is believed.",
     )
+    idle_connections_per_address: int = setting(
+        "WAVRY_MASTER_IDLE_CONNECTIONS_PER_ADDRESS",
+        IDLE_PER_ADDRESS,
+        minimum=1,
+        doc="Connections of an address (IPv6: /64) that wait for a request or the rest of one; more"
+        " close its oldest ones. Trusted proxies are exempt.",
+    )
     metrics_networks: tuple[str, ...] = setting(
         "WAVRY_MASTER_METRICS_NETWORKS",
         ("127.0.0.0/8", "::1/128"),
@@ -115,7 +124,7 @@ def check(config: MasterConfig) -> None:
     """
     faults = []
     try:
-        parse_address(config.listen)
+        parse_listen_address(config.listen)
     except ValueError as error:
         faults.append(f"WAVRY_MASTER_LISTEN {error}")
     for variable, networks in (

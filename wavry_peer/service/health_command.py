@@ -4,6 +4,7 @@ Made for container health checks and monitors, which ask every few seconds: one 
 standard library alone, nothing read but the address.  `health_command` makes the command of a role.
 """
 
+import contextlib
 import http.client
 import ipaddress
 import json
@@ -17,7 +18,7 @@ import typer
 
 from wavry_peer.protocol.errors import LocalError
 
-from .settings import parse_address
+from .listen_address import format_endpoint, parse_listen_address
 
 __all__ = [
     "EXIT_UNHEALTHY",
@@ -114,18 +115,16 @@ def _judged(url: str, status: int, raw: bytes, judge: Judge | None) -> HealthAns
 def _own_url(listen: str, variable: str) -> str:
     """URL of a service that listens at HOST:PORT on this machine."""
     try:
-        host, port = parse_address(listen)
+        host, port = parse_listen_address(listen)
     except ValueError as error:
         raise LocalError(f"{variable} {error}") from error
     if port == 0:
         raise LocalError(f"{variable} has port 0, any free one: say which with --url")
-    try:
+    with contextlib.suppress(ValueError):  # a name
         address = ipaddress.ip_address(host)
-    except ValueError:
-        return f"http://{host}:{port}"
-    if address.is_unspecified:  # Every address of this machine; the nearest one will do.
-        host = "127.0.0.1" if address.version == 4 else "::1"
-    return f"http://[{host}]:{port}" if address.version == 6 else f"http://{host}:{port}"
+        if address.is_unspecified:  # Every address of this machine; the nearest one will do.
+            host = "127.0.0.1" if address.version == 4 else "::1"
+    return f"http://{format_endpoint(host, port)}"
 
 
 def health_command(

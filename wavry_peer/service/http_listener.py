@@ -1,11 +1,13 @@
-"""Accepting connections, bounded per address, in all, and by the descriptors of the process.
+"""Accepting connections: bounded per address, and in all by the descriptors of the process.
 
 asyncio accepts whatever comes, and where the process has no descriptor left it writes a traceback
-for each try.  Here an address that holds too many connections gives up its own oldest one that
-waits for a request.  Some descriptors are always left for the service itself; where they run short
-the oldest waiting ones of the address that has most of them go, so that nobody is kept out by
-somebody who only holds connections open.  One that is in the middle of a request, or a WebSocket,
-is never closed for another: where there is nothing else, the new one is refused.
+for each try.  What is bounded here are connections that wait for their client: for a request, for
+the rest of one, for somebody to read the answer, or for a token.  An address that holds too many
+of them loses its own oldest ones.  Some descriptors are always left for the service itself; where
+they run short the oldest ones of the address that has most of them go.  So nobody is kept out by
+somebody who only holds connections open, and many honest clients behind one address are never
+refused: what the service is working on, and the WebSocket of a known client, is never closed for
+another.
 """
 
 import asyncio
@@ -21,8 +23,15 @@ from typing import Any, ClassVar, Final, Protocol, Self
 import structlog
 
 from .address_key import address_key
+from .listen_address import socket_address
 
-__all__ = ["ConnectionBounds", "HttpListener", "WaitingConnection"]
+__all__ = [
+    "IDLE_PER_ADDRESS",
+    "ConnectionBounds",
+    "HttpListener",
+    "WaitingConnection",
+    "connections_at_most",
+]
 
 BACKLOG: Final = 1024
 ACCEPTED_AT_ONCE: Final = 64
@@ -30,7 +39,15 @@ ACCEPTED_AT_ONCE: Final = 64
 PAUSE_S: Final = 0.1
 """Until somebody has given up a descriptor."""
 LOG_EVERY_S: Final = 60.0
+IDLE_PER_ADDRESS: Final = 1024
+"""More than a load test or an office behind one address leaves open between its requests."""
 _LEFT_FOR_THE_SERVICE: Final = 32
+_MOST_DESCRIPTORS: Final = 65_536
+"""Where the limit of open files is none to speak of, memory is: a connection takes about 20 KB."""
+_SHARE_GIVEN_UP: Final = 4
+"""A quarter of an address's waiting connections goes at once: a flood costs few searches."""
+_SHARE_SEARCHED: Final = 64
+"""Where each address has a few, one of so many goes at once, for the same reason."""
 _SHORTAGE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _log = structlog.get_logger(__name__)
@@ -40,8 +57,8 @@ class WaitingConnection(Protocol):
     """What the listener asks of a connection, the protocol of its transport."""
 
     @property
-    def is_idle(self) -> bool:
-        """Whether it waits for a request."""
+    def awaits_client(self) -> bool:
+        """Whether nothing happens on it until its client sends or reads something."""
 
     def give_up(self) -> None:
         """Close it at once."""
@@ -49,17 +66,15 @@ class WaitingConnection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionBounds:
-    """How many connections may be open at once.
+    """How many connections may wait for their clients.
 
     Attributes:
-        per_address: of one IPv4 address or IPv6 /64.
-        total: of all.
+        per_address: of one IPv4 address or IPv6 /64.  Each takes about 20 KB.
         is_proxy: whether an address is that of a trusted proxy, which speaks for many clients:
             `per_address` does not count there.
     """
 
-    per_address: int = 256
-    total: int = 16_384
+    per_address: int = IDLE_PER_ADDRESS
     is_proxy: Callable[[str], bool] = lambda _host: False
 
 
@@ -98,8 +113,7 @@ class HttpListener:
         Raises:
             OSError: it cannot be listened on.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+        family, address = socket_address(host, port, socket.SOCK_STREAM)
         sock = socket.create_server(address, family=family, backlog=BACKLOG)
         return cls(sock, connect, bounds)
 
@@ -132,19 +146,12 @@ class HttpListener:
             accepted.settimeout(0)
             key = self._key(address)
             # Without another connection the service itself is short, and /health must say so.
-            short = bool(self._keys) and (
-                accepted.fileno() >= _descriptors() or len(self._keys) >= self._bounds.total
-            )
+            short = bool(self._keys) and accepted.fileno() >= connections_at_most()
             if short and not self._make_room():
                 self._refuse(accepted)
                 self._pause()
                 return
-            many = len(self._open.get(key, ())) >= self._bounds.per_address
-            if many:
-                self._say(f"{key} has {self._bounds.per_address} connections")
-                if not self._give_up(self._idle(key)[:1]):
-                    self._refuse(accepted)
-                    continue
+            self._bound(key)
             connection = self._connect()
             self._keys[connection] = key
             self._open.setdefault(key, {})[connection] = None
@@ -159,9 +166,19 @@ class HttpListener:
         host = str(address[0])
         return f"{host} {address[1]}" if self._bounds.is_proxy(host) else address_key(host)
 
+    def _bound(self, key: str) -> None:
+        """Close the oldest waiting connections of an address that has too many of them."""
+        if len(self._open.get(key, ())) >= self._bounds.per_address:
+            waiting = self._waiting(key)
+            if len(waiting) >= self._bounds.per_address:
+                self._say(f"{key} has {len(waiting)} connections that wait for it")
+                self._give_up(waiting[: 1 + len(waiting) // _SHARE_GIVEN_UP])
+
     async def _begin(self, accepted: socket.socket, connection: Any) -> None:
         try:
-            if accepted.fileno() >= _descriptors():  # What was given up for it is free by now.
+            if (
+                accepted.fileno() >= connections_at_most()
+            ):  # What was given up for it is free by now.
                 accepted = _renumbered(accepted)
             await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError:  # it has gone already
@@ -172,24 +189,30 @@ class HttpListener:
         accepted.close()
         HttpListener.given_up += 1
 
-    def _idle(self, key: str) -> list[WaitingConnection]:
-        return [one for one in self._open[key] if one.is_idle]
+    def _waiting(self, key: str) -> list[WaitingConnection]:
+        return [one for one in self._open[key] if one.awaits_client]
 
-    def _give_up(self, connections: list[WaitingConnection]) -> bool:
+    def _give_up(self, connections: list[WaitingConnection]) -> None:
         for one in connections:
             self.forget(one)
             one.give_up()
         HttpListener.given_up += len(connections)
-        return bool(connections)
 
     def _make_room(self) -> bool:
-        """Close idle connections, the oldest of the address that has most of them, if any."""
-        most = max((self._idle(key) for key in self._open), key=len, default=[])
+        """Close waiting connections, the oldest of the address that has most of them, if any."""
+        by_key = sorted((self._waiting(key) for key in self._open), key=len, reverse=True)
+        waiting = sum(map(len, by_key))
         self._say(
-            f"{len(self._keys)} connections use up what this process may have open;"
-            f" one address has {len(most)} idle ones"
+            f"{len(self._keys)} connections use up the descriptors of this process;"
+            f" {waiting} of them wait for their clients, {len(by_key[0]) if by_key else 0} for one"
         )
-        return self._give_up(most[: (len(most) + 3) // 4])
+        given_up: list[WaitingConnection] = []
+        for ones in by_key:
+            given_up += ones[: (len(ones) + _SHARE_GIVEN_UP - 1) // _SHARE_GIVEN_UP]
+            if len(given_up) > waiting // _SHARE_SEARCHED:
+                break
+        self._give_up(given_up)
+        return bool(given_up)
 
     def _say(self, cause: str) -> None:
         now_s = time.monotonic()
@@ -200,9 +223,9 @@ class HttpListener:
             "connections_short",
             cause=cause,
             given_up=HttpListener.given_up - self._given_up_at_log,
-            effect="idle connections are closed; where there is none, new ones are or wait",
-            next_step="if these are honest clients: name the proxy they come through as trusted,"
-            " raise the limit of open files (LimitNOFILE=)",
+            effect="the oldest of those that wait are closed; where there is none, new ones are",
+            next_step="block the address if it is a stranger's; name the proxy that honest clients"
+            " come through as trusted, or raise the limit of open files (LimitNOFILE=)",
         )
         self._given_up_at_log = HttpListener.given_up
 
@@ -225,9 +248,9 @@ def _renumbered(accepted: socket.socket) -> socket.socket:
     return lower
 
 
-def _descriptors() -> int:
-    """Return the first number of a descriptor that is left for the service itself."""
+def connections_at_most() -> int:
+    """Return how many descriptors may be open before the rest is left for the service itself."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY:
-        return 1 << 31
+    if limit == resource.RLIM_INFINITY or limit > _MOST_DESCRIPTORS:
+        return _MOST_DESCRIPTORS
     return limit - min(_LEFT_FOR_THE_SERVICE, limit // 8)

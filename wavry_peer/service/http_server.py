@@ -7,7 +7,8 @@ logs a traceback for it; anybody who reaches the port could fill the log.
 import asyncio
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -19,11 +20,13 @@ from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
 from wavry_peer.protocol.http.codes import ErrorCode
 
 from .http_listener import ConnectionBounds, HttpListener
+from .listen_address import bound_to, format_endpoint
 
 __all__ = [
     "BODY_TOO_LARGE",
     "Handler",
     "add_secure_headers",
+    "awaiting_client",
     "error_response",
     "errors_as_json",
     "json_response",
@@ -38,6 +41,9 @@ FIRST_REQUEST_TIMEOUT_S: Final = 10.0
 """A connection that brings no complete request head by then is closed (slow-header attack)."""
 
 KEEPALIVE_TIMEOUT_S: Final = 75.0
+"""Less where connections run short: see `HttpListener`."""
+STALLED_S: Final = 30.0
+"""A client that takes nothing of its answer for so long is gone, or holds the connection open."""
 LINGERING_S: Final = 2.0
 """How long the rest of a refused body is read, so that the client sees the answer."""
 
@@ -165,19 +171,35 @@ async def open_server(
     return listener
 
 
-def server_url(address: tuple[Any, ...]) -> str:
-    """Return the URL of a listening socket by its name."""
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"http://{host}:{address[1]}"
+@contextmanager
+def awaiting_client(request: web.Request) -> Iterator[None]:
+    """Let the connection of a request go for another inside the block: only its client can act."""
+    connection = request.protocol
+    assert isinstance(connection, _HttpConnection)  # noqa: S101  # of open_server; for the type checker
+    connection.is_held_up = True
+    try:
+        yield
+    finally:
+        connection.is_held_up = False
+
+
+def server_url(sock: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    return f"http://{format_endpoint(*bound_to(sock))}"
 
 
 class _HttpConnection(web.RequestHandler):
-    """A client connection: aiohttp's, with our error form and a deadline for the first request."""
+    """A client connection: aiohttp's, with our error form and deadlines for its client.
+
+    Attributes:
+        is_held_up: whether a request waits for its client; set by `awaiting_client`.
+    """
 
     def __init__(
         self, server: web.Server, ended: Callable[["_HttpConnection"], None], **kwargs: Any
     ) -> None:
         super().__init__(server, **kwargs)
+        self.is_held_up = False
         self._ended = ended
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -193,10 +215,24 @@ class _HttpConnection(web.RequestHandler):
         self._ended(self)
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """Start the clock of an answer that its client does not read."""
+        super().pause_writing()
+        self.request_arrived()
+        self._deadline = asyncio.get_running_loop().call_later(STALLED_S, self.give_up)
+
+    def resume_writing(self) -> None:
+        """Stop the clock."""
+        self.request_arrived()
+        super().resume_writing()
+
     @property
-    def is_idle(self) -> bool:
-        """Whether it waits for a request, or for the rest of its head."""
-        return self._waiter is not None and not self._waiter.done()
+    def awaits_client(self) -> bool:
+        """Whether it waits for a request or the rest of one, or for its client to read."""
+        if self._waiter is not None and not self._waiter.done():
+            return True
+        is_websocket = self._payload_parser is not None  # its writer has a time-out of its own
+        return self.is_held_up or (self.writing_paused and not is_websocket)
 
     def give_up(self) -> None:
         """Close it at once, whether or not its client reads what was answered before."""

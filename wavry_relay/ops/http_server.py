@@ -17,7 +17,7 @@ from wavry_peer.service.http_server import (
     open_server,
     server_url,
 )
-from wavry_relay.udp.sockets import format_endpoint, socket_address
+from wavry_peer.service.listen_address import socket_address, why_not_bound
 
 from .figures import RelayFigures
 from .metrics import SampleSource, registry
@@ -54,13 +54,11 @@ def open_ops_socket(host: str, port: int) -> socket.socket:
         ListenError: the address cannot be used.
     """
     try:
-        family, address = socket_address(host, port)
+        family, address = socket_address(host, port, socket.SOCK_STREAM)
         return socket.create_server(address, family=family)
     except OSError as error:
-        raise ListenError(
-            f"ops address {format_endpoint(host, port)} cannot be opened ({error.strerror});"
-            " set WAVRY_RELAY_OPS_LISTEN"
-        ) from error
+        reason = why_not_bound(error, host, port, "WAVRY_RELAY_OPS_LISTEN")
+        raise ListenError(f"ops address {reason}") from error
 
 
 class OpsServer:
@@ -90,7 +88,7 @@ class OpsServer:
         """Begin to serve on a socket that listens already."""
         self._listening = listening
         self._server = await open_server(self._runner, listening, ConnectionBounds())
-        self.url = server_url(listening.getsockname())
+        self.url = server_url(listening)
 
     async def stop(self) -> None:
         """Stop serving."""

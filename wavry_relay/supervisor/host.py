@@ -4,12 +4,12 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from wavry_peer.service.listen_address import bound_to
 from wavry_peer.service.systemd import Notifier
 from wavry_relay.config import ListenAddress, RelayConfig
 from wavry_relay.shm.control import WorkerRow, WorkerState
 from wavry_relay.shm.segment import Segment
 from wavry_relay.udp.activation import Activation, take_passed
-from wavry_relay.udp.sockets import bound_to
 
 __all__ = ["DrainReport", "Host", "any_worker_serves"]
 

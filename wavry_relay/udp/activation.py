@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from wavry_peer.protocol.errors import ListenError
-
-from .sockets import bound_to, format_endpoint
+from wavry_peer.service.listen_address import bound_to, format_endpoint
 
 __all__ = ["Activation", "take_passed"]
 

@@ -8,25 +8,27 @@ Sockets that were passed to the relay (activation.py) are adopted into such a gr
 """
 
 import ctypes
-import errno
 import socket
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from wavry_peer.protocol.errors import ListenError
+from wavry_peer.service.listen_address import (
+    bound_to,
+    format_endpoint,
+    socket_address,
+    why_not_bound,
+)
 from wavry_relay.engine.local_addresses import tell_destinations
 
 __all__ = [
     "ReuseportGroup",
     "adopt_group",
-    "bound_to",
-    "format_endpoint",
     "open_group",
     "set_busy_poll",
     "size_buffers",
-    "socket_address",
 ]
 
 # Not in Python's socket module (asm-generic/socket.h).
@@ -92,31 +94,6 @@ class ReuseportGroup:
             sock.close()
 
 
-def format_endpoint(host: str, port: int) -> str:
-    """Write an address and a port in one text, IPv6 in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    """Return family and socket address of an IP address, with the interface of a link-local one.
-
-    Raises:
-        OSError: this host has no such interface.
-    """
-    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    (found, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=flags)
-    return found[0], found[4]
-
-
-def bound_to(sock: socket.socket) -> tuple[str, int]:
-    """Return host and port of a bound IP socket, the interface (``%eth0``) in the host."""
-    address = sock.getsockname()
-    host = str(address[0])
-    if len(address) == 4 and address[3] and "%" not in host:
-        host += f"%{socket.if_indextoname(address[3])}"
-    return host, int(address[1])
-
-
 def open_group(host: str, port: int, workers: int, buffer_bytes: int) -> ReuseportGroup:
     """Open the sockets of one listen address.
 
@@ -178,9 +155,9 @@ def adopt_group(passed: Sequence[socket.socket], workers: int, buffer_bytes: int
 
 def _bind(host: str, port: int, *, reuse: bool) -> socket.socket:
     try:
-        family, address = socket_address(host, port)
+        family, address = socket_address(host, port, socket.SOCK_DGRAM)
     except OSError as error:
-        raise ListenError(_explain(error, format_endpoint(host, port))) from error
+        raise _unbound(error, host, port) from error
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.settimeout(0)
@@ -192,20 +169,12 @@ def _bind(host: str, port: int, *, reuse: bool) -> socket.socket:
         tell_destinations(sock)
     except OSError as error:
         sock.close()
-        raise ListenError(_explain(error, format_endpoint(host, port))) from error
+        raise _unbound(error, host, port) from error
     return sock
 
 
-def _explain(error: OSError, endpoint: str) -> str:
-    if isinstance(error, socket.gaierror) or error.errno == errno.ENODEV:
-        return f"UDP {endpoint} names an interface that this host has not; set WAVRY_RELAY_LISTEN"
-    if error.errno == errno.EADDRINUSE:
-        return f"UDP {endpoint} is taken by another process; stop it or set WAVRY_RELAY_LISTEN"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"UDP {endpoint} is not an address of this host; set WAVRY_RELAY_LISTEN"
-    if error.errno == errno.EACCES:
-        return f"UDP {endpoint} needs more rights (CAP_NET_BIND_SERVICE) or a port from 1024 on"
-    return f"UDP {endpoint} cannot be opened: {error.strerror}"
+def _unbound(error: OSError, host: str, port: int) -> ListenError:
+    return ListenError(f"UDP {why_not_bound(error, host, port, 'WAVRY_RELAY_LISTEN')}")
 
 
 def size_buffers(group: ReuseportGroup, wanted_bytes: int) -> None:

@@ -17,8 +17,8 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from wavry_peer.service.listen_address import bound_to
 from wavry_relay.shm.control import ControlBlock, WorkerRow
-from wavry_relay.udp.sockets import bound_to
 
 from .descriptors import RelayDescriptors
 from .fd_channel import BATCH_DESCRIPTORS, FdChannel, ProcessHandle, all_gone, why_foreign

@@ -83,7 +83,7 @@ def test_taken_port_is_refused_and_no_other_is_taken(tmp_path):
         address = f"127.0.0.1:{other.getsockname()[1]}"
         result = run_master("run", "--listen", address, **files.environ())
     assert result.returncode == 1
-    assert f"cannot listen on {address}" in result.stderr
+    assert f"cannot listen: {address} is taken by another process" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Self
 
 import aiohttp
+import msgspec
 import pytest
 import structlog.testing
 from aiohttp import web
 
-from wavry_cp.app.http import CONNECTION_BOUNDS, listening, new_application
-from wavry_peer.service import http_listener
+from wavry_cp.app.http import (
+    CONNECTION_BOUNDS,
+    listening,
+    new_application,
+    read_optional_body,
+)
+from wavry_peer.service import http_listener, http_server
 from wavry_peer.service.http_listener import ConnectionBounds, HttpListener
+from wavry_peer.service.http_server import awaiting_client
 
 
 @contextlib.contextmanager
@@ -49,14 +56,18 @@ held = [
     for _ in range(int(sys.argv[3]))
 ]
 print("held", flush=True)
+for one in held:
+    one.sendall(bytes.fromhex(sys.argv[4]))
 sys.stdin.read()
 """
 
 
-async def hold_idle(stack: AsyncExitStack, port: int, source: str, count: int) -> None:
+async def hold_idle(
+    stack: AsyncExitStack, port: int, source: str, count: int, said: bytes = b""
+) -> None:
     """Connections of another process that say nothing."""
     holder = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _HOLD, str(port), source, str(count),
+        sys.executable, "-c", _HOLD, str(port), source, str(count), said.hex(),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
 
@@ -155,7 +166,7 @@ class Client:
         return False
 
 
-async def test_an_address_over_its_bound_gives_up_its_own_oldest_idle_connection() -> None:
+async def test_an_address_over_its_bound_gives_up_its_own_oldest_waiting_connection() -> None:
     app = new_application()
     app[CONNECTION_BOUNDS] = ConnectionBounds(
         per_address=3, is_proxy=lambda host: host == "127.0.0.9"
@@ -167,49 +178,99 @@ async def test_an_address_over_its_bound_gives_up_its_own_oldest_idle_connection
         AsyncExitStack() as stack,
         listening(app, "127.0.0.1", 0) as url,
         aiohttp.ClientSession(url) as http,
-        http.ws_connect("/socket") as one,
     ):
+        sockets = [await stack.enter_async_context(http.ws_connect("/socket")) for _ in range(5)]
         port = int(url.rpartition(":")[2])
 
         async def connect(source: str) -> Client:
-            return await Client.connect(stack, port, source)
+            client = await Client.connect(stack, port, source)
+            assert await client.answers()
+            return client
 
         elsewhere = await connect("127.0.0.2")
-        assert await elsewhere.answers()
-        oldest, second = await connect("127.0.0.1"), await connect("127.0.0.1")
-        assert await oldest.answers()
-        assert await second.answers()
+        oldest, second, third = [await connect("127.0.0.1") for _ in range(3)]
         with structlog.testing.capture_logs() as logs:
             newest = await connect("127.0.0.1")
-            assert await newest.answers()
-            assert not await oldest.answers()
-            async with http.ws_connect("/socket"), http.ws_connect("/socket"):
-                assert not await second.answers()
-                assert not await newest.answers()
-                refused = await connect("127.0.0.1")
-                assert not await refused.answers()
-                await one.send_str("still here")
-                assert await one.receive_str() == "still here"
+            answered = [await one.answers() for one in (oldest, second, third, newest, elsewhere)]
+            assert answered == [False, True, True, True, True]
+            await connect("127.0.0.1")
+            assert not await second.answers()
         assert [line["event"] for line in logs] == ["connections_short"]
-        assert HttpListener.given_up == before + 4
-        assert await elsewhere.answers()
+        assert HttpListener.given_up == before + 2
         for client in [await connect("127.0.0.9") for _ in range(6)]:
             assert await client.answers()
-        assert HttpListener.given_up == before + 4
+        for one in sockets:
+            await one.send_str("still here")
+            assert await one.receive_str() == "still here"
+        assert HttpListener.given_up == before + 2
 
 
-async def test_what_is_open_in_all_is_bounded_and_whoever_has_most_makes_room() -> None:
+async def _reads(request: web.Request) -> web.Response:
+    await read_optional_body(request, Nothing)
+    return web.Response()
+
+
+class Nothing(msgspec.Struct):
+    """An empty body."""
+
+
+async def _long(_request: web.Request) -> web.Response:
+    return web.Response(body=bytes(16 << 20))
+
+
+async def _waits_for_a_token(request: web.Request) -> web.WebSocketResponse:
+    answer = web.WebSocketResponse()
+    await answer.prepare(request)
+    with awaiting_client(request):
+        await answer.receive()
+    return answer
+
+
+UPGRADE = (
+    b"GET /token HTTP/1.1\r\nHost: wavry.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET /hello HTTP/1.1\r\n",
+        b"POST /reads HTTP/1.1\r\nHost: wavry.example\r\nContent-Length: 100\r\n\r\n{",
+        b"GET /long HTTP/1.1\r\nHost: wavry.example\r\n\r\n",
+        UPGRADE,
+    ],
+    ids=["half_a_head", "half_a_body", "answer_not_read", "no_token"],
+)
+async def test_whatever_waits_for_its_client_makes_room(said: bytes) -> None:
     app = new_application()
-    app[CONNECTION_BOUNDS] = ConnectionBounds(total=4)
     app.router.add_get("/hello", _hello)
-    async with AsyncExitStack() as stack, listening(app, "127.0.0.1", 0) as url:
+    app.router.add_post("/reads", _reads)
+    app.router.add_get("/long", _long)
+    app.router.add_get("/token", _waits_for_a_token)
+    before = HttpListener.given_up
+    async with listening(app, "127.0.0.1", 0) as url, AsyncExitStack() as stack:
         port = int(url.rpartition(":")[2])
-        clients = [
-            await Client.connect(stack, port, source)
-            for source in ("127.0.0.3", "127.0.0.2", "127.0.0.2", "127.0.0.2")
-        ]
-        for client in clients:
-            assert await client.answers()
-        clients.append(await Client.connect(stack, port, "127.0.0.1"))
-        assert await clients[-1].answers()
-        assert [await client.answers() for client in clients] == [True, False, True, True, True]
+        await hold_idle(stack, port, "127.0.0.2", 10, said)
+        with structlog.testing.capture_logs() as logs, room_for(3):
+            async with asyncio.timeout(20):
+                while not await (
+                    client := await Client.connect(stack, port, "127.0.0.1")
+                ).answers():
+                    client.writer.close()  # they have not come as far as to wait
+    assert HttpListener.given_up > before
+    assert [line["event"] for line in logs].count("connections_short") == 1
+
+
+async def test_an_answer_that_nobody_reads_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "STALLED_S", 0.05)
+    app = new_application()
+    app.router.add_get("/long", _long)
+    async with listening(app, "127.0.0.1", 0) as url, AsyncExitStack() as stack:
+        client = await Client.connect(stack, int(url.rpartition(":")[2]), "127.0.0.1")
+        client.writer.write(b"GET /long HTTP/1.1\r\nHost: wavry.example\r\n\r\n")
+        await client.reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionError):
+                assert len(await client.reader.read(-1)) < 16 << 20

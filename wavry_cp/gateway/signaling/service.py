@@ -28,6 +28,7 @@ from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import signaling as wire
 from wavry_peer.protocol.http.api import RelaySessionRequest
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.service.http_server import awaiting_client
 
 from .connection import (
     CLOSE_ABUSE,
@@ -122,7 +123,7 @@ class Signaling:
         self._hub.add(connection)
         writer = asyncio.create_task(connection.write())
         try:
-            await self._converse(connection)
+            await self._converse(request, connection)
         finally:
             self._hub.remove(connection)
             await connection.finish(writer)
@@ -132,12 +133,13 @@ class Signaling:
             self._metrics.connections_closed.labels(connection.cause).inc()
         return ws
 
-    async def _converse(self, connection: SignalingConnection) -> None:
+    async def _converse(self, request: web.Request, connection: SignalingConnection) -> None:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self._config.bind_timeout_s, self._bind_timeout, connection)
         waiting: set[asyncio.Task[None]] = set()
         try:
-            username, expires_at = await self._bind(connection)
+            with awaiting_client(request):
+                username, expires_at = await self._bind(connection)
             timer.cancel()
             timer = self._expiry_timer(connection, expires_at)
             await self._read(connection, username, waiting)

@@ -163,7 +163,8 @@ def test_workers_share_in_turn_where_sockets_are_fewer() -> None:
 LINK_LOCAL = """
 import socket
 from wavry_relay.ops.http_server import open_ops_socket
-from wavry_relay.udp.sockets import adopt_group, bound_to, open_group
+from wavry_peer.service.listen_address import bound_to
+from wavry_relay.udp.sockets import adopt_group, open_group
 
 group = open_group("fe80::7%lo", 0, 2, 65536)
 assert len(group.sockets) == 2
