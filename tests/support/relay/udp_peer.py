@@ -17,7 +17,10 @@ from wavry_peer.protocol import ed25519, packets
 
 
 class UdpPeer:
-    """A tiny blocking peer: one socket, one slot of a session, one key."""
+    """A tiny blocking peer: one socket, one slot of a session, one key.
+
+    `local` is the address of this machine that it is at, where that is not the kernel's choice.
+    """
 
     def __init__(
         self,
@@ -28,9 +31,11 @@ class UdpPeer:
         role: c.Role,
         *,
         timeout_s: float = 3.0,
+        local: str = "",
         **claims: Any,
     ) -> None:
         host, port = relay.rsplit(":", 1)
+        self.local = local
         self.relay = (host.strip("[]"), int(port))
         self.family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         self.mint, self.relay_id, self.sid, self.role = mint, relay_id, sid, role
@@ -47,6 +52,8 @@ class UdpPeer:
     def _socket(self) -> socket.socket:
         sock = socket.socket(self.family, socket.SOCK_DGRAM)
         sock.settimeout(self.timeout_s)
+        if self.local:
+            sock.bind((self.local, 0))
         # With the scope of a link-local address, which a pair of host and port has no room for.
         sock.connect(socket.getaddrinfo(*self.relay, type=socket.SOCK_DGRAM)[0][4])
         return sock
