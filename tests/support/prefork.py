@@ -4,15 +4,19 @@ More than half of what the suite costs would be a few thousand interpreters that
 libraries.  So ``python -m wavry_…`` is forked here from a process that has done that: same code,
 own process, own descriptors; a child of the tests, as far as they or the kernel can tell.  What
 differs in any other way (interpreter, namespace, limits, variables that an import reads, a
-``preexec_fn``) is started as ever, and so is the relay's worker, whose start is the relay's own.
+``preexec_fn``) is started as ever.
 
 How: the forking process forks twice and the process in between ends, so the program becomes the
-child of the nearest reaper above: the tests, which call themselves one.
+child of the nearest reaper above: the tests, which call themselves one.  A program that starts
+others of ours (a relay, ``wavryctl dev up``) has a forking process of its own, made in the same
+way before it does anything: its workers and services are its children.
 """
 
 import atexit
 import contextlib
 import ctypes
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -22,6 +26,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,22 +37,28 @@ __all__ = ["Popen"]
 
 MODULES: Final = (
     "wavry_relay",
+    "wavry_relay.worker",
     "wavry_cp.master",
     "wavry_cp.gateway",
     "wavry_cp.admin",
     "wavry_peer",
 )
 _IMPORTED: Final = (
-    "wavry_relay.cli", "wavry_cp.master.cli", "wavry_cp.gateway.cli",
+    "wavry_relay.cli", "wavry_relay.worker.process", "wavry_cp.master.cli", "wavry_cp.gateway.cli",
     "wavry_cp.admin.commands.app", "wavry_peer.cli.app",
 )  # fmt: skip
 _READ_LATE: Final = ("WAVRY_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_", "PYTEST_")
 """Variables that no import reads."""
+_STARTS_OTHERS: Final = frozenset(
+    {("wavry_relay", "run"), ("wavry_cp.admin", "up"), ("wavry_cp.admin", "demo")}
+)
+"""Programs that start others of ours: a module and a word of the command."""
+_MOST_DESCRIPTORS: Final = 64
+_ADOPTED_S: Final = 10.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _OPTIONS: Final = (
-    "executable", "preexec_fn", "pass_fds", "shell", "user", "group", "extra_groups",
-    "process_group",
+    "executable", "shell", "user", "group", "extra_groups", "process_group"
 )  # fmt: skip
 
 
@@ -63,35 +75,68 @@ def _read_early(environ: dict[str, str]) -> dict[str, str]:
     return {key: text for key, text in environ.items() if not key.startswith(_READ_LATE)}
 
 
-class _Forker:
-    """The process that has imported everything, from the tests' side."""
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
-    def __init__(self) -> None:
+
+class _Forker:
+    """The process that has imported everything, from the side of who has programs started."""
+
+    def __init__(self, begin: Callable[[socket.socket], object]) -> None:
         self._prctl = ctypes.CDLL(None).prctl
         self.environ = _read_early(dict(os.environ))
         self.surroundings = json.dumps(_surroundings())
         self._busy = threading.Lock()
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        path = os.pathsep.join((str(REPOSITORY / "tests"), str(REPOSITORY)))
-        environ = self.environ | {"WAVRY_TEST_PATH": path}
-        code = "import os, sys; sys.path[:0] = os.environ.pop('WAVRY_TEST_PATH').split(os.pathsep)"
         with other:
-            self._process = _PLAIN_POPEN(
-                [sys.executable, "-c", f"{code}; import support.prefork as f; f.fork_for_ever()",
-                 str(other.fileno())],
-                env=environ, cwd=REPOSITORY, pass_fds=(other.fileno(),), stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            self._process = begin(other)
 
     def start(self, order: dict[str, Any], descriptors: list[int]) -> int:
-        """Return the pid of a program that has been forked."""
+        """Return the pid of a program that has been forked.
+
+        Raises:
+            OSError: it could not be, or the forking process is gone.
+        """
         with self._busy:
             # For this moment only: what other tests orphan is for the machine's own reaper.
             self._prctl(_PR_SET_CHILD_SUBREAPER, 1)
             try:
                 socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
-                return int(self._socket.recv(64))
+                pid = int(self._socket.recv(64) or -errno.ESRCH)
             finally:
                 self._prctl(_PR_SET_CHILD_SUBREAPER, 0)
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid
+
+
+def _begin_by_exec(other: socket.socket) -> subprocess.Popen[Any]:
+    path = os.pathsep.join((str(REPOSITORY / "tests"), str(REPOSITORY)))
+    code = "import os, sys; sys.path[:0] = os.environ.pop('WAVRY_TEST_PATH').split(os.pathsep)"
+    return _PLAIN_POPEN(
+        [sys.executable, "-c", f"{code}; import support.prefork as f; f.import_and_fork()",
+         str(other.fileno())],
+        env=_read_early(dict(os.environ)) | {"WAVRY_TEST_PATH": path}, cwd=REPOSITORY,
+        pass_fds=(other.fileno(),), stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _begin_by_fork(other: socket.socket) -> None:
+    """Begin the forking process of a program that has imported everything and run nothing yet."""
+    if os.fork():
+        return
+    os.setsid()  # No signal to the program's group is meant for it.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for at in range(3):
+        os.dup2(nothing, at)
+    orders = os.dup2(other.fileno(), nothing)
+    os.closerange(orders + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    _fork_for_ever(socket.socket(fileno=orders))
+    os._exit(0)
 
 
 class Popen(subprocess.Popen[Any]):
@@ -117,12 +162,15 @@ class Popen(subprocess.Popen[Any]):
             return False
         if any(options.get(name) for name in _OPTIONS) or options.get("umask", -1) != -1:
             return False
+        before = options.get("preexec_fn")
+        if before is not None and not before.__module__.startswith("wavry_"):
+            return False
         where = Path(options.get("cwd") or os.curdir).resolve()
         if where != REPOSITORY and (where / args[2].partition(".")[0]).exists():
             return False
         with cls._first:
             if cls._forker is None:
-                cls._forker = _Forker()
+                cls._forker = _Forker(_begin_by_exec)
         environ = options.get("env")
         early = _read_early(dict(os.environ if environ is None else environ))
         return (
@@ -130,21 +178,24 @@ class Popen(subprocess.Popen[Any]):
         )
 
     def _execute_child(self, args: Any, *others: Any) -> None:
-        if not self._forked:
-            super()._execute_child(args, *others)  # type: ignore[misc] # not in the stubs
-            return
-        cwd, environ = others[4:6]
         ends = others[9:15]
         standard = [end if end != -1 else at for at, end in enumerate((ends[0], ends[3], ends[5]))]
+        if not self._forked or not all(map(_is_open, standard)):
+            super()._execute_child(args, *others)  # type: ignore[misc] # not in the stubs
+            return
+        before, passed, cwd, environ = others[1], *others[3:6]
         order = {
             "argv": args[2:],
             "cwd": str(Path(cwd or os.curdir).resolve()),
             "environ": dict(os.environ if environ is None else environ),
             "session": bool(others[20]),
+            "parent": os.getpid(),
+            "descriptors": [0, 1, 2, *passed],
+            "before": before and [before.__module__, before.__name__],
         }
         assert self._forker is not None
         try:
-            self.pid = self._forker.start(order, standard)
+            self.pid = self._forker.start(order, [*standard, *passed])
             self._child_created = True
         finally:
             self._close_pipe_fds(*ends)  # type: ignore[attr-defined] # not in the stubs
@@ -156,28 +207,36 @@ _PLAIN_POPEN: Final = subprocess.Popen
 # -- The forking process ---------------------------------------------------------------------------
 
 
-def fork_for_ever() -> None:
-    """Fork a program for each order that comes; a program returns from it by running."""
+def import_and_fork() -> None:
+    """Import everything, then fork a program for each order."""
     for module in _IMPORTED:
         __import__(module)
     gc.freeze()
-    orders = socket.socket(fileno=int(sys.argv[1]))
+    _fork_for_ever(socket.socket(fileno=int(sys.argv[1])))
+
+
+def _fork_for_ever(orders: socket.socket) -> None:
+    """Fork a program for each order that comes; a program never returns from it."""
     while True:
-        order, descriptors, *_ = socket.recv_fds(orders, 1 << 20, 3)
+        order, descriptors, *_ = socket.recv_fds(orders, 1 << 20, _MOST_DESCRIPTORS)
         if not order:
             return
         reading, writing = os.pipe()
-        between = os.fork()
-        if not between:
-            program = os.fork()
-            if program:
-                os.write(writing, str(program).encode())
-                os._exit(0)
-            orders.detach()
-            _become(json.loads(order), descriptors)
-            return
+        try:
+            between = os.fork()
+            if not between:
+                try:
+                    answer = os.fork()
+                except OSError as error:
+                    answer = -(error.errno or errno.EAGAIN)
+                if answer:
+                    os.write(writing, str(answer).encode())
+                    os._exit(0)
+                _become(json.loads(order), descriptors)
+            os.waitpid(between, 0)  # From here on the program is the child of who ordered it.
+        except OSError as error:
+            os.write(writing, str(-(error.errno or errno.EAGAIN)).encode())
         os.close(writing)
-        os.waitpid(between, 0)  # From here on the program is the tests' child.
         with os.fdopen(reading, "rb") as pid:
             orders.send(pid.read())
         for descriptor in descriptors:
@@ -186,11 +245,15 @@ def fork_for_ever() -> None:
 
 def _become(order: dict[str, Any], descriptors: list[int]) -> None:
     """Make this process what ``python -m`` makes, and run the program."""
-    for at, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, at)
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    _place(descriptors, order["descriptors"])
     if order["session"]:
         os.setsid()
+    end_s = time.monotonic() + _ADOPTED_S
+    while os.getppid() != order["parent"] and time.monotonic() < end_s:
+        time.sleep(0.001)  # The process in between has not ended yet.
+    if order["before"]:
+        module, name = order["before"]
+        getattr(sys.modules[module], name)()
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["environ"])
@@ -199,6 +262,10 @@ def _become(order: dict[str, Any], descriptors: list[int]) -> None:
     sys.path[:2] = [order["cwd"]]
     for name in [name for name in sys.modules if name.partition(".")[0] == "support"]:
         del sys.modules[name]
+    module, *words = order["argv"]
+    if any((module, word) in _STARTS_OTHERS for word in words):
+        Popen._forker = _Forker(_begin_by_fork)
+        subprocess.Popen = Popen  # type: ignore[misc] # a class in place of the library's
     for at, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         with contextlib.suppress(OSError):
             errors = "backslashreplace" if at == 2 else None
@@ -213,6 +280,19 @@ def _become(order: dict[str, Any], descriptors: list[int]) -> None:
             raise
         _leave(end.code or 0)
     _leave(0)
+
+
+def _place(descriptors: list[int], wanted: list[int]) -> None:
+    """Give descriptors the numbers that they have in the other process, and close all others."""
+    above = max(*descriptors, *wanted) + 1
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in descriptors]
+    for descriptor, number in zip(moved, wanted, strict=True):
+        os.dup2(descriptor, number)
+    for number in range(above):
+        if number not in wanted:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    os.closerange(above, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _leave(code: int) -> None:

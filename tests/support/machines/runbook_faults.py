@@ -50,7 +50,9 @@ def relay_path(world: World, name: str) -> str:
 
 def kill_a_worker(machine: Machine) -> None:
     children = Path(f"/proc/{machine.pid(RELAY)}/task/{machine.pid(RELAY)}/children").read_text()
-    os.kill(int(children.split()[0]), signal.SIGKILL)
+    worker = children.split()[0]
+    assert "wavry_relay.worker" in Path(f"/proc/{worker}/cmdline").read_text()
+    os.kill(int(worker), signal.SIGKILL)
 
 
 def reload_settings(machine: Machine, text: str) -> None:
