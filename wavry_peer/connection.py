@@ -14,6 +14,7 @@ from typing import Final
 
 from wavry_peer.paths.environment import Environment, LeaseBroker
 from wavry_peer.paths.events import BodyReceived, PathChanged, PathsEnded, ProbeDue
+from wavry_peer.paths.refusals import ENDED_BY_GATEWAY
 from wavry_peer.paths.relay_events import PathLimits
 from wavry_peer.paths.relay_paths import RelayPaths
 from wavry_peer.paths.remote_presence import GONE_NS, RemotePresence
@@ -241,10 +242,11 @@ class Connection:
         """
         self._paths.adopt(credentials)
 
-    def end_soon(self) -> None:
-        """End the session in a moment: the gateway says that the other side ended it."""
+    def end_soon(self, *, by_remote: bool = True) -> None:
+        """End the session in a moment: the gateway says that the other side, or it, ended it."""
         if self._end is None and self._bye is None:
-            error = SessionClosedError("the peer closed the session", by_remote=True)
+            text = "the peer closed the session" if by_remote else ENDED_BY_GATEWAY
+            error = SessionClosedError(text, by_remote=by_remote)
             self._bye = self._loop.call_later(BYE_GRACE_S, self._finish, error)
 
     # -- Packets -----------------------------------------------------------------------

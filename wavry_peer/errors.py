@@ -102,7 +102,8 @@ class SessionClosedError(PeerError):
     """The session is over; nothing can be sent or received any more.
 
     Attributes:
-        by_remote: True if the other peer (or the gateway for it) ended it.
+        by_remote: True if the other user ended it; False if this side did, an operator or the
+            gateway did, or it failed.
     """
 
     def __init__(self, message: str, *, by_remote: bool) -> None:

@@ -368,7 +368,7 @@ class Peer:
     def _on_bye(self, bye: s.Bye) -> None:
         if bye.session_id is not None:
             if connection := self._connections.get(bye.session_id):
-                connection.end_soon()
+                connection.end_soon(by_remote=bye.from_username is not None)
             else:
                 self._pending.put_bye(bye.session_id)
             return

@@ -304,7 +304,7 @@ def host(
                         await chat(session, standard_input, output, ends_with_input=False)
                     except PeerError as error:
                         status = 1
-                        output.remark(f"{caller}: {error}")
+                        output.error(error)
                     if as_json:
                         output.event("closed", "", statistics=asdict(session.statistics()))
                     output.remark(f"{caller} has left")
@@ -405,7 +405,7 @@ def ping(
                 text = f"{username}: number={number} time={round_trip_ms:.2f} ms"
                 output.event("reply", text, number=number, round_trip_ms=round_trip_ms)
 
-            summary = await ping_session(
+            summary, failure = await ping_session(
                 session, count=count, interval_s=interval, on_reply=on_reply
             )
             times = "no answer"
@@ -417,6 +417,8 @@ def ping(
             text = f"{summary.sent} sent, {summary.lost_pct:.0f} % lost, {times}"
             statistics = asdict(session.statistics())
             output.event("summary", text, **asdict(summary), statistics=statistics)
+            if failure is not None:
+                raise failure
             return 0 if summary.received else 1
 
     run_command(output, work())

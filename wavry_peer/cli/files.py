@@ -106,7 +106,7 @@ class _Inbox:
                 except SessionClosedError as error:
                     if not began:
                         return False
-                    raise TransferError("closed", f"{username} left before the end") from error
+                    raise TransferError("closed", f"no whole file came: {error}") from error
             rate = received.size_bytes / max(received.seconds, 1e-9) / 1e6
             self._output.event(
                 "received",

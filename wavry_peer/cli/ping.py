@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from wavry_peer.errors import SessionClosedError
+from wavry_peer.errors import PeerError, SessionClosedError
 from wavry_peer.files.transfer import DatagramSession
 
 from .kinds import DatagramKind, KindStream
@@ -53,7 +53,7 @@ async def ping_session(
     interval_s: float,
     on_reply: Callable[[int, float], None] | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
-) -> PingSummary:
+) -> tuple[PingSummary, PeerError | None]:
     """Send probes and measure their way there and back.
 
     Args:
@@ -62,6 +62,9 @@ async def ping_session(
         interval_s: seconds between two of them.
         on_reply: called with number and milliseconds of each answer.
         clock: monotonic nanoseconds.
+
+    Returns:
+        What was found, and what ended it before the last probe had its time.
 
     Raises:
         SessionClosedError: the session ended before the first probe was sent.
@@ -85,6 +88,7 @@ async def ping_session(
     reader = asyncio.create_task(read())
     reader.add_done_callback(lambda _: all_there.set())
     sent = 0
+    failure: PeerError | None = None
     try:
         for number in range(count):
             await stream.send(_PROBE.pack(number, clock()))
@@ -96,13 +100,17 @@ async def ping_session(
             except TimeoutError:
                 continue
             break
-    except SessionClosedError:
+    except SessionClosedError as error:
         if not sent:
             raise
+        failure = error
     finally:
         reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
-    return summarize(sent, [round_trips_ms[number] for number in sorted(round_trips_ms)])
+        (end,) = await asyncio.gather(reader, return_exceptions=True)
+    if isinstance(end, PeerError):
+        failure = end
+    times_ms = [round_trips_ms[number] for number in sorted(round_trips_ms)]
+    return summarize(sent, times_ms), failure
 
 
 def summarize(sent: int, round_trips_ms: list[float]) -> PingSummary:

@@ -8,7 +8,9 @@ from typing import Final
 
 from wavry_peer.protocol.constants import RejectReason
 
-__all__ = ["refusal_text"]
+__all__ = ["ENDED_BY_GATEWAY", "refusal_text"]
+
+ENDED_BY_GATEWAY: Final = "the gateway ended the session; make a new call, or ask the operator"
 
 _R: Final = RejectReason
 

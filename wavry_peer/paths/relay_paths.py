@@ -44,7 +44,7 @@ from .events import (
 )
 from .own_lease import OwnLease, read_own_lease
 from .path_switch import CandidateFailed, PathRetired, PathSwitch, PathSwitched
-from .refusals import refusal_text
+from .refusals import ENDED_BY_GATEWAY, refusal_text
 from .relay import RelayPath
 from .relay_events import (
     ForwardReceived,
@@ -494,8 +494,7 @@ class RelayPaths:
 
 def _ended_by_gateway(error: PeerError) -> SessionClosedError:
     ordered = isinstance(error, GatewayError) and error.code in _ORDERED_CODES
-    text = str(error) if ordered else "the gateway ended the session"
-    return SessionClosedError(text, by_remote=True)
+    return SessionClosedError(str(error) if ordered else ENDED_BY_GATEWAY, by_remote=False)
 
 
 def _order(lease: OwnLease) -> tuple[int, str]:

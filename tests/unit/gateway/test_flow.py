@@ -388,7 +388,8 @@ async def test_pending_session_expires_and_both_hear_it(tmp_path, master):
             await a.send(wire.Offer(target_username="bob"))
             offer = await b.next(wire.Offer)
             for socket in (a, b):
-                assert (await socket.next(wire.Bye)).session_id == offer.session_id
+                bye = await socket.next(wire.Bye)
+                assert (bye.from_username, bye.session_id) == (None, offer.session_id)
             await b.send(wire.Answer(target_username="ann", session_id=offer.session_id))
             await b.error("session_closed")
     assert master.requests == []

@@ -14,7 +14,7 @@ import pytest
 import typer.main
 from support.paths import REPOSITORY
 from support.peer.fake_gateway import PASSWORD
-from support.peer.peer_world import PeerWorld
+from support.peer.peer_world import PeerWorld, eventually
 from typer.testing import CliRunner
 
 from wavry_peer.cli.app import app
@@ -29,7 +29,10 @@ from wavry_peer.errors import (
 from wavry_peer.home.identity import Identity, load_identity
 from wavry_peer.home.known_peers import KnownPeers
 from wavry_peer.home.logins import LoginStore, SavedLogin
+from wavry_peer.protocol import packets
+from wavry_peer.protocol.constants import NoticeCode
 from wavry_peer.protocol.errors import LocalError, WavryError
+from wavry_peer.protocol.http.signaling import Bye
 
 TIMEOUT_S = 20
 
@@ -175,6 +178,57 @@ async def test_a_sender_who_calls_a_host_learns_of_it(start, tmp_path: Path) -> 
         _, errors = await process.communicate()
     assert process.returncode == 1
     assert b"wavry-peer receive" in errors
+
+
+def revoke(world: PeerWorld) -> None:
+    """As an operator does: the relay gives a hint, and the gateway says so to who asks."""
+    for what in ("renew", "relay"):
+        world.gateway.fail(what, 409, "revoked", 10)
+    world.relay.tell_all(lambda sid: packets.build_notice(sid, NoticeCode.REVOKED))
+
+
+async def close_by_gateway(world: PeerWorld) -> None:
+    """As at a ban of the other user: a BYE of nobody."""
+    for session_id in world.gateway.calls:
+        for user in ("alice", "bob"):
+            await world.gateway.tell(user, Bye(session_id=session_id))
+
+
+@pytest.mark.parametrize("way", ["revoked", "closed"])
+@pytest.mark.parametrize("command", ["connect", "ping", "send"])
+async def test_command_whose_session_others_ended_fails_and_says_why(
+    world: PeerWorld, start, tmp_path: Path, command: str, way: str
+) -> None:
+    source, inbox = tmp_path / "large", tmp_path / "inbox"
+    inbox.mkdir()
+    with source.open("wb") as file:
+        file.truncate(60_000_000)
+    options = {
+        "connect": ("connect", "bob"),
+        "ping": ("ping", "bob", "--count", "100000", "--interval", "0.05"),
+        "send": ("send", str(source), "--to", "bob"),
+    }
+    host = ("receive", "--directory", str(inbox)) if command == "send" else ("host",)
+    called = await start("bob", *host, "--as", "bob", "--from-all", "--json")
+    await called.line()
+    caller = await start(
+        "alice", *options[command], "--as", "alice", "--json", stdin=asyncio.subprocess.PIPE
+    )
+    if command == "connect":
+        await caller.line()
+    else:
+        await eventually(lambda: world.relay.forwarded > 20, TIMEOUT_S)
+    if command != "send":
+        await called.line()
+    if way == "revoked":
+        revoke(world)
+    else:
+        await close_by_gateway(world)
+    for side in (caller, called):
+        status, lines, errors = await side.done()
+        assert (status, errors) == (1, ""), lines
+        told = next(line for line in lines if line["event"] == "error")
+        assert "revoked" in told["message"] or "the gateway ended" in told["message"]
 
 
 # -- Without other processes: statuses and texts ---------------------------------------------

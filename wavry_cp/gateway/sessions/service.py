@@ -172,7 +172,10 @@ class SessionService:
         await self._end(session_id, username)
 
     async def end_all_of(self, username: str) -> None:
-        """End every session of a user and tell the others; for a ban."""
+        """End every session of a user and tell the others; for a ban.
+
+        Their BYE names nobody: it was no user who ended the session.
+        """
         closed: tuple[CallSession, ...] | None = None
         while closed is None or len(closed) == ENDED_AT_ONCE:
             closed = await self._store.close_sessions_of(
@@ -181,16 +184,15 @@ class SessionService:
             for session in closed:
                 self._metrics.sessions.labels("closed").inc()
                 other = sessions.other_user(session, username)
-                self._hub.deliver(other, Bye(from_username=username, session_id=session.session_id))
+                self._hub.deliver(other, Bye(session_id=session.session_id))
 
     async def expire(self) -> int:
-        """Close sessions whose time is over and tell both users; returns how many."""
+        """Close sessions whose time is over and tell both users, as for a ban; return how many."""
         closed = await self._store.expire_sessions(now_s=self._clock.now_s(), limit=1000)
         for session in closed:
             self._metrics.sessions.labels("expired").inc()
             for username in (session.caller, session.callee):
-                other = sessions.other_user(session, username)
-                self._hub.deliver(username, Bye(from_username=other, session_id=session.session_id))
+                self._hub.deliver(username, Bye(session_id=session.session_id))
         return len(closed)
 
     # -- looking ----------------------------------------------------------------------------

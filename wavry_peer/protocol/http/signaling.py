@@ -147,7 +147,7 @@ class RelayCredentials(Message, frozen=True, kw_only=True, tag="RELAY_CREDENTIAL
 
 
 class Bye(Addressed, frozen=True, kw_only=True, tag="BYE"):
-    """End a session."""
+    """End a session.  Without `from_username` the gateway ended it: a ban, or its time was over."""
 
     session_id: Uuid | None = None
 
