@@ -8,6 +8,7 @@ In the row of a table that names source files, its symbols must be in one of the
 import ast
 import itertools
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -188,6 +189,34 @@ def test_hooks_before_a_commit_call_programs_of_the_virtual_environment() -> Non
         assert program.startswith(".venv/bin/")
         package = {"lint-imports": "import-linter"}.get(Path(program).name, Path(program).name)
         assert f'"{package}' in project
+
+
+def test_no_folder_holds_more_than_sixteen_modules() -> None:
+    tops = (REPOSITORY / name for name in (*PACKAGES, "tests", "docs", "docker", "examples"))
+    modules = (
+        path for top in tops for path in top.rglob("*.py*") if path.suffix in (".py", ".pyx")
+    )
+    folders = Counter(str(path.parent.relative_to(REPOSITORY)) for path in modules)
+    assert len(folders) > 50
+    assert {folder: count for folder, count in folders.items() if count > 16} == {}
+
+
+def test_no_constructor_takes_more_than_seven_parameters() -> None:
+    """Eleven parameters mean that a noun is missing."""
+    seen, long = 0, []
+    for path in (path for top in PACKAGES for path in (REPOSITORY / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for made in node.body:
+                if isinstance(made, ast.FunctionDef) and made.name in ("__init__", "__new__"):
+                    taken = made.args
+                    names = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs][1:]
+                    seen += 1
+                    if len(names) > 7:
+                        long.append(f"{path.relative_to(REPOSITORY)}: {node.name}")
+    assert seen > 200
+    assert long == []
 
 
 def test_no_public_class_name_stands_twice() -> None:
