@@ -26,6 +26,7 @@ from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.http import signaling as s
 from wavry_peer.protocol.http.api import Credentials
+from wavry_peer.protocol.http.codes import ErrorCode
 
 from .connection import Connection
 from .errors import (
@@ -141,7 +142,7 @@ class Peer:
         try:
             info = await gateway.call_user(username, self._identity)
         except GatewayError as error:
-            if error.code in ("user_offline", "unknown_user", "user_not_found"):
+            if error.code == ErrorCode.USER_OFFLINE:
                 raise PeerUnavailableError(f"{username} is not online; try again later") from error
             raise
         session_id = info.session_id

@@ -249,7 +249,7 @@ class SignalingLink:
 def _error_of(message: s.Error) -> GatewayError:
     if message.code == ErrorCode.DISPLACED:
         text = "another connection of the same user took the place of this one"
-        return GatewayError("displaced", text)
+        return GatewayError(ErrorCode.DISPLACED, text)
     if message.code == ErrorCode.INVALID_TOKEN:
         return GatewayAuthError(
             ErrorCode.INVALID_TOKEN, "the login has ended; run: wavry-peer login"

@@ -1,6 +1,6 @@
 """What a step of the smoke test found, and how the whole of it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -8,6 +8,7 @@ import msgspec
 from wavry_cp.admin.output import EXIT_FAILED, EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 from wavry_peer.errors import GatewayError, GatewayUnreachableError
 from wavry_peer.protocol.errors import WavryError
+from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = [
     "ASK_DOCTOR",
@@ -21,13 +22,17 @@ __all__ = [
 
 ASK_DOCTOR: Final = "`wavryctl doctor` names the layer that is broken"
 
-_NEXT_STEPS: Final = {
-    "no_relay_available": "`wavryctl doctor` says why no relay takes sessions",
-    "relay_unavailable": "the gateway gets no answer from the master: `wavryctl doctor`",
-    "relay_mode_off": "`wavryctl audit` says who switched relays off; `wavryctl relay-mode on`",
-    "lockdown": "`wavryctl audit` says who closed the service; `wavryctl lockdown off`",
-    "rate_limited": "wait a minute; `--accounts FILE` uses the same two accounts each time",
-    "username_taken": "the password in the accounts file is wrong: remove the file",
+_NEXT_STEPS: Final[Mapping[str, str]] = {
+    ErrorCode.NO_RELAY_AVAILABLE: "`wavryctl doctor` says why no relay takes sessions",
+    ErrorCode.RELAY_UNAVAILABLE: "the gateway gets no answer from the master: `wavryctl doctor`",
+    ErrorCode.RELAY_MODE_OFF: (
+        "`wavryctl audit` says who switched relays off; `wavryctl relay-mode on`"
+    ),
+    ErrorCode.LOCKDOWN: "`wavryctl audit` says who closed the service; `wavryctl lockdown off`",
+    ErrorCode.RATE_LIMITED: (
+        "wait a minute; `--accounts FILE` uses the same two accounts each time"
+    ),
+    ErrorCode.USERNAME_TAKEN: "the password in the accounts file is wrong: remove the file",
 }
 """What to do about errors of the gateway that have a cause of their own."""
 

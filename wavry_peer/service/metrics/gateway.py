@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from wavry_peer.protocol.http.codes import ErrorCode as Code
+
 from .http import ADMIN_AUTH_CAUSE, HTTP_METHOD, HTTP_STATUS, route
 from .process import PROCESS, build_info
 from .spec import OTHER, Label, MetricSpec, closed, counter, gauge, histogram
@@ -17,20 +19,24 @@ _ROUTE: Final = route(
     "/v1/admin/users", "/v1/admin/status", "/v1/admin/audit",
     "/v1/admin/switches", "/v1/admin/switches/{switch}", "/v1/admin/bans", "/v1/admin/bans/lift",
 )  # fmt: skip
-_FRAME_FAULTS: Final = ("frame_too_large", "invalid_json", "invalid_message")
-_BIND_FAULTS: Final = (
-    "bind_timeout", "bind_required", "invalid_token", "banned", "lockdown", *_FRAME_FAULTS,
-    "store_unavailable", "internal_error", "shutdown", "client_left", "gone", "slow_reader",
+_FRAME_FAULTS: Final = (
+    Code.FRAME_TOO_LARGE,
+    Code.INVALID_JSON,
+    Code.INVALID_MESSAGE,
+)
+_BIND_CODES: Final = (
+    Code.BIND_TIMEOUT, Code.BIND_REQUIRED, Code.INVALID_TOKEN, Code.BANNED, Code.LOCKDOWN,
+    *_FRAME_FAULTS, Code.STORE_UNAVAILABLE, Code.INTERNAL_ERROR,
 )  # fmt: skip
+_BIND_FAULTS: Final = (*_BIND_CODES, "shutdown", "client_left", "gone", "slow_reader")
 _PATH: Final = ("direct", "relay")
 _CALL: Final = closed("call", "issue", "renew", "check_token")
 _ERROR_CODE: Final = closed(
-    "code",
-    *_BIND_FAULTS[:10], "displaced", "invalid_target", "user_offline", "rate_limited", "busy",
-    "unknown_session", "session_closed", "not_accepted", "not_called_user", "key_mismatch",
-    "identity_key_required",
-    "not_on_relay", "relay_gone", "relay_unavailable", "no_relay_available", "relay_mode_off",
-    "revoked", "stale_jti", OTHER,
+    "code", *_BIND_CODES, Code.DISPLACED, Code.INVALID_TARGET, Code.USER_OFFLINE, Code.RATE_LIMITED,
+    Code.BUSY, Code.UNKNOWN_SESSION, Code.SESSION_CLOSED, Code.NOT_ACCEPTED, Code.NOT_CALLED_USER,
+    Code.KEY_MISMATCH, Code.IDENTITY_KEY_REQUIRED, Code.NOT_ON_RELAY, Code.RELAY_GONE,
+    Code.RELAY_UNAVAILABLE, Code.NO_RELAY_AVAILABLE, Code.RELAY_MODE_OFF, Code.REVOKED,
+    Code.STALE_JTI, OTHER,
 )  # fmt: skip
 
 
@@ -65,7 +71,16 @@ GATEWAY: Final[tuple[MetricSpec, ...]] = (
     _counter(
         "logins",
         "Logins by result.",
-        closed("result", "ok", "wrong", "delayed", "limited", "busy", "banned", "lockdown"),
+        closed(
+            "result",
+            "ok",
+            "wrong",
+            "delayed",
+            "limited",
+            Code.BUSY,
+            Code.BANNED,
+            Code.LOCKDOWN,
+        ),
     ),
     _counter(
         "registrations",
@@ -76,7 +91,7 @@ GATEWAY: Final[tuple[MetricSpec, ...]] = (
         "token_checks",
         "Tokens of users looked at, by way and result (unknown: also expired or logged out).",
         closed("via", "http", "websocket"),
-        closed("result", "ok", "missing", "malformed", "unknown", "banned", "lockdown"),
+        closed("result", "ok", "missing", "malformed", "unknown", Code.BANNED, Code.LOCKDOWN),
     ),
     _counter(
         "binds",
@@ -112,7 +127,7 @@ GATEWAY: Final[tuple[MetricSpec, ...]] = (
     _counter(
         "websockets_closed",
         "Ended WebSockets by cause.",
-        closed("cause", *_BIND_FAULTS, "displaced", "rate_limited", OTHER),
+        closed("cause", *_BIND_FAULTS, Code.DISPLACED, Code.RATE_LIMITED, OTHER),
     ),
     _gauge("users_online", "Bound users."),
     _counter(

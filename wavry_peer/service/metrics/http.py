@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from wavry_peer.protocol.http.codes import ErrorCode as Code
+
 from .spec import OTHER, Label, closed
 
 __all__ = ["ADMIN_AUTH_CAUSE", "BODY_FAULTS", "HTTP_METHOD", "HTTP_STATUS", "UNMATCHED", "route"]
@@ -18,9 +20,10 @@ HTTP_STATUS: Final = closed(
     "400", "401", "403", "404", "405", "408", "409", "413", "415", "417", "429",
     "500", "503", OTHER,
 )  # fmt: skip
-ADMIN_AUTH_CAUSE: Final = closed("cause", "wrong_token", "limited", "forbidden")
+ADMIN_AUTH_CAUSE: Final = closed("cause", "wrong_token", "limited", Code.FORBIDDEN)
 BODY_FAULTS: Final = (
-    "body_too_large", "invalid_body", "invalid_json", "request_timeout", "unsupported_encoding",
+    Code.BODY_TOO_LARGE, Code.INVALID_BODY, Code.INVALID_JSON, Code.REQUEST_TIMEOUT,
+    Code.UNSUPPORTED_ENCODING,
 )  # fmt: skip
 """Codes of `wavry_cp.app.http.read_body`."""
 

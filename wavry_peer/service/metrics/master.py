@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from wavry_peer.protocol.http.codes import ErrorCode as Code
 from wavry_peer.protocol.relay_terms import RelayState
 
 from .http import ADMIN_AUTH_CAUSE, BODY_FAULTS, HTTP_METHOD, HTTP_STATUS, route
@@ -25,20 +26,20 @@ _ROUTE: Final = route(
     "/v1/admin/keys/activate", "/v1/admin/keys/rollback", "/v1/admin/keys/remove",
     "/v1/admin/keys/revoke",
 )  # fmt: skip
-_UNFINISHED: Final = ("store_unavailable", "internal_error", "client_left")
+_UNFINISHED: Final = (Code.STORE_UNAVAILABLE, Code.INTERNAL_ERROR, "client_left")
 _REGISTRATION_REFUSALS: Final = (
-    "rate_limited", "unauthorized", "forbidden", "banned", "relay_not_allowed",
-    "invalid_public_key", "invalid_relay_id", "invalid_endpoint", "unknown_challenge",
-    "invalid_signature", "key_mismatch",
+    Code.RATE_LIMITED, Code.UNAUTHORIZED, Code.FORBIDDEN, Code.BANNED, Code.RELAY_NOT_ALLOWED,
+    Code.INVALID_PUBLIC_KEY, Code.INVALID_RELAY_ID, Code.INVALID_ENDPOINT, Code.UNKNOWN_CHALLENGE,
+    Code.INVALID_SIGNATURE, Code.KEY_MISMATCH,
 )  # fmt: skip
 _HEARTBEAT_REFUSALS: Final = (
-    "unauthorized", "unknown_relay", "invalid_relay_token", "banned", "wrong_state",
+    Code.UNAUTHORIZED, Code.UNKNOWN_RELAY, Code.INVALID_RELAY_TOKEN, Code.BANNED, Code.WRONG_STATE,
 )  # fmt: skip
 _LEASE_REFUSALS: Final = (
-    "unauthorized", "forbidden", "relay_mode_off", "banned", "revoked",
-    "no_relay_available", "relay_unavailable", "relay_lacks_key", "same_party", "invalid_cnf",
-    "invalid_session", "session_conflict", "busy_session", "unknown_session", "stale_jti",
-    "lease_expired", "lease_too_large",
+    Code.UNAUTHORIZED, Code.FORBIDDEN, Code.RELAY_MODE_OFF, Code.BANNED, Code.REVOKED,
+    Code.NO_RELAY_AVAILABLE, Code.RELAY_UNAVAILABLE, Code.RELAY_LACKS_KEY, Code.SAME_PARTY,
+    Code.INVALID_CNF, Code.INVALID_SESSION, Code.SESSION_CONFLICT, Code.BUSY_SESSION,
+    Code.UNKNOWN_SESSION, Code.STALE_JTI, Code.LEASE_EXPIRED, Code.LEASE_TOO_LARGE,
 )  # fmt: skip
 _STATES: Final = tuple(state for state in RelayState if state is not RelayState.BANNED)
 
