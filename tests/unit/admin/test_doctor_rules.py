@@ -5,10 +5,12 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from support.relay.health import RELAY, relay_health
 
 from wavry_cp.admin.doctor.clock_checks import check_clocks, off_by, true_offset
 from wavry_cp.admin.doctor.diagnosis import diagnose, exit_code
@@ -19,7 +21,7 @@ from wavry_cp.admin.doctor.key_checks import check_keys
 from wavry_cp.admin.doctor.pool_checks import check_pool
 from wavry_cp.admin.doctor.reach import Asker, HttpAnswer
 from wavry_cp.admin.doctor.relay_checks import check_relays
-from wavry_cp.admin.doctor.service_checks import check_master_link
+from wavry_cp.admin.doctor.service_checks import check_gateway, check_master_link
 from wavry_cp.admin.doctor.sign_checks import check_capacity, check_errors, check_revocations
 from wavry_cp.admin.doctor.udp_probe import UdpAnswer, probe_udp
 from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
@@ -29,7 +31,6 @@ from wavry_peer.protocol.http.keys import KeysStatus, KeyStatusRow, RelayKeyStat
 from wavry_peer.protocol.http.ops import GatewayStatus, RelayHealth
 from wavry_peer.service.metrics import CATALOGUE, by_name
 
-RELAY = "rly-1"
 ENDPOINT = "192.0.2.7:4500"
 DOWN = HttpAnswer("refused")
 
@@ -39,21 +40,21 @@ def answer(body: Any, status: int = 200) -> HttpAnswer:
 
 
 def service(name: str, **health: Any) -> ServiceFacts:
-    body = {"role": name, "now": int(time.time()), **health}
-    ready = {"ready": True, "reason": "", "master": "ok"}
+    body = {
+        "status": "ok", "role": name, "version": "1", "now": int(time.time()), "uptime_s": 60,
+        "lockdown": False, "keyset_serial": 3, "relays": {}, "relay_mode": "on", **health,
+    }  # fmt: skip
+    ready = {"ready": True, "reason": "", "store": "ok", "master": "ok"}
     return ServiceFacts(f"http://{name}", answer(body), answer(ready), ({"errors": 0},) * 2)
 
 
-def relay_health(**changes: Any) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "relay_id": RELAY,
-        "now": int(time.time()),
-        "udp": ["10.0.0.7:4500"],
-        "workers": {"wanted": 2, "running": 2},
-        "keys": {"serial": 3, "kids": ["k"], "refused": None, "fetch_error": None},
-        "master": {"state": "registered", "error": None, "events": True},
-    }
-    return body | changes
+def gateway_status(**changes: Any) -> GatewayStatus:
+    values: dict[str, Any] = {
+        "version": "1", "uptime_s": 60, "users": 2, "online": 2, "websockets": 2, "sessions": {},
+        "store": "ok", "master": "ok", "master_url": "http://master", "master_error": "",
+        "lockdown": False,
+    }  # fmt: skip
+    return GatewayStatus(**(values | changes))
 
 
 def row(**changes: Any) -> RelayInfo:
@@ -234,7 +235,7 @@ def test_a_relay_that_lacks_the_key_says_why() -> None:
 
 
 def test_a_service_token_that_the_master_refuses_is_the_gateways_fault() -> None:
-    told = GatewayStatus(master_url="http://m", master_error="/v1/leases: status 401, code x")
+    told = gateway_status(master_url="http://m", master_error="/v1/leases: status 401, code x")
     (found,) = check_master_link(facts(relay(row()), gateway_status=told))
     assert (found.layer, found.verdict) == ("gateway", "fail")
     assert "SERVICE_TOKEN_FILE" in found.next_step
@@ -401,3 +402,14 @@ async def test_a_system_that_is_not_there_at_all_is_told_without_a_crash() -> No
     told = diagnose(await gather(Examination(endpoints, watch_s=0.1)))
     assert (told.broken_layer, told.root and told.root.subject) == ("master", "master")
     assert exit_code(told.findings) == 3
+
+
+@pytest.mark.parametrize("renamed", ["lockdown", "now"])
+def test_a_key_that_was_renamed_does_not_read_as_fine(renamed: str) -> None:
+    """It is said that the answer is not understood; no default stands in for it."""
+    seen = facts(relay(row(), relay_health()))
+    health = msgspec.json.decode(seen.gateway.health.raw)
+    health[renamed + "_"] = health.pop(renamed)
+    broken = replace(seen, gateway=replace(seen.gateway, health=answer(health)))
+    assert failing(check_gateway(broken)) == [("gateway", "reachable")]
+    assert not failing(check_gateway(seen))

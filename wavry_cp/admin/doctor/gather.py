@@ -26,6 +26,8 @@ __all__ = ["WATCHED", "Examination", "gather"]
 
 PROBE_FRESH_S: Final = 5.5
 """A gateway's word about the master may be 5 s old."""
+HEARTBEAT_S: Final = 5.0
+"""How often relays report where the master does not say."""
 HEARTBEAT_MOST: Final = 1.2
 """Heartbeats have a jitter of a fifth."""
 HEARTBEAT_MARGIN_S: Final = 1.5
@@ -120,8 +122,8 @@ class _Round:
         relays = _join(told["relays"], self._ops, ops)
         probed, _ = await asyncio.gather(self._probe(relays), asyncio.sleep(self._watch_s))
         last = await self._counters()
-        master_status = _read(told["master_status"], MasterStatus) or MasterStatus()
-        interval_s = master_status.heartbeat_interval_ms / 1000
+        master_status = _read(told["master_status"], MasterStatus)
+        interval_s = master_status.heartbeat_interval_ms / 1000 if master_status else HEARTBEAT_S
         probed = await self._heard_again(probed, interval_s)
         gateway = await self._again_if_in_doubt(gateway, master)
         # Behind /ready, so that both are about the same moment.

@@ -74,7 +74,7 @@ def _of_relay(relay: RelayFacts, facts: SystemFacts) -> list[Finding]:
 
 def _held(relay: RelayFacts, status: KeysStatus | None) -> tuple[tuple[str, ...] | None, int]:
     """Key ids and serial, by its own word or by that of its last heartbeat."""
-    if relay.health is not None and relay.health.relay_id:
+    if relay.health is not None:
         return relay.health.keys.kids, relay.health.keys.serial
     rows = () if status is None else status.relays
     row = next((row for row in rows if row.relay_id == relay.name), None)

@@ -126,7 +126,7 @@ def _ops(relay: RelayFacts) -> Finding:
             f"the relay is alive, but its ops port cannot be asked from here: {ops.text}",
             "check WAVRY_RELAY_OPS_LISTEN and what filters; or run the doctor on its host",
         )
-    if health is None or not health.relay_id:
+    if health is None:
         return _finding(
             relay,
             "reachable",

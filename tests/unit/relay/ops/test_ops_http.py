@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import msgspec
 import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.relay.health import relay_health
 
 from wavry_peer.protocol.http.ops import RelayHealth
 from wavry_peer.service import http_server
@@ -26,7 +28,7 @@ class FakeFigures:
     def health(self) -> RelayHealth:
         if self.fault is not None:
             raise self.fault
-        return RelayHealth(status="ok")
+        return msgspec.convert(relay_health(), RelayHealth)
 
     def not_ready(self) -> list[str]:
         return ["no keys"]
