@@ -14,6 +14,8 @@ SLOW_SESSIONS ?= 200
 SLOW_FUZZ_SECONDS ?= 30
 LOAD_USERS ?= 5
 LOAD_TIME ?= 1m
+CHAOS_MINUTES ?= 10
+CHAOS_SEED ?=
 FUZZ_DATAGRAMS ?= 10000000
 FUZZ_SANITIZED_DATAGRAMS ?= 1000000
 FUZZ_SECONDS ?= 600
@@ -21,7 +23,7 @@ FUZZ_SEED ?= 1
 IMAGE_BASE ?= debootstrap
 LOCK_ARGS ?=
 
-.PHONY: help demo test test-slow lint format release-check bench load fuzz docs lock images images-smoke clean system again fresh-machine
+.PHONY: help demo test test-slow lint format release-check bench load chaos fuzz docs lock images images-smoke clean system again fresh-machine
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +69,9 @@ bench: $(STAMP)  ## performance table; writes build/bench.json
 
 load: $(STAMP)  ## a system of its own and 5 pairs of peers for LOAD_TIME; writes build/load.json and build/load.html
 	BIN=$(BIN) LOAD_USERS=$(LOAD_USERS) LOAD_TIME=$(LOAD_TIME) loadtest/run-load
+
+chaos: $(STAMP)  ## faults and attacks at random under live sessions, for CHAOS_MINUTES; again with CHAOS_SEED (as root: all of them)
+	$(BIN)/python -m loadtest.chaos --minutes $(CHAOS_MINUTES) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) --output build/chaos.json
 
 fuzz: $(STAMP)  ## long fuzz: the packet path in C (FUZZ_SECONDS), then the UDP port (FUZZ_DATAGRAMS, FUZZ_SANITIZED_DATAGRAMS)
 	WAVRY_FUZZ_SEED=$(FUZZ_SEED) WAVRY_FUZZ_SECONDS=$(FUZZ_SECONDS) WAVRY_FUZZ_FINDS=$(CURDIR)/build/fuzz \

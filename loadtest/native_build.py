@@ -16,8 +16,13 @@ class CompileError(RuntimeError):
     """The C compiler is missing or refused a program; the message carries what it said."""
 
 
-def compile_program(name: str, build_dir: Path = BUILD_DIR) -> Path:
+def compile_program(name: str, build_dir: Path = BUILD_DIR, *, library: bool = False) -> Path:
     """Compile ``native/<name>.c``; a program newer than its sources is used as it is.
+
+    Args:
+        name: of the source.
+        build_dir: where the program goes.
+        library: make a shared library of it.
 
     Raises:
         CompileError: no such source, no gcc, or warnings or errors.
@@ -32,7 +37,8 @@ def compile_program(name: str, build_dir: Path = BUILD_DIR) -> Path:
         return program
     build_dir.mkdir(parents=True, exist_ok=True)
     fresh = build_dir / f"{name}.{os.getpid()}.new"  # another process may be compiling too
-    command = ["gcc", *_FLAGS, "-o", str(fresh), str(source)]
+    flags = (*_FLAGS, "-shared", "-fPIC") if library else _FLAGS
+    command = ["gcc", *flags, "-o", str(fresh), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - our own command
     except FileNotFoundError as error:

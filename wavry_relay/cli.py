@@ -102,7 +102,7 @@ def run(
     ] = None,
     ready_file: Annotated[
         Path | None,
-        typer.Option(help="Write a JSON file here once the relay serves."),
+        typer.Option(help="Write a JSON file here once the relay serves.", readable=False),
     ] = None,
     *,
     take_over: Annotated[

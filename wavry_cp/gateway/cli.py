@@ -59,7 +59,9 @@ def run(
     ] = None,
     ready_file: Annotated[
         Path | None,
-        typer.Option(help='Where {"url", "pid"} is written as JSON once the gateway serves.'),
+        typer.Option(
+            help='Where {"url", "pid"} is written as JSON once the gateway serves.', readable=False
+        ),
     ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.

@@ -67,7 +67,7 @@ def run(
         Path | None, typer.Option(help="Directory made by `wavryctl keys init`.")
     ] = None,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Write {url, pid} here once serving.")
+        Path | None, typer.Option(help="Write {url, pid} here once serving.", readable=False)
     ] = None,
 ) -> None:
     """Run the master until SIGTERM or Ctrl-C.

@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -221,6 +221,21 @@ class DevSystem:
             },
         )
 
+    async def launch(
+        self, log: Path, command: Sequence[str], environment: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        """Start the process of a service, in a process group of its own; output goes to `log`."""
+        with log.open("ab") as log_file:
+            return await asyncio.create_subprocess_exec(
+                *command,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                preexec_fn=_end_with_parent,
+                start_new_session=True,  # Ctrl-C reaches only us; we end the services in order.
+            )
+
     def _take_lock(self) -> None:
         self._lock_fd = os.open(
             self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
@@ -255,16 +270,11 @@ class DevSystem:
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith("WAVRY_")
         }
-        with log.open("ab") as log_file:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *module, "--ready-file", str(ready_file),
-                env=inherited | settings | dict(self.settings),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                preexec_fn=_end_with_parent,
-                start_new_session=True,  # Ctrl-C reaches only us; we end the services in order.
-            )  # fmt: skip
+        process = await self.launch(
+            log,
+            (sys.executable, "-m", *module, "--ready-file", str(ready_file)),
+            inherited | settings | dict(self.settings),
+        )
         service = _Service(name, process, log, {})
         self._services.append(service)
         await _until(lambda: ready_file.exists() or process.returncode is not None, service)
