@@ -205,7 +205,7 @@ def _ask(
 
 @blocks_app.command("list")
 def blocks_list(state_dir: StateDir = None) -> None:
-    """Show the networks that are blocked now, as JSON.
+    """Show the hosts that are blocked now, as JSON.
 
     Example: wavry-relay blocks list --state-dir /var/lib/wavry-relay
     """

@@ -113,7 +113,7 @@ def test_full_relays(world: World, users: Users, lives: list[Live]) -> None:
         world.typed("systemctl stop wavry-relay", at="relay-3")
 
 
-def test_blocked_networks_of_good_users(world: World, users: Users, lives: list[Live]) -> None:
+def test_blocked_addresses_of_good_users(world: World, users: Users, lives: list[Live]) -> None:
     machine = world.machines["relay-1"]
     reload_settings(machine, "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S=0\nWAVRY_RELAY_BLOCK_AFTER=3")
     try:

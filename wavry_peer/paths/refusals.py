@@ -20,7 +20,7 @@ _TEXTS: Final[dict[RejectReason, str]] = {
     _R.INVALID_SIGNATURE: "the lease does not fit; call again, and tell the operator if it stays",
     _R.WRONG_RELAY: "the lease is for another relay; call again",
     _R.SESSION_FULL: "the relay has no room; try again shortly",
-    _R.BANNED: "this network is blocked for repeated bad leases; try from another network, or ask"
+    _R.BANNED: "this address is blocked for repeated bad leases; try from another network, or ask"
     " the operator",
     _R.RATE_LIMITED: "too many leases at once; wait a few seconds and try again",
     _R.REPLAYED: "the lease was used before; call again",

@@ -58,7 +58,7 @@ class RelayPolicy:
 
     Args:
         view: revocations of this worker.
-        blocks: blocked networks; without them none is.
+        blocks: blocked hosts; without them none is.
         load: of this worker; without it no cookie is ever wanted.
     """
 
@@ -82,13 +82,13 @@ class RelayPolicy:
         return self._load is not None and self._load.count(now)
 
     def check_source(self, source: Address, now: Instant) -> None:
-        """Look for a block of the source's network.
+        """Look for a block of the source's host.
 
         Raises:
             LeaseError: BANNED.
         """
         if self._blocks is not None and self._blocks.has(source, now.wall_ms):
-            raise LeaseError(RejectReason.BANNED, "the network is blocked")
+            raise LeaseError(RejectReason.BANNED, "the address is blocked")
 
     def check_claims(self, claims: LeaseClaims, now: Instant) -> None:  # noqa: ARG002  # of the seam
         """Compare a lease with the revocations of this moment.

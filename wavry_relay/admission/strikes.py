@@ -84,9 +84,9 @@ class Strikes:
         if not entered:
             self._counters.add("blocks_not_entered")
             return
-        self._counters.add("networks_blocked")
+        self._counters.add("hosts_blocked")
         worker_log(control.log_level).warning(
-            "network_blocked",
+            "host_blocked",
             family=source.family,
             cause=reason.name.lower(),
             block_s=control.block_s,

@@ -81,7 +81,7 @@ class RelayLoad:
     draining: bool
     workers_wanted: int = 0
     workers_missing: int = 0
-    blocks: tuple[api.BlockedNetwork, ...] = ()
+    blocks: tuple[api.BlockedHost, ...] = ()
 
 
 class MasterCallError(ProtocolError):

@@ -6,7 +6,7 @@ It only reads.  Orders are carried out in `orders`; what heartbeats tell is in `
 import os
 from typing import Final
 
-from wavry_peer.protocol.http.api import BlockedNetwork
+from wavry_peer.protocol.http.api import BlockedHost
 from wavry_peer.protocol.http.ops import (
     RelayEngineHealth,
     RelayHealth,
@@ -21,7 +21,7 @@ from wavry_peer.protocol.relay_terms import MasterLinkState
 from wavry_peer.service.clock import Clock
 from wavry_relay.shm.control import Drain, EngineKind, Shedding
 
-from .blocked_networks import blocked_networks
+from .blocked_hosts import blocked_hosts
 from .running_relay import UPGRADE_RESULTS, RunningRelay
 
 __all__ = ["RelayFigures"]
@@ -81,9 +81,9 @@ class RelayFigures:
         """Return the numbers of sessions that wait for their second peer, and of active ones."""
         return self._tables.sessions.count_states()
 
-    def blocks(self) -> list[BlockedNetwork]:
-        """Return the blocked networks, those that last longest first."""
-        return blocked_networks(self._tables.blocks.live(self._clock.now().wall_ms))
+    def blocks(self) -> list[BlockedHost]:
+        """Return the blocked hosts, those that last longest first."""
+        return blocked_hosts(self._tables.blocks.live(self._clock.now().wall_ms))
 
     @property
     def status(self) -> str:

@@ -8,7 +8,7 @@ from wavry_relay.master.link import RelayLoad
 from wavry_relay.shm.counters import totals
 from wavry_relay.shm.tables import SegmentTables
 
-from .blocked_networks import blocked_networks
+from .blocked_hosts import blocked_hosts
 from .workers import Workers
 
 __all__ = ["LoadMeter"]
@@ -69,5 +69,5 @@ class LoadMeter:
             draining=bool(self._tables.control.drain),
             workers_wanted=self._workers.count,
             workers_missing=self._workers.count - self._workers.running(),
-            blocks=tuple(blocked_networks(self._tables.blocks.live(now_ms))[:MAX_BLOCKS_TOLD]),
+            blocks=tuple(blocked_hosts(self._tables.blocks.live(now_ms))[:MAX_BLOCKS_TOLD]),
         )

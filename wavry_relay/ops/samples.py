@@ -85,7 +85,7 @@ class RelaySamples:
         for cause in Shedding:
             yield Sample("shedding", bool(shedding & cause), ((cause.name or "").lower(),))
         yield Sample("cookie_gate_workers", self._relay.workers.cookie_gates())
-        yield Sample("blocked_networks", len(self._figures.blocks()))
+        yield Sample("blocked_hosts", len(self._figures.blocks()))
 
     def _counter_samples(self) -> Iterator[Sample]:
         counts = totals(self._relay.tables.segment)

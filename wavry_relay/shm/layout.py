@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 MAGIC_WORD: Final = int.from_bytes(b"WAVRYSHM", "little")
-LAYOUT_VERSION: Final = 8
+LAYOUT_VERSION: Final = 9
 """Grows with every change of an offset: processes of two versions never share a segment."""
 
 PAGE_BYTES: Final = 4096
@@ -411,7 +411,7 @@ COUNTERS: Final[tuple[str, ...]] = (
     "cookie_demanded",
     "cookie_gate_on",
     "block_strikes",
-    "networks_blocked",
+    "hosts_blocked",
     "blocks_not_entered",
     "sent_acks",
     "sent_challenges",

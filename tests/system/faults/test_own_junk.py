@@ -50,7 +50,7 @@ def send_junk(relay: RelayProcess, peer: UdpPeer, cookie: bytes) -> None:
 
 def test_who_is_blocked_is_blocked_alone(relay: RelayProcess) -> None:
     """It was his whole /24 once."""
-    blocked = relay.metric("wavry_relay_networks_blocked_total")
+    blocked = relay.metric("wavry_relay_hosts_blocked_total")
     with peer_at(relay, "127.0.7.1", c.Role.CLIENT, uuid.uuid4()) as user:
         user.ask(user.present_datagram())
         cookie = user.challenge
@@ -60,7 +60,7 @@ def test_who_is_blocked_is_blocked_alone(relay: RelayProcess) -> None:
             lambda: relay.metric("wavry_relay_leases_released_total") > 0, what="the release"
         )
         send_junk(relay, user, cookie)
-        assert relay.metric("wavry_relay_networks_blocked_total") == blocked + 1
+        assert relay.metric("wavry_relay_hosts_blocked_total") == blocked + 1
     with peer_at(relay, "127.0.7.1", c.Role.CLIENT, uuid.uuid4()) as again:
         refused = again.ask(again.present_datagram())
         assert isinstance(refused.body, packets.LeaseReject)
@@ -77,7 +77,7 @@ def test_who_is_blocked_is_blocked_alone(relay: RelayProcess) -> None:
 
 
 def test_live_slot_goes_on_and_so_does_who_shares_its_address(relay: RelayProcess) -> None:
-    blocked = relay.metric("wavry_relay_networks_blocked_total")
+    blocked = relay.metric("wavry_relay_hosts_blocked_total")
     sid = uuid.uuid4()
     with (
         peer_at(relay, "127.0.8.1", c.Role.CLIENT, sid) as user,
@@ -96,4 +96,4 @@ def test_live_slot_goes_on_and_so_does_who_shares_its_address(relay: RelayProces
         user.forward(b"still here")
         assert other.receive()[1] == b"still here"
         behind_the_same_nat.present()
-    assert relay.metric("wavry_relay_networks_blocked_total") == blocked
+    assert relay.metric("wavry_relay_hosts_blocked_total") == blocked

@@ -152,8 +152,8 @@ def test_subnet_block_is_listed_and_cleared_at_the_relay(tmp_path: Path, engine:
         (block,) = json.loads(listed.stdout)["blocks"]
         assert block["subnet"] == "127.0.0.1/32"
         assert block["reason"] == "invalid_signature"
-        assert relay.metric("wavry_relay_blocked_networks") == 1
-        assert relay.metric("wavry_relay_networks_blocked_total") == 1
+        assert relay.metric("wavry_relay_blocked_hosts") == 1
+        assert relay.metric("wavry_relay_hosts_blocked_total") == 1
         assert CLI.invoke(app, ["blocks", "clear", *where]).exit_code == 2
         wrong = CLI.invoke(app, ["blocks", "clear", "nonsense", *where])
         assert wrong.exit_code == 1

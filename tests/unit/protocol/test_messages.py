@@ -516,7 +516,7 @@ INFO = api.RelayInfo(
     registered_at=5,
     last_heartbeat_at=6,
 )
-BLOCKED = api.BlockedNetwork(subnet="203.0.113.0/24", since=1, until=2, reason="bad_signature")
+BLOCKED = api.BlockedHost(subnet="203.0.113.0/24", since=1, until=2, reason="bad_signature")
 SESSION = api.SessionInfo(
     session_id=UUID,
     caller="alice",

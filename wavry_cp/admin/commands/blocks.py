@@ -1,4 +1,4 @@
-"""``wavryctl blocks``: networks that relays have blocked, and lifting them."""
+"""``wavryctl blocks``: hosts that relays have blocked, and lifting them."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ from wavry_peer.protocol.http.admin import BlockList, ClearBlocksRequest, ClearB
 __all__ = ["blocks_app"]
 
 blocks_app = typer.Typer(
-    help="Networks that relays have blocked after repeated violations.", no_args_is_help=True
+    help="Hosts that relays have blocked after repeated violations.", no_args_is_help=True
 )
 Json = Annotated[bool, JsonOption]
 
@@ -35,7 +35,7 @@ def blocks_list(
     *,
     json: Json = False,
 ) -> None:
-    """List the networks that the relays blocked, as their last heartbeats tell (64 each at most).
+    """List the hosts that the relays blocked, as their last heartbeats tell (64 each at most).
 
     Examples:
       wavryctl blocks list

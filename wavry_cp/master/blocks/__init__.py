@@ -1,1 +1,1 @@
-"""Networks that relays have blocked, and lifting them."""
+"""Hosts that relays have blocked, and lifting them."""

@@ -1,4 +1,4 @@
-"""Routes of operators: networks that relays have blocked, and lifting them."""
+"""Routes of operators: hosts that relays have blocked, and lifting them."""
 
 from typing import Final
 
@@ -57,7 +57,7 @@ BLOCK_ROUTES: Final = (
         "/v1/admin/blocks",
         (CallerKind.VIEWER,),
         _list,
-        "List the networks that relays have blocked; `relay` names one relay.",
+        "List the hosts that relays have blocked; `relay` names one relay.",
         query=("relay",),
         answer=BlockList,
     ),

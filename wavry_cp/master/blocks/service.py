@@ -13,7 +13,7 @@ from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.http.admin import RelayBlock
-from wavry_peer.protocol.http.api import BlockedNetwork, Command
+from wavry_peer.protocol.http.api import BlockedHost, Command
 from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = ["BlockService", "subnet_text"]
@@ -35,7 +35,7 @@ def subnet_text(text: str) -> str:
     return str(subnet)
 
 
-def _covers(subnet: str | None, block: BlockedNetwork) -> bool:
+def _covers(subnet: str | None, block: BlockedHost) -> bool:
     """Return whether an order to lift the blocks of a subnet (None: all) is about a block."""
     if subnet is None:
         return True
@@ -61,7 +61,7 @@ class BlockService:
     """Blocks and orders of all relays."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[BlockedNetwork, ...]] = {}
+        self._told: dict[str, tuple[BlockedHost, ...]] = {}
         self._orders: dict[str, dict[str | None, _Order]] = {}
 
     def order(self, relay_id: str, subnet: str | None) -> int:
@@ -99,9 +99,7 @@ class BlockService:
         for relay_id in tuple(self._orders):
             self.forget(relay_id)
 
-    def take_heartbeat(
-        self, relay_id: str, blocks: tuple[BlockedNetwork, ...]
-    ) -> tuple[Command, ...]:
+    def take_heartbeat(self, relay_id: str, blocks: tuple[BlockedHost, ...]) -> tuple[Command, ...]:
         """Take what a relay tells; the orders that are still open."""
         if blocks:
             self._told[relay_id] = blocks

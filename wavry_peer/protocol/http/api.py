@@ -19,7 +19,7 @@ __all__ = [
     "MAX_BLOCKS_TOLD",
     "MAX_BODY_BYTES",
     "AcceptSessionRequest",
-    "BlockedNetwork",
+    "BlockedHost",
     "Command",
     "CreateSessionRequest",
     "Credentials",
@@ -125,7 +125,7 @@ class VerifyResponse(Body, frozen=True, kw_only=True):
     master_key_id: Name
 
 
-class BlockedNetwork(Body, frozen=True, kw_only=True):
+class BlockedHost(Body, frozen=True, kw_only=True):
     """A host that a relay has blocked: an IPv4 /32 or an IPv6 /64.  Times are unix seconds."""
 
     subnet: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9A-Fa-f.:/]+\Z")]
@@ -152,7 +152,7 @@ class HeartbeatRequest(Body, frozen=True, kw_only=True):
     workers_wanted: Count = 0
     workers_missing: Count = 0
     """Of those wanted: the master gives a relay that lacks any nothing new."""
-    blocks: Annotated[tuple[BlockedNetwork, ...], msgspec.Meta(max_length=MAX_BLOCKS_TOLD)] = ()
+    blocks: Annotated[tuple[BlockedHost, ...], msgspec.Meta(max_length=MAX_BLOCKS_TOLD)] = ()
     """Those that last longest.  Absent where there are none, so that a master which does not know
     the field takes the heartbeat."""
 

@@ -123,11 +123,9 @@ RELAY: Final[tuple[MetricSpec, ...]] = (
     _counter("cookie_gate_on", "How often a worker began to want cookies."),
     _counter("cookie_demanded", "Leases that were not looked at for want of a cookie."),
     _counter("block_strikes", "Bad leases of sources that had shown the cookie of their path."),
-    _counter(
-        "networks_blocked", "Addresses (IPv6: /64s) that were blocked for repeated violations."
-    ),
+    _counter("hosts_blocked", "Hosts (IPv4 address, IPv6 /64) that were blocked for bad leases."),
     _counter("blocks_not_entered", "Blocks for which the table had no place."),
-    _gauge("blocked_networks", "Networks that are blocked now."),
+    _gauge("blocked_hosts", "Hosts that are blocked now."),
     # -- Sessions
     _counter("keepalives", "Empty LEASE_RENEW packets that were answered."),
     _counter("nat_rebinds", "Slots that moved to a new address with proof of key and path."),

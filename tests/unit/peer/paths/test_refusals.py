@@ -46,7 +46,7 @@ def test_every_refusal_of_a_relay_has_a_text_with_a_next_step(reason: RejectReas
     [
         (RejectReason.REVOKED, "the operator revoked the lease; make a new call"),
         (RejectReason.DRAINING, "takes no new sessions; try again"),
-        (RejectReason.BANNED, "this network is blocked"),
+        (RejectReason.BANNED, "this address is blocked"),
         (RejectReason.EXPIRED, "the lease is over; call again"),
         (RejectReason.SESSION_FULL, "has no room; try again shortly"),
     ],

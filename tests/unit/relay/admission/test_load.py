@@ -364,7 +364,7 @@ def test_strikes_are_forgiven_one_a_second(strict: World) -> None:
         violate(bad, 1, cookie=challenge(bad))
         strict.advance(1)
     assert strict.count("block_strikes") == 60
-    assert not strict.count("networks_blocked")
+    assert not strict.count("hosts_blocked")
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_strike_of_one_network_is_never_anothers(strict: World) -> None:
         words[base + 6] = far_ns + 10**12
     bad = strict.peer(address=v4(66))
     violate(bad, 50, cookie=challenge(bad))
-    assert not strict.count("networks_blocked")
+    assert not strict.count("hosts_blocked")
 
 
 def test_blocking_can_be_switched_off(strict: World) -> None:

@@ -1,18 +1,18 @@
-"""Networks that the relay has blocked, as the master and the operator see them."""
+"""Hosts that the relay has blocked, as the master and the operator see them."""
 
 from collections.abc import Iterable
 
 from wavry_peer.protocol.constants import RejectReason
-from wavry_peer.protocol.http.api import BlockedNetwork
+from wavry_peer.protocol.http.api import BlockedHost
 from wavry_relay.shm.blocks import Block
 
-__all__ = ["blocked_networks"]
+__all__ = ["blocked_hosts"]
 
 
-def blocked_networks(blocks: Iterable[Block]) -> list[BlockedNetwork]:
+def blocked_hosts(blocks: Iterable[Block]) -> list[BlockedHost]:
     """Describe blocks, those that last longest first."""
     return [
-        BlockedNetwork(
+        BlockedHost(
             subnet=block.subnet,
             since=block.since_ms // 1000,
             until=-(-block.until_ms // 1000),
