@@ -59,10 +59,10 @@ class TablePosition(NamedTuple):
 class RevocationTable:
     """The revocation log of a segment."""
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, control: ControlBlock) -> None:
         self._words = segment.u64
         self._at = segment.geometry.regions["revocations"].offset // 8
-        self._control = ControlBlock(segment)
+        self._control = control
 
     @property
     def count(self) -> int:

@@ -26,7 +26,7 @@ class SegmentTables:
         self.tags = Tags(segment)
         self.sessions = SessionTable(segment, self.tags)
         self.used_leases = UsedLeases(segment)
-        self.revocations = RevocationTable(segment)
+        self.revocations = RevocationTable(segment, self.control)
         self.blocks = Blocks(segment)
 
 

@@ -19,7 +19,6 @@ from wavry_relay.ops.figures import RelayFigures
 from wavry_relay.ops.load_meter import LoadMeter
 from wavry_relay.ops.orders import RelayOrders
 from wavry_relay.ops.running_relay import RunningRelay
-from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.tables import SegmentTables
 from wavry_relay.udp.sockets import ReuseportGroup
 from wavry_relay.worker.placement import Placement
@@ -58,13 +57,13 @@ class Assembler:
     clock: Clock
 
     def assemble(
-        self, identity: SigningKey, segment: Segment, groups: list[ReuseportGroup]
+        self, identity: SigningKey, tables: SegmentTables, groups: list[ReuseportGroup]
     ) -> RelayParts:
         """Make the parts of a relay."""
         config, clock = self.config, self.clock
         placement = Placement.choose(config.busy_poll_us, pin=config.pin_workers)
+        segment = tables.segment
         pool = WorkerPool(segment, groups, config.hang_timeout_s, clock, placement)
-        tables = SegmentTables(segment)
         orders = RelayOrders(tables, clock)
         load = LoadMeter(tables, pool, config.max_bitrate_kbps, clock)
         keyring = KeyRing(self.state, tables.control, self.root)

@@ -38,9 +38,10 @@ from wavry_relay.master.connection import MasterConnection
 from wavry_relay.ops.control_socket import CONTROL_SOCKET_NAME, ControlSocket
 from wavry_relay.ops.http_server import OpsServer, open_ops_socket
 from wavry_relay.ops.samples import RelaySamples
-from wavry_relay.shm.control import ControlBlock, Drain
+from wavry_relay.shm.control import Drain
 from wavry_relay.shm.layout import Geometry
 from wavry_relay.shm.segment import Segment, segment_names
+from wavry_relay.shm.tables import SegmentTables
 from wavry_relay.udp.listening import check_guards, open_listening
 from wavry_relay.udp.sockets import ReuseportGroup
 from wavry_relay.upgrade.descriptors import RelayDescriptors
@@ -145,10 +146,9 @@ class Supervisor:
         identity = self._identify()
         workers = activation.worker_count(config.workers, config.worker_count)
         groups = open_listening(config, activation, workers, self._cleanup)
-        segment = self._make_segment(identity, workers)
-        control = ControlBlock(segment)
-        control.initialise(relay_id(identity.public_key), config.limits, self._engine)
-        parts = self._assemble(identity, segment, groups)
+        tables = SegmentTables(self._make_segment(identity, workers))
+        tables.control.initialise(relay_id(identity.public_key), config.limits, self._engine)
+        parts = self._assemble(identity, tables, groups)
         parts.relay.master.keyring.load_cached()
         parts.relay.master.revocations.load()
         await parts.pool.start()
@@ -167,9 +167,10 @@ class Supervisor:
         identity = self._assembler.state.identity()
         self._cleanup.callback(self._forget_segment, received.segment)
         warn_of_kept_settings(config, received.segment.geometry)
+        tables = SegmentTables(received.segment)
         # Boot keys and cookies stay: peers hold them.
-        ControlBlock(received.segment).limits = config.limits
-        parts = self._assemble(identity, received.segment, received.groups)
+        tables.control.limits = config.limits
+        parts = self._assemble(identity, tables, received.groups)
         await self._move_in(predecessor, parts.pool)
         parts.relay.master.keyring.go_on()
         # The old relay has let go: the table is ours now.
@@ -204,10 +205,10 @@ class Supervisor:
         segment.close()
 
     def _assemble(
-        self, identity: SigningKey, segment: Segment, groups: list[ReuseportGroup]
+        self, identity: SigningKey, tables: SegmentTables, groups: list[ReuseportGroup]
     ) -> RelayParts:
-        ControlBlock(segment).log_level = logs.level_number(self._config.log_level)
-        parts = self._assembler.assemble(identity, segment, groups)
+        tables.control.log_level = logs.level_number(self._config.log_level)
+        parts = self._assembler.assemble(identity, tables, groups)
         self._cleanup.push_async_callback(self._stop_workers, parts.pool)
         return parts
 

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from wavry_peer.service.listen_address import bound_to
-from wavry_relay.shm.control import ControlBlock, WorkerRow
+from wavry_relay.shm.control import WorkerRow
 
 from .descriptors import RelayDescriptors
 from .fd_channel import BATCH_DESCRIPTORS, FdChannel, ProcessHandle, all_gone, why_foreign
@@ -260,7 +260,7 @@ class Handover:
 
     async def _serve(self, channel: FdChannel, hello: UpgradeHello) -> None:
         successor = ProcessHandle(hello.pid)
-        control = ControlBlock(self._descriptors.segment)
+        control = self._relay.tables.control
         limits = control.limits
         _log.info("handing_over", successor_pid=hello.pid, to_version=hello.version)
         try:

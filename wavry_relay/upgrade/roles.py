@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Protocol
 
+from wavry_relay.shm.tables import SegmentTables
+
 from .messages import Counts
 
 __all__ = ["NewWorkers", "OldWorkers", "RelayOwner", "UpgradableRelay"]
@@ -12,10 +14,12 @@ class UpgradableRelay(Protocol):
     """The relay that is handed over.
 
     Attributes:
+        tables: of its segment.
         stopping: it was told to end.
         upgrades: by result, ``done`` or ``failed``.
     """
 
+    tables: SegmentTables
     stopping: bool
     upgrades: Counter[str]
 

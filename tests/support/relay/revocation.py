@@ -1,4 +1,4 @@
-"""The supervisor's side of revocations over a world of tests, and the engines that there are."""
+"""The supervisor's side of revocations over a world of tests."""
 
 from pathlib import Path
 
@@ -7,11 +7,10 @@ from wavry_peer.protocol.http.relay_events import FOREVER_S, Revocation
 from wavry_relay.identity import StateDirectory
 from wavry_relay.master.revocations import RelayRevocations
 from wavry_relay.shm.layout import REVOCATION_SLOTS
-from wavry_relay.shm.revocations import RevocationTable
 from wavry_relay.shm.tags import Tags
 
 
-class Book:
+class Revoker:
     """The supervisor's side over the segment of a world."""
 
     def __init__(self, world: World, directory: Path, capacity: int = REVOCATION_SLOTS) -> None:
@@ -19,7 +18,7 @@ class Book:
         self.directory = directory
         self.kept = RelayRevocations(
             StateDirectory(directory),
-            RevocationTable(world.segment),
+            world.tables.revocations,
             Tags(world.segment),
             lambda: world.now.wall_ms // 1000,
             capacity=capacity,

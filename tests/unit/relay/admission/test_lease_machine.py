@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.relay.revocation import Book
+from support.relay.revocation import Revoker
 from support.relay.world import Peer, World, v4
 
 from wavry_peer.protocol import constants as c
@@ -37,7 +37,7 @@ from wavry_relay.worker.revocation_scan import RevocationScan
 from wavry_relay.worker.sweep import Sweep
 
 S = LeaseState
-SECOND_PEER_MS, IDLE_MS = 30_000, 60_000
+SECOND_PEER_MS, GONE_MS, IDLE_MS = 30_000, 45_000, 60_000
 CHALLENGE, ACK, NOTHING = "challenge", "ack", "nothing"
 Outcome = R | str
 
@@ -142,6 +142,11 @@ class Model:
         self.steps[session.state, S.CLOSED] += 1
         del session.slots[role_of(own)]
         self.used[own.jti] = None
+        for role, left in list(session.slots.items()):
+            if now_ms - left.received_ms >= GONE_MS:  # nobody is left
+                self.steps[session.state, S.CLOSED] += 1
+                self.used[left.lease.jti] = left.mark
+                del session.slots[role]
         if not session.slots:
             del self.sessions[own.sid]
             return
@@ -209,7 +214,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.world.control.log_level = 50  # The log has tests of its own.
         self.stack.callback(self.world.close)
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.book = Book(self.world, directory / "state")
+        self.revoker = Revoker(self.world, directory / "state")
         self.model = Model()
         self.peers: list[Peer] = []
         self.sent: list[tuple[Peer, bytes, Address]] = []
@@ -392,8 +397,8 @@ class LeaseMachine(RuleBasedStateMachine):
     def revoke(self, number: int, kind: str) -> None:
         own = self.claims(self.peer_of(number).token)
         value = {"jti": own.jti, "session": own.sid, "sub": own.sub, "kid": own.kid}[kind]
-        row = self.book.row(kind, value)
-        assert self.book.kept.take(row, "stream")
+        row = self.revoker.row(kind, value)
+        assert self.revoker.kept.take(row, "stream")
         self.model.revoked[kind, value] = row.issued_until
         self.world.sweeps[0].step(self.world.now)  # A worker sweeps before it scans: now it knows
         self.model.sweep(self.now_ms)  # the time; and its sweep may end what is over.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 from support.paths import REPOSITORY
-from support.relay.revocation import Book
+from support.relay.revocation import Revoker
 from support.relay.world import Peer, World, reject_reason
 
 from wavry_peer.protocol import constants as c
@@ -43,65 +43,65 @@ def waiting(world: World) -> Peer:
     return peer
 
 
-def presented(world: World, _book: Book) -> None:
+def presented(world: World, _revoker: Revoker) -> None:
     waiting(world)
 
 
-def activated(world: World, _book: Book) -> None:
+def activated(world: World, _revoker: Revoker) -> None:
     world.session()
 
 
-def partner_left(world: World, _book: Book) -> None:
+def partner_left(world: World, _revoker: Revoker) -> None:
     _, server = world.session()
     release(server)
 
 
-def renewed_waiting(world: World, _book: Book) -> None:
+def renewed_waiting(world: World, _revoker: Revoker) -> None:
     peer = waiting(world)
     peer.accept(token=peer.new_token(), renew=True)
 
 
-def renewed_active(world: World, _book: Book) -> None:
+def renewed_active(world: World, _revoker: Revoker) -> None:
     client, _ = world.session()
     client.accept(token=client.new_token(), renew=True)
 
 
-def expired_waiting(world: World, _book: Book) -> None:
+def expired_waiting(world: World, _revoker: Revoker) -> None:
     peer = world.peer(ttl_s=60)
     peer.accept()
     world.advance(61)
     world.sweep(2.2)
 
 
-def expired_active(world: World, _book: Book) -> None:
+def expired_active(world: World, _revoker: Revoker) -> None:
     world.session(ttl_s=60)
     world.advance(61)
     world.sweep(2.2)
 
 
-def revoked_waiting(world: World, book: Book) -> None:
+def revoked_waiting(world: World, revoker: Revoker) -> None:
     waiting(world)
-    book.revoke("sub", "user-client")
+    revoker.revoke("sub", "user-client")
     world.scan()
 
 
-def revoked_active(world: World, book: Book) -> None:
+def revoked_active(world: World, revoker: Revoker) -> None:
     world.session()
-    book.revoke("sub", "user-client")
+    revoker.revoke("sub", "user-client")
     world.scan()
 
 
-def second_peer_timeout(world: World, _book: Book) -> None:
+def second_peer_timeout(world: World, _revoker: Revoker) -> None:
     waiting(world)
     world.sweep(33)
 
 
-def idle(world: World, _book: Book) -> None:
+def idle(world: World, _revoker: Revoker) -> None:
     world.session()
     world.sweep(63)
 
 
-CASES: list[tuple[Step, Callable[[World, Book], None], int]] = [
+CASES: list[tuple[Step, Callable[[World, Revoker], None], int]] = [
     ((S.ISSUED, S.PRESENTED), presented, 1),
     ((S.PRESENTED, S.ACCEPTED), presented, 1),
     ((S.ACCEPTED, S.ACTIVE), activated, 2),
@@ -127,10 +127,14 @@ def test_every_step_of_the_table_has_its_test() -> None:
     ("step", "drive", "times"), CASES, ids=[f"{a}-{b}" for (a, b), _, _ in CASES]
 )
 def test_transition(
-    world: World, tmp_path: Path, step: Step, drive: Callable[[World, Book], None], times: int
+    world: World,
+    tmp_path: Path,
+    step: Step,
+    drive: Callable[[World, Revoker], None],
+    times: int,
 ) -> None:
     assert not steps(world)
-    drive(world, Book(world, tmp_path / "state"))
+    drive(world, Revoker(world, tmp_path / "state"))
     assert steps(world)[step] == times
     # What holds a slot came in and has not gone out: the counters always say how many there are.
     found = steps(world)

@@ -1,4 +1,4 @@
-"""Revocations at the relay: the table, the book on disk, the policy, and cut sessions."""
+"""Revocations at the relay: the table, the file, the policy, and cut sessions."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.relay.revocation import Book
+from support.relay.revocation import Revoker
 from support.relay.world import Peer, World, open_world, reject_reason
 
 from wavry_peer.protocol import constants as c
@@ -19,11 +19,12 @@ from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.master.revocations import FILE_NAME, KEEP_S
-from wavry_relay.shm.control import ControlBlock, EngineKind
+from wavry_relay.shm.control import EngineKind
 from wavry_relay.shm.layout import REVOCATION_SLOTS, Geometry
 from wavry_relay.shm.leases import LeaseOrigins
-from wavry_relay.shm.revocations import RevocationEntry, RevocationTable, RevokedKind, TablePosition
+from wavry_relay.shm.revocations import RevocationEntry, RevokedKind, TablePosition
 from wavry_relay.shm.segment import Segment
+from wavry_relay.shm.tables import SegmentTables
 from wavry_relay.shm.tags import Tags
 from wavry_relay.worker.revocation_scan import CLOSES_PER_STEP, RevocationScan
 
@@ -38,8 +39,8 @@ def world(engine_kind: EngineKind) -> Iterator[World]:
 
 
 @pytest.fixture
-def book(world: World, tmp_path: Path) -> Book:
-    return Book(world, tmp_path / "state")
+def revoker(world: World, tmp_path: Path) -> Revoker:
+    return Revoker(world, tmp_path / "state")
 
 
 def claims(peer: Peer) -> lease.LeaseClaims:
@@ -65,12 +66,12 @@ def session(world: World, name: str) -> tuple[Peer, Peer]:
 @pytest.mark.parametrize("by", ["client", "server"])
 @pytest.mark.parametrize("revoked", ["jti", "session", "sub"])
 def test_revoked_session_stops_forwarding_at_once_and_both_peers_get_notice(
-    world: World, book: Book, revoked: str, by: str
+    world: World, revoker: Revoker, revoked: str, by: str
 ) -> None:
     client, server = session(world, "hit")
     other, partner = session(world, "other")
     assert client.forward(1) == Forward(server.address)
-    book.revoke(revoked, value_of(revoked, client if by == "client" else server))
+    revoker.revoke(revoked, value_of(revoked, client if by == "client" else server))
     world.scan()
     assert client.forward(2) == Drop("unknown_session")
     assert server.forward(1) == Drop("unknown_session")
@@ -88,7 +89,7 @@ def test_revoked_session_stops_forwarding_at_once_and_both_peers_get_notice(
 
 @pytest.mark.parametrize("by", ["row", "key set"])
 def test_revoked_key_ends_all_its_sessions_and_those_of_other_keys_go_on(
-    world: World, book: Book, by: str
+    world: World, revoker: Revoker, by: str
 ) -> None:
     peers = [session(world, f"user-{number}") for number in range(100)]
     old_kid = world.mint.kid
@@ -97,7 +98,7 @@ def test_revoked_key_ends_all_its_sessions_and_those_of_other_keys_go_on(
     world.control.write_keys(old | world.mint.trusted(), 2)
     other, partner = session(world, "new")
     if by == "row":
-        book.revoke("kid", old_kid)
+        revoker.revoke("kid", old_kid)
     else:
         dead = lease.TrustedKey(old[old_kid].public_key, "revoked")
         world.control.write_keys({old_kid: dead, **world.mint.trusted()}, 3)
@@ -109,7 +110,7 @@ def test_revoked_key_ends_all_its_sessions_and_those_of_other_keys_go_on(
 
 @pytest.mark.parametrize("left", list(c.Role), ids=["client", "server"])
 def test_revoked_key_ends_a_session_of_which_only_one_lease_is_its(
-    world: World, book: Book, left: c.Role
+    world: World, revoker: Revoker, left: c.Role
 ) -> None:
     """In the middle of a rotation one peer has renewed with the new key, the other has not yet."""
     peers = session(world, "half")
@@ -118,25 +119,25 @@ def test_revoked_key_ends_a_session_of_which_only_one_lease_is_its(
     world.control.write_keys(old | world.mint.trusted(), 2)
     renewed = peers[1 - left]
     renewed.accept(token=renewed.new_token(), renew=True)
-    book.revoke("kid", old_kid)
+    revoker.revoke("kid", old_kid)
     world.scan()
     assert not world.has(peers[0].sid)
 
 
-def test_ended_session_leaves_no_origin_of_its_leases(world: World, book: Book) -> None:
+def test_ended_session_leaves_no_origin_of_its_leases(world: World, revoker: Revoker) -> None:
     client, _ = session(world, "gone")
     record = world.record(client.sid).number
     origins = LeaseOrigins(world.segment)
     assert all(origins.get(record, role) != (0, 0) for role in c.Role)
-    book.revoke("session", str(client.sid))
+    revoker.revoke("session", str(client.sid))
     world.scan()
     assert [origins.get(record, role) for role in c.Role] == [(0, 0), (0, 0)]
 
 
-def test_many_hit_sessions_are_closed_in_portions(world: World, book: Book) -> None:
+def test_many_hit_sessions_are_closed_in_portions(world: World, revoker: Revoker) -> None:
     for number in range(CLOSES_PER_STEP + 20):
         world.peer(sub="same", sid=uuid.UUID(int=number + 1)).accept()
-    book.revoke("sub", "same")
+    revoker.revoke("sub", "same")
     for scan in world.scans:
         scan.step()
         scan.step()
@@ -146,9 +147,9 @@ def test_many_hit_sessions_are_closed_in_portions(world: World, book: Book) -> N
     assert world.count("session_closed_revoked") == CLOSES_PER_STEP + 20
 
 
-def test_lease_that_was_issued_after_the_revocation_is_good(world: World, book: Book) -> None:
+def test_lease_that_was_issued_after_the_revocation_is_good(world: World, revoker: Revoker) -> None:
     client, _ = session(world, "kicked")
-    book.revoke("sub", "kicked-client")
+    revoker.revoke("sub", "kicked-client")
     world.scan()
     assert not world.has(client.sid)
     world.advance(1)
@@ -163,10 +164,10 @@ def test_lease_that_was_issued_after_the_revocation_is_good(world: World, book: 
 
 
 def test_replacement_of_a_dead_worker_cuts_what_was_revoked_meanwhile(
-    world: World, book: Book
+    world: World, revoker: Revoker
 ) -> None:
     client, _ = session(world, "hit")
-    book.revoke("session", str(client.sid))
+    revoker.revoke("session", str(client.sid))
     for number in range(2):
         view = RevocationView(world.tables)
         scan = RevocationScan(world.tables, view, number, world.sweeps[number])
@@ -176,34 +177,36 @@ def test_replacement_of_a_dead_worker_cuts_what_was_revoked_meanwhile(
     assert not world.has(client.sid)
 
 
-def test_session_that_waits_for_its_second_peer_is_cut_too(world: World, book: Book) -> None:
+def test_session_that_waits_for_its_second_peer_is_cut_too(world: World, revoker: Revoker) -> None:
     client = world.peer()
     client.accept()
-    book.revoke("jti", claims(client).jti)
+    revoker.revoke("jti", claims(client).jti)
     world.scan()
     assert not world.has(client.sid)
 
 
-def test_renewed_session_is_not_hit_by_its_old_lease(world: World, book: Book) -> None:
+def test_renewed_session_is_not_hit_by_its_old_lease(world: World, revoker: Revoker) -> None:
     client, server = session(world, "renewed")
     old = claims(client).jti
     client.token = client.new_token(sub="renewed-client")
     client.accept(renew=True)
-    book.revoke("jti", old)
+    revoker.revoke("jti", old)
     world.scan()
     assert client.forward(1) == Forward(server.address)
-    book.revoke("jti", claims(client).jti)
+    revoker.revoke("jti", claims(client).jti)
     world.scan()
     assert client.forward(2) == Drop("unknown_session")
 
 
-def test_news_during_a_pass_wait_for_the_next_and_are_not_lost(world: World, book: Book) -> None:
+def test_news_during_a_pass_wait_for_the_next_and_are_not_lost(
+    world: World, revoker: Revoker
+) -> None:
     first, _ = session(world, "first")
     second, _ = session(world, "second")
-    book.revoke("session", str(first.sid))
+    revoker.revoke("session", str(first.sid))
     for scan in world.scans:
         scan.step()
-    book.revoke("session", str(second.sid))
+    revoker.revoke("session", str(second.sid))
     world.scan()
     assert not world.has(first.sid)
     assert not world.has(second.sid)
@@ -214,11 +217,11 @@ def test_news_during_a_pass_wait_for_the_next_and_are_not_lost(world: World, boo
 
 @pytest.mark.parametrize("revoked", KINDS)
 def test_revoked_lease_is_refused_at_every_worker_and_after_a_restart(
-    world: World, book: Book, revoked: str
+    world: World, revoker: Revoker, revoked: str
 ) -> None:
     peer = world.peer()
     peer.accept()
-    book.revoke(revoked, value_of(revoked, peer))
+    revoker.revoke(revoked, value_of(revoked, peer))
     world.scan()
     assert not world.has(peer.sid)
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
@@ -229,55 +232,57 @@ def test_revoked_lease_is_refused_at_every_worker_and_after_a_restart(
         assert caught.value.reason == c.RejectReason.REVOKED
 
 
-def test_revoked_comes_behind_expiry_and_before_proof(world: World, book: Book) -> None:
+def test_revoked_comes_behind_expiry_and_before_proof(world: World, revoker: Revoker) -> None:
     peer = world.peer(sub="hit")
-    book.revoke("sub", "hit")
+    revoker.revoke("sub", "hit")
     assert reject_reason(peer.present(proof=False)) == c.RejectReason.REVOKED
     world.advance(301)
     assert reject_reason(peer.present()) == c.RejectReason.EXPIRED
 
 
-def test_ban_of_a_user_hits_future_leases_until_it_is_lifted(world: World, book: Book) -> None:
+def test_ban_of_a_user_hits_future_leases_until_it_is_lifted(
+    world: World, revoker: Revoker
+) -> None:
     now_s = world.now.wall_ms // 1000
-    book.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
+    revoker.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
     world.advance(600)
     assert reject_reason(world.peer(sub="eve").present()) == c.RejectReason.REVOKED
     before = world.peer(sub="eve")
-    assert book.kept.take(book.row("unban", "eve", until=now_s + 600), "stream")
+    assert revoker.kept.take(revoker.row("unban", "eve", until=now_s + 600), "stream")
     assert reject_reason(before.present()) == c.RejectReason.REVOKED
     world.advance(1)
     world.peer(sub="eve").accept()
 
 
 def test_ban_is_not_shortened_by_a_later_revocation_of_the_same_user(
-    world: World, book: Book
+    world: World, revoker: Revoker
 ) -> None:
     """`leases revoke --user` hits the leases of now; what a ban says about later ones stays."""
     now_s = world.now.wall_ms // 1000
-    book.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
-    book.revoke("sub", "eve", until=now_s, ttl=3600)
+    revoker.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
+    revoker.revoke("sub", "eve", until=now_s, ttl=3600)
     world.advance(3600 + KEEP_S + 1)
-    book.save()
+    revoker.save()
     assert reject_reason(world.peer(sub="eve").present()) == c.RejectReason.REVOKED
     with open_world() as fresh:
         fresh.clock.advance(3600 + KEEP_S + 1)
-        again = Book(fresh, book.directory)
+        again = Revoker(fresh, revoker.directory)
         assert len(again.kept) == 1, "nor is it forgotten earlier"
         assert reject_reason(fresh.peer(sub="eve").present()) == c.RejectReason.REVOKED
 
 
-def test_lifted_ban_is_forgotten_when_no_lease_needs_it(world: World, book: Book) -> None:
+def test_lifted_ban_is_forgotten_when_no_lease_needs_it(world: World, revoker: Revoker) -> None:
     now_s = world.now.wall_ms // 1000
-    book.revoke("sub", "eve", until=2**53, ttl=2**40)
-    assert book.kept.take(book.row("unban", "eve", until=now_s, ttl=3600), "stream")
+    revoker.revoke("sub", "eve", until=2**53, ttl=2**40)
+    assert revoker.kept.take(revoker.row("unban", "eve", until=now_s, ttl=3600), "stream")
     for hours, left in ((0.9, 1), (0.2, 0)):
         world.advance(3600 * hours)
-        book.save()
-        assert len(Book(world, book.directory).kept) == left
+        revoker.save()
+        assert len(Revoker(world, revoker.directory).kept) == left
 
 
 def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
-    world: World, book: Book
+    world: World, revoker: Revoker
 ) -> None:
     """The row comes between the first look at the revocations and the place in the table."""
     peer = world.peer(sub="eve")
@@ -289,7 +294,7 @@ def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
             super().check_claims(claims, now)  # type: ignore[arg-type]  # the double
             self.looks += 1
             if self.looks == 1:
-                book.revoke("sub", "eve")
+                revoker.revoke("sub", "eve")
 
     world.admission._policy = policy = Late(world.views[0])
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
@@ -297,17 +302,17 @@ def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
     assert not world.has(peer.sid)
 
 
-# -- The book ------------------------------------------------------------------------------------
+# -- The file ------------------------------------------------------------------------------------
 
 
 def test_revocations_survive_a_restart_of_the_relay(world: World, tmp_path: Path) -> None:
-    first = Book(world, tmp_path / "state")
+    first = Revoker(world, tmp_path / "state")
     first.kept.agrees(LOG, 5, asked=0)
     first.revoke("sub", "eve")
     first.revoke("session", str(uuid.UUID(int=7)))
     first.save()
     with open_world() as fresh:
-        again = Book(fresh, tmp_path / "state")
+        again = Revoker(fresh, tmp_path / "state")
         assert (again.kept.log, again.kept.number, len(again.kept)) == (LOG, 2, 2)
         assert again.kept.agrees(LOG, 2, asked=2)
         assert reject_reason(fresh.peer(sub="eve").present()) == c.RejectReason.REVOKED
@@ -332,69 +337,69 @@ def test_broken_file_is_reported_and_read_again_from_the_master(
     world: World, tmp_path: Path, damage: bytes
 ) -> None:
     (tmp_path / FILE_NAME).write_bytes(damage)
-    book = Book(world, tmp_path)
-    assert (book.kept.number, len(book.kept)) == (0, 0)
-    book.revoke("sub", "eve")
-    book.save()
-    assert len(Book(world, tmp_path).kept) == 1
+    revoker = Revoker(world, tmp_path)
+    assert (revoker.kept.number, len(revoker.kept)) == (0, 0)
+    revoker.revoke("sub", "eve")
+    revoker.save()
+    assert len(Revoker(world, tmp_path).kept) == 1
 
 
 def test_lines_that_nobody_could_have_written_are_left_out(world: World, tmp_path: Path) -> None:
     lines = '["sub","a",1,9999999999],["unban","a",1,1],["session","zz",1,1],["sub","b",-1,1]'
     (tmp_path / FILE_NAME).write_text(f'{{"log":"{LOG}","number":3,"entries":[{lines}]}}')
-    assert list(Book(world, tmp_path).kept._kept) == [("sub", "a")]
+    assert list(Revoker(world, tmp_path).kept._kept) == [("sub", "a")]
 
 
 def test_another_log_is_read_from_its_beginning_and_what_is_known_stays(
-    world: World, book: Book
+    world: World, revoker: Revoker
 ) -> None:
-    assert not book.kept.agrees(LOG, 9, asked=0)
-    book.revoke("sub", "eve")
-    assert book.kept.agrees(LOG, 1, asked=1)
-    assert not book.kept.agrees(LOG, 0, asked=1)  # an older copy of the same database
-    book.revoke("sub", "bob")
-    assert not book.kept.agrees("b" * 32, 9, asked=1)
-    assert (book.kept.number, len(book.kept)) == (0, 2)
+    assert not revoker.kept.agrees(LOG, 9, asked=0)
+    revoker.revoke("sub", "eve")
+    assert revoker.kept.agrees(LOG, 1, asked=1)
+    assert not revoker.kept.agrees(LOG, 0, asked=1)  # an older copy of the same database
+    revoker.revoke("sub", "bob")
+    assert not revoker.kept.agrees("b" * 32, 9, asked=1)
+    assert (revoker.kept.number, len(revoker.kept)) == (0, 2)
     # The master's numbers may have grown while the question was under way.
-    book.revoke("sub", "cat")
-    assert book.kept.agrees("b" * 32, 0, asked=0)
+    revoker.revoke("sub", "cat")
+    assert revoker.kept.agrees("b" * 32, 0, asked=0)
 
 
 def test_table_full_gives_up_what_ends_first_and_says_so(world: World, tmp_path: Path) -> None:
-    book = Book(world, tmp_path, capacity=10)
+    revoker = Revoker(world, tmp_path, capacity=10)
     for number in range(10):
-        book.revoke("sub", f"user-{number}", ttl=1000 + number)
-    assert book.kept.evicted == 0
-    book.revoke("sub", "late", ttl=1005)
-    assert book.kept.evicted == 1
+        revoker.revoke("sub", f"user-{number}", ttl=1000 + number)
+    assert revoker.kept.evicted == 0
+    revoker.revoke("sub", "late", ttl=1005)
+    assert revoker.kept.evicted == 1
     world.peer(sub="user-0").accept()
     for name in ("user-1", "user-9", "late"):
         assert reject_reason(world.peer(sub=name).present()) == c.RejectReason.REVOKED
     # Expired ones make room without anybody losing anything.
     world.advance(1004 + KEEP_S)
     for number in range(4):
-        book.revoke("sub", f"new-{number}")
-    assert book.kept.evicted == 1
-    assert len(book.kept) <= 10
+        revoker.revoke("sub", f"new-{number}")
+    assert revoker.kept.evicted == 1
+    assert len(revoker.kept) <= 10
 
 
 def test_flood_of_rows_for_the_same_value_is_rewritten_and_loses_nothing(
-    world: World, book: Book
+    world: World, revoker: Revoker
 ) -> None:
-    book.revoke("sub", "first")
+    revoker.revoke("sub", "first")
     for _ in range(REVOCATION_SLOTS + 100):
-        book.revoke("sub", "again")
-    assert book.kept.evicted == 0
-    assert RevocationTable(world.segment).count <= REVOCATION_SLOTS
+        revoker.revoke("sub", "again")
+    assert revoker.kept.evicted == 0
+    assert world.tables.revocations.count <= REVOCATION_SLOTS
     for name in ("first", "again"):
         assert reject_reason(world.peer(sub=name).present()) == c.RejectReason.REVOKED
 
 
-def test_a_number_that_was_taken_is_not_taken_again(world: World, book: Book) -> None:
-    row = book.row("sub", "eve")
-    assert book.kept.take(row, "stream")
-    assert not book.kept.take(row, "poll")
-    assert dict(book.kept.received) == {"stream": 1}
+def test_a_number_that_was_taken_is_not_taken_again(world: World, revoker: Revoker) -> None:
+    row = revoker.row("sub", "eve")
+    assert revoker.kept.take(row, "stream")
+    assert not revoker.kept.take(row, "poll")
+    assert dict(revoker.kept.received) == {"stream": 1}
 
 
 # -- The shared log ------------------------------------------------------------------------------
@@ -403,7 +408,7 @@ def test_a_number_that_was_taken_is_not_taken_again(world: World, book: Book) ->
 def test_reader_never_sees_half_a_rewrite() -> None:
     """One thread rewrites and appends; a reader sees only states that were written whole."""
     segment = Segment.anonymous(Geometry(1, 10), now_ns=1)
-    table, reader = RevocationTable(segment), RevocationTable(segment)
+    table, reader = SegmentTables(segment).revocations, SegmentTables(segment).revocations
     stop = threading.Event()
 
     def write() -> None:
@@ -443,9 +448,10 @@ def test_reader_never_sees_half_a_rewrite() -> None:
 def test_writer_that_died_half_way_is_mended_by_its_successor() -> None:
     segment = Segment.anonymous(Geometry(1, 10), now_ns=1)
     try:
-        table = RevocationTable(segment)
+        tables = SegmentTables(segment)
+        table = tables.revocations
         table.append(RevocationEntry(RevokedKind.SUB, 1, 0, 5, 5))
-        ControlBlock(segment).revocation_epoch += 1
+        tables.control.revocation_epoch += 1
         assert table.read(TablePosition()) is None
         table.rewrite([RevocationEntry(RevokedKind.SUB, 2, 0, 6, 6)])
         read = table.read(TablePosition())
@@ -475,7 +481,7 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
     ids = [str(uuid.UUID(int=n + 1)) for n in range(3)]
     with tempfile.TemporaryDirectory() as name, open_world() as world:
         start_s = world.now.wall_ms // 1000
-        book = Book(world, Path(name))
+        revoker = Revoker(world, Path(name))
         view = RevocationView(world.tables)
         tags = Tags(world.segment)
         # Issued until (at least, at most), and the end: one that is over may be forgotten or not.
@@ -483,8 +489,8 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
         for step in steps:
             now_s = world.now.wall_ms // 1000
             if step == "restart":
-                book.save()
-                book = Book(world, Path(name))
+                revoker.save()
+                revoker = Revoker(world, Path(name))
             elif step == "read":
                 view.refresh()
             elif isinstance(step, int):
@@ -494,10 +500,10 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
                 value = ids[which] if kind in ("jti", "session") else NAMES[which]
                 until_s, expires_s = start_s + until, now_s + ttl
                 row = Revocation(
-                    number=book.kept.number + 1, kind=kind, value=value, issued_until=until_s,
+                    number=revoker.kept.number + 1, kind=kind, value=value, issued_until=until_s,
                     expires_at=expires_s,
                 )  # fmt: skip
-                book.kept.take(row, "stream")
+                revoker.kept.take(row, "stream")
                 key = ("sub" if kind == "unban" else kind, value)
                 known = model.get(key)
                 if kind != "unban":
@@ -540,7 +546,7 @@ def test_pass_over_100_000_sessions_is_short(capsys: pytest.CaptureFixture[str])
     with open_world(max_sessions=100_000) as world:
         peer = world.peer(sub="hit")
         peer.accept()
-        table = RevocationTable(world.segment)
+        table = world.tables.revocations
         tags = Tags(world.segment)
         table.append(
             RevocationEntry(RevokedKind.SUB, tags.tag(b"sub", b"hit"), 0, FOREVER_S, FOREVER_S)
