@@ -8,6 +8,7 @@ In the row of a table that names source files, its symbols must be in one of the
 import ast
 import itertools
 import re
+import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -189,6 +190,28 @@ def test_hooks_before_a_commit_call_programs_of_the_virtual_environment() -> Non
         assert program.startswith(".venv/bin/")
         package = {"lint-imports": "import-linter"}.get(Path(program).name, Path(program).name)
         assert f'"{package}' in project
+
+
+@pytest.mark.parametrize("service", ["wavry_cp.gateway", "wavry_cp.master"])
+def test_every_module_of_a_service_has_its_layer(service: str) -> None:
+    """A contract that names modules below its rooms cannot be `exhaustive`: import-linter says."""
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    (layers,) = (
+        contract["layers"]
+        for contract in contracts["tool"]["importlinter"]["contracts"]
+        if contract.get("containers") == [service]
+    )
+    placed = {f"{service}.{name.strip()}" for layer in layers for name in re.split("[|:]", layer)}
+    folder = REPOSITORY / service.replace(".", "/")
+    modules = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for path in folder.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    missing = {
+        module for module in modules if not any(f"{module}.".startswith(f"{at}.") for at in placed)
+    }
+    assert not missing
 
 
 def test_no_folder_holds_more_than_sixteen_modules() -> None:

@@ -143,7 +143,7 @@ class Gateway:
             ),
             monotonic_s=clock.monotonic_s,
         )
-        self.store_probe = StoreProbe(lambda: store.ping(), clock.monotonic_s)
+        self.store_probe = StoreProbe(lambda: store.check(), clock.monotonic_s)
         self._sweeper = asyncio.create_task(self._sweep())
 
     def _turned(self, state: SwitchState) -> None:

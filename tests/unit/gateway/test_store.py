@@ -32,7 +32,7 @@ def session(number, caller="ann", callee="bob", now_s=NOW):
 
 async def test_it_is_the_interface(store):
     checked: GatewayStore = store
-    await checked.ping()
+    await checked.check()
 
 
 async def test_ping_tells_a_store_that_still_reads_but_does_not_write(store, tmp_path):
@@ -42,10 +42,10 @@ async def test_ping_tells_a_store_that_still_reads_but_does_not_write(store, tmp
     try:
         assert await store.user("ann") is not None
         with pytest.raises(StoreUnavailableError):
-            await store.ping()
+            await store.check()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    await store.ping()
+    await store.check()
 
 
 async def test_users(store):

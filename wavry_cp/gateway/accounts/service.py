@@ -10,11 +10,11 @@ from wavry_cp.app.metric_families import LabelledCounter
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.core import GatewayCore
-from wavry_cp.gateway.store import TokenOwner
 from wavry_peer.protocol.http.codes import ErrorCode
 
 from .login_delays import LoginDelays
 from .passwords import PasswordHasher
+from .store import AccountStore, TokenOwner
 from .tokens import make_token, token_hash
 
 __all__ = ["AccountService", "Login", "Via"]
@@ -42,7 +42,7 @@ class AccountService:
     ) -> None:
         config = core.config
         self._config = config
-        self._store = core.store
+        self._store: AccountStore = core.store
         self._hub = core.hub
         self._access = core.access
         self._clock = core.clock

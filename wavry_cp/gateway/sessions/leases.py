@@ -21,6 +21,7 @@ from . import rules as sessions
 from .broker import Broker, unavailable
 from .keyed_lock import KeyedLock
 from .rules import CallSession, SessionKey
+from .store import CallStore
 
 __all__ = ["SessionLeases", "credentials_message"]
 
@@ -44,7 +45,7 @@ class SessionLeases:
     def __init__(self, core: GatewayCore, broker: Broker) -> None:
         config = core.config
         self._config = config
-        self._store = core.store
+        self._store: CallStore = core.store
         self._hub = core.hub
         self._access = core.access
         self._clock = core.clock

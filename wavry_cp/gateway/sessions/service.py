@@ -18,6 +18,7 @@ from wavry_peer.protocol.http.signaling import Answer, AnswerRift, Bye, Candidat
 
 from . import rules as sessions
 from .rules import CallSession, Keys, SessionKey, checked_keys
+from .store import CallStore
 
 __all__ = ["SessionService"]
 
@@ -37,7 +38,7 @@ class SessionService:
     ) -> None:
         config = core.config
         self._config = config
-        self._store = core.store
+        self._store: CallStore = core.store
         self._hub = core.hub
         self._clock = core.clock
         self._metrics = core.metrics

@@ -15,7 +15,6 @@ import structlog
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.metrics import MasterMetrics
 from wavry_cp.master.relays.registry import RelayRegistry
-from wavry_cp.master.store import MasterStore
 from wavry_cp.operators.audit import AuditEntry, attempted
 from wavry_peer.protocol import base64url, ed25519
 from wavry_peer.protocol.errors import KeySetError
@@ -44,6 +43,7 @@ from . import rules as rotation
 from .files import KeyFileError
 from .live import LiveKeys
 from .rules import KeyStep
+from .store import KeyStore
 
 __all__ = ["KeyService"]
 
@@ -68,7 +68,7 @@ class KeyService:
     def __init__(
         self,
         keys: LiveKeys,
-        store: MasterStore,
+        store: KeyStore,
         registry: RelayRegistry,
         clock: Clock,
         metrics: MasterMetrics,

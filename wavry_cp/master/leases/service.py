@@ -12,7 +12,6 @@ from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.rules import may_sign_for
 from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.revocations.service import RevocationIndex
-from wavry_cp.master.store import MasterStore
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.protocol import constants as c
@@ -33,6 +32,7 @@ from wavry_peer.service.clock import Clock
 from . import rules as leases
 from . import selection
 from .rules import LeasedSession, LeaseRenewal, LeaseTerms
+from .store import LeaseStore
 
 __all__ = ["LeaseService", "Vetoes"]
 
@@ -56,7 +56,7 @@ class LeaseService:
     def __init__(
         self,
         config: MasterConfig,
-        store: MasterStore,
+        store: LeaseStore,
         registry: RelayRegistry,
         keys: LiveKeys,
         clock: Clock,

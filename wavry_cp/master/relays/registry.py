@@ -15,7 +15,6 @@ from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.leases.selection import RelayCandidate
-from wavry_cp.master.store import MasterStore
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
@@ -24,6 +23,7 @@ from wavry_peer.protocol.relay_terms import RelayState, ReportedState
 
 from . import rules
 from .rules import RelayEvent, RelayRecord, RelayReport
+from .store import RelayStore
 
 __all__ = ["RelayRegistry"]
 
@@ -45,7 +45,7 @@ class _Relay:
 class RelayRegistry:
     """All relays of one master."""
 
-    def __init__(self, store: MasterStore, *, heartbeat_interval_s: float) -> None:
+    def __init__(self, store: RelayStore, *, heartbeat_interval_s: float) -> None:
         self._store = store
         self._offline_after_s = rules.offline_after_s(heartbeat_interval_s)
         self._relays: dict[str, _Relay] = {}

@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 import msgspec
 import sqlite_utils
 
+from wavry_cp.gateway.accounts.store import TokenOwner, User
 from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_cp.gateway.sessions.rules import (
     CallLimits,
@@ -17,7 +18,6 @@ from wavry_cp.gateway.sessions.rules import (
     close,
     expire,
 )
-from wavry_cp.gateway.store import TokenOwner, User
 
 from .database import Database, Migration
 from .operators import AdminSqlite, create_admin_tables, create_audit_table
@@ -172,7 +172,7 @@ class SqliteGatewayStore(AdminSqlite):
         """Release the file."""
         await self._database.close()
 
-    async def ping(self) -> None:
+    async def check(self) -> None:
         """Do the smallest possible write transaction."""
         await self._database.check_write()
 
@@ -307,7 +307,7 @@ class SqliteGatewayStore(AdminSqlite):
     async def change_session(
         self, session_id: SessionKey, change: Change
     ) -> tuple[CallSession, CallSession] | None:
-        """Apply a rule atomically; see `GatewayStore.change_session`."""
+        """Apply a rule atomically; see `CallStore.change_session`."""
 
         def work(db: sqlite_utils.Database) -> tuple[CallSession, CallSession] | None:
             row = db.execute(f"{_SESSION} WHERE session_id = ?", (session_id,)).fetchone()

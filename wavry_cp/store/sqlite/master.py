@@ -7,9 +7,9 @@ from typing import Any, Final, Self
 import msgspec
 import sqlite_utils
 
+from wavry_cp.master.keys.store import KeyUse
 from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
 from wavry_cp.master.relays.rules import RelayRecord
-from wavry_cp.master.store import KeyUse
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban, BanKind
 from wavry_peer.protocol import constants as c
