@@ -20,6 +20,7 @@ from rich.console import Console
 
 from loadtest.measures.admission import run_admission
 from loadtest.measures.comparison import compare_forward
+from loadtest.measures.flood import run_flood
 from loadtest.measures.forward import BENCH as FORWARD
 from loadtest.measures.forward import ForwardCase, MeasurementError, capacity, run_forward
 from loadtest.measures.latency import run_latency
@@ -102,7 +103,9 @@ class Scope:
         return cases
 
 
-PARTS: Final = ("forward", "latency", "admission", "memory", "kill", "upgrade", "scaling")
+PARTS: Final = (
+    "forward", "latency", "flood", "admission", "memory", "kill", "upgrade", "scaling",
+)  # fmt: skip
 FULL: Final = Scope(
     bursts=(1, 4, 16, 48),
     sessions=64,
@@ -123,7 +126,7 @@ QUICK: Final = Scope(
     kill_duration_ms=1800,
     upgrade_duration_ms=6000,
     admissions=150,
-    parts=("forward", "latency", "admission", "memory", "kill", "upgrade"),
+    parts=("forward", "latency", "flood", "admission", "memory", "kill", "upgrade"),
 )
 
 
@@ -244,6 +247,25 @@ class _Bench:
                     repetitions=self.repetitions,
                     progress=self.say,
                 )
+
+    def flood(self, master: BenchMaster, endpoints: Endpoints, work: Path) -> None:
+        """Measure media of the native relay while strangers send junk."""
+        name, directory = "relay-native", work / "flood-native"
+        sessions = self.scope.sessions
+        with (
+            self.part("flood", name),
+            self._relay(master, directory, "native", sessions=sessions + _SPARE_SESSIONS) as relay,
+        ):
+            run_flood(
+                self.report,
+                relay_subject(relay, master, endpoints, directory, name=name),
+                endpoints,
+                sessions=sessions,
+                core=self._generator_core,
+                duration_ms=2 * self.scope.duration_ms,
+                repetitions=self.repetitions,
+                progress=self.say,
+            )
 
     def admission_and_memory(
         self, master: BenchMaster, endpoints: Endpoints, work: Path, engine: str
@@ -395,6 +417,8 @@ def run(
         for engine in engines:
             if "latency" in scope.parts:
                 bench.latency(master, endpoints, work, engine)
+            if "flood" in scope.parts and engine == "native":
+                bench.flood(master, endpoints, work)
             bench.admission_and_memory(master, endpoints, work, engine)
             if "kill" in scope.parts:
                 bench.kill(master, endpoints, work, engine)

@@ -33,6 +33,7 @@ class GeneratorResult(msgspec.Struct, frozen=True):
     foreign: int
     send_errors: int
     late_bursts: int
+    junk: int
     sessions_heard: int
     cpu_ns: int
     latency_p50_ns: int
@@ -67,6 +68,8 @@ class GeneratorLoad:
         channel_data: wrap each datagram in TURN ChannelData.
         size_bytes: of each datagram with its FORWARD header.
         drain_ms: how long to wait in silence for packets that are still missing.
+        junk_per_s: datagrams of junk sent at the subject beside a paced load.
+        junk_from_many: from random addresses, not from one.
     """
 
     sessions: int
@@ -80,6 +83,8 @@ class GeneratorLoad:
     channel_data: bool = False
     size_bytes: int = 1200
     drain_ms: int = 1000
+    junk_per_s: int = 0
+    junk_from_many: bool = False
 
     def arguments(self) -> list[str]:
         """Command line of the generator."""
@@ -91,6 +96,7 @@ class GeneratorLoad:
             "--duration-ms": self.duration_ms,
             "--size": self.size_bytes,
             "--drain-ms": self.drain_ms,
+            "--junk": self.junk_per_s,
         }
         switches = {
             "--gso": self.gso,
@@ -98,8 +104,9 @@ class GeneratorLoad:
             "--direct": self.direct,
             "--channel-data": self.channel_data,
         }
+        sources = ["--junk-sources", "many" if self.junk_from_many else "one"]
         words = [word for name, value in numbers.items() for word in (name, str(value))]
-        return words + [name for name, on in switches.items() if on]
+        return words + sources + [name for name, on in switches.items() if on]
 
 
 def run_generator(

@@ -5,13 +5,15 @@
  * server sockets.  It polls without sleeping: a sleeping receiver would be woken by the subject,
  * and the subject would be charged for the wake-up.
  *   closed loop (--rate 0)  at most --window packets are in flight, so loss stays bounded
- *   paced (--rate N)        bursts leave at fixed times, whatever comes back
+ *   paced (--rate N)        bursts leave at fixed times, whatever comes back; --junk N sends N
+ *                           datagrams/s of junk beside them, --junk-sources many from everywhere
  *   touch (--touch)         exactly one packet for each session; tells which sessions still work
  * The sockets are inherited: they were used to present the leases, so their addresses are known to
  * the relay.  The session file (struct session, shared with loadtest/sessions.py) is mapped and
  * written, so that the sequences of a session grow from one run to the next.
  */
 #define _GNU_SOURCE
+#include "junk.h"
 #include "sockets.h"
 
 #include <fcntl.h>
@@ -61,11 +63,12 @@ _Static_assert(sizeof(struct stamp) == STAMP_BYTES, "stamp is part of the payloa
 
 static struct {
     struct sockaddr_in target;
-    bool direct, gso, channel_data, spin, touch;
+    bool direct, gso, channel_data, spin, touch, junk_from_many;
     unsigned burst, window;
     size_t size;
     uint64_t duration_ns, drain_ns;
     double rate;
+    uint64_t junk_per_s;
     int core;
     uint32_t session_count;
 } options;
@@ -280,7 +283,9 @@ static void run_paced(void) {
     uint64_t start = now_ns(), end = start + options.duration_ns, next_at = start;
     uint64_t interval = (uint64_t)(1e9 * options.burst / options.rate);
     uint32_t next = 0;
+    if (options.junk_per_s > 0) junk_open(options.target, options.junk_per_s, options.junk_from_many);
     for (uint64_t now = start; now < end; now = now_ns()) {
+        junk_send(now, sessions[next].id);
         if (now >= next_at) {
             if (in_flight < MAX_OPEN_IN_FLIGHT) {
                 send_burst(next);
@@ -371,7 +376,8 @@ static void parse_arguments(int argc, char **argv, const char **session_path) {
         {"window", required_argument, NULL, 'w'},     {"core", required_argument, NULL, 'k'},
         {"gso", no_argument, NULL, 'g'},              {"channel-data", no_argument, NULL, 'h'},
         {"direct", no_argument, NULL, 'x'},           {"sleep", no_argument, NULL, 'l'},
-        {"touch", no_argument, NULL, 'o'},            {NULL, 0, NULL, 0}};
+        {"touch", no_argument, NULL, 'o'},            {"junk", required_argument, NULL, 'j'},
+        {"junk-sources", required_argument, NULL, 'a'}, {NULL, 0, NULL, 0}};
     options.burst = 1;
     options.size = 1200;
     options.window = 128;
@@ -398,6 +404,8 @@ static void parse_arguments(int argc, char **argv, const char **session_path) {
         case 'h': options.channel_data = true; break;
         case 'x': options.direct = true; break;
         case 'l': options.spin = false; break;
+        case 'j': options.junk_per_s = parse_number(optarg, "--junk"); break;
+        case 'a': options.junk_from_many = strcmp(optarg, "many") == 0; break;
         case 'o': options.touch = true; options.burst = 1; break;
         default: exit(2);
         }
@@ -406,6 +414,7 @@ static void parse_arguments(int argc, char **argv, const char **session_path) {
     if (*session_path == NULL) usage_error("--sessions is missing");
     if (client_count == 0 || server_count == 0) usage_error("--client-fds or --server-fds missing");
     if (!has_target && !options.direct) usage_error("--target or --direct is missing");
+    if (options.junk_per_s > 0 && !has_target) usage_error("--junk needs --target");
     if (options.burst < 1 || options.burst > MAX_BURST) usage_error("--burst");
     if (options.size < STAMP_AT + STAMP_BYTES ||
         options.size + CHANNEL_HEADER_BYTES > MAX_PACKET_BYTES)
@@ -435,12 +444,13 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < options.session_count; i++) heard += sessions[i].received > 0;
     uint64_t elapsed = last_received_ns > first_sent_ns ? last_received_ns - first_sent_ns : 0;
     printf("{\"sent\": %llu, \"received\": %llu, \"elapsed_ns\": %llu, \"max_gap_ns\": %llu, "
-           "\"foreign\": %llu, \"send_errors\": %llu, \"late_bursts\": %llu, "
+           "\"foreign\": %llu, \"send_errors\": %llu, \"late_bursts\": %llu, \"junk\": %llu, "
            "\"sessions_heard\": %u, \"cpu_ns\": %llu, \"latency_p50_ns\": %llu, "
            "\"latency_p99_ns\": %llu, \"latency_p999_ns\": %llu, \"latency_max_ns\": %llu}\n",
            (unsigned long long)sent, (unsigned long long)received, (unsigned long long)elapsed,
            (unsigned long long)max_gap_ns, (unsigned long long)foreign,
-           (unsigned long long)send_errors, (unsigned long long)late_bursts, heard,
+           (unsigned long long)send_errors, (unsigned long long)late_bursts,
+           (unsigned long long)junk.sent, heard,
            (unsigned long long)process_cpu_ns(), (unsigned long long)quantile_ns(0.5),
            (unsigned long long)quantile_ns(0.99), (unsigned long long)quantile_ns(0.999),
            (unsigned long long)latency_max);

@@ -16,6 +16,7 @@ from support.relay.world import Peer, World, open_world, v4, v6
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_relay.engine.base import Forward
+from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import EngineKind, Limits
 
@@ -35,8 +36,10 @@ LIMITS = st.builds(
     global_kbps=st.sampled_from([0, 0, 2000]),
     global_pps=st.sampled_from([0, 0, 300]),
     session_kbps=st.sampled_from([0, 0, 3000]),
-    ip_per_s=st.just(1000),
-    ip_burst=st.just(1000),
+    ip_per_s=st.sampled_from([1000, 1000, 1, 7]),
+    ip_burst=st.sampled_from([1000, 1000, 1, 3]),
+    network_per_s=st.sampled_from([0, 0, 1, 20]),
+    network_burst=st.sampled_from([0, 0, 1, 4]),
     identity_per_s=st.just(1000),
     identity_burst=st.just(1000),
 )
@@ -71,10 +74,32 @@ def populate(world: World) -> list[Peer]:
 class Traffic:
     """Draws datagrams for the peers of a world."""
 
-    def __init__(self, data: st.DataObject, peers: list[Peer]) -> None:
+    def __init__(self, data: st.DataObject, world: World, peers: list[Peer]) -> None:
         self.data = data
+        self.world = world
         self.peers = peers
         self.sent: list[tuple[bytes, Address]] = []
+
+    def proof(self, peer: Peer, source: Address) -> bytes:
+        """Role, token and proof of a lease, with a cookie that is good, or nearly."""
+        draw, cookies = self.data.draw, PathCookies(self.world.control.cookie_key)
+        other = draw(st.sampled_from(self.peers))
+        ago_ns = draw(st.sampled_from([0, 0, 0, 30, 60, 90])) * 1_000_000_000
+        now_ns = max(0, self.world.now.mono_ns - ago_ns)
+        cookie = draw(
+            st.sampled_from(
+                [
+                    *[cookies.make(peer.sid.bytes, source, now_ns)] * 4,
+                    cookies.make(peer.sid.bytes, other.address, now_ns),
+                    cookies.make(other.sid.bytes, source, now_ns),
+                    c.NO_COOKIE,
+                    c.RELEASE_COOKIE,
+                ]
+            )
+        )
+        token = bytes(draw(st.sampled_from([0, 1, 300])))
+        whole = bytes(11) + token + cookie + bytes(c.SIGNATURE_BYTES)
+        return whole[draw(st.sampled_from([0, 0, 0, 11, 12])) :]
 
     def next(self) -> tuple[bytes, Address]:
         draw = self.data.draw
@@ -100,7 +125,8 @@ class Traffic:
             return draw(st.sampled_from(self.sent))
         if kind == "lease":
             flags = draw(st.integers(0, 3))
-            return bytes((0x57, 1, draw(st.sampled_from([1, 4])), flags)) + peer.sid.bytes, source
+            head = bytes((0x57, 1, draw(st.sampled_from([1, 4])), flags)) + peer.sid.bytes
+            return head + draw(st.sampled_from([b"", self.proof(peer, source)])), source
         if kind == "stun":
             request = bytearray(stun.build_binding_request(bytes(12)))
             request[draw(st.integers(0, 7))] ^= draw(st.sampled_from([0, 0, 1, 4]))
@@ -127,11 +153,12 @@ class Traffic:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(limits=LIMITS, data=st.data())
 def test_equal_decisions_counters_and_records(limits: Limits, data: st.DataObject) -> None:
-    with open_world(limits=limits) as world:
+    with open_world() as world:
         peers = populate(world)
+        world.control.limits = limits
         if data.draw(st.booleans()):
             world.advance(59.99)
-        traffic = Traffic(data, peers)
+        traffic = Traffic(data, world, peers)
         with twins(world) as (reference, native):
             for _ in range(data.draw(st.integers(1, 60))):
                 datagram, source = traffic.next()

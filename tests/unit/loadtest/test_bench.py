@@ -89,6 +89,7 @@ def test_every_part_of_the_relay_is_measured(quick):
         "comparison",
         "idle",
         "latency",
+        "flood",
         "admission",
         "memory",
         "worker kill",
@@ -96,7 +97,7 @@ def test_every_part_of_the_relay_is_measured(quick):
     }
     promised = [target["name"] for target in quick[0]["targets"]]
     compared = [name for name in promised if " cost at " in name]
-    assert len(promised) - len(compared) == 5 * len(ENGINES) + 1
+    assert len(promised) - len(compared) == 5 * len(ENGINES) + 1 + 4
     assert [name for name in compared if "coturn" not in name] == [
         "relay-native cost at burst 1 per cheapest bare C forwarder",
         "relay-native cost at burst 16 per bare C forwarder with GRO and GSO",
@@ -110,6 +111,15 @@ def test_upgrade_is_measured_beside_the_same_load_without_one(quick):
     assert len([row for row in rows if " no upgrade at " in row["case"]]) == 2
     (target,) = [t for t in quick[0]["targets"] if t["name"] == UPGRADE_TARGET]
     assert target["ok"] == (target["got"] == 0)
+
+
+def test_media_is_measured_beside_junk_that_was_really_sent(quick):
+    junk = [r for r in quick[0]["rows"] if r["bench"] == "flood" and r["metric"] == "junk"]
+    assert [row["case"].partition(", ")[2] for row in junk if row["min"] > 0] == [
+        "one address",
+        "many addresses",
+    ]
+    assert len(junk) == 3
 
 
 def test_no_session_is_lost_with_a_worker(quick):

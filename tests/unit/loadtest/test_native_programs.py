@@ -8,7 +8,8 @@ from loadtest.native_build import CompileError, compile_program
 from loadtest.sessions import Endpoints, SessionFile, plan_sessions
 from loadtest.subjects import floor
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol import packets
+from wavry_peer.protocol import packets, stun
+from wavry_peer.protocol.errors import PacketError
 
 pytestmark = pytest.mark.xdist_group("loadtest")
 
@@ -128,6 +129,53 @@ def test_direct_path_gives_a_latency_distribution(generator, endpoints, sessions
     assert result.received == result.sent > 20
     assert 0 < result.latency_p50_ns <= result.latency_p99_ns <= result.latency_p999_ns
     assert result.latency_p999_ns <= result.latency_max_ns
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_junk_is_of_every_kind_and_from_one_address_or_from_many(
+    generator, endpoints, tmp_path, listener, many
+):
+    plans = plan_sessions(6, clients=3, servers=2)
+    file = SessionFile.write(tmp_path / "s", plans)
+    load = GeneratorLoad(
+        6,
+        rate=1000,
+        duration_ms=50,
+        direct=True,
+        drain_ms=1000,
+        junk_per_s=10_000,
+        junk_from_many=many,
+    )
+    result = run_generator(generator, load, endpoints, file, target=target_of(listener), core=None)
+    assert result.received == result.sent > 0
+    assert result.junk >= 256
+    seen = captured(listener, 256)
+    sources = {sender[0] for _, sender in seen}
+    assert len(sources) > 200 if many else sources == {"127.66.0.1"}
+    live = {plan.session_id for plan in plans}
+    kinds = set()
+    for datagram, _ in seen:
+        try:
+            header = packets.parse_header(datagram)
+        except PacketError as error:
+            kinds.add("stun" if stun.is_stun(datagram) else error.reason)
+        else:
+            known = "known" if header.session_id in live else "unknown"
+            kinds.add(f"{header.type.name} {known} {bool(header.flags)} {len(datagram)}")
+    assert kinds == {
+        "too_short",
+        "too_long",
+        "bad_magic",
+        "bad_version",
+        "unknown_type",
+        "stun",
+        "LEASE_ACK known False 36",
+        "FORWARD unknown False 1200",
+        "FORWARD known False 200",
+        "LEASE_PRESENT unknown True 400",
+        "LEASE_RENEW known True 400",
+        "LEASE_RENEW known False 20",
+    }
 
 
 def test_paced_load_keeps_its_rate(generator, endpoints, sessions):
