@@ -159,7 +159,14 @@ class _Bench:
             self.skip(name, case, f"FAILED: {error}")
 
     def _relay(
-        self, master: BenchMaster, directory: Path, engine: str, *, sessions: int, workers: int = 1
+        self,
+        master: BenchMaster,
+        directory: Path,
+        engine: str,
+        *,
+        sessions: int,
+        workers: int = 1,
+        defended: bool = False,
     ) -> RelayProcess:
         return RelayProcess(
             master,
@@ -168,6 +175,7 @@ class _Bench:
             core=self._worker_core if workers == 1 else None,
             max_sessions=sessions,
             engine=engine,
+            defended=defended,
         )
 
     def _optional(
@@ -254,7 +262,9 @@ class _Bench:
         sessions = self.scope.sessions
         with (
             self.part("flood", name),
-            self._relay(master, directory, "native", sessions=sessions + _SPARE_SESSIONS) as relay,
+            self._relay(
+                master, directory, "native", sessions=sessions + _SPARE_SESSIONS, defended=True
+            ) as relay,
         ):
             run_flood(
                 self.report,

@@ -21,6 +21,15 @@ __all__ = ["RelayProcess", "RelayStartError"]
 
 _START_S: Final = 20.0
 _UNLIMITED: Final = "1000000000"
+_UNDEFENDED: Final = {
+    # The limits are checked as always; they are only too wide to bite.
+    "WAVRY_RELAY_IP_PER_S": "1000000",
+    "WAVRY_RELAY_IP_BURST": "1000000",
+    # What is measured is the admission, not what guards it from a flood.
+    "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S": _UNLIMITED,
+}
+_DEFENDED: Final = {"WAVRY_RELAY_IP_BURST": "1000"}
+"""As by default, but for the peers of the bench, who all come from one address."""
 
 
 class RelayStartError(RuntimeError):
@@ -47,6 +56,7 @@ class RelayProcess:
         core: int | None = None,
         max_sessions: int = 8192,
         engine: str = "auto",
+        defended: bool = False,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
@@ -62,14 +72,10 @@ class RelayProcess:
             "WAVRY_RELAY_DRAIN_TIMEOUT_S": "0",
             "WAVRY_RELAY_MAX_SESSIONS": str(max_sessions),
             "WAVRY_RELAY_MAX_BITRATE_KBPS": _UNLIMITED,
-            # The limits are checked as always; they are only too wide to bite.
-            "WAVRY_RELAY_IP_PER_S": "1000000",
-            "WAVRY_RELAY_IP_BURST": "1000000",
-            # What is measured is the admission, not what guards it from a flood.
-            "WAVRY_RELAY_COOKIE_AT_VERIFIES_PER_S": "1000000000",
             "WAVRY_RELAY_SHED_AT_PCT": "100",
             "WAVRY_RELAY_ENGINE": engine,
             "WAVRY_LOG_LEVEL": "warning",
+            **(_DEFENDED if defended else _UNDEFENDED),
         }
         self.max_sessions = max_sessions
 
