@@ -121,8 +121,9 @@ class ReferenceEngine:
         self._view = memoryview(self._buffer)
         self._poll = select.poll()
         self._by_fd = {sock.fileno(): number for number, sock in enumerate(self._sockets)}
-        for fd in self._by_fd:
-            self._poll.register(fd, select.POLLIN)
+        for sock in self._sockets:
+            sock.settimeout(0)  # the native engine lets its socket wait
+            self._poll.register(sock, select.POLLIN)
         if wake_fd is not None:
             self._poll.register(wake_fd, select.POLLIN)
 

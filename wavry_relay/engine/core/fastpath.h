@@ -100,6 +100,8 @@ struct wv_engine {
     struct pollfd polls[WV_MAX_SOCKETS + 1];
     uint32_t socket_count;
     uint32_t first_socket; /* served first in the next pass, so that none starves */
+    int alone;             /* one socket, whose receive can wait */
+    int flows;             /* ... and it had datagrams when it was last looked at */
     int wake;              /* a wake descriptor is the last of `polls` */
     int frozen;            /* `now` is given from outside (tests) */
     uint32_t busy_poll_us;

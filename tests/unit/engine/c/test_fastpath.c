@@ -4,8 +4,19 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+static unsigned polls;
+
+int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask) {
+    struct timespec left = *timeout;
+    polls += 1;
+    return (int)syscall(SYS_ppoll, fds, count, &left, mask, sizeof(uint64_t));
+}
 
 static int udp(int family, struct wv_address *at) {
     const int fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK, 0);
@@ -65,6 +76,7 @@ static void forwards_between_families(void) {
     const int fds[2] = {udp(AF_INET, &relay4), udp(AF_INET6, &relay6)};
     const int alice = udp(AF_INET, &alice_at), bob = udp(AF_INET6, &bob_at);
     struct wv_engine *e = engine(&s, fds, 2);
+    CHECK(fcntl(fds[0], F_GETFL) & O_NONBLOCK); /* neither may wait for the other */
     test_session(&e->tables, 0, alice_at, bob_at);
     uint8_t data[1500];
     for (uint64_t sequence = 0; sequence < 500; sequence++) {
@@ -75,6 +87,30 @@ static void forwards_between_families(void) {
     CHECK(e->tables.row[WV_COUNT_FORWARDED_PACKETS] == 500);
     wv_engine_free(e);
     close(fds[0]), close(fds[1]), close(alice), close(bob);
+    free(s.base);
+}
+
+/* While datagrams flow at a lone socket no pass polls; a lull, or a run that must not wait, ends that. */
+static void a_lone_socket_waits_in_its_receive(void) {
+    struct test_segment s = test_segment_new();
+    struct wv_address relay4, alice_at, bob_at;
+    const int fd = udp(AF_INET, &relay4), alice = udp(AF_INET, &alice_at), bob = udp(AF_INET, &bob_at);
+    struct wv_engine *e = engine(&s, &fd, 1);
+    test_session(&e->tables, 0, alice_at, bob_at);
+    uint8_t data[1500];
+    polls = 0;
+    for (uint64_t sequence = 0; sequence < 50; sequence++) {
+        say(alice, data, test_forward(data, 0, sequence, 900), &relay4);
+        CHECK(wv_run(e, 0) == WV_RUN_DONE);
+    }
+    CHECK(heard(bob) == 50 && polls == 1);
+    CHECK(wv_run(e, 0) == WV_RUN_DONE && polls == 1 && !e->flows); /* nothing is there */
+    say(alice, data, test_forward(data, 0, 50, 900), &relay4);
+    CHECK(wv_run(e, 0) == WV_RUN_DONE && polls == 2 && e->flows);
+    CHECK(wv_run(e, 200) == WV_RUN_DONE && polls == 3 && !e->flows); /* waits on with the poll */
+    CHECK(heard(bob) == 1);
+    wv_engine_free(e);
+    close(fd), close(alice), close(bob);
     free(s.base);
 }
 
@@ -174,6 +210,7 @@ static void counts_every_datagram_once(void) {
 int main(void) {
     refuses_what_it_cannot_serve();
     forwards_between_families();
+    a_lone_socket_waits_in_its_receive();
     a_batch_larger_than_the_out_tables();
     groups_stay_below_what_udp_carries();
     counts_every_datagram_once();
