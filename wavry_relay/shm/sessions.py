@@ -423,10 +423,9 @@ class SessionTable:
         return self._bitmap.count
 
     def count_taken(self) -> int:
-        """Return the number of records in use, from the bitmap: a word for 64 of them."""
-        at = self._bitmap.offset // 8
-        words: list[int] = self._segment.u64[at : at + self._bitmap.count].tolist()
-        return sum(map(int.bit_count, words))
+        """Return the number of records in use, from the bitmap."""
+        bits = self._segment.u8[self._bitmap.offset : self._bitmap.end]
+        return int.from_bytes(bits, "little").bit_count()
 
     def is_nearly_full(self) -> bool:
         """Return whether no more than one record is left for `SESSION_SHARE` that are taken."""

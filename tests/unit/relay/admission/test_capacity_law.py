@@ -40,8 +40,8 @@ LIFE_MS = 300_000
 BOTH = (c.Role.CLIENT, c.Role.SERVER)
 
 
-def at(sid: int, lease: VerifiedLease) -> Address:
-    return Address.from_ip((sid & 0xFFFFFF).to_bytes(4, "big"), 5000 + lease.role)
+PLACES = [Address.from_ip(bytes((192, 0, 2, 7)), 5000 + role) for role in BOTH]
+"""The law knows no addresses: all clients may be at one, and all servers."""
 
 
 class Hall:
@@ -90,7 +90,7 @@ class Hall:
         kind = c.PacketType.LEASE_RENEW if lease.renews else c.PacketType.LEASE_PRESENT
         header = Header(kind, 0, sid.to_bytes(16, "big"))
         with self.tables.locks.table():
-            self.slots.place(header, lease, at(sid, lease), self.now)
+            self.slots.place(header, lease, PLACES[lease.role], self.now)
 
     def place_many(self, leases: Iterable[tuple[int, VerifiedLease]]) -> None:
         """Place leases of which most are ordinary cases: `Engine.admit` first, as `place` does."""
@@ -99,7 +99,9 @@ class Hall:
             others = [
                 (sid, lease)
                 for sid, lease in leases
-                if not admit(session_words(sid.to_bytes(16, "big")), lease, at(sid, lease), now_ns)
+                if not admit(
+                    session_words(sid.to_bytes(16, "big")), lease, PLACES[lease.role], now_ns
+                )
             ]
         for sid, lease in others:
             self.place(sid, lease)
