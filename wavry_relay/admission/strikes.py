@@ -74,7 +74,7 @@ class Strikes:
         self._rates.set_limit(_FORGIVEN_PER_S, control.block_after)
         if self._rates.allow(self._tags.pair(*source.host_key), now.mono_ns):
             return
-        if self._may_be_live(source):
+        if self._may_be_live(source, now.mono_ns):
             return
         until_ms = now.wall_ms + control.block_s * 1000
         with self._locks.table():
@@ -93,12 +93,12 @@ class Strikes:
             next_step="wavry-relay blocks shows it; `blocks clear` lifts it",
         )
 
-    def _may_be_live(self, source: Address) -> bool:
+    def _may_be_live(self, source: Address, now_ns: int) -> bool:
         """Return whether a live slot is at this host, or it is too early to look again."""
-        if time.monotonic_ns() < self._walk_from_ns:
+        if now_ns < self._walk_from_ns:
             return True
         began_ns = time.thread_time_ns()
         found = self._sessions.has_slot_at(source)
         took_ns = time.thread_time_ns() - began_ns
-        self._walk_from_ns = time.monotonic_ns() + _WALK_SHARE * took_ns
+        self._walk_from_ns = now_ns + _WALK_SHARE * took_ns
         return found

@@ -1,7 +1,6 @@
 """Load: shedding, the cookie gate, strikes and blocks, set bursts, on both engines."""
 
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -319,8 +318,7 @@ def test_no_host_with_a_live_slot_is_blocked(strict: World, address: Any) -> Non
     another.accept(cookie=challenge(another))
     for peer in (live, another):
         strict.raw_answer(peer.datagram(cookie=c.RELEASE_COOKIE), peer.address)
-    strict.sweep(2)
-    time.sleep(0.05)  # a worker walks the sessions a hundredth of its time
+    strict.sweep(2)  # a worker walks the sessions a hundredth of its time
     violate(bad, 20, cookie=challenge(bad))
     assert list(strict.blocks.live(strict.now.wall_ms))
 
@@ -329,7 +327,7 @@ def test_subnet_block_is_lifted_by_hand(strict: World) -> None:
     for number in (1, 2):
         bad = strict.peer(address=elsewhere(number))
         violate(bad, 11, cookie=challenge(bad))
-        time.sleep(0.05)
+        strict.advance(1)
     now_ms = strict.now.wall_ms
     assert len(list(strict.blocks.live(now_ms))) == 2
     with pytest.raises(ValueError, match="nonsense"):
