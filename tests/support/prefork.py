@@ -47,12 +47,17 @@ _IMPORTED: Final = (
     "wavry_relay.cli", "wavry_relay.worker.process", "wavry_cp.master.cli", "wavry_cp.gateway.cli",
     "wavry_cp.admin.commands.app", "wavry_peer.cli.app",
 )  # fmt: skip
-_READ_LATE: Final = ("WAVRY_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_", "PYTEST_")
-"""Variables that no import reads."""
+_READ_EARLY: Final = (
+    "PYTHON", "LD_", "MALLOC_", "LANG", "LC_CTYPE", "SSL_", "OPENSSL_", "AIOHTTP_", "YARL_",
+    "MULTIDICT_", "PROMETHEUS_", "_TYPER_", "TERMINAL_WIDTH", "FORCE_COLOR", "PY_COLORS",
+    "GITHUB_ACTIONS",
+)  # fmt: skip
+"""Variables that the interpreter or an import reads."""
 _STARTS_OTHERS: Final = frozenset(
     {("wavry_relay", "run"), ("wavry_cp.admin", "up"), ("wavry_cp.admin", "demo")}
 )
 """Programs that start others of ours: a module and a word of the command."""
+_CLONE_NEWNET: Final = 0x40000000
 _MOST_DESCRIPTORS: Final = 64
 _ADOPTED_S: Final = 10.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -62,9 +67,15 @@ _OPTIONS: Final = (
 )  # fmt: skip
 
 
+_NETWORK: Final = Path("/proc/thread-self/ns/net")
+
+
 def _surroundings() -> Any:
-    """What a program inherits that a process forked elsewhere would not have."""
-    spaces = sorted(Path("/proc/thread-self/ns").iterdir())
+    """What a program inherits that a process forked elsewhere would not have.
+
+    The network is not among it: a program is put where its starter is.
+    """
+    spaces = sorted(set(Path("/proc/thread-self/ns").iterdir()) - {_NETWORK})
     limits = [resource.getrlimit(number) for number in _LIMITS]
     cpus = sorted(os.sched_getaffinity(0))
     groups = Path("/proc/self/cgroup").read_text()
@@ -72,7 +83,7 @@ def _surroundings() -> Any:
 
 
 def _read_early(environ: dict[str, str]) -> dict[str, str]:
-    return {key: text for key, text in environ.items() if not key.startswith(_READ_LATE)}
+    return {key: text for key, text in environ.items() if key.startswith(_READ_EARLY)}
 
 
 def _is_open(descriptor: int) -> bool:
@@ -90,6 +101,7 @@ class _Forker:
         self._prctl = ctypes.CDLL(None).prctl
         self.environ = _read_early(dict(os.environ))
         self.surroundings = json.dumps(_surroundings())
+        self._network = _NETWORK.readlink()
         self._busy = threading.Lock()
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
@@ -101,7 +113,11 @@ class _Forker:
         Raises:
             OSError: it could not be, or the forking process is gone.
         """
-        with self._busy:
+        with self._busy, contextlib.ExitStack() as stack:
+            if _NETWORK.readlink() != self._network:
+                network = os.open(_NETWORK, os.O_RDONLY)
+                stack.callback(os.close, network)
+                descriptors = [*descriptors, network]
             # For this moment only: what other tests orphan is for the machine's own reaper.
             self._prctl(_PR_SET_CHILD_SUBREAPER, 1)
             try:
@@ -120,7 +136,7 @@ def _begin_by_exec(other: socket.socket) -> subprocess.Popen[Any]:
     return _PLAIN_POPEN(
         [sys.executable, "-c", f"{code}; import support.prefork as f; f.import_and_fork()",
          str(other.fileno())],
-        env=_read_early(dict(os.environ)) | {"WAVRY_TEST_PATH": path}, cwd=REPOSITORY,
+        env=os.environ | {"WAVRY_TEST_PATH": path}, cwd=REPOSITORY,
         pass_fds=(other.fileno(),), stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -245,6 +261,10 @@ def _fork_for_ever(orders: socket.socket) -> None:
 
 def _become(order: dict[str, Any], descriptors: list[int]) -> None:
     """Make this process what ``python -m`` makes, and run the program."""
+    if len(descriptors) > len(order["descriptors"]):
+        if ctypes.CDLL(None).setns(descriptors[-1], _CLONE_NEWNET):
+            os._exit(127)
+        os.close(descriptors.pop())
     _place(descriptors, order["descriptors"])
     if order["session"]:
         os.setsid()

@@ -5,14 +5,17 @@ service manager in it: `systemctl` and `journalctl` are stand-ins, first in the 
 runs there.  They are programs, but they only ask this process, which owns the services as an init
 does: `start`, `stop`, `restart`, `reload` and `kill` do to the real process of a unit what systemd
 does (stop: SIGTERM, SIGCONT so that a stopped one can hear it, SIGKILL after a time), and
-`journalctl` shows what the real process wrote.  What is killed stays dead here: the units of
-systemd-examples start it again, so a runbook begins where that did not help.
+`journalctl` shows what the real process wrote.  Our own commands are stand-ins too: this process
+starts them in less time.  What is killed stays dead here: the units of systemd-examples start it
+again, so a runbook begins where that did not help.
 """
 
 import contextlib
 import json
 import os
+import select
 import signal
+import socket
 import socketserver
 import subprocess
 import sys
@@ -29,12 +32,21 @@ STOP_TIMEOUT_S = 15.0
 COMMAND_TIMEOUT_S = 150.0
 JOURNAL_LINES = 1000
 
+OURS = {
+    "wavryctl": "wavry_cp.admin",
+    "wavry-gateway": "wavry_cp.gateway",
+    "wavry-master": "wavry_cp.master",
+    "wavry-relay": "wavry_relay",
+}
+"""Our commands, and the module that each runs."""
+_ORDER_BYTES = 1 << 16
 _STAND_IN = """#!{python} -IS
 # Asks the machine's service manager; see support/machines/machines.py.
-import json, socket, sys
+import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as s:
     s.connect({path!r})
-    s.sendall(json.dumps([{program!r}, *sys.argv[1:]]).encode() + b"\\n")
+    order = [{program!r}, sys.argv[1:], dict(os.environ), os.getcwd()]
+    socket.send_fds(s, [json.dumps(order).encode() + b"\\n"], [0, 1, 2])
     code, out, err = json.loads(s.makefile().readline())
 sys.stdout.write(out)
 sys.stderr.write(err)
@@ -85,16 +97,30 @@ class Machine:
         path = directory / "manager"
         machine = self
 
-        class Asked(socketserver.StreamRequestHandler):
+        class Asked(socketserver.BaseRequestHandler):
             def handle(self) -> None:
-                program, *words = json.loads(self.rfile.readline())
-                self.wfile.write(json.dumps(machine._answer(program, words)).encode() + b"\n")
+                order, ends, *_ = socket.recv_fds(self.request, _ORDER_BYTES, 3)
+                try:
+                    while not order.endswith(b"\n"):
+                        order += self.request.recv(_ORDER_BYTES)
+                    program, words, environment, directory = json.loads(order)
+                    if program in OURS:
+                        command = [sys.executable, "-m", OURS[program], *words]
+                        code = machine._run(command, environment, directory, ends, self.request)
+                        answer = (code, "", "")
+                    else:
+                        answer = machine._answer(program, words)
+                finally:
+                    for end in ends:
+                        os.close(end)
+                with contextlib.suppress(OSError):  # It did not wait for the answer.
+                    self.request.sendall(json.dumps(answer).encode() + b"\n")
 
         self._server = socketserver.ThreadingUnixStreamServer(str(path), Asked)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
-        for program in ("systemctl", "journalctl"):
+        for program in ("systemctl", "journalctl", *OURS):
             script = self._bin / program
             script.write_text(
                 _STAND_IN.format(python=sys.executable, path=str(path), program=program)
@@ -201,6 +227,30 @@ class Machine:
                 text=True, timeout=COMMAND_TIMEOUT_S, env=self.environment(settings),
                 cwd=self.directory,
             )  # fmt: skip
+
+    def _run(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        directory: str,
+        ends: list[int],
+        asker: socket.socket,
+    ) -> int:
+        """Run one of our commands to its end, or to that of who asked for it; its exit code."""
+        with self.namespace.entered():
+            process = subprocess.Popen(
+                command, env=environment, cwd=directory,
+                stdin=ends[0], stdout=ends[1], stderr=ends[2],
+            )  # fmt: skip
+        ended = os.pidfd_open(process.pid)
+        try:
+            select.select([ended, asker], [], [])
+            if process.poll() is None:
+                process.terminate()
+            code = process.wait(STOP_TIMEOUT_S)
+        finally:
+            os.close(ended)
+        return code if code >= 0 else 128 - code
 
     # -- The stand-ins ---------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from support.system.services import Services
 from support.system.system import clean_environment, get_json, get_text
 from support.waiting import wait_until
 
-SESSIONS = int(os.environ.get("WAVRY_TEST_SESSIONS", "80"))
+SESSIONS = int(os.environ.get("WAVRY_TEST_SESSIONS", "30"))
 """`make test-slow` takes more."""
 
 
