@@ -66,7 +66,7 @@ def test_a_missing_source_is_a_clear_error(tmp_path):
 @pytest.mark.parametrize(("burst", "gso"), [(1, False), (4, False), (16, True), (48, True)])
 def test_floors_forward_every_burst(generator, endpoints, tmp_path, mode, burst, gso):
     with floor(mode, endpoints, tmp_path, None, 6) as subject:
-        load = GeneratorLoad(6, burst=burst, gso=gso, window=48, duration_ms=30, drain_ms=1000)
+        load = GeneratorLoad(6, burst=burst, gso=gso, window=48, duration_ms=100, drain_ms=1000)
         result = run_generator(
             generator, load, endpoints, subject.sessions, target=subject.target, core=None
         )
