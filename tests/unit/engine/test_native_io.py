@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -13,9 +14,11 @@ import structlog
 import structlog.testing
 from support.relay.world import Peer, World, open_world
 
+from wavry_peer.protocol import constants as c
+from wavry_peer.protocol import packets
 from wavry_peer.service.clock import Clock
 from wavry_relay.engine import open_engine
-from wavry_relay.engine.base import ControlKind
+from wavry_relay.engine.base import ControlKind, Standing
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import EngineKind
 
@@ -368,6 +371,40 @@ def test_more_control_packets_than_a_round_takes_come_in_the_next_ones(bench: Be
     assert got == leases
     assert drain(bob) == [forwarded]
     assert world.count("received_packets") == 301
+
+
+def test_pitfall_a_stranger_gets_in_while_others_flood(bench: Bench) -> None:
+    """Where the queue is full the cookie comes at once, and who brings it comes first."""
+    world = bench.start()
+    crowd, stranger = bench.open("127.0.0.1"), bench.open("127.0.0.2")
+    relay = bench.relays[0].getsockname()
+    lease = bytes((0x57, 1, 1, 1)) + uuid.uuid4().bytes + bytes(200)
+    for _ in range(14):
+        send_train(crowd, [lease] * 40, bench.relays[0])
+    assert len(world.engine.run(0)) == 20
+    assert len(drain(crowd)) == 16, "of each batch so many are answered"
+    assert world.count("drop_control_queue") == 560 - 512 - 16
+
+    send_train(crowd, [lease] * 20, bench.relays[0])
+    sid = uuid.uuid4().bytes
+    sign = bytes(c.SIGNATURE_BYTES)
+    first = packets.build_present(sid, c.Role.CLIENT, b"token", counter=1, sign=lambda _: sign)
+    stranger.sendto(first, relay)
+    assert len(world.engine.run(0)) == 20
+    challenge = packets.parse_packet(*drain(stranger))
+    assert challenge.header.session_id == sid
+    assert isinstance(challenge.body, packets.PathChallenge)
+    assert world.count("cookie_demanded") == world.count("sent_challenges") == 17
+    assert world.count("lease_presented") == 17
+
+    cookie = challenge.body.cookie
+    again = packets.build_present(
+        sid, c.Role.CLIENT, b"token", counter=2, cookie=cookie, sign=lambda _: sign
+    )
+    send_train(crowd, [lease] * 40, bench.relays[0])
+    stranger.sendto(again, relay)
+    packet = world.engine.run(0)[0]
+    assert (packet.datagram, packet.standing) == (again, Standing.PROVED)
 
 
 def test_oversized_and_empty_datagrams_are_counted(bench: Bench) -> None:

@@ -86,6 +86,12 @@ static uint64_t cookie_of(const struct wv_tables *t, const uint8_t *session_id,
     return h[0];
 }
 
+void wv_put_cookie(const struct wv_tables *t, const uint8_t *session_id,
+                   const struct wv_address *from, uint64_t now_ns, uint8_t *at) {
+    const uint64_t cookie = cookie_of(t, session_id, from, now_ns / (WV_COOKIE_SLOT_S * NS_PER_S));
+    for (unsigned i = 0; i < WV_COOKIE_BYTES; i++) at[i] = (uint8_t)(cookie >> 8 * i);
+}
+
 int wv_has_cookie(const struct wv_tables *t, const uint8_t *datagram, size_t bytes,
                   const struct wv_address *from, uint64_t now_ns) {
     if (!(datagram[3] & WV_PROOF_FLAG) || bytes < WV_HEADER_BYTES + WV_PROOF_BYTES) return 0;

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "fastpath.h"
+#include "cookie.h"
 #include "local.h"
 #include "tables.h"
 
@@ -599,6 +600,7 @@ static uint32_t receive(struct wv_engine *e, uint32_t socket, int flags) {
         if (errno != EINTR) e->receive_errors += 1;
     }
     e->in_used = (uint32_t)count;
+    e->challenges = WV_CHALLENGES;
     read_clocks(e); /* after the call: everything in the batch came before this moment */
     uint64_t packets = 0, bytes = 0;
     for (int i = 0; i < count; i++) {
@@ -618,11 +620,31 @@ static uint32_t receive(struct wv_engine *e, uint32_t socket, int flags) {
     return (uint32_t)count;
 }
 
+/* Where strangers crowd, answer a lease with PATH_CHALLENGE at once, as the admission would under
+ * load: whoever receives at his address comes back with a cookie, and then before all of them. */
+static int challenge(struct wv_engine *e, enum wv_kind kind, const uint8_t *datagram, uint32_t bytes,
+                     const struct wv_address *from) {
+    uint8_t answer[WV_HEADER_BYTES + WV_COOKIE_BYTES] = {WV_MAGIC, WV_VERSION, WV_TYPE_PATH_CHALLENGE};
+    if (kind != WV_KIND_LEASE || bytes < WV_HEADER_BYTES + WV_PROOF_BYTES ||
+        !(datagram[3] & WV_PROOF_FLAG) || e->challenges == 0)
+        return 0;
+    e->challenges -= 1;
+    const uint8_t *session_id = datagram + WV_SESSION_ID_OFFSET;
+    memcpy(answer + WV_SESSION_ID_OFFSET, session_id, WV_HEADER_BYTES - WV_SESSION_ID_OFFSET);
+    wv_put_cookie(&e->tables, session_id, from, e->now.mono_ns, answer + WV_HEADER_BYTES);
+    wv_count(&e->tables, WV_COUNT_LEASE_PRESENTED, 1);
+    wv_count(&e->tables, WV_COUNT_COOKIE_DEMANDED, 1);
+    wv_count(&e->tables, WV_COUNT_SENT_CHALLENGES, 1);
+    wv_send(e, answer, sizeof answer, from);
+    return 1;
+}
+
 static void keep_control(struct wv_engine *e, const struct wv_decision *decision,
                          const uint8_t *datagram, uint32_t bytes, const struct wv_address *from) {
     struct wv_control_queue *queue =
         decision->standing == WV_STANDING_STRANGER ? &e->strangers : &e->known;
     if (queue->count == queue->size) {
+        if (queue == &e->strangers && challenge(e, decision->kind, datagram, bytes, from)) return;
         wv_count_drop(&e->tables, WV_COUNT_DROP_CONTROL_QUEUE, 1, bytes);
         return;
     }

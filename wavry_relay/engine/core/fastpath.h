@@ -26,6 +26,7 @@ enum {
     WV_CONTROL_EVERY_MS = 2, /* Python's turn where the sockets are never dry */
     WV_QUEUE_KNOWN = 2048,   /* of live slots and proved addresses: half a second of Python's time */
     WV_QUEUE_STRANGERS = 512,
+    WV_CHALLENGES = 16, /* sent for each batch where those wait: some 3 us each, and media goes first */
     WV_CONTROL_BYTES = 1504,
     WV_PLAIN_DESTINATIONS = 256,
     WV_MAX_REFUSALS = 16,
@@ -112,6 +113,7 @@ struct wv_engine {
     uint32_t batch_messages; /* that are being worked on */
     uint32_t in_used;        /* messages that the last receive filled */
     struct wv_control_queue known, strangers; /* in the order in which they are served */
+    uint32_t challenges;                      /* that this batch may still send */
     uint32_t control_due;                     /* how many Python may take before the next run */
     int forwards;                             /* whether media came since the last run began */
     uint32_t out_segments, out_groups, round;
