@@ -169,6 +169,7 @@ class MediaPair:
             _End(made, self._journal, self._times, self._late),
             _End(taken, self._journal, self._times, self._late),
         )
+        self._note_relays()
 
     async def _watch(self, caller: wavry_peer.Peer, listener: wavry_peer.Listener) -> None:
         while True:
@@ -188,6 +189,7 @@ class MediaPair:
     async def _lose(self) -> None:
         if self._ends is None:
             return
+        self._note_relays()
         reasons = [end.reason for end in self._ends if end.reason is not None]
         name = f"{self.name}/{self._count}"
         relays = tuple(self._relays)
