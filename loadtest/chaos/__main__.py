@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import dataclasses
+import logging
 import secrets
 import signal
 import sys
@@ -38,6 +39,15 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+def _log_peers(path: Path) -> None:
+    """Keep what the peers say: why one renewed, moved or gave up."""
+    handler = logging.FileHandler(path, mode="w")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    peers = logging.getLogger("wavry_peer")
+    peers.addHandler(handler)
+    peers.setLevel(logging.INFO)
+
+
 async def _run(options: ChaosOptions, directory: Path) -> Summary:
     """Run it; Ctrl-C and SIGTERM end it as it ends by itself, with nothing left over."""
     task = asyncio.ensure_future(run_chaos(options, directory, show=_say))
@@ -54,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = ChaosOptions(seed, 60 * chosen.minutes, chosen.sessions, tells_all=chosen.verbose)
     if chosen.short:
         options = dataclasses.replace(options, seconds=0, pace=SHORT_PACE, every_s=5.0)
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    _log_peers(chosen.output.with_suffix(".log"))
     with tempfile.TemporaryDirectory(prefix="wavry-chaos-") as temporary:
         directory = chosen.keep or Path(temporary) / "system"
         try:
@@ -61,7 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except asyncio.CancelledError:
             _say("ended by a signal: no verdict")
             return 1
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     for line in summary_lines(summary):
         _say(line)

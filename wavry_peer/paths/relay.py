@@ -143,6 +143,12 @@ class RelayPath:
         """
         return self.is_ready and self._proved_cookie != c.NO_COOKIE
 
+    def knows(self, lease: OwnLease) -> bool:
+        """Whether the relay has acknowledged a lease, or is being asked to."""
+        exchange = self._exchange
+        asked = exchange is not None and exchange.lease.token == lease.token
+        return asked or self.lease.token == lease.token
+
     def start(self, now_ns: int) -> None:
         """Present the lease.
 

@@ -159,11 +159,17 @@ class RelayPaths:
             public_key=self._terms.identity.signing.public_key,
             now_ns=now_ns,
         )
-        newest = self._newest_lease if self.links else None
-        if newest is not None and (lease.token == newest.token or _order(lease) < _order(newest)):
-            # Known already; or two requests crossed, and both sides end up with the later pair.
-            return
         link = self._usable_link(lease.relay_id)
+        newest = self._newest_lease if self.links else None
+        if newest is not None and lease.token == newest.token:
+            if link is None or link.path.knows(newest):
+                return
+            # The relay did not take it, and the gateway has no other for a while.  Its life counts
+            # from when we got it first.
+            lease = newest
+        elif newest is not None and _order(lease) < _order(newest):
+            # Two requests crossed, and both sides end up with the later pair.
+            return
         if link is None:
             self._open_link(lease, (credentials.addr, *credentials.addrs), now_ns)
         else:

@@ -26,6 +26,8 @@ class Call:
     state: str = "pending"
     relay: StubRelay | None = None
     jtis: dict[str, str] = field(default_factory=dict)
+    renewed: dict[tuple[str, str], tuple[str, api.Credentials]] = field(default_factory=dict)
+    """By user and replaced lease: its successor, which is given again (as a master does)."""
 
 
 class FakeGateway:
@@ -230,9 +232,14 @@ class FakeGateway:
             return refused
         if call is None or call.state == "closed":
             return _error(404, "unknown_session")
+        successor, answer = call.renewed.get((username, body.jti), ("", None))
+        if answer is not None and successor == call.jtis[username]:
+            return _json(answer)
         if call.jtis[username] != body.jti:
             return _error(409, "stale_jti")
-        return _json(self._credentials(call, username, time.time()))
+        answer = self._credentials(call, username, time.time())
+        call.renewed[username, body.jti] = call.jtis[username], answer
+        return _json(answer)
 
     def _credentials(self, call: Call, username: str, issued_s: float) -> api.Credentials:
         assert call.relay is not None

@@ -78,6 +78,9 @@ class StubRelay(asyncio.DatagramProtocol):
         self.released: list[c.Role] = []
         self.needs_cookie = False
         self.reject_with: c.RejectReason | None = None
+        self.takes_renewals = True
+        self.renewal_refusal: c.RejectReason | None = None
+        """What it says to a renewal that it does not take, if anything."""
         self.rejects_sent = 0
         self.loss = 0.0
         self.random = random.Random(seed)
@@ -155,6 +158,10 @@ class StubRelay(asyncio.DatagramProtocol):
         except LeaseError as error:
             self.rejected.append(error.reason)
             self._send(packets.build_reject(session_id, error.reason), addr)
+            return
+        if not self.takes_renewals and old is not None and old.jti != claims.jti:
+            if self.renewal_refusal is not None:
+                self._send(packets.build_reject(session_id, self.renewal_refusal), addr)
             return
         if proof is not None and proof.cookie == c.RELEASE_COOKIE:
             self.released.append(present.role)

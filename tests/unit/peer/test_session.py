@@ -156,6 +156,25 @@ async def test_renewal_goes_on_trying_while_the_gateway_fails(world: PeerWorld) 
         assert failures >= 3
 
 
+@pytest.mark.parametrize("refusal", [None, c.RejectReason.NOT_YET_VALID])
+async def test_a_renewal_that_the_relay_did_not_take_is_brought_again(
+    world: PeerWorld, monkeypatch: pytest.MonkeyPatch, refusal: c.RejectReason | None
+) -> None:
+    """A wrong clock or a pause of the relay: meanwhile the master gives the same lease again."""
+    monkeypatch.setattr("wavry_peer.connection.PathLimits", lambda: _quick(PathLimits()))
+    world.gateway.ttl_s = 6.0
+    async with world.pair() as (alice, bob):
+        first_ends_s = time.monotonic() + 6.0
+        world.relay.takes_renewals, world.relay.renewal_refusal = False, refusal
+        await eventually(lambda: alice.statistics().renewal_failures > 0, 20)
+        world.relay.takes_renewals = True
+        await eventually(lambda: alice.statistics().renewals > 0, 20)
+        await eventually(lambda: time.monotonic() > first_ends_s, 20)
+        await alice.send(b"over the end of the first lease")
+        assert await receive(bob) == b"over the end of the first lease"
+        assert alice.statistics().handshakes == 1
+
+
 async def test_without_renewal_the_session_ends_with_its_lease(world: PeerWorld) -> None:
     world.gateway.ttl_s = 1.0
     async with world.pair() as (alice, _bob):
