@@ -88,12 +88,10 @@ def test_no_sequence_is_accepted_twice() -> None:
     with shared_world() as world:
         client, server = world.session(hard_kbps=100_000_000, soft_kbps=100_000_000)
         real_time(client, server)
-        reports = run_together(world, "same_sequences", *words(client), 300)
+        reports = run_together(world, "same_sequences", *words(client), 60)
         everything = [sequence for report in reports for sequence in report]
         assert len(everything) == len(set(everything))
-        assert len(everything) > 2_000, (
-            "0.3 s of several processes, on a machine that others use too"
-        )
+        assert len(everything) > 200, "0.3 s of several processes, on a machine that others use too"
         assert sum(bool(report) for report in reports) > 1
         assert world.count("drop_lock_busy") == 0
 
@@ -102,11 +100,11 @@ def test_a_peers_limit_holds_over_all_processes() -> None:
     with shared_world() as world:
         client, server = world.session(hard_kbps=8000)  # 1000 datagrams of 1000 bytes a second
         real_time(client, server)
-        reports = run_together(world, "flood", *words(client), 2)
+        reports = run_together(world, "flood", *words(client), 1)
         passed = sum(report[0] for report in reports)
         span_s = (max(r[2] for r in reports) - min(r[1] for r in reports)) / 1e9
         assert passed <= 1000 * (span_s + 0.25) + 2
-        assert passed > 1000
+        assert passed > 500
 
 
 @pytest.mark.parametrize("limit", [{"global_pps": 2000}, {"global_kbps": 16_000}], ids=str)
@@ -116,11 +114,11 @@ def test_a_global_limit_is_never_exceeded(limit: dict[str, int]) -> None:
         sessions = [world.session(hard_kbps=100_000_000) for _ in range(PROCESSES)]
         for pair in sessions:
             real_time(*pair)
-        reports = run_together(world, "flood", 2, each=[client for client, _ in sessions])
+        reports = run_together(world, "flood", 1, each=[client for client, _ in sessions])
         passed = sum(report[0] for report in reports)
         span_s = (max(r[2] for r in reports) - min(r[1] for r in reports)) / 1e9
         assert passed <= 2000 * (span_s + 0.1) + 2
-        assert passed > 2000
+        assert passed > 1000
 
 
 def test_locks_exclude_each_other_between_processes() -> None:
