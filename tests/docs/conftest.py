@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def users(world: World) -> Iterator[Users]:
-    made = Users(GATEWAY_URL, world.net.home, world.desk.namespace, world.directory)
+    made = Users(GATEWAY_URL, world.net.home, world.operator.namespace, world.directory)
     yield made
     made.close()
 

@@ -74,7 +74,7 @@ def test_blocks_know_their_place_their_case_and_their_output() -> None:
     )
     assert page.settings == {"A"}
     first, second = page.of_case("Odd")
-    assert (first.place, first.case, first.may_fail) == ("desk", "", True)
+    assert (first.place, first.case, first.may_fail) == ("operator", "", True)
     assert (second.place, second.commands) == ("relay", "second $A\nthird")
     assert second.expected == ("out …",)
     assert page.of_case("") == [first]

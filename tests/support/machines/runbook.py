@@ -2,7 +2,7 @@
 
 The form (docs/runbooks/README.md tells it to authors):
 
-* A ``sh`` block is typed at the operator's desk, or on the host that the line before it names
+* A ``sh`` block is typed at the operator's machine, or on the host that the line before it names
   ("On the relay's host:").
 * A block of `SETTINGS` names variables with examples; a test gives its own values to just these.
 * A block that stands under a ``###`` heading belongs to that case; the others to every case.
@@ -28,7 +28,7 @@ SECTIONS = (
     "Verify",
     "Follow up",
 )
-DESK = "desk"
+OPERATOR = "operator"
 _PLACE = re.compile(r"\bOn the ((?:new )?(?:gateway|master|relay))'s host\b", re.IGNORECASE)
 _FENCE = re.compile(r"^```(\w*)$")
 _EXPORT = re.compile(r"^export ([A-Z_]+)=\S+(?: +#.*)?$")
@@ -43,7 +43,7 @@ class Block:
         where: file and line, for messages.
         section: ``##`` heading.
         case: ``###`` heading, or "".
-        place: `DESK`, ``gateway``, ``master``, ``relay``, ``new relay`` …
+        place: `OPERATOR`, ``gateway``, ``master``, ``relay``, ``new relay`` …
         commands: as they stand there.
         expected: lines that must appear.
     """
@@ -130,7 +130,7 @@ def parse_runbook(name: str, text: str) -> Runbook:
                 assert fence[1] == "sh", f"{where}: a block is sh or text"
                 place = _PLACE.search(before)
                 blocks.append(
-                    Block(where, section, case, place[1].lower() if place else DESK,
+                    Block(where, section, case, place[1].lower() if place else OPERATOR,
                           "\n".join(body), ())
                 )  # fmt: skip
             before = "```"

@@ -80,7 +80,7 @@ class Holder:
         self._world, self._at = world, at
         self._key = ed25519.SigningKey.from_seed(os.urandom(32))
         self._counter = 0
-        self._socket = relay_socket(world, "desk", at)
+        self._socket = relay_socket(world, "operator", at)
         cnf = base64url.encode(self._key.public_key)
         client, server = {"sub": "holder", "cnf": cnf}, {"sub": "nobody", "cnf": cnf}
         others = [world.relay_id(name) for name in RELAYS if name != at]
@@ -127,7 +127,7 @@ BAD_TOKEN = b"v4.public." + b"A" * 300
 
 
 def relay_socket(world: World, place: str, at: str = "relay-1") -> socket.socket:
-    namespace = world.net.stranger if place == "stranger" else world.desk.namespace
+    namespace = world.net.stranger if place == "stranger" else world.operator.namespace
     sock = namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(10)
     sock.connect((world.address(at), UDP_PORT))

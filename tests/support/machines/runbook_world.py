@@ -1,6 +1,6 @@
 """The system that runbooks are tried on: its machines, its users, and commands typed there.
 
-    home ── NAT ── (internet) ── desk        the operator, and the called users
+    home ── NAT ── (internet) ── operator    who repairs, and the called users
                        ├── control           gateway, master, and a proxy before the master
                        ├── relay-1, relay-2
                        └── relay-3           installed, not started
@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from support.machines.machines import Machine
 from support.machines.namespaces import Internet, Namespace, address_pair
-from support.machines.runbook import DESK, Block, Runbook, missing_lines
+from support.machines.runbook import OPERATOR, Block, Runbook, missing_lines
 from support.system.caching_proxy import CachingProxy
 from support.system.small_disk import small_disk
 from support.waiting import wait_until
@@ -54,7 +54,7 @@ GENEROUS_GATEWAY = {
 
 
 class World:
-    """Machines, started; `desk` sees them all."""
+    """Machines, started; `operator` sees them all."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -69,7 +69,7 @@ class World:
             init_keys(keys, now_s=int(time.time()), random_bytes=secrets.token_bytes)
             self._root_key = load_keys(keys).keyset.root_public_key
             self.tokens = {name: self._token(name) for name in ("service", "admin")}
-            self._machine("desk", self.net.beside)
+            self._machine("operator", self.net.beside)
             self._control(self._host("control", 0), keys)
             self.proxy = CachingProxy(self.control.namespace, PROXY_PORT, MASTER_URL)
             self._stack.callback(self.proxy.close)
@@ -156,8 +156,8 @@ class World:
     # -- Places and values -----------------------------------------------------------------
 
     @property
-    def desk(self) -> Machine:
-        return self.machines["desk"]
+    def operator(self) -> Machine:
+        return self.machines["operator"]
 
     @property
     def control(self) -> Machine:
@@ -170,7 +170,7 @@ class World:
     def place(self, name: str) -> Machine:
         """The machine that a runbook means: "the relay" is relay-1, "the new relay" is relay-3."""
         return self.machines[
-            {DESK: "desk", "gateway": "control", "master": "control", "relay": "relay-1",
+            {OPERATOR: "operator", "gateway": "control", "master": "control", "relay": "relay-1",
              "new relay": "relay-3"}[name]
         ]  # fmt: skip
 
@@ -208,7 +208,7 @@ class World:
 
     # -- Typing ----------------------------------------------------------------------------
 
-    def typed(self, commands: str, *, at: str = "desk", may_fail: bool = False) -> str:
+    def typed(self, commands: str, *, at: str = "operator", may_fail: bool = False) -> str:
         """What commands at a machine print; they must succeed."""
         machine = self.machines[at]
         done = machine.shell(commands, self._access(), may_fail=may_fail)
@@ -259,11 +259,11 @@ class World:
     def ask(
         self, url: str, body: bytes | None = None, *, who: str = "admin", timeout_s: float = 5
     ) -> str:
-        """Body of an answer, asked from the desk with a token."""
+        """Body of an answer, asked from the operator's machine with a token."""
         token = self.tokens[who].read_text()
         request = urllib.request.Request(url, body, {"Authorization": f"Bearer {token}"})
         with (
-            self.desk.namespace.entered(),
+            self.operator.namespace.entered(),
             urllib.request.urlopen(request, timeout=timeout_s) as answer,
         ):
             return str(answer.read().decode())

@@ -10,7 +10,7 @@ from wavry_relay.shm.layout import REVOCATION_SLOTS
 from wavry_relay.shm.tags import Tags
 
 
-class Revoker:
+class GivenOrders:
     """The supervisor's side over the segment of a world."""
 
     def __init__(self, world: World, directory: Path, capacity: int = REVOCATION_SLOTS) -> None:

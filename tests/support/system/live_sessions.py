@@ -90,14 +90,14 @@ class Users:
 
     Args:
         gateway_url: as both reach it.
-        home: Alice's place.
-        desk: Bob's.
+        alice: where Alice is.
+        bob: where Bob is.
         directory: for their keys.
     """
 
-    def __init__(self, gateway_url: str, home: Namespace, desk: Namespace, directory: Path) -> None:
+    def __init__(self, gateway_url: str, alice: Namespace, bob: Namespace, directory: Path) -> None:
         self._url, self._directory = gateway_url, directory
-        self._alice_place, self._bob_place = InNamespace(home), InNamespace(desk)
+        self._alice_place, self._bob_place = InNamespace(alice), InNamespace(bob)
         self._peers: dict[str, wavry_peer.Peer] = {}
         self.lives: list[Live] = []
         self._patch = pytest.MonkeyPatch()

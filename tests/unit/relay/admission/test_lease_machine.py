@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.relay.revocation import Revoker
+from support.relay.revocation import GivenOrders
 from support.relay.world import Peer, World, v4
 
 from wavry_peer.protocol import constants as c
@@ -214,7 +214,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.world.control.log_level = 50  # The log has tests of its own.
         self.stack.callback(self.world.close)
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.revoker = Revoker(self.world, directory / "state")
+        self.orders = GivenOrders(self.world, directory / "state")
         self.model = Model()
         self.peers: list[Peer] = []
         self.sent: list[tuple[Peer, bytes, Address]] = []
@@ -397,8 +397,8 @@ class LeaseMachine(RuleBasedStateMachine):
     def revoke(self, number: int, kind: str) -> None:
         own = self.claims(self.peer_of(number).token)
         value = {"jti": own.jti, "session": own.sid, "sub": own.sub, "kid": own.kid}[kind]
-        row = self.revoker.row(kind, value)
-        assert self.revoker.kept.take(row, "stream")
+        row = self.orders.row(kind, value)
+        assert self.orders.kept.take(row, "stream")
         self.model.revoked[kind, value] = row.issued_until
         self.world.sweeps[0].step(self.world.now)  # A worker sweeps before it scans: now it knows
         self.model.sweep(self.now_ms)  # the time; and its sweep may end what is over.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 from support.paths import REPOSITORY
-from support.relay.revocation import Revoker
+from support.relay.revocation import GivenOrders
 from support.relay.world import Peer, World, reject_reason
 
 from wavry_peer.protocol import constants as c
@@ -43,65 +43,65 @@ def waiting(world: World) -> Peer:
     return peer
 
 
-def presented(world: World, _revoker: Revoker) -> None:
+def presented(world: World, _orders: GivenOrders) -> None:
     waiting(world)
 
 
-def activated(world: World, _revoker: Revoker) -> None:
+def activated(world: World, _orders: GivenOrders) -> None:
     world.session()
 
 
-def partner_left(world: World, _revoker: Revoker) -> None:
+def partner_left(world: World, _orders: GivenOrders) -> None:
     _, server = world.session()
     release(server)
 
 
-def renewed_waiting(world: World, _revoker: Revoker) -> None:
+def renewed_waiting(world: World, _orders: GivenOrders) -> None:
     peer = waiting(world)
     peer.accept(token=peer.new_token(), renew=True)
 
 
-def renewed_active(world: World, _revoker: Revoker) -> None:
+def renewed_active(world: World, _orders: GivenOrders) -> None:
     client, _ = world.session()
     client.accept(token=client.new_token(), renew=True)
 
 
-def expired_waiting(world: World, _revoker: Revoker) -> None:
+def expired_waiting(world: World, _orders: GivenOrders) -> None:
     peer = world.peer(ttl_s=60)
     peer.accept()
     world.advance(61)
     world.sweep(2.2)
 
 
-def expired_active(world: World, _revoker: Revoker) -> None:
+def expired_active(world: World, _orders: GivenOrders) -> None:
     world.session(ttl_s=60)
     world.advance(61)
     world.sweep(2.2)
 
 
-def revoked_waiting(world: World, revoker: Revoker) -> None:
+def revoked_waiting(world: World, orders: GivenOrders) -> None:
     waiting(world)
-    revoker.revoke("sub", "user-client")
+    orders.revoke("sub", "user-client")
     world.scan()
 
 
-def revoked_active(world: World, revoker: Revoker) -> None:
+def revoked_active(world: World, orders: GivenOrders) -> None:
     world.session()
-    revoker.revoke("sub", "user-client")
+    orders.revoke("sub", "user-client")
     world.scan()
 
 
-def second_peer_timeout(world: World, _revoker: Revoker) -> None:
+def second_peer_timeout(world: World, _orders: GivenOrders) -> None:
     waiting(world)
     world.sweep(33)
 
 
-def idle(world: World, _revoker: Revoker) -> None:
+def idle(world: World, _orders: GivenOrders) -> None:
     world.session()
     world.sweep(63)
 
 
-CASES: list[tuple[Step, Callable[[World, Revoker], None], int]] = [
+CASES: list[tuple[Step, Callable[[World, GivenOrders], None], int]] = [
     ((S.ISSUED, S.PRESENTED), presented, 1),
     ((S.PRESENTED, S.ACCEPTED), presented, 1),
     ((S.ACCEPTED, S.ACTIVE), activated, 2),
@@ -130,11 +130,11 @@ def test_transition(
     world: World,
     tmp_path: Path,
     step: Step,
-    drive: Callable[[World, Revoker], None],
+    drive: Callable[[World, GivenOrders], None],
     times: int,
 ) -> None:
     assert not steps(world)
-    drive(world, Revoker(world, tmp_path / "state"))
+    drive(world, GivenOrders(world, tmp_path / "state"))
     assert steps(world)[step] == times
     # What holds a slot came in and has not gone out: the counters always say how many there are.
     found = steps(world)

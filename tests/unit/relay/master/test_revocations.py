@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.relay.revocation import Revoker
+from support.relay.revocation import GivenOrders
 from support.relay.world import Peer, World, open_world, reject_reason
 
 from wavry_peer.protocol import constants as c
@@ -39,8 +39,8 @@ def world(engine_kind: EngineKind) -> Iterator[World]:
 
 
 @pytest.fixture
-def revoker(world: World, tmp_path: Path) -> Revoker:
-    return Revoker(world, tmp_path / "state")
+def orders(world: World, tmp_path: Path) -> GivenOrders:
+    return GivenOrders(world, tmp_path / "state")
 
 
 def claims(peer: Peer) -> lease.LeaseClaims:
@@ -66,12 +66,12 @@ def session(world: World, name: str) -> tuple[Peer, Peer]:
 @pytest.mark.parametrize("by", ["client", "server"])
 @pytest.mark.parametrize("revoked", ["jti", "session", "sub"])
 def test_revoked_session_stops_forwarding_at_once_and_both_peers_get_notice(
-    world: World, revoker: Revoker, revoked: str, by: str
+    world: World, orders: GivenOrders, revoked: str, by: str
 ) -> None:
     client, server = session(world, "hit")
     other, partner = session(world, "other")
     assert client.forward(1) == Forward(server.address)
-    revoker.revoke(revoked, value_of(revoked, client if by == "client" else server))
+    orders.revoke(revoked, value_of(revoked, client if by == "client" else server))
     world.scan()
     assert client.forward(2) == Drop("unknown_session")
     assert server.forward(1) == Drop("unknown_session")
@@ -89,7 +89,7 @@ def test_revoked_session_stops_forwarding_at_once_and_both_peers_get_notice(
 
 @pytest.mark.parametrize("by", ["row", "key set"])
 def test_revoked_key_ends_all_its_sessions_and_those_of_other_keys_go_on(
-    world: World, revoker: Revoker, by: str
+    world: World, orders: GivenOrders, by: str
 ) -> None:
     peers = [session(world, f"user-{number}") for number in range(100)]
     old_kid = world.mint.kid
@@ -98,7 +98,7 @@ def test_revoked_key_ends_all_its_sessions_and_those_of_other_keys_go_on(
     world.control.write_keys(old | world.mint.trusted(), 2)
     other, partner = session(world, "new")
     if by == "row":
-        revoker.revoke("kid", old_kid)
+        orders.revoke("kid", old_kid)
     else:
         dead = lease.TrustedKey(old[old_kid].public_key, "revoked")
         world.control.write_keys({old_kid: dead, **world.mint.trusted()}, 3)
@@ -110,7 +110,7 @@ def test_revoked_key_ends_all_its_sessions_and_those_of_other_keys_go_on(
 
 @pytest.mark.parametrize("left", list(c.Role), ids=["client", "server"])
 def test_revoked_key_ends_a_session_of_which_only_one_lease_is_its(
-    world: World, revoker: Revoker, left: c.Role
+    world: World, orders: GivenOrders, left: c.Role
 ) -> None:
     """In the middle of a rotation one peer has renewed with the new key, the other has not yet."""
     peers = session(world, "half")
@@ -119,25 +119,25 @@ def test_revoked_key_ends_a_session_of_which_only_one_lease_is_its(
     world.control.write_keys(old | world.mint.trusted(), 2)
     renewed = peers[1 - left]
     renewed.accept(token=renewed.new_token(), renew=True)
-    revoker.revoke("kid", old_kid)
+    orders.revoke("kid", old_kid)
     world.scan()
     assert not world.has(peers[0].sid)
 
 
-def test_ended_session_leaves_no_origin_of_its_leases(world: World, revoker: Revoker) -> None:
+def test_ended_session_leaves_no_origin_of_its_leases(world: World, orders: GivenOrders) -> None:
     client, _ = session(world, "gone")
     record = world.record(client.sid).number
     origins = LeaseOrigins(world.segment)
     assert all(origins.get(record, role) != (0, 0) for role in c.Role)
-    revoker.revoke("session", str(client.sid))
+    orders.revoke("session", str(client.sid))
     world.scan()
     assert [origins.get(record, role) for role in c.Role] == [(0, 0), (0, 0)]
 
 
-def test_many_hit_sessions_are_closed_in_portions(world: World, revoker: Revoker) -> None:
+def test_many_hit_sessions_are_closed_in_portions(world: World, orders: GivenOrders) -> None:
     for number in range(CLOSES_PER_STEP + 20):
         world.peer(sub="same", sid=uuid.UUID(int=number + 1)).accept()
-    revoker.revoke("sub", "same")
+    orders.revoke("sub", "same")
     for scan in world.scans:
         scan.step()
         scan.step()
@@ -147,9 +147,11 @@ def test_many_hit_sessions_are_closed_in_portions(world: World, revoker: Revoker
     assert world.count("session_closed_revoked") == CLOSES_PER_STEP + 20
 
 
-def test_lease_that_was_issued_after_the_revocation_is_good(world: World, revoker: Revoker) -> None:
+def test_lease_that_was_issued_after_the_revocation_is_good(
+    world: World, orders: GivenOrders
+) -> None:
     client, _ = session(world, "kicked")
-    revoker.revoke("sub", "kicked-client")
+    orders.revoke("sub", "kicked-client")
     world.scan()
     assert not world.has(client.sid)
     world.advance(1)
@@ -164,10 +166,10 @@ def test_lease_that_was_issued_after_the_revocation_is_good(world: World, revoke
 
 
 def test_replacement_of_a_dead_worker_cuts_what_was_revoked_meanwhile(
-    world: World, revoker: Revoker
+    world: World, orders: GivenOrders
 ) -> None:
     client, _ = session(world, "hit")
-    revoker.revoke("session", str(client.sid))
+    orders.revoke("session", str(client.sid))
     for number in range(2):
         view = RevocationView(world.tables)
         scan = RevocationScan(world.tables, view, number, world.sweeps[number])
@@ -177,36 +179,38 @@ def test_replacement_of_a_dead_worker_cuts_what_was_revoked_meanwhile(
     assert not world.has(client.sid)
 
 
-def test_session_that_waits_for_its_second_peer_is_cut_too(world: World, revoker: Revoker) -> None:
+def test_session_that_waits_for_its_second_peer_is_cut_too(
+    world: World, orders: GivenOrders
+) -> None:
     client = world.peer()
     client.accept()
-    revoker.revoke("jti", claims(client).jti)
+    orders.revoke("jti", claims(client).jti)
     world.scan()
     assert not world.has(client.sid)
 
 
-def test_renewed_session_is_not_hit_by_its_old_lease(world: World, revoker: Revoker) -> None:
+def test_renewed_session_is_not_hit_by_its_old_lease(world: World, orders: GivenOrders) -> None:
     client, server = session(world, "renewed")
     old = claims(client).jti
     client.token = client.new_token(sub="renewed-client")
     client.accept(renew=True)
-    revoker.revoke("jti", old)
+    orders.revoke("jti", old)
     world.scan()
     assert client.forward(1) == Forward(server.address)
-    revoker.revoke("jti", claims(client).jti)
+    orders.revoke("jti", claims(client).jti)
     world.scan()
     assert client.forward(2) == Drop("unknown_session")
 
 
 def test_news_during_a_pass_wait_for_the_next_and_are_not_lost(
-    world: World, revoker: Revoker
+    world: World, orders: GivenOrders
 ) -> None:
     first, _ = session(world, "first")
     second, _ = session(world, "second")
-    revoker.revoke("session", str(first.sid))
+    orders.revoke("session", str(first.sid))
     for scan in world.scans:
         scan.step()
-    revoker.revoke("session", str(second.sid))
+    orders.revoke("session", str(second.sid))
     world.scan()
     assert not world.has(first.sid)
     assert not world.has(second.sid)
@@ -217,11 +221,11 @@ def test_news_during_a_pass_wait_for_the_next_and_are_not_lost(
 
 @pytest.mark.parametrize("revoked", KINDS)
 def test_revoked_lease_is_refused_at_every_worker_and_after_a_restart(
-    world: World, revoker: Revoker, revoked: str
+    world: World, orders: GivenOrders, revoked: str
 ) -> None:
     peer = world.peer()
     peer.accept()
-    revoker.revoke(revoked, value_of(revoked, peer))
+    orders.revoke(revoked, value_of(revoked, peer))
     world.scan()
     assert not world.has(peer.sid)
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
@@ -232,57 +236,57 @@ def test_revoked_lease_is_refused_at_every_worker_and_after_a_restart(
         assert caught.value.reason == c.RejectReason.REVOKED
 
 
-def test_revoked_comes_behind_expiry_and_before_proof(world: World, revoker: Revoker) -> None:
+def test_revoked_comes_behind_expiry_and_before_proof(world: World, orders: GivenOrders) -> None:
     peer = world.peer(sub="hit")
-    revoker.revoke("sub", "hit")
+    orders.revoke("sub", "hit")
     assert reject_reason(peer.present(proof=False)) == c.RejectReason.REVOKED
     world.advance(301)
     assert reject_reason(peer.present()) == c.RejectReason.EXPIRED
 
 
 def test_ban_of_a_user_hits_future_leases_until_it_is_lifted(
-    world: World, revoker: Revoker
+    world: World, orders: GivenOrders
 ) -> None:
     now_s = world.now.wall_ms // 1000
-    revoker.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
+    orders.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
     world.advance(600)
     assert reject_reason(world.peer(sub="eve").present()) == c.RejectReason.REVOKED
     before = world.peer(sub="eve")
-    assert revoker.kept.take(revoker.row("unban", "eve", until=now_s + 600), "stream")
+    assert orders.kept.take(orders.row("unban", "eve", until=now_s + 600), "stream")
     assert reject_reason(before.present()) == c.RejectReason.REVOKED
     world.advance(1)
     world.peer(sub="eve").accept()
 
 
 def test_ban_is_not_shortened_by_a_later_revocation_of_the_same_user(
-    world: World, revoker: Revoker
+    world: World, orders: GivenOrders
 ) -> None:
     """`leases revoke --user` hits the leases of now; what a ban says about later ones stays."""
     now_s = world.now.wall_ms // 1000
-    revoker.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
-    revoker.revoke("sub", "eve", until=now_s, ttl=3600)
+    orders.revoke("sub", "eve", until=now_s + 7200, ttl=10_800)
+    orders.revoke("sub", "eve", until=now_s, ttl=3600)
     world.advance(3600 + KEEP_S + 1)
-    revoker.save()
+    orders.save()
     assert reject_reason(world.peer(sub="eve").present()) == c.RejectReason.REVOKED
     with open_world() as fresh:
         fresh.clock.advance(3600 + KEEP_S + 1)
-        again = Revoker(fresh, revoker.directory)
+        again = GivenOrders(fresh, orders.directory)
         assert len(again.kept) == 1, "nor is it forgotten earlier"
         assert reject_reason(fresh.peer(sub="eve").present()) == c.RejectReason.REVOKED
 
 
-def test_lifted_ban_is_forgotten_when_no_lease_needs_it(world: World, revoker: Revoker) -> None:
+def test_lifted_ban_is_forgotten_when_no_lease_needs_it(world: World, orders: GivenOrders) -> None:
     now_s = world.now.wall_ms // 1000
-    revoker.revoke("sub", "eve", until=2**53, ttl=2**40)
-    assert revoker.kept.take(revoker.row("unban", "eve", until=now_s, ttl=3600), "stream")
+    orders.revoke("sub", "eve", until=2**53, ttl=2**40)
+    assert orders.kept.take(orders.row("unban", "eve", until=now_s, ttl=3600), "stream")
     for hours, left in ((0.9, 1), (0.2, 0)):
         world.advance(3600 * hours)
-        revoker.save()
-        assert len(Revoker(world, revoker.directory).kept) == left
+        orders.save()
+        assert len(GivenOrders(world, orders.directory).kept) == left
 
 
 def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
-    world: World, revoker: Revoker
+    world: World, orders: GivenOrders
 ) -> None:
     """The row comes between the first look at the revocations and the place in the table."""
     peer = world.peer(sub="eve")
@@ -294,7 +298,7 @@ def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
             super().check_claims(claims, now)  # type: ignore[arg-type]  # the double
             self.looks += 1
             if self.looks == 1:
-                revoker.revoke("sub", "eve")
+                orders.revoke("sub", "eve")
 
     world.admission._policy = policy = Late(world.views[0])
     assert reject_reason(peer.present()) == c.RejectReason.REVOKED
@@ -306,13 +310,13 @@ def test_session_is_not_admitted_past_a_revocation_of_the_same_moment(
 
 
 def test_revocations_survive_a_restart_of_the_relay(world: World, tmp_path: Path) -> None:
-    first = Revoker(world, tmp_path / "state")
+    first = GivenOrders(world, tmp_path / "state")
     first.kept.agrees(LOG, 5, asked=0)
     first.revoke("sub", "eve")
     first.revoke("session", str(uuid.UUID(int=7)))
     first.save()
     with open_world() as fresh:
-        again = Revoker(fresh, tmp_path / "state")
+        again = GivenOrders(fresh, tmp_path / "state")
         assert (again.kept.log, again.kept.number, len(again.kept)) == (LOG, 2, 2)
         assert again.kept.agrees(LOG, 2, asked=2)
         assert reject_reason(fresh.peer(sub="eve").present()) == c.RejectReason.REVOKED
@@ -337,69 +341,69 @@ def test_broken_file_is_reported_and_read_again_from_the_master(
     world: World, tmp_path: Path, damage: bytes
 ) -> None:
     (tmp_path / FILE_NAME).write_bytes(damage)
-    revoker = Revoker(world, tmp_path)
-    assert (revoker.kept.number, len(revoker.kept)) == (0, 0)
-    revoker.revoke("sub", "eve")
-    revoker.save()
-    assert len(Revoker(world, tmp_path).kept) == 1
+    orders = GivenOrders(world, tmp_path)
+    assert (orders.kept.number, len(orders.kept)) == (0, 0)
+    orders.revoke("sub", "eve")
+    orders.save()
+    assert len(GivenOrders(world, tmp_path).kept) == 1
 
 
 def test_lines_that_nobody_could_have_written_are_left_out(world: World, tmp_path: Path) -> None:
     lines = '["sub","a",1,9999999999],["unban","a",1,1],["session","zz",1,1],["sub","b",-1,1]'
     (tmp_path / FILE_NAME).write_text(f'{{"log":"{LOG}","number":3,"entries":[{lines}]}}')
-    assert list(Revoker(world, tmp_path).kept._kept) == [("sub", "a")]
+    assert list(GivenOrders(world, tmp_path).kept._kept) == [("sub", "a")]
 
 
 def test_another_log_is_read_from_its_beginning_and_what_is_known_stays(
-    world: World, revoker: Revoker
+    world: World, orders: GivenOrders
 ) -> None:
-    assert not revoker.kept.agrees(LOG, 9, asked=0)
-    revoker.revoke("sub", "eve")
-    assert revoker.kept.agrees(LOG, 1, asked=1)
-    assert not revoker.kept.agrees(LOG, 0, asked=1)  # an older copy of the same database
-    revoker.revoke("sub", "bob")
-    assert not revoker.kept.agrees("b" * 32, 9, asked=1)
-    assert (revoker.kept.number, len(revoker.kept)) == (0, 2)
+    assert not orders.kept.agrees(LOG, 9, asked=0)
+    orders.revoke("sub", "eve")
+    assert orders.kept.agrees(LOG, 1, asked=1)
+    assert not orders.kept.agrees(LOG, 0, asked=1)  # an older copy of the same database
+    orders.revoke("sub", "bob")
+    assert not orders.kept.agrees("b" * 32, 9, asked=1)
+    assert (orders.kept.number, len(orders.kept)) == (0, 2)
     # The master's numbers may have grown while the question was under way.
-    revoker.revoke("sub", "cat")
-    assert revoker.kept.agrees("b" * 32, 0, asked=0)
+    orders.revoke("sub", "cat")
+    assert orders.kept.agrees("b" * 32, 0, asked=0)
 
 
 def test_table_full_gives_up_what_ends_first_and_says_so(world: World, tmp_path: Path) -> None:
-    revoker = Revoker(world, tmp_path, capacity=10)
+    orders = GivenOrders(world, tmp_path, capacity=10)
     for number in range(10):
-        revoker.revoke("sub", f"user-{number}", ttl=1000 + number)
-    assert revoker.kept.evicted == 0
-    revoker.revoke("sub", "late", ttl=1005)
-    assert revoker.kept.evicted == 1
+        orders.revoke("sub", f"user-{number}", ttl=1000 + number)
+    assert orders.kept.evicted == 0
+    orders.revoke("sub", "late", ttl=1005)
+    assert orders.kept.evicted == 1
     world.peer(sub="user-0").accept()
     for name in ("user-1", "user-9", "late"):
         assert reject_reason(world.peer(sub=name).present()) == c.RejectReason.REVOKED
     # Expired ones make room without anybody losing anything.
     world.advance(1004 + KEEP_S)
     for number in range(4):
-        revoker.revoke("sub", f"new-{number}")
-    assert revoker.kept.evicted == 1
-    assert len(revoker.kept) <= 10
+        orders.revoke("sub", f"new-{number}")
+    assert orders.kept.evicted == 1
+    assert len(orders.kept) <= 10
 
 
 def test_flood_of_rows_for_the_same_value_is_rewritten_and_loses_nothing(
-    world: World, revoker: Revoker
+    world: World, orders: GivenOrders
 ) -> None:
-    revoker.revoke("sub", "first")
+    orders.revoke("sub", "first")
     for _ in range(REVOCATION_SLOTS + 100):
-        revoker.revoke("sub", "again")
-    assert revoker.kept.evicted == 0
+        orders.revoke("sub", "again")
+    assert orders.kept.evicted == 0
     assert world.tables.revocations.count <= REVOCATION_SLOTS
     for name in ("first", "again"):
         assert reject_reason(world.peer(sub=name).present()) == c.RejectReason.REVOKED
 
 
-def test_a_number_that_was_taken_is_not_taken_again(world: World, revoker: Revoker) -> None:
-    row = revoker.row("sub", "eve")
-    assert revoker.kept.take(row, "stream")
-    assert not revoker.kept.take(row, "poll")
-    assert dict(revoker.kept.received) == {"stream": 1}
+def test_a_number_that_was_taken_is_not_taken_again(world: World, orders: GivenOrders) -> None:
+    row = orders.row("sub", "eve")
+    assert orders.kept.take(row, "stream")
+    assert not orders.kept.take(row, "poll")
+    assert dict(orders.kept.received) == {"stream": 1}
 
 
 # -- The shared log ------------------------------------------------------------------------------
@@ -481,7 +485,7 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
     ids = [str(uuid.UUID(int=n + 1)) for n in range(3)]
     with tempfile.TemporaryDirectory() as name, open_world() as world:
         start_s = world.now.wall_ms // 1000
-        revoker = Revoker(world, Path(name))
+        orders = GivenOrders(world, Path(name))
         view = RevocationView(world.tables)
         tags = Tags(world.segment)
         # Issued until (at least, at most), and the end: one that is over may be forgotten or not.
@@ -489,8 +493,8 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
         for step in steps:
             now_s = world.now.wall_ms // 1000
             if step == "restart":
-                revoker.save()
-                revoker = Revoker(world, Path(name))
+                orders.save()
+                orders = GivenOrders(world, Path(name))
             elif step == "read":
                 view.refresh()
             elif isinstance(step, int):
@@ -500,10 +504,10 @@ def test_table_answers_as_its_model(steps: list[object]) -> None:
                 value = ids[which] if kind in ("jti", "session") else NAMES[which]
                 until_s, expires_s = start_s + until, now_s + ttl
                 row = Revocation(
-                    number=revoker.kept.number + 1, kind=kind, value=value, issued_until=until_s,
+                    number=orders.kept.number + 1, kind=kind, value=value, issued_until=until_s,
                     expires_at=expires_s,
                 )  # fmt: skip
-                revoker.kept.take(row, "stream")
+                orders.kept.take(row, "stream")
                 key = ("sub" if kind == "unban" else kind, value)
                 known = model.get(key)
                 if kind != "unban":
