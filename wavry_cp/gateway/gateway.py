@@ -118,6 +118,7 @@ class Gateway:
             config.master_url,
             tokens.service.token,
             timeout_s=config.master_timeout_s,
+            clock=clock,
             metrics=self.metrics,
         )
         self.accounts = AccountService(core, self._hasher)

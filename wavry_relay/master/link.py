@@ -9,7 +9,6 @@ with growing, jittered delays.  Sessions go on in every state: they need keys, n
 import asyncio
 import contextlib
 import random
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.keyset import MAX_DOCUMENT_BYTES, encode_keyset, relay_id
 from wavry_peer.protocol.registration import sign_challenge
 from wavry_peer.protocol.relay_terms import DrainOrder, MasterLinkState, ReportedState
+from wavry_peer.service.clock import Clock
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .key_ring import KeyRing
@@ -128,8 +128,8 @@ class MasterLink:
         keyring: takes key sets.
         orders: carries out commands.
         measure_load: since the last heartbeat.
+        clock: time.
         uniform: source of jitter, ``random.uniform``.
-        monotonic_s: seconds.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class MasterLink:
         keyring: KeyRing,
         orders: Orders,
         measure_load: Callable[[], RelayLoad],
+        clock: Clock,
         *,
         uniform: Callable[[float, float], float] = random.uniform,
-        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = base_url.rstrip("/")
         self.relay_id = relay_id(description.identity.public_key)
@@ -160,8 +160,8 @@ class MasterLink:
         self.state = MasterLinkState.REGISTERING
         self.last_error: str | None = None
         self.keys_error: str | None = None
-        self._monotonic_s = monotonic_s
-        self._heard_s = monotonic_s()
+        self._clock = clock
+        self._heard_s = clock.monotonic_s()
         self.registrations: Counter[str] = Counter()
         self.heartbeats: Counter[str] = Counter()
 
@@ -172,7 +172,7 @@ class MasterLink:
 
     def unheard_s(self) -> float:
         """Return the seconds since the master took a registration or heartbeat, or the start."""
-        return self._monotonic_s() - self._heard_s
+        return self._clock.monotonic_s() - self._heard_s
 
     async def run(self) -> None:
         """Register and send heartbeats until cancelled."""
@@ -248,7 +248,7 @@ class MasterLink:
                     return
                 continue
             self.heartbeats["ok"] += 1
-            self._heard_s = self._monotonic_s()
+            self._heard_s = self._clock.monotonic_s()
             self.state, self.last_error, self._failures = MasterLinkState.REGISTERED, None, 0
             held = self._keyring.serial
             for command in commands:
@@ -306,7 +306,7 @@ class MasterLink:
             ),
         )
         self._token = answer.relay_token
-        self._heard_s = self._monotonic_s()
+        self._heard_s = self._clock.monotonic_s()
         interval_s = answer.heartbeat_interval_ms / 1000
         self._interval_s = min(max(interval_s, _HEARTBEAT_MIN_S), _HEARTBEAT_MAX_S)
         self._description_changed = self._description is not described

@@ -83,7 +83,7 @@ class Assembler:
                 max_bitrate_kbps=config.max_bitrate_kbps,
                 version=self.version,
             )
-            link = MasterLink(config.master_url, description, keyring, orders, load.measure)
+            link = MasterLink(config.master_url, description, keyring, orders, load.measure, clock)
             events = EventLink(link, revocations, orders, poll_s=config.event_poll_s)
         master = MasterConnection(keyring, revocations, link, events)
         own_id = relay_id(identity.public_key)

@@ -24,6 +24,7 @@ from wavry_peer.protocol.ed25519 import SigningKey
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow, TokenCheckRequest
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, RelayInfo, RelayList, SessionInfo
+from wavry_peer.service.clock import Clock
 from wavry_peer.service.http_client import CallError, JsonCaller
 from wavry_relay.master.link import MasterCallError, MasterLink, RelayDescription
 
@@ -183,7 +184,7 @@ async def test_the_relay_takes_its_bound_in_pieces_and_no_more(serve: Serve) -> 
     url = await serve(bytes(4_000_000))
     # Key ring, orders and load have no part in a GET.
     unused = cast("Any", None)
-    link = MasterLink(url, DESCRIPTION, unused, unused, unused)
+    link = MasterLink(url, DESCRIPTION, unused, unused, unused, Clock())
     link._http = JsonCaller(TIMEOUT)
     try:
         assert len(await link.get("/any", 4_000_000)) == 4_000_000
@@ -198,7 +199,7 @@ async def test_the_broker_takes_its_bound_in_pieces_and_no_more(serve: Serve) ->
     known = {"valid": True, "name": "carol", "role": "admin"}
     for size, error in ((MAX_BODY_BYTES, ""), (4_000_000, f"over {MAX_BODY_BYTES} bytes")):
         url = await serve(padded(known, size))
-        broker = Broker(url, TOKEN, timeout_s=20, metrics=GatewayMetrics())
+        broker = Broker(url, TOKEN, timeout_s=20, clock=Clock(), metrics=GatewayMetrics())
         try:
             if error:
                 with pytest.raises(RefusedError):

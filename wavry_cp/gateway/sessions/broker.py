@@ -4,7 +4,6 @@ Every call has one total time-out below 2 s.  What the master refuses keeps its 
 can act on it; everything else is ``relay_unavailable``, and the log says why.
 """
 
-import time
 from typing import Final, TypeVar
 
 import aiohttp
@@ -25,6 +24,7 @@ from wavry_peer.protocol.http.api import (
     RenewResponse,
 )
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.service.clock import Clock
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 
 from .breaker import Breaker
@@ -58,8 +58,15 @@ class Broker:
     """Client of the master, made inside a running event loop."""
 
     def __init__(
-        self, base_url: str, service_token: str, *, timeout_s: float, metrics: GatewayMetrics
+        self,
+        base_url: str,
+        service_token: str,
+        *,
+        timeout_s: float,
+        clock: Clock,
+        metrics: GatewayMetrics,
     ) -> None:
+        self._clock = clock
         self._metrics = metrics
         self._breaker = Breaker()
         self._probed_at_s = -PROBE_FRESH_S
@@ -123,7 +130,7 @@ class Broker:
 
     async def probe(self) -> str:
         """State of the master for /ready, asked every few seconds: ``"ok"``, ``"unreachable"``."""
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         if now_s - self._probed_at_s >= PROBE_FRESH_S:
             self._probed_at_s = now_s
             try:
@@ -137,10 +144,10 @@ class Broker:
         return self._probe_result
 
     async def _call(self, name: str, path: str, body: msgspec.Struct, kind: type[Answer]) -> Answer:
-        if not self._breaker.allows(time.monotonic()):
+        if not self._breaker.allows(self._clock.monotonic_s()):
             self._metrics.master_calls.labels(name, "skipped").inc()
             raise unavailable()
-        started_s = time.monotonic()
+        started_s = self._clock.monotonic_s()
         try:
             url = self._base_url + path
             answer = await self._http.call("POST", url, body, token=self._token)
@@ -149,7 +156,7 @@ class Broker:
             self._succeeded()
             raise
         except (_Unanswered, CallError) as error:
-            self._breaker.failed(time.monotonic())
+            self._breaker.failed(self._clock.monotonic_s())
             self._metrics.master_calls.labels(name, "failed").inc()
             self._call_error = f"{path}: {error}"
             _log.warning(
@@ -160,7 +167,7 @@ class Broker:
             self._succeeded()
             return usable
         finally:
-            self._metrics.master_seconds.labels(name).observe(time.monotonic() - started_s)
+            self._metrics.master_seconds.labels(name).observe(self._clock.monotonic_s() - started_s)
 
     def _succeeded(self) -> None:
         self._breaker.succeeded()
