@@ -14,16 +14,10 @@ then a parked worker writes nothing, so each row keeps a single writer.
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
-import socket
-import subprocess
-import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -46,6 +40,8 @@ from wavry_relay.worker.process import (
     STOP,
 )
 
+from .worker_process import WorkerProcess, how_it_ended
+
 __all__ = ["WorkerBootError", "WorkerPool"]
 
 BOOT_TIMEOUT_S: Final = 20.0
@@ -66,42 +62,12 @@ less; what is queued meanwhile is not lost."""
 _AWAY_NS: Final = 1_000_000_000
 """A watch that was late by this much was paused itself."""
 _ANYWHERE: Final = Placement()
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 _log = structlog.get_logger(__name__)
 
 
 class WorkerBootError(LocalError):
     """A worker cannot start, so neither can the relay."""
-
-
-@dataclass(slots=True)
-class _Process:
-    number: int
-    popen: subprocess.Popen[bytes]
-    control: socket.socket
-    pidfd: int
-    spawned_ns: int
-    parked: bool = False
-    ready: bool = field(default=False, init=False)
-    generation: int = field(default=0, init=False)
-    gone_ns: int = field(default=0, init=False)
-    aborted_ns: int = field(default=0, init=False)
-    killed: bool = field(default=False, init=False)
-    gone: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    said: defaultdict[bytes, asyncio.Event] = field(
-        default_factory=lambda: defaultdict(asyncio.Event), init=False
-    )
-
-    async def says(self, word: bytes, timeout_s: float) -> bool:
-        """Wait for a message of the process; False where it ends or stays silent."""
-        waits = [asyncio.ensure_future(e.wait()) for e in (self.said[word], self.gone)]
-        try:
-            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return self.said[word].is_set()
 
 
 class WorkerPool:
@@ -128,7 +94,7 @@ class WorkerPool:
         self._placement = placement
         self.set_hang_timeout(hang_timeout_s)
         self._clock = clock
-        self._processes: dict[int, _Process] = {}
+        self._processes: dict[int, WorkerProcess] = {}
         self._failures: Counter[int] = Counter()
         self._retry_ns: dict[int, int] = {}
         """When to try again to start a worker that could not start."""
@@ -178,10 +144,7 @@ class WorkerPool:
         times: dict[int, float] = {}
         for number, process in self._processes.items():
             with contextlib.suppress(OSError):
-                stat = Path(f"/proc/{process.popen.pid}/stat").read_text()
-                # proc(5): utime and stime are fields 14 and 15, and the name may hold anything.
-                fields = stat.rpartition(")")[2].split()
-                times[number] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+                times[number] = process.cpu_s()
         return times
 
     def cookie_gates(self) -> int:
@@ -227,17 +190,14 @@ class WorkerPool:
             await asyncio.gather(self._watcher, return_exceptions=True)
         processes = list(self._processes.values())
         for process in processes:
-            try:
-                process.control.send(LEAVE if quiet else STOP)
-            except OSError:
-                _signal(process, signal.SIGKILL)
+            process.tell_or_kill(LEAVE if quiet else STOP)
         try:
             async with asyncio.timeout(grace_s):
                 for process in processes:
                     await process.gone.wait()
         except TimeoutError:
             for process in processes:
-                _signal(process, signal.SIGKILL)
+                process.signal(signal.SIGKILL)
         for process in processes:
             await process.gone.wait()
 
@@ -294,12 +254,9 @@ class WorkerPool:
         process = self._processes.get(number)
         if process is None or process.gone.is_set():
             return
-        try:
-            process.control.send(LEAVE)
-        except OSError:
-            _signal(process, signal.SIGKILL)
+        process.tell_or_kill(LEAVE)
         if not await process.says(LEFT, LEAVE_GRACE_S):
-            _signal(process, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
             await process.gone.wait()
 
     async def reclaim(self) -> None:
@@ -326,55 +283,29 @@ class WorkerPool:
     # -- Processes -------------------------------------------------------------------------------
 
     def _spawn(self, number: int, *, parked: bool = False) -> None:
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        mine.settimeout(0)
-        sockets = [group.socket_of(number).fileno() for group in self._groups]
         now_ns = self._clock.now().mono_ns
         if not parked:
             self._reset_row(number)
-        command = [sys.executable, "-m", "wavry_relay.worker"]
-        command += ["--number", str(number), "--parent", str(os.getpid())]
-        command += ["--segment-fd", str(self._segment.fd), "--control-fd", str(theirs.fileno())]
-        command += ["--socket-fds", ",".join(map(str, sockets))]
-        command += self._placement.arguments(number)
-        if parked:
-            command += ["--parked"]
-        with theirs:
-            try:
-                popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(self._segment.fd, theirs.fileno(), *sockets),
-                )
-            except OSError:
-                mine.close()
-                raise
-        try:
-            pidfd = os.pidfd_open(popen.pid)
-        except OSError:
-            mine.close()
-            popen.kill()
-            popen.wait()
-            raise
-        process = _Process(number, popen, mine, pidfd, now_ns, parked)
+        process = WorkerProcess.spawn(
+            number,
+            self._segment.fd,
+            [group.socket_of(number).fileno() for group in self._groups],
+            self._placement.arguments(number),
+            now_ns=now_ns,
+            parked=parked,
+        )
         self._processes[number] = process
         loop = asyncio.get_running_loop()
-        loop.add_reader(mine, self._on_message, process)
+        loop.add_reader(process.control, self._on_message, process)
         loop.add_reader(process.pidfd, self._on_exit, process)
 
-    def _on_message(self, process: _Process) -> None:
-        try:
-            message = process.control.recv(16)
-        except BlockingIOError:
+    def _on_message(self, process: WorkerProcess) -> None:
+        message = process.hear()
+        if message is None:
             return
-        except OSError:
-            message = b""
         if not message:
             # The exit is reported by the pidfd; an end that is readable for ever would spin.
             asyncio.get_running_loop().remove_reader(process.control)
-        for word in (PARKED, OPENED, READY, LEFT):
-            if word in message:
-                process.said[word].set()
         if READY in message:
             process.ready = True
             process.generation = WorkerRow(self._segment, process.number).generation
@@ -388,20 +319,16 @@ class WorkerPool:
             if self.running() == self.count:
                 self._all_ready.set()
 
-    def _on_exit(self, process: _Process) -> None:
+    def _on_exit(self, process: WorkerProcess) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(process.pidfd)
         loop.remove_reader(process.control)
-        os.close(process.pidfd)
-        process.control.close()
-        code = process.popen.wait()
-        was_ready, process.ready = process.ready, False
-        process.gone_ns = self._clock.now().mono_ns
-        process.gone.set()
+        was_ready = process.ready
+        code = process.reap(self._clock.now().mono_ns)
         if self._stopping or process.parked or process.number in self._released:
             return
         if not self._booted:
-            self._boot_error = f"worker {process.number} ended at its start ({_how(code)})"
+            self._boot_error = f"worker {process.number} ended at its start ({how_it_ended(code)})"
             self._all_ready.set()
             return
         if was_ready and code != BOOT_FAILURE:
@@ -409,7 +336,7 @@ class WorkerPool:
         else:
             self._replace_later(process, code)
 
-    def _replace_at_once(self, process: _Process, code: int) -> None:
+    def _replace_at_once(self, process: WorkerProcess, code: int) -> None:
         cause = "hung" if process.aborted_ns else "died"
         self.restarts[cause] += 1
         self._start(process.number)
@@ -417,17 +344,17 @@ class WorkerPool:
             "worker_replaced",
             worker=process.number,
             pid=process.popen.pid,
-            cause=f"{cause}: {_how(code)}",
+            cause=f"{cause}: {how_it_ended(code)}",
             next_step="sessions go on in the replacement; look above for a traceback",
         )
 
-    def _replace_later(self, process: _Process, code: int) -> None:
+    def _replace_later(self, process: WorkerProcess, code: int) -> None:
         self.restarts["boot_failed"] += 1
         delay_s = self._put_off(process.number, _BACKOFF_MAX_S)
         _log.error(
             "worker_boot_failed",
             worker=process.number,
-            cause=_how(code),
+            cause=how_it_ended(code),
             retry_in_s=round(delay_s, 1),
             next_step="see the message above; the other workers serve on",
         )
@@ -509,17 +436,17 @@ class WorkerPool:
             read = {w % len(group.sockets) for w in range(self.count) if w not in unread}
             group.steer_to(read)
 
-    def _check(self, process: _Process, now_ns: int) -> None:
+    def _check(self, process: WorkerProcess, now_ns: int) -> None:
         if process.parked:
             return  # Whoever parked it counts its time.
         if not process.ready:
             if now_ns - process.spawned_ns > BOOT_TIMEOUT_S * 1e9:
-                _signal(process, signal.SIGKILL)
+                process.signal(signal.SIGKILL)
             return
         if process.aborted_ns:
             if not process.killed and now_ns - process.aborted_ns > _ABORT_GRACE_NS:
                 process.killed = True
-                _signal(process, signal.SIGKILL)
+                process.signal(signal.SIGKILL)
             return
         heartbeat_ns = WorkerRow(self._segment, process.number).heartbeat_ns
         silent_ns = now_ns - max(heartbeat_ns, self._resumed_ns)
@@ -532,15 +459,4 @@ class WorkerPool:
                 next_step="it is aborted and replaced; its traceback follows on stderr",
             )
             process.aborted_ns = now_ns
-            _signal(process, signal.SIGABRT)
-
-
-def _signal(process: _Process, number: signal.Signals) -> None:
-    if not process.gone.is_set():
-        process.popen.send_signal(number)
-
-
-def _how(code: int) -> str:
-    if code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"
+            process.signal(signal.SIGABRT)
