@@ -14,7 +14,7 @@ import structlog
 from . import log_stream
 from .settings import SettingsError
 
-__all__ = ["LEVELS", "configure", "level_number", "mask_address", "set_level", "set_level_number"]
+__all__ = ["LEVELS", "configure", "level_number", "mask_address", "set_level"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 _NUMBERS: Final = {name: logging.getLevelNamesMapping()[name.upper()] for name in LEVELS}
@@ -50,11 +50,6 @@ def set_level(level: str) -> None:
         SettingsError: another level.
     """
     _threshold.level = level_number(level)
-
-
-def set_level_number(number: int) -> None:
-    """Set the threshold by its number, e.g. 20 for info."""
-    _threshold.level = number
 
 
 def level_number(level: str) -> int:

@@ -1,11 +1,10 @@
 """The table of lease states: one test for each step, and nothing outside of it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import structlog
 from support.paths import REPOSITORY
 from support.relay.revocation import GivenOrders
 from support.relay.world import Peer, World, reject_reason
@@ -177,20 +176,12 @@ def test_illegal_transitions_raise(world: World, before: LeaseState, after: Leas
     assert world.count("internal_errors") == 1, "a running relay counts it and goes on"
 
 
-@pytest.fixture(autouse=True)
-def log_of_its_own() -> Iterator[None]:
-    """What a test configures writes to a stream that ends with it."""
-    yield
-    structlog.reset_defaults()
-
-
 def lines(text: str) -> list[dict[str, object]]:
     found = (json.loads(line) for line in text.splitlines() if line.startswith("{"))
     return [line for line in found if line["event"] == "lease_transition"]
 
 
 def test_each_step_is_one_log_event(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("relay-worker")
     world.control.log_level = logs.level_number("debug")
     client, _ = world.session()
     world.sweep(63)
@@ -212,7 +203,6 @@ def test_each_step_is_one_log_event(world: World, capsys: pytest.CaptureFixture[
 def test_log_of_ordinary_steps_is_off_at_info_and_of_all_at_error(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("relay-worker")
     world.session()
     assert not lines(capsys.readouterr().err)
     world.control.log_level = logs.level_number("error")
@@ -223,7 +213,6 @@ def test_log_of_ordinary_steps_is_off_at_info_and_of_all_at_error(
 def test_log_is_bounded_when_a_whole_relay_ends_at_once(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("relay-worker")
     end = (S.ACTIVE, S.REVOKED, (1, 2), world.now)
     for _ in range(1000):
         world.transitions.take(*end, role=0, cause="revoked")
