@@ -17,12 +17,18 @@ _MAX_KEY_IDS: Final = 256
 
 
 class Tags:
-    """Hashes under the keys in a segment's control block."""
+    """Hashes under the keys in a segment's control block.
+
+    Raises:
+        ValueError: they are not there yet: whoever hashed without them would agree with nobody.
+    """
 
     def __init__(self, segment: Segment) -> None:
         at = segment.geometry.regions["control"].offset
         key = at + CONTROL["tag_key"].offset
         self._tag_key = bytes(segment.u8[key : key + 32])
+        if not any(self._tag_key):
+            raise ValueError("the control block has no keys yet: initialise it first")
         word = (at + CONTROL["hash_key"].offset) // 8
         self._started: dict[bytes, hashlib.blake2b] = {}
         """One hash for each kind, its key already taken in: half the cost of a tag."""

@@ -38,7 +38,7 @@ from wavry_relay.master.connection import MasterConnection
 from wavry_relay.ops.control_socket import CONTROL_SOCKET_NAME, ControlSocket
 from wavry_relay.ops.http_server import OpsServer, open_ops_socket
 from wavry_relay.ops.samples import RelaySamples
-from wavry_relay.shm.control import Drain
+from wavry_relay.shm.control import ControlBlock, Drain
 from wavry_relay.shm.layout import Geometry
 from wavry_relay.shm.segment import Segment, segment_names
 from wavry_relay.shm.tables import SegmentTables
@@ -146,8 +146,10 @@ class Supervisor:
         identity = self._identify()
         workers = activation.worker_count(config.workers, config.worker_count)
         groups = open_listening(config, activation, workers, self._cleanup)
-        tables = SegmentTables(self._make_segment(identity, workers))
-        tables.control.initialise(relay_id(identity.public_key), config.limits, self._engine)
+        segment = self._make_segment(identity, workers)
+        control = ControlBlock(segment)  # Before the tables: their tags take its keys.
+        control.initialise(relay_id(identity.public_key), config.limits, self._engine)
+        tables = SegmentTables(segment)
         parts = self._assemble(identity, tables, groups)
         parts.relay.master.keyring.load_cached()
         parts.relay.master.revocations.load()

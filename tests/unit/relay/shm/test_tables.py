@@ -18,6 +18,7 @@ from wavry_relay.shm.layout import Geometry
 from wavry_relay.shm.leases import KEEP_MS, SHARE, LeaseHistory, Leftover, UsedLeases
 from wavry_relay.shm.segment import Segment
 from wavry_relay.shm.sessions import SessionTable, session_words
+from wavry_relay.shm.tables import SegmentTables
 from wavry_relay.shm.tags import Tags
 
 
@@ -32,6 +33,14 @@ def words(number: int) -> tuple[int, int]:
 
 
 AGES = st.sampled_from([0, 1, 59, 60, 61, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+
+
+def test_no_table_is_made_before_the_keys_that_its_tags_take() -> None:
+    """A supervisor whose tables were made before revoked nothing: its tags were nobody's."""
+    segment = Segment.anonymous(Geometry(1, 8), now_ns=1)
+    with pytest.raises(ValueError, match="initialise it first"):
+        SegmentTables(segment)
+    segment.close()
 
 
 class TestSessions:
