@@ -15,6 +15,16 @@ from support.relay.mint import Mint
 from support.relay.relay_process import RelayProcess
 
 HELD = 300
+SAID = (
+    b"",
+    b"GET /health HTTP/1.1\r\n",
+    b"POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{",
+    (
+        b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    ),
+)
+"""Silence, half a head, half a body, and a WebSocket that never names its user."""
 
 
 @contextmanager
@@ -40,8 +50,7 @@ def check_answers(pid: int, url: str, log: Callable[[], str]) -> None:
                     ("127.0.0.1", port), timeout=20, source_address=("127.0.0.2", 0)
                 )
             )
-            if number % 2:
-                one.send(b"GET /health HTTP/1.1\r\n")
+            one.send(SAID[number % len(SAID)])
         for _ in range(5):
             with urllib.request.urlopen(f"{url}/health", timeout=20) as answer:
                 assert answer.status == 200

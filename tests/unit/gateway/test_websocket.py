@@ -2,6 +2,7 @@ import asyncio
 import json
 import socket as sockets
 import time
+from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
@@ -347,6 +348,19 @@ async def test_connect_rate_and_total_are_limited(tmp_path, master):
     ):
         status, answer, _ = await running.call("GET", "/ws")
         assert (status, answer["error"]) == (503, "busy")
+
+
+async def test_websockets_leave_a_quarter_of_the_descriptors_to_http(tmp_path, master, monkeypatch):
+    monkeypatch.setattr("wavry_cp.gateway.gateway.connections_at_most", lambda: 4)
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(
+            running_gateway(make_config(tmp_path, master.url))
+        )
+        for _ in range(3):
+            await stack.enter_async_context(connected(running.http, running.url))
+        status, answer, _ = await running.call("GET", "/ws")
+        assert (status, answer["error"]) == (503, "busy")
+        assert (await running.call("GET", "/health"))[0] == 200
 
 
 async def test_pages_of_foreign_origins_cannot_connect(tmp_path, master):
