@@ -94,7 +94,7 @@ class Scope:
         return max(self.sessions, *self.more_sessions)
 
     def forward_cases(self) -> list[ForwardCase]:
-        """Every case of the forward table, fewest sessions first, as sessions only grow."""
+        """Return every case of the forward table, fewest sessions first, as sessions only grow."""
         cases = []
         for count in sorted({self.sessions, *self.more_sessions}):
             for burst in self.bursts if count == self.sessions else (1, 16):

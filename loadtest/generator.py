@@ -87,7 +87,7 @@ class GeneratorLoad:
     junk_from_many: bool = False
 
     def arguments(self) -> list[str]:
-        """Command line of the generator."""
+        """Return the command line of the generator."""
         numbers = {
             "--count": self.sessions,
             "--burst": self.burst,

@@ -29,7 +29,7 @@ def worker_cores() -> tuple[int | None, int | None]:
 
 
 def describe_machine() -> dict[str, str | int | float | bool]:
-    """Processor, kernel, limits, and the load before the bench began.
+    """Return the processor, kernel, limits, and the load before the bench began.
 
     A 1-minute load above 0.5 says that others were using the processor: the numbers are then
     those of a shared machine, and `busy` is true.

@@ -47,7 +47,7 @@ def _scheduled(pids: Iterable[int], column: int) -> int:
 
 
 def cpu_ns(pids: Iterable[int]) -> int:
-    """User and system time of all threads of `pids` so far, in ns.
+    """Return the user and system time of all threads of `pids` so far, in ns.
 
     Raises:
         ProcessGoneError: one of them has ended.
@@ -56,7 +56,7 @@ def cpu_ns(pids: Iterable[int]) -> int:
 
 
 def core_wait_ns(pids: Iterable[int]) -> int:
-    """Time in which threads of `pids` wanted a core and somebody else had it, in ns.
+    """Return the time in which threads of `pids` wanted a core and somebody else had it, in ns.
 
     Raises:
         ProcessGoneError: one of them has ended.
@@ -78,7 +78,7 @@ def _parents() -> dict[int, int]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Living children of `pid` and theirs."""
+    """Return the living children of `pid` and theirs."""
     parents = _parents()
     found = {pid}
     grown = True
@@ -95,7 +95,7 @@ def is_alive(pid: int) -> bool:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
+    """Return the resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 

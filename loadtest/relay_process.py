@@ -141,7 +141,7 @@ class RelayProcess:
         stop(self._process)
 
     def upgrade(self) -> float:
-        """Hot upgrade to the same version; how long it took, in seconds.
+        """Upgrade to the same version; return how long it took, in seconds.
 
         Raises:
             RelayStartError: the old process did not hand over.

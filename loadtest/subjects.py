@@ -181,7 +181,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def coturn(endpoints: Endpoints, directory: Path, core: int | None) -> Iterator[Subject]:
-    """Debian's TURN server, one relay thread, ChannelData towards the peers.
+    """Run Debian's TURN server: one relay thread, ChannelData towards the peers.
 
     Raises:
         SubjectMissingError: turnserver is not installed or does not start.

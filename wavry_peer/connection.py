@@ -61,7 +61,7 @@ BYE_GRACE_S: Final = 1.0
 """The gateway's BYE may overtake datagrams that the peer sent before it closed."""
 
 DATAGRAMS_PER_TURN: Final = 32
-"""`send` gives the loop a turn after so many datagrams: a sender that never waits for
+"""`send` gives the loop a turn after this many datagrams: a sender that never waits for
 anything must not keep its own socket from being read."""
 
 _SECOND_NS: Final = 1_000_000_000

@@ -58,7 +58,7 @@ class _Sample:
 
 
 def case_name(subject: str, case: ForwardCase) -> str:
-    """Name of a row: subject and load."""
+    """Return the name of a row: subject and load."""
     mode = "gso" if case.gso else "separate"
     return f"{subject} burst={case.burst} {mode} sessions={case.sessions}"
 
@@ -112,7 +112,7 @@ def capacity(
     core: int | None,
     duration_ms: int,
 ) -> float:
-    """Packets/s of `case` in the closed loop, now: median of three runs."""
+    """Return the packets/s of `case` in the closed loop, now: median of three runs."""
     runs = [
         forward_once(subject, case, endpoints, core=core, duration_ms=duration_ms).result
         for _ in range(3)

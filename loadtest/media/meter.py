@@ -95,7 +95,7 @@ class StreamMeter:
         return self._expected == self._next_number and not self._gaps
 
     def frame_sent(self, frame: int, packets: int, due_ns: int, now_ns: int) -> None:
-        """Note that a frame of so many datagrams goes out now."""
+        """Note that a frame of `packets` datagrams goes out now."""
         self._open_frames[frame] = (packets, due_ns)
         self._next_number += packets
         self._totals.sent += packets

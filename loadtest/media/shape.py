@@ -103,7 +103,7 @@ def echo_of(packet: MediaPacket) -> bytes:
 
 
 def read_packet(payload: bytes) -> MediaPacket | None:
-    """Header of a datagram; None where it is not one of ours."""
+    """Return the header of a datagram; None where it is not one of ours."""
     if len(payload) < _HEAD.size:
         return None
     kind, *rest = _HEAD.unpack_from(payload)

@@ -249,7 +249,7 @@ def _judge_at_the_end(environment: Environment, load: LoadRun, objectives: Objec
 
 
 def _await_workers(runner: MasterRunner) -> None:
-    """Locust waits half a second for the last reports; sessions may need longer to end."""
+    """Wait for the last reports: Locust does for half a second, and sessions may need longer."""
     runner.send_message("quit")
     deadline_s = time.monotonic() + WORKERS_END_S
     while runner.clients and time.monotonic() < deadline_s:

@@ -123,7 +123,7 @@ def current_run() -> LoadRun:
 
 
 def now_ns() -> int:
-    """Monotonic time of this machine: both peers of a session use it."""
+    """Return the monotonic time of this machine: both peers of a session use it."""
     return time.monotonic_ns()
 
 

@@ -24,7 +24,7 @@ DEFAULT_OBJECTIVES: Final = Path(__file__).parent.parent / "slo.toml"
 DEFAULT_RUN_TIME_S: Final = 60
 """A load test that nobody bounded still ends."""
 DEFAULT_MAX_USERS: Final = 500
-"""More than one process drives well; whoever wants more says so."""
+"""More than one process drives well; an option allows more."""
 
 
 class OptionsError(Exception):

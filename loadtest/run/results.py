@@ -92,7 +92,7 @@ def _describe(sums: RequestTotals) -> dict[str, Any]:
 
 
 def describe_requests(totals: Totals) -> dict[str, dict[str, Any]]:
-    """Every kind of request."""
+    """Return every kind of request."""
     return {kind: _describe(sums) for kind, sums in sorted(totals.requests.items())}
 
 

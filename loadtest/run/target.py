@@ -57,7 +57,7 @@ class SystemUnderTest:
     service_token: str | None = field(repr=False)
 
     def need_gateway(self) -> str:
-        """URL of the gateway.
+        """Return the URL of the gateway.
 
         Raises:
             TargetError: not known.
@@ -67,7 +67,7 @@ class SystemUnderTest:
         return self.gateway_url
 
     def need_master(self) -> tuple[str, str]:
-        """URL of the master, and the service token.
+        """Return the URL of the master, and the service token.
 
         Raises:
             TargetError: one of them is not known.

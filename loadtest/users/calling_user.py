@@ -22,7 +22,7 @@ class CallingUser(WavryUser):
         self._callee = OnlineUser(self.load, self.calls, f"{self.number}-b")
 
     def set_up(self) -> None:
-        """Both accounts come online.
+        """Bring both accounts online.
 
         Raises:
             LoadFailure: the gateway does not let them.
@@ -30,7 +30,7 @@ class CallingUser(WavryUser):
         together(self._caller.come_online, self._callee.come_online)
 
     def take_down(self) -> None:
-        """Both go offline."""
+        """Take both offline."""
         super().take_down()
         for account in (self._caller, self._callee):
             account.go_offline()

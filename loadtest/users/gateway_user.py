@@ -24,7 +24,7 @@ class GatewayUser(CallingUser):
     @task(6)
     @ready
     def call(self) -> None:
-        """OFFER, ANSWER, a candidate, BYE; each measured from sender to receiver."""
+        """Send OFFER, ANSWER, a candidate, BYE; measure each from sender to receiver."""
         offer = self._offer()
         caller, callee = self._caller, self._callee
         try:

@@ -107,7 +107,7 @@ class WavryUser(FastHttpUser):
         self.is_set_up = False
 
     def on_stop(self) -> None:
-        """Locust calls it when the user is over."""
+        """Release what the user holds; Locust calls it at his end."""
         self.take_down()
 
     def wait_time(self) -> float:

@@ -12,7 +12,7 @@ _UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def duration_s(text: str | int) -> int:
-    """Seconds of a text like ``2h``; parser of an option, whose default is seconds already.
+    """Return the seconds of a text like ``2h``; an option's default is seconds already.
 
     Raises:
         typer.BadParameter: another form.

@@ -66,7 +66,7 @@ class ServiceEndpoints:
     ask_token: bool = False
 
     def need_gateway(self) -> str:
-        """URL of the gateway.
+        """Return the URL of the gateway.
 
         Raises:
             CommandError: not known.
@@ -76,7 +76,7 @@ class ServiceEndpoints:
         return self.gateway_url
 
     def need_master(self) -> str:
-        """URL of the master.
+        """Return the URL of the master.
 
         Raises:
             CommandError: not known.

@@ -79,12 +79,12 @@ class KeyProcedures:
         self.root: ed25519.SigningKey | None = read_seed(root_key) if root_key else None
 
     async def status(self) -> KeysStatus:
-        """Where things stand."""
+        """Return where things stand."""
         status: KeysStatus = await self._get("/v1/admin/keys/status", KeysStatus)
         return status
 
     async def step(self, step: KeyStep, **fields: Any) -> KeyStepResponse:
-        """Take one step of a rotation, signed by whoever has the root key.
+        """Take one step of a rotation, signed by the owner of the root key.
 
         Raises:
             CommandError: refused; or the root key is needed here; or the plan is not what it

@@ -12,7 +12,7 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse_networks(texts: Sequence[str]) -> tuple[IpNetwork, ...]:
-    """Networks from CIDR texts.
+    """Return the networks from CIDR texts.
 
     Raises:
         ValueError: names the text that is not a network.

@@ -124,7 +124,7 @@ async def read_body(request: web.Request, kind: type[BodyType]) -> BodyType:
 
 
 async def read_optional_body(request: web.Request, kind: type[BodyType]) -> BodyType:
-    """As `read_body`, for a body whose fields all have defaults and that may be left out."""
+    """Read as `read_body` does a body whose fields all have defaults and that may be left out."""
     if not request.body_exists:
         return kind()
     return await read_body(request, kind)

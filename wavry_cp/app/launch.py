@@ -18,15 +18,15 @@ def _launch(module: str) -> None:
 
 
 def gateway() -> None:
-    """``wavry-gateway``."""
+    """Run ``wavry-gateway``."""
     _launch("wavry_cp.gateway.cli")
 
 
 def master() -> None:
-    """``wavry-master``."""
+    """Run ``wavry-master``."""
     _launch("wavry_cp.master.cli")
 
 
 def wavryctl() -> None:
-    """``wavryctl``."""
+    """Run ``wavryctl``."""
     _launch("wavry_cp.admin.commands.app")

@@ -138,7 +138,7 @@ class Families:
             raise LookupError(f"metrics of the catalogue are not made: {sorted(self._unmade)}")
 
     def text(self) -> bytes:
-        """Prometheus text format."""
+        """Return the Prometheus text format."""
         return generate_latest(self.registry)
 
     def _take(self, name: str, kind: str, *, labelled: bool) -> MetricSpec:

@@ -93,7 +93,7 @@ class RateLimiter:
         return 0.0 if self._next_tat_s(tat_s, now_s) is not None else self._wait_s(tat_s, now_s)
 
     def __len__(self) -> int:
-        """Keys in the table."""
+        """Return the keys in the table."""
         return len(self._tat_s)
 
     def _next_tat_s(self, tat_s: float, now_s: float) -> float | None:

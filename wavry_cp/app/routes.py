@@ -29,7 +29,7 @@ class CallerKind(StrEnum):
     """Who may call; a row that names several lets each of them in."""
 
     ANYONE = "anyone"
-    """Alone: no token is looked at.  Beside another: whoever shows none."""
+    """Alone: no token is looked at.  Beside another: a caller who shows none."""
     NETWORK = "metrics network"
     USER = "user"
     LOGIN = "login"
@@ -56,7 +56,7 @@ class Guard(Protocol):
     """Asked before every call of a service."""
 
     async def admit(self, request: web.Request, callers: Sequence[CallerKind]) -> Admitted:
-        """Who calls, where he is one of `callers`; else raise what the service answers."""
+        """Return who calls, where he is one of `callers`; else raise what the service answers."""
         ...
 
 

@@ -73,7 +73,7 @@ class TokenFile:
 
 
 def require_different(service: TokenFile, admin: TokenFile, variables: tuple[str, str]) -> None:
-    """Refuse one token for both: whoever holds it could not be told apart.
+    """Refuse one token for both: its holders could not be told apart.
 
     Args:
         service: token of services.

@@ -68,7 +68,7 @@ class AdminAccess:
         self._kept: OrderedDict[ShownToken, _Answer] = OrderedDict()
 
     async def caller(self, request: web.Request) -> Caller | None:
-        """Who shows a valid admin token.
+        """Return who shows a valid admin token.
 
         Raises:
             RefusedError: 429 ``rate_limited``: wrong tokens come too often from this address.
@@ -89,7 +89,7 @@ class AdminAccess:
         return found
 
     async def require(self, request: web.Request, needed: str) -> str:
-        """Name of the caller, who must have the role `needed`.
+        """Return the name of the caller, who must have the role `needed`.
 
         Raises:
             RefusedError: as `caller`; ``invalid_token`` without a valid token and

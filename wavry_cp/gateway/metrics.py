@@ -82,5 +82,5 @@ class GatewayMetrics:
             self._sessions_by_path.labels(path).set(count)
 
     def text(self) -> bytes:
-        """Prometheus text format."""
+        """Return the Prometheus text format."""
         return self._families.text()

@@ -69,7 +69,7 @@ class Access:
         self._now_s = now_s
 
     def caller(self, request: web.Request) -> Caller | None:
-        """Who shows a valid token; all kinds are compared, so that the time tells nothing."""
+        """Return who shows a valid token; all are compared, so that the time tells nothing."""
         given = bearer_token(request)
         is_service = self._service.matches(given)
         is_bootstrap = self._admin.matches(given)
@@ -81,7 +81,7 @@ class Access:
         return None if named is None else named.caller
 
     def require(self, request: web.Request, *needed: str) -> str:
-        """Name of the caller, who must be one of `needed`.
+        """Return the name of the caller, who must be one of `needed`.
 
         Args:
             request: shows the token.

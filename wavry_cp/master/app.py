@@ -18,7 +18,7 @@ __all__ = ["make_app"]
 
 
 def make_app(master: Master) -> web.Application:
-    """Return the application of an open master; on shutdown whoever waits is told."""
+    """Return the application of an open master; on shutdown all who wait are told."""
     lockdown = lockdown_middleware(
         master.switches,
         open_routes={route.path for route in ROUTES if route.in_lockdown},

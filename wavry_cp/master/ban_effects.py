@@ -41,7 +41,7 @@ class Revoker(Protocol):
         ...
 
     async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> object:
-        """Leases issued from now on are good again."""
+        """Make leases good again that are issued from now on."""
         ...
 
 

@@ -104,7 +104,7 @@ class MasterMetrics:
         self.http_seconds.labels(route).observe(seconds)
 
     def note_store(self, *, ready: bool, sessions: int | None) -> None:
-        """Whether the store works, and the sessions that it has; None where nobody knows."""
+        """Note whether the store works, and its sessions; None where nobody knows."""
         self._ready.set(ready)
         self._sessions.set(math.nan if sessions is None else sessions)
 
@@ -131,5 +131,5 @@ class MasterMetrics:
         self._key_end.labels("retiring").set(keys.retiring_end_s())
 
     def text(self) -> bytes:
-        """Prometheus text format."""
+        """Return the Prometheus text format."""
         return self._families.text()

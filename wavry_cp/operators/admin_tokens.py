@@ -147,12 +147,12 @@ class TokenTable:
         return token
 
     def named(self, name: str) -> tuple[AdminToken, ...]:
-        """Tokens of a name, valid or not, oldest first."""
+        """Return the tokens of a name, valid or not, oldest first."""
         held = (token for token in self._by_id.values() if token.name == name)
         return tuple(sorted(held, key=_age))
 
     def all(self) -> tuple[AdminToken, ...]:
-        """All tokens by name, oldest first."""
+        """Return all tokens by name, oldest first."""
         return tuple(sorted(self._by_id.values(), key=lambda t: (t.name, _age(t))))
 
     def change(self, keep: Iterable[AdminToken], forget: Iterable[AdminToken]) -> None:

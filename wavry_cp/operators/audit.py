@@ -1,4 +1,4 @@
-"""The audit log: who did what to whom, when, why, and what came of it.
+"""The audit log: who did what to whom, when, why, and the outcome.
 
 An act and its row are written in one transaction, by the store method that carries the act out;
 `append_audit` of the store is the only place that writes rows.  An act that a rule refuses changes
@@ -58,7 +58,7 @@ class AuditLog(Protocol):
     async def audit_page(
         self, *, after: int | None, since_s: int | None, limit: int
     ) -> Sequence[AuditRecord]:
-        """Acts in the order of writing.
+        """Return the acts in the order of writing.
 
         Args:
             after: only those with a larger number; None gives the last ones.

@@ -20,7 +20,7 @@ from .bans import Ban, BanKind, BanTable
 __all__ = ["BanEffects", "BanService"]
 
 MAX_BANS: Final = 10_000
-"""They are kept in memory; whoever needs more has another problem than bans."""
+"""They are kept in memory; a need of more is another problem than bans."""
 
 _log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class BanEffects(Protocol):
         ...
 
     async def knows(self, kind: BanKind, value: str) -> bool:
-        """Whether the service knows somebody of this name."""
+        """Return whether the service knows somebody of this name."""
         ...
 
 
@@ -69,7 +69,7 @@ class BanService:
         self._changing = asyncio.Lock()
 
     def listed(self) -> BanList:
-        """Bans that hold now."""
+        """Return the bans that hold now."""
         return BanList(bans=tuple(_info(ban) for ban in self._table.holding(self._now_s())))
 
     async def ban(self, order: BanRequest, *, who: str) -> BanInfo:

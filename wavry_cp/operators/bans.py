@@ -58,11 +58,11 @@ class BanTable:
         return ban is not None and ban.holds(now_s)
 
     def holding(self, now_s: int) -> tuple[Ban, ...]:
-        """Bans that hold now, by kind and value."""
+        """Return the bans that hold now, by kind and value."""
         return tuple(ban for _, ban in sorted(self._bans.items()) if ban.holds(now_s))
 
     def over(self, now_s: int) -> tuple[Ban, ...]:
-        """Bans that have ended by time and are still listed."""
+        """Return the bans that have ended by time and are still listed."""
         return tuple(ban for ban in self._bans.values() if not ban.holds(now_s))
 
     def count(self, now_s: int) -> Counter[BanKind]:

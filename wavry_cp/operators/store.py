@@ -19,7 +19,7 @@ class AdminStore(AuditLog, Protocol):
     """Audit log, switches and bans."""
 
     async def switches(self) -> Sequence[SwitchState]:
-        """Switches that were ever touched."""
+        """Return the switches that were ever touched."""
         ...
 
     async def set_switch(self, state: SwitchState, audit: AuditEntry) -> None:
@@ -27,7 +27,7 @@ class AdminStore(AuditLog, Protocol):
         ...
 
     async def bans(self) -> Sequence[Ban]:
-        """All bans, also those that are over and not removed yet."""
+        """Return all bans, also those that are over and not removed yet."""
         ...
 
     async def save_ban(self, ban: Ban, audit: AuditEntry) -> None:
@@ -43,7 +43,7 @@ class TokenStore(AuditLog, Protocol):
     """Named admin tokens."""
 
     async def admin_tokens(self) -> Sequence[AdminToken]:
-        """All of them."""
+        """Return all of them."""
         ...
 
     async def change_admin_tokens(

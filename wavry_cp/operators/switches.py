@@ -41,7 +41,7 @@ class SwitchTable:
             self.change(state)
 
     def state(self, switch: Switch) -> SwitchState:
-        """Where a switch stands."""
+        """Return where a switch stands."""
         return self._states[switch]
 
     def change(self, state: SwitchState) -> None:

@@ -46,7 +46,7 @@ class TokenService:
         self._changing = asyncio.Lock()
 
     def listed(self) -> TokenList:
-        """All tokens, without their secrets."""
+        """Return all tokens, without their secrets."""
         now_s = self._clock.now_s()
         return TokenList(tokens=tuple(_info(token, now_s) for token in self._table.all()))
 

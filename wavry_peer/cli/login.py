@@ -139,7 +139,7 @@ class CommandUser:
         )
 
     def client(self, token: str | None = None) -> GatewayClient:
-        """HTTP calls to the gateway; made inside a running loop."""
+        """Return a client of the gateway, made inside a running loop."""
         return GatewayClient(self.gateway_url, token=token)
 
 

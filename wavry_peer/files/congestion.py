@@ -93,7 +93,7 @@ class Congestion:
         self._round_lost += chunks
 
     def timed_out(self) -> None:
-        """Nothing came back for `timeout_ns`: waits twice as long next time."""
+        """Take it that nothing came back for `timeout_ns`: wait twice as long next time."""
         self._timeouts += 1
         if self._timeouts == 3:
             # Not a burst of loss any more: the path is gone or much slower than it was.

@@ -62,7 +62,7 @@ class _State(Enum):
 
 
 def chunk_bytes_for(max_datagram_bytes: int) -> int:
-    """Content bytes of one chunk when a session takes datagrams of at most this size."""
+    """Return the content bytes of one chunk when a session takes datagrams of at most this size."""
     return max_datagram_bytes - DATA_HEADER_BYTES
 
 

@@ -80,11 +80,11 @@ class PendingCalls:
         self._credentials: dict[str, asyncio.Future[Credentials]] = {}
 
     def answer(self, session_id: str) -> "asyncio.Future[s.Answer]":
-        """Will hold the ANSWER."""
+        """Return what will hold the ANSWER."""
         return self._slot(self._answers, session_id)
 
     def credentials(self, session_id: str) -> "asyncio.Future[Credentials]":
-        """Will hold the first RELAY_CREDENTIALS."""
+        """Return what will hold the first RELAY_CREDENTIALS."""
         return self._slot(self._credentials, session_id)
 
     def put_answer(self, session_id: str, answer: s.Answer) -> None:
@@ -94,7 +94,7 @@ class PendingCalls:
             future.set_result(answer)
 
     def put_credentials(self, session_id: str, credentials: Credentials) -> None:
-        """RELAY_CREDENTIALS came; a later lease replaces an earlier one that nobody took."""
+        """Take RELAY_CREDENTIALS; a later lease replaces an earlier one that nobody took."""
         future = self._slot(self._credentials, session_id)
         if future.done():
             future = self._credentials[session_id] = _new_future()

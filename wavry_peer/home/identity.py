@@ -71,7 +71,7 @@ class _IdentityFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def default_home(environ: Mapping[str, str] | None = None) -> Path:
-    """``WAVRY_PEER_HOME``, or ``~/.config/wavry`` (``$XDG_CONFIG_HOME/wavry`` where set)."""
+    """Return ``WAVRY_PEER_HOME``, or ``~/.config/wavry`` (``$XDG_CONFIG_HOME/wavry`` where set)."""
     variables = os.environ if environ is None else environ
     if home := variables.get(HOME_VARIABLE):
         return Path(home).expanduser()
@@ -116,7 +116,7 @@ def load_identity(home: Path, random_bytes: Callable[[int], bytes] = os.urandom)
 
 
 def fingerprint(public_key: bytes) -> str:
-    """Short text of a public key for people to compare: 16 groups of 4 hex digits (SHA-256)."""
+    """Return a public key for people to compare: 16 groups of 4 hex digits (SHA-256)."""
     digest = hashlib.sha256(b"wavry-fingerprint-v1" + public_key).hexdigest()
     return ":".join(digest[at : at + 4] for at in range(0, 64, 4))
 

@@ -18,7 +18,7 @@ _MAX_BYTES: Final = 1 << 20
 
 
 def read_private(path: Path) -> bytes | None:
-    """Content of the file, or None where there is none.
+    """Return the content of the file, or None where there is none.
 
     Raises:
         PrivateFileError: group or others have any access, it is not a regular file, is over
@@ -63,7 +63,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def create_private(path: Path, content: bytes) -> bool:
-    """As `write_private`, but only where there is no such file yet.
+    """Write as `write_private` does, but only where there is no such file yet.
 
     Returns:
         False if the file is there already (another process was faster); it is unchanged.

@@ -132,7 +132,7 @@ class PathSwitch(Generic[Key]):
             self._activate(key, now_ns)
 
     def prefer(self, key: Key, order: tuple[int, str], now_ns: int) -> None:
-        """Both peers were told to use a path that they have already: it is the newest now."""
+        """Make a path the newest that both peers have already and were told to use."""
         path = self._paths.get(key)
         if path is None:
             return

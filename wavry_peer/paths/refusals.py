@@ -35,7 +35,7 @@ _TEXTS: Final[dict[RejectReason, str]] = {
 
 
 def refusal_text(reason: RejectReason | int | None) -> str:
-    """After "the relay": how it failed; None where it did not answer."""
+    """Return how it failed, after "the relay"; None where it did not answer."""
     if reason is None:
         return "did not answer; check that UDP gets through, and try again"
     if not isinstance(reason, RejectReason):

@@ -49,7 +49,7 @@ class RenewalSchedule:
         return self.lease.expires_ns
 
     def restart(self, lease: OwnLease) -> None:
-        """Another lease is in use from now on."""
+        """Use another lease from now on."""
         self.lease = lease
         fraction = RENEW_AT_FRACTION + JITTER_FRACTION * self._random()
         self.due_ns = lease.received_ns + int(lease.lifetime_ns * fraction)

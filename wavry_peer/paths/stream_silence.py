@@ -18,7 +18,7 @@ MIN_WAIT_NS: Final = 150 * _MS_NS
 MAX_WAIT_NS: Final = 5_000 * _MS_NS
 """Then the ordinary keepalive (10 s) is near."""
 SPACINGS: Final = 4
-"""A slow stream is given so many of its own spacings."""
+"""A slow stream is given this many of its own spacings."""
 STREAM_DATAGRAMS: Final = 8
 STREAM_PAUSE_NS: Final = 1_000 * _MS_NS
 """So many datagrams with no longer pause are a stream; a question and its answer are none."""

@@ -22,7 +22,7 @@ are zero.  A single character left over holds no byte at all."""
 
 
 def encode(data: bytes) -> str:
-    """Base64url of `data` without padding."""
+    """Return the Base64url of `data` without padding."""
     standard = binascii.b2a_base64(data, newline=False)
     return standard.translate(_FROM_STANDARD).rstrip(b"=").decode()
 

@@ -19,7 +19,7 @@ _TABLE: Final = _table()
 
 
 def crc16_kermit(data: bytes) -> int:
-    """CRC of `data`; ``crc16_kermit(b"123456789") == 0x2189``."""
+    """Return the CRC of `data`; ``crc16_kermit(b"123456789") == 0x2189``."""
     crc = 0
     for byte in data:
         crc = (crc >> 8) ^ _TABLE[(crc ^ byte) & 0xFF]

@@ -53,7 +53,7 @@ class SigningKey:
         return self.secret_key[:SEED_BYTES]
 
     def sign(self, message: bytes) -> bytes:
-        """64 bytes of signature."""
+        """Return a signature, 64 bytes."""
         return bindings.crypto_sign(message, self.secret_key)[:SIGNATURE_BYTES]
 
 

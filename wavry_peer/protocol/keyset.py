@@ -87,12 +87,12 @@ _DECODER: Final = msgspec.json.Decoder(KeySet)
 
 
 def key_id(public_key: bytes) -> KeyId:
-    """Key id of a signing key: 16 hex digits of BLAKE2b over the public key."""
+    """Return the key id of a signing key: 16 hex digits of BLAKE2b over the public key."""
     return KeyId(hashlib.blake2b(public_key, digest_size=8, person=b"wavry-kid").hexdigest())
 
 
 def relay_id(public_key: bytes) -> RelayId:
-    """Id of a relay, derived from its 32-byte public key.
+    """Return the id of a relay, derived from its 32-byte public key.
 
     It survives restarts, and nobody without the key can take it.
     """
@@ -151,7 +151,7 @@ def sign_keyset(
 
 
 def encode_keyset(keyset: KeySet) -> bytes:
-    """JSON of a document."""
+    """Return the JSON of a document."""
     return msgspec.json.encode(keyset)
 
 

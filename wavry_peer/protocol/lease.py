@@ -140,7 +140,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def unix_ms(instant: datetime) -> int:
-    """Unix milliseconds of an instant with a time zone, rounded down, without floats."""
+    """Return unix milliseconds of an instant with a time zone, rounded down, without floats."""
     delta = instant - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
 

@@ -271,7 +271,7 @@ def parse_challenge(datagram: Buffer, _header: Header) -> PathChallenge:
 
 
 def forward_sequence(body: Buffer) -> int:
-    """Sequence of a FORWARD body, plain or RIFT.
+    """Return the sequence of a FORWARD body, plain or RIFT.
 
     Raises:
         PacketError: ``bad_body`` (too short or too long), ``bad_rift`` (version, size) or

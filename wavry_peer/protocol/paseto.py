@@ -58,7 +58,7 @@ def _decode(text: bytes) -> bytes:
 
 
 def pre_authentication_encoding(*pieces: bytes) -> bytes:
-    """PAE of the PASETO specification: unambiguous join of byte strings."""
+    """Join byte strings unambiguously: PAE of the PASETO specification."""
     length = _LENGTH.pack
     parts = [length(len(pieces))]
     for piece in pieces:
@@ -95,7 +95,7 @@ def parse(token: str) -> UnverifiedToken:
 
 
 def parse_ascii(token: bytes) -> UnverifiedToken:
-    """`parse` a token as it comes in a datagram.
+    """Parse a token as it comes in a datagram.
 
     Raises:
         PasetoError: not the shape of v4.public.

@@ -41,7 +41,7 @@ class RedactedStruct(msgspec.Struct, frozen=True):
 
 
 def fault_text(error: msgspec.ValidationError) -> str:
-    """Text of a validation error that names the field and never repeats a value."""
+    """Return the text of a validation error that names the field and never repeats a value."""
     text = str(error)
     if match := _UNKNOWN_FIELD.fullmatch(text):
         name = match["name"] if _FIELD_NAME.fullmatch(match["name"]) else ""

@@ -10,7 +10,7 @@ _LABEL: Final = b"wavry-relay-register-v1"
 
 
 def sign_challenge(key: SigningKey, challenge: bytes) -> bytes:
-    """64 bytes: the relay identity's signature of the master's 32-byte challenge."""
+    """Sign the master's 32-byte challenge with the relay's identity; 64 bytes."""
     return key.sign(_LABEL + challenge)
 
 

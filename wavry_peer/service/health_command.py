@@ -113,7 +113,7 @@ def _judged(url: str, status: int, raw: bytes, judge: Judge | None) -> HealthAns
 
 
 def _own_url(listen: str, variable: str) -> str:
-    """URL of a service that listens at HOST:PORT on this machine."""
+    """Return the URL of a service that listens at HOST:PORT on this machine."""
     try:
         host, port = parse_listen_address(listen)
     except ValueError as error:

@@ -204,7 +204,7 @@ def install(role: str) -> LogStream | None:
 
 
 def lines_lost() -> int:
-    """Lines of this process that were never written."""
+    """Return the lines of this process that were never written."""
     return sys.stderr.lines_lost if isinstance(sys.stderr, LogStream) else 0
 
 

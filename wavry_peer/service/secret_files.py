@@ -18,7 +18,7 @@ _DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
 
 
 def is_open_to_others(path: Path, mode: int, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether users who should not can reach a secret.
+    """Return whether users who should not can reach a secret.
 
     Args:
         path: of the file.

@@ -215,7 +215,7 @@ def load(kind: type[Config], environ: Mapping[str, str], **overrides: Any) -> Co
 def load_layers(
     kind: type[Config], environ: Mapping[str, str], *, file_field: str, **overrides: Any
 ) -> Config:
-    """`load`, with a file below the environment: command line > environment > file > default.
+    """Load with a file below the environment: command line > environment > file > default.
 
     The file has the form of a systemd EnvironmentFile: ``NAME=value`` lines, ``#`` and ``;`` begin
     comments, quotes around a value are taken off, the last of two equal names wins.  Unlike there,
@@ -251,7 +251,7 @@ def load_layers(
 def load_one(
     kind: type[Any], environ: Mapping[str, str], field: str, *, file_field: str | None = None
 ) -> Any:
-    """Value of one setting, for a command that needs no other: those may be missing or wrong.
+    """Return one setting, for a command that needs no other: those may be missing or wrong.
 
     Args:
         kind: as for `load`.
@@ -341,19 +341,19 @@ def _parse_line(line: str, is_known: Callable[[str], bool]) -> tuple[str, str]:
 
 
 def variable_of(kind: type[Any], field: str) -> str:
-    """Environment variable of a field."""
+    """Return the environment variable of a field."""
     declared: _Setting = kind.__dataclass_fields__[field].metadata[_META]
     return declared.variable
 
 
 def is_live(kind: type[Any], field: str) -> bool:
-    """Whether a reload of a running role puts a new value of a field in force."""
+    """Return whether a reload of a running role puts a new value of a field in force."""
     declared: _Setting = kind.__dataclass_fields__[field].metadata[_META]
     return declared.live
 
 
 def differing(one: Config, other: Config) -> tuple[str, ...]:
-    """Names of the fields in which two settings of a role differ, in the order of declaration."""
+    """Return the names of the fields in which two settings differ, in the order of declaration."""
     fields = dataclasses.fields(one)  # type: ignore[arg-type]  # a dataclass by contract
     return tuple(
         item.name for item in fields if getattr(one, item.name) != getattr(other, item.name)
@@ -361,7 +361,7 @@ def differing(one: Config, other: Config) -> tuple[str, ...]:
 
 
 def describe(kind: type[Any]) -> list[SettingRow]:
-    """Rows of the configuration reference for a settings dataclass."""
+    """Return the rows of the configuration reference for a settings dataclass."""
     hints = typing.get_type_hints(kind)
     rows = []
     for item in dataclasses.fields(kind):

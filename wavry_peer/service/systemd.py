@@ -67,7 +67,7 @@ class Notifier:
         self._send(f"STATUS={_one_line(text)}")
 
     def main_pid(self, pid: int) -> None:
-        """From now on another process is the service; only the present one is believed."""
+        """Name another process as the service; only the present one is believed."""
         self._send(f"MAINPID={pid}")
 
     def reloading(self, mono_ns: int) -> None:
@@ -90,7 +90,7 @@ class Notifier:
         )
 
     def watchdog(self) -> None:
-        """All is well."""
+        """Tell that all is well."""
         self._send("WATCHDOG=1")
 
     async def keep_watchdog(self, serves: Callable[[], bool] = lambda: True) -> None:

@@ -221,7 +221,7 @@ class Admission:
             return (self._challenge(header, packet.source, now),)
 
     def _check_cookie(self, present: LeasePresent, standing: Standing) -> None:
-        """Under load: no signature is checked for a source that may be spoofed.
+        """Check no signature, under load, for a source that may be spoofed.
 
         Whoever holds a slot of the session at this very address goes on without a cookie: a
         stranger knows neither the session's id nor who is where, and renewals must not wait.
@@ -250,7 +250,7 @@ class Admission:
                 self._counters.add_drop("lock_busy", len(packet.datagram))
 
     def _keepalive(self, header: Header, source: Address, now: Instant) -> bytes:
-        """Empty LEASE_RENEW: the unchanged expiry for the slot's own address, else nothing.
+        """Answer an empty LEASE_RENEW: the expiry, unchanged, to the slot's own address.
 
         The ACK is larger than the 20 bytes it answers, but goes only where an accepted lease
         came from.

@@ -25,14 +25,14 @@ class AdmissionPolicy(Protocol):
         """
 
     def check_source(self, source: Address, now: Instant) -> None:
-        """Before any signature is checked, and before anything else is answered.
+        """Refuse a source, before a signature is checked or anything else is answered.
 
         Raises:
             LeaseError: BANNED.
         """
 
     def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
-        """After the checks of the lease itself, before its proof.
+        """Refuse claims, after the checks of the lease itself and before its proof.
 
         Raises:
             LeaseError: REVOKED or BANNED.
@@ -43,14 +43,14 @@ class OpenPolicy:
     """Refuses nothing."""
 
     def wants_cookie(self, now: Instant) -> bool:  # noqa: ARG002  # of the seam
-        """Never under load."""
+        """Return False: never under load."""
         return False
 
     def check_source(self, source: Address, now: Instant) -> None:
-        """Every source may ask."""
+        """Let every source ask."""
 
     def check_claims(self, claims: LeaseClaims, now: Instant) -> None:
-        """No lease is revoked."""
+        """Let every lease pass: none is revoked."""
 
 
 class RelayPolicy:

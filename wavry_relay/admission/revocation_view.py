@@ -49,7 +49,7 @@ class RevocationView:
             self._read_keys()
 
     def take_news(self) -> Sequence[RevocationEntry]:
-        """Entries that came since the last call and may hit live sessions."""
+        """Return the entries that came since the last call and may hit live sessions."""
         news, self._news = self._news, []
         return news
 

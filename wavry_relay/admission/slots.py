@@ -208,7 +208,7 @@ class LeaseSlots:
 
     @staticmethod
     def _check_slot(lease: VerifiedLease, slot: SlotRecord, source: Address) -> None:
-        """Identity lock and path of a slot that is taken."""
+        """Check identity and path of a slot that is taken."""
         if slot.sub != lease.sub or slot.cnf != lease.cnf:
             raise LeaseError(c.RejectReason.INVALID_SIGNATURE, "slot belongs to another identity")
         if not slot.is_at(source) and not lease.proves:
@@ -225,7 +225,7 @@ class LeaseSlots:
         history: LeaseHistory,
         now: Instant,
     ) -> None:
-        """Presented → Accepted, or Active → Renewed: fill the slot; `jti` goes last."""
+        """Fill the slot, `jti` last: Presented → Accepted, or Active → Renewed."""
         stamp = self._segment.milliseconds(now.mono_ns)
         held = slot.jti
         same = held == lease.jti
@@ -266,7 +266,7 @@ class LeaseSlots:
     def _release(
         self, record: SessionRecord, slot: SlotRecord, lease: VerifiedLease, now: Instant
     ) -> None:
-        """Active → Waiting, or Waiting → Closed: the peer is done with this relay.
+        """Let go a peer that is done with this relay: Active → Waiting, or Waiting → Closed.
 
         Its lease is denied from now on; a session that both peers left is over.
         """

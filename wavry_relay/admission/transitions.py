@@ -31,7 +31,7 @@ class IllegalTransitionError(Exception):
 
 
 def state_of(record: SessionRecord) -> LeaseState:
-    """State of the taken slots of a record."""
+    """Return the state of the taken slots of a record."""
     return LeaseState.ACTIVE if record.state == SESSION_ACTIVE else LeaseState.ACCEPTED
 
 

@@ -81,7 +81,7 @@ class Blocks:
         return True
 
     def live(self, now_ms: int) -> Iterator[Block]:
-        """All blocks in force."""
+        """Return all blocks in force."""
         if now_ms >= self._words[self._latest_at]:
             return
         for number in range(BLOCK_SLOTS):

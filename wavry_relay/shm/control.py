@@ -187,7 +187,7 @@ class ControlBlock:
         self.key_epoch += 1
 
     def read_keys(self) -> tuple[int, dict[KeyId, TrustedKey]] | None:
-        """Epoch and key set, or None while a writer does not finish."""
+        """Return the epoch and key set, or None while a writer does not finish."""
         for _ in range(_READ_ATTEMPTS):
             before = self.key_epoch
             if before & 1:

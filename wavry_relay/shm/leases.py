@@ -179,7 +179,7 @@ class UsedLeases:
         return own, floor_s
 
     def _run(self, sub: int) -> Iterator[int]:
-        """Word indices of the entries from an identity's home on, up to an empty place."""
+        """Return the indices of the entries from an identity's home on, up to an empty place."""
         words, start, slots = self._words, self._at, self._slots
         for step in range(slots):
             at = start + (sub + step) % slots * _WORDS

@@ -205,7 +205,7 @@ class SessionRecord:
         return SlotRecord(self.segment, self.base + at)
 
     def slots(self) -> tuple[SlotRecord, SlotRecord]:
-        """Client and server."""
+        """Return the client and server."""
         segment, base = self.segment, self.base
         return SlotRecord(segment, base + _CLIENT_AT), SlotRecord(segment, base + _SERVER_AT)
 
@@ -380,7 +380,7 @@ class SessionTable:
     def doubtful(
         self, word: int, now_wall_ms: int, stamp: int, idle_ms: int
     ) -> Iterator[SessionRecord]:
-        """Of the 64 records of a bitmap word, those in use that a sweep must look at.
+        """Return the records of a bitmap word (64) that are in use and that a sweep must look at.
 
         The others are active, and their client's lease has not expired and no peer's last
         datagram is `idle_ms` old.  Four fields of all 64 records are read at a time (each whole,

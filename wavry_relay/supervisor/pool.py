@@ -438,7 +438,7 @@ class WorkerPool:
 
     def _check(self, process: WorkerProcess, now_ns: int) -> None:
         if process.parked:
-            return  # Whoever parked it counts its time.
+            return  # The one who parked it counts its time.
         if not process.ready:
             if now_ns - process.spawned_ns > BOOT_TIMEOUT_S * 1e9:
                 process.signal(signal.SIGKILL)

@@ -26,11 +26,11 @@ class Placement:
 
     @classmethod
     def choose(cls, busy_poll_us: int, *, pin: bool) -> Self:
-        """As the settings want it, on the CPUs that this process may use now."""
+        """Choose as the settings want it, from the CPUs that this process may use now."""
         return cls(busy_poll_us, tuple(sorted(os.sched_getaffinity(0))) if pin else ())
 
     def arguments(self, worker: int) -> list[str]:
-        """Options of a worker process; the same for its replacement."""
+        """Return the options of a worker process; the same for its replacement."""
         options = []
         if self.busy_poll_us:
             options += ["--busy-poll-us", str(self.busy_poll_us)]

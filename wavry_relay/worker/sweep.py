@@ -151,7 +151,7 @@ class Sweep:
                 self._counters.add("sent_notices")
 
     def _verdict(self, record: SessionRecord, now: Instant) -> tuple[str, c.NoticeCode] | None:
-        """Counter and notice of a session that is over, None while it is not."""
+        """Return the counter and notice of a session that is over, None while it is not."""
         stamp = self._segment.milliseconds(now.mono_ns)
         elapsed_ms = self._segment.elapsed_ms
         taken = [slot for slot in record.slots() if slot.jti]

@@ -57,7 +57,7 @@ def audit(
     ] = False,
     json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Show what operators did: who, what, to whom, why, and what came of it.
+    """Show what operators did: who, what, to whom, why, and the outcome.
 
     With --follow and --json each act is one line.
 

@@ -118,7 +118,7 @@ def _usage(text: str) -> CommandError:
 
 
 def _end_gently() -> None:
-    """Ctrl-C and SIGTERM end the test once it has given back what it took, however often sent."""
+    """End the test at Ctrl-C or SIGTERM once it has given back what it took, however often sent."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     if task is None:

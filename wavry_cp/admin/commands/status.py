@@ -34,7 +34,7 @@ class ServiceRow(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 async def gather_status(endpoints: ServiceEndpoints) -> list[ServiceRow]:
-    """One row for the gateway, the master, and each relay.
+    """Return one row for the gateway, the master, and each relay.
 
     Relays come from the master's registry; one that this machine runs (``dev.json``) is also asked
     itself.

@@ -185,7 +185,7 @@ async def _event(
 
 
 async def _healths(stage: _Stage) -> list[RelayHealth]:
-    """Health of the relays, the one with most sessions first."""
+    """Return the health of the relays, the one with most sessions first."""
     healths = [
         await ask_json("relay", relay.ops_url, "/health", RelayHealth)
         for relay in stage.endpoints.relays
@@ -220,7 +220,7 @@ async def _killing_workers(stage: _Stage, kills: int, every_s: float) -> AsyncIt
 
 
 async def _media(stage: _Stage, seconds: float) -> dict[str, Any]:
-    """Media while workers are killed."""
+    """Send media while workers are killed."""
     async with _streaming(stage, seconds) as stream:
         async with _killing_workers(stage, MEDIA_KILLS, max(0.5, seconds / 4)):
             result = await stream.received()
@@ -228,7 +228,7 @@ async def _media(stage: _Stage, seconds: float) -> dict[str, Any]:
 
 
 async def _drain(stage: _Stage, seconds: float) -> dict[str, Any]:
-    """Media whose relay is drained half-way."""
+    """Send media whose relay is drained half-way."""
     async with _streaming(stage, seconds) as stream:
         await asyncio.sleep(seconds / 4)
         relay_id = stream.path.split()[-1]
@@ -244,7 +244,7 @@ async def _drain(stage: _Stage, seconds: float) -> dict[str, Any]:
 async def _until_sessions(
     ops_url: str, wanted: Callable[[int], bool], began_s: float, seconds: float
 ) -> int | None:
-    """Milliseconds since `began_s` until a relay has so many sessions; None if not in time."""
+    """Return the ms from `began_s` until a relay has `sessions` of them; None if not in time."""
     while True:
         health = await ask_json("relay", ops_url, "/health", RelayHealth)
         passed_s = time.monotonic() - began_s
@@ -335,7 +335,7 @@ async def _file(stage: _Stage, megabytes: int) -> dict[str, Any]:
 
 
 def _lost_sessions(media: dict[str, Any], file: dict[str, Any]) -> int:
-    """Sessions that did not live to their end as they began: one handshake, on one relay."""
+    """Return how many sessions did not live as they began: one handshake, on one relay."""
     ends = (
         (media["statistics"], media["sender_statistics"]),
         (file["sent"]["statistics"], file["received"]["statistics"]),

@@ -39,18 +39,18 @@ END_NUMBER: Final = 2**32 - 1
 
 
 def media_payload(number: int) -> bytes:
-    """Bytes of media datagram `number`: the receiver can make the same to compare."""
+    """Return the bytes of media datagram `number`: the receiver can make the same to compare."""
     block = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=50).digest()
     return block * (PAYLOAD_BYTES // len(block))
 
 
 def media_packets(frame: int) -> int:
-    """How many datagrams a frame has."""
+    """Return how many datagrams a frame has."""
     return KEY_PACKETS if frame % KEY_EVERY_FRAMES == 0 else DELTA_PACKETS
 
 
 def percentile_ms(latencies_ns: list[int], share: float) -> float:
-    """Latency below which `share` (0 to 1) of the values lie, milliseconds; 0.0 of none."""
+    """Return the latency (ms) below which `share` (0 to 1) of the values lie; 0.0 of none."""
     if not latencies_ns:
         return 0.0
     ordered = sorted(latencies_ns)
@@ -84,7 +84,7 @@ class MediaCheck:
             self.latencies_ns.append(now_ns - stamp)
 
     def result(self) -> dict[str, object]:
-        """Summary for the demo."""
+        """Return the summary for the demo."""
         return {
             "sent": self.sent,
             "received": len(self.received),

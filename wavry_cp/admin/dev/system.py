@@ -41,7 +41,7 @@ POLL_S: Final = 0.05
 LOOPBACK_KBPS: Final = "1000000"
 """Nobody else pays for loopback: what a lease allows should not be what a person measures."""
 DRAIN_TIMEOUT_S: Final = "1"
-"""Enough for peers to move to another relay; whoever presses Ctrl-C wants all of it to end."""
+"""Enough for peers to move to another relay; Ctrl-C ends all of it."""
 LOG_TAIL_LINES: Final = 5
 _ENGINE_SETTING: Final = "WAVRY_RELAY_ENGINE"
 _BRING_NATIVE: Final = (
@@ -52,7 +52,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def _end_with_parent() -> None:
-    """Between fork and exec: ask the kernel for SIGTERM when the parent dies."""
+    """Ask the kernel, between fork and exec, for SIGTERM when the parent dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -363,7 +363,7 @@ async def run_dev_system(
     as_json: bool,
     settings_file: Path | None = None,
 ) -> None:
-    """``wavryctl dev up``: run until Ctrl-C or SIGTERM.
+    """Run ``wavryctl dev up`` until Ctrl-C or SIGTERM.
 
     Raises:
         CommandError: a service did not start, or ended by itself, or the file does not fit.

@@ -1,6 +1,6 @@
 """``wavryctl doctor``: what is wrong, in which layer, by what one sees it, and what to do next.
 
-Strategy: first every service, relay and port is asked at the same time (`gather`); what came of it
+Strategy: first every service, relay and port is asked at the same time (`gather`); the answers
 are plain facts.  Then checks, which are functions of the facts alone, make findings of them.  What
 another fault explains is marked as its consequence, and the first fault that nothing explains is
 the one to repair (`diagnosis`).

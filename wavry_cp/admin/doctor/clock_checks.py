@@ -22,7 +22,7 @@ _OWN: Final = "this machine"
 
 
 def check_clocks(facts: SystemFacts) -> list[Finding]:
-    """Every clock shows the same time, to within what leases forgive."""
+    """Check that every clock shows the same time, to within what leases forgive."""
     offsets = _offsets(facts)
     if len(offsets) < 2:
         return []
@@ -34,7 +34,7 @@ def check_clocks(facts: SystemFacts) -> list[Finding]:
 
 
 def _offsets(facts: SystemFacts) -> dict[str, tuple[Layer, float, float]]:
-    """Layer, seconds ahead of our clock, and tolerance, by name."""
+    """Return layer, seconds ahead of our clock, and tolerance, by name."""
     found: dict[str, tuple[Layer, float, float]] = {_OWN: (HERE, 0.0, c.NOT_BEFORE_SKEW_S)}
     services: tuple[tuple[str, Layer, HttpAnswer], ...] = (
         ("master", MASTER, facts.master.health),
@@ -55,7 +55,7 @@ def _offsets(facts: SystemFacts) -> dict[str, tuple[Layer, float, float]]:
 
 
 def off_by(answer: HttpAnswer, now: int) -> float | None:
-    """Seconds that a service is ahead of our clock.
+    """Return the seconds that a service is ahead of our clock.
 
     Args:
         answer: of the service.
@@ -69,7 +69,7 @@ def off_by(answer: HttpAnswer, now: int) -> float | None:
 
 
 def true_offset(offsets: dict[str, float]) -> float:
-    """Offset of the clock that most others agree with; of equals the master's, else ours."""
+    """Return the offset of the clock that most agree with; of equals the master's, else ours."""
 
     def supporters(name: str) -> tuple[int, bool, bool]:
         near = sum(abs(other - offsets[name]) <= AGREE_S for other in offsets.values())

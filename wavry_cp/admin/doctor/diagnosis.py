@@ -92,7 +92,7 @@ def _summary(root: Finding | None, findings: Sequence[Finding], others: int) -> 
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """3 where a service is unreachable, else 1 where a check fails, else 0."""
+    """Return 3 where a service is unreachable, else 1 where a check fails, else 0."""
     if any(finding.unreachable for finding in findings):
         return EXIT_UNREACHABLE
     return EXIT_FAILED if any(finding.verdict == "fail" for finding in findings) else 0

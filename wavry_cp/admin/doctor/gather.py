@@ -271,7 +271,7 @@ class _Round:
     # -- Counters --------------------------------------------------------------------------
 
     async def _counters(self) -> dict[str, Counters | None]:
-        """Counters of gateway and master by name, of relays by ops URL."""
+        """Return the counters of gateway and master by name, of relays by ops URL."""
         asked = [
             ("gateway", "gateway", self._gateway_url),
             ("master", "master", self._master_url),
@@ -315,7 +315,7 @@ def _read_counters(role: str, answer: HttpAnswer) -> Counters | None:
 def _join(
     listed: HttpAnswer | None, known: Mapping[str, str], answers: Mapping[str, HttpAnswer]
 ) -> list[RelayFacts]:
-    """One entry for each relay that the master lists or whose ops URL is known."""
+    """Return one entry for each relay that the master lists or whose ops URL is known."""
     answer = None if listed is None else listed.read(RelayList)
     rows: dict[str, RelayInfo] = (
         {} if answer is None else {row.relay_id: row for row in answer.relays}

@@ -15,7 +15,7 @@ ROLLBACK: Final = "until it is repaired `wavryctl keys rollback` lets the key be
 
 
 def check_keys(facts: SystemFacts) -> list[Finding]:
-    """Every live relay holds the key set that the master publishes."""
+    """Check that every live relay holds the key set that the master publishes."""
     return [finding for relay in facts.relays for finding in _of_relay(relay, facts)]
 
 
@@ -73,7 +73,7 @@ def _of_relay(relay: RelayFacts, facts: SystemFacts) -> list[Finding]:
 
 
 def _held(relay: RelayFacts, status: KeysStatus | None) -> tuple[tuple[str, ...] | None, int]:
-    """Key ids and serial, by its own word or by that of its last heartbeat."""
+    """Return key ids and serial, by its own word or by that of its last heartbeat."""
     if relay.health is not None:
         return relay.health.keys.kids, relay.health.keys.serial
     rows = () if status is None else status.relays
@@ -128,7 +128,7 @@ def _finding(
 
 
 def check_unknown_key(facts: SystemFacts) -> list[Finding]:
-    """No relay rejects leases because it lacks the key that signed them."""
+    """Check that no relay rejects leases because it lacks the key that signed them."""
     return [_rejects(relay, facts.watch_s) for relay in facts.relays if relay.health is not None]
 
 

@@ -18,7 +18,7 @@ REPAIR_CAUSE: Final = "repair what this follows from first"
 
 
 def check_switches(facts: SystemFacts) -> list[Finding]:
-    """Nobody has switched relays off or closed a service."""
+    """Check that nobody has switched relays off or closed a service."""
     findings = []
     master = facts.master.health.read(MasterHealth)
     services: tuple[tuple[str, Layer, ServiceHealth | None], ...] = (
@@ -52,7 +52,7 @@ def check_switches(facts: SystemFacts) -> list[Finding]:
 
 
 def _by(switch: SwitchInfo | AuditRow | None) -> str:
-    """Who did it, when and why, as far as it was told."""
+    """Return who did it, when and why, as far as it was told."""
     if switch is None or not switch.who:
         return ""
     why = f": {switch.reason}" if switch.reason else ""
@@ -94,7 +94,7 @@ def check_pool(facts: SystemFacts) -> list[Finding]:
 
 
 def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
-    """Why a relay gets no session: for people, the finding that explains it, and what to do."""
+    """Return why a relay gets no session, the finding that explains it, and what to do."""
     row = relay.row
     if row is None:
         return "is unknown to the master", "", ""

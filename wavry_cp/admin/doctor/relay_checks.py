@@ -31,7 +31,7 @@ def link_fault(relay: RelayFacts) -> str:
 
 
 def check_relays(facts: SystemFacts) -> list[Finding]:
-    """Every relay runs, is heard by the master, and can be reached."""
+    """Check that every relay runs, is heard by the master, and can be reached."""
     findings = []
     for relay in facts.relays:
         findings += _check(relay, facts)
@@ -70,7 +70,7 @@ def _check(relay: RelayFacts, facts: SystemFacts) -> list[Finding]:
 
 
 def _is_down(relay: RelayFacts) -> bool:
-    """Nothing of it gives a sign of life."""
+    """Return whether nothing of it gives a sign of life."""
     if relay.ops is not None and relay.ops.is_reached:
         return False
     if relay.udp_reach == "ok":

@@ -12,7 +12,7 @@ NEARLY_FULL_PCT = 90.0
 
 
 def check_capacity(facts: SystemFacts) -> list[Finding]:
-    """No relay is nearly full, sheds load or is flooded."""
+    """Check that no relay is nearly full, sheds load or is flooded."""
     return [
         finding(RELAY, "capacity", relay.name, *verdict)
         for relay in facts.relays
@@ -50,7 +50,7 @@ def _load(relay: RelayFacts) -> tuple[Verdict, str, str] | None:
 
 
 def check_revocations(facts: SystemFacts) -> list[Finding]:
-    """Revocations reach each relay at once and stay on its disk."""
+    """Check that revocations reach each relay at once and stay on its disk."""
     rows = () if facts.revocations is None else facts.revocations.relays
     connected = {row.relay_id: row.connected for row in rows}
     findings = []
@@ -91,7 +91,7 @@ def check_revocations(facts: SystemFacts) -> list[Finding]:
 
 
 def check_errors(facts: SystemFacts) -> list[Finding]:
-    """No service meets errors of its own."""
+    """Check that no service meets errors of its own."""
     watched: list[tuple[str, Layer, tuple[Counters | None, Counters | None]]] = [
         ("master", MASTER, facts.master.counters),
         ("gateway", GATEWAY, facts.gateway.counters),

@@ -36,7 +36,7 @@ class _AccountsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_or_make(path: Path | None) -> tuple[SmokeAccount, SmokeAccount]:
-    """Caller and called user.
+    """Return the caller and called user.
 
     Args:
         path: where they are kept (mode 0600), made if missing; None invents new ones.

@@ -209,7 +209,7 @@ def _token(endpoints: ServiceEndpoints) -> str:
 
 
 async def _until_state(stage: SmokeContext, target: str, reported: str) -> None:
-    """Until the relay itself says so, which it does with its next heartbeat."""
+    """Wait until the relay itself says so, which it does with its next heartbeat."""
     stage.doing = f"waiting for {target} to report that it is {reported}"
     row: RelayInfo | None = None
 

@@ -23,7 +23,7 @@ STRAGGLERS_S: Final = 2.0
 
 
 class EchoFigures(msgspec.Struct, frozen=True):
-    """What came of it, both directions together; round trips in milliseconds."""
+    """Result of both directions together; round trips in milliseconds."""
 
     sent: int
     answered: int
@@ -112,7 +112,7 @@ class Echo:
         return sum(len(side.round_trips_ns) for side in self._sides)
 
     async def finished(self) -> EchoFigures:
-        """Wait for the questions and, for at most 2 s, for their answers; what came of it.
+        """Wait for the questions and, for at most 2 s, for their answers; return the result.
 
         Raises:
             SessionClosedError: the session ended under way.

@@ -146,7 +146,7 @@ class LeaseProbe(asyncio.DatagramProtocol):
                 self._answers.put_nowait(packet.body)
 
     def error_received(self, exc: Exception) -> None:
-        """Nothing: a port that refuses is a port that does not answer, and the next try tells."""
+        """Do nothing: a port that refuses does not answer, and the next try tells."""
 
 
 def _name(answer: LeaseAck | LeaseReject) -> str:

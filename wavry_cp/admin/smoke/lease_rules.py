@@ -22,7 +22,7 @@ _CLAIMS: Final = msgspec.json.Decoder(LeaseClaims)
 
 
 def published_keys(document: bytes) -> Mapping[KeyId, TrustedKey]:
-    """Keys of the document that the master publishes, whichever root it names.
+    """Return the keys of the document that the master publishes, whichever root it names.
 
     The relays pin the root; here it is only asked whether leases fit what is published.
 

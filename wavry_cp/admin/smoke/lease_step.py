@@ -75,7 +75,7 @@ async def _keys(stage: SmokeContext) -> Mapping[KeyId, TrustedKey] | None:
 
 
 async def _present(own: Credentials, others: Credentials, identity: Identity) -> list[str]:
-    """Bad leases first, so that the good one shows that it was not the relay being closed."""
+    """Present bad leases first: the good one then shows that the relay was not closed."""
     session_id = bytes.fromhex(own.session_id.replace("-", ""))
     refused: list[str] = []
     async with LeaseProbe.open((own.addr, *own.addrs), session_id) as probe:

@@ -110,6 +110,6 @@ def failure_of(error: WavryError | CommandError) -> StepFailedError:
 
 
 def exit_code(results: Sequence[StepResult]) -> int:
-    """3 where a service is unreachable, 4 where a token is not enough, 1 for any other failure."""
+    """Return 3 where a service is unreachable, 4 where a token is not enough, else 1."""
     codes = {result.exit_code for result in results if result.verdict == "fail"}
     return next((code for code in _RANK if code in codes), max(codes, default=0))

@@ -114,7 +114,7 @@ class Pair:
         return await _connected(self.caller, self.callee, self.listener)
 
     def relays(self) -> tuple[str, str]:
-        """Ids of the relays that the two ends use."""
+        """Return the ids of the relays that the two ends use."""
         return relay_of(self.session), relay_of(self.other)
 
 
@@ -132,7 +132,7 @@ async def _connected(
 
 
 def relay_of(session: wavry_peer.Session) -> str:
-    """Id of the relay that carries a session, or ``none``."""
+    """Return the id of the relay that carries a session, or ``none``."""
     return session.statistics().path.split()[-1]
 
 
@@ -184,7 +184,7 @@ class SmokeContext:
                 self._tokens[account.username] = gateway.token or ""
 
     def clients(self) -> tuple[GatewayClient, GatewayClient]:
-        """HTTP clients with the two log-ins, to be closed by the caller; after `register`."""
+        """Return HTTP clients with the two log-ins; the caller closes them; after `register`."""
         first, second = (
             GatewayClient(self.gateway_url, token=self._tokens[account.username])
             for account in self.accounts
@@ -193,7 +193,7 @@ class SmokeContext:
 
     @contextlib.asynccontextmanager
     async def lines(self) -> AsyncIterator[tuple[Line, Line]]:
-        """Both users bound to their WebSockets.
+        """Give both users, bound to their WebSockets.
 
         Raises:
             GatewayError, GatewayUnreachableError: one of them cannot.
@@ -212,7 +212,7 @@ class SmokeContext:
 
     @contextlib.asynccontextmanager
     async def pair(self) -> AsyncIterator[Pair]:
-        """Two peers and a session between them.
+        """Give two peers and a session between them.
 
         Raises:
             PeerError: no session.

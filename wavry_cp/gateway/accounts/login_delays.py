@@ -71,7 +71,7 @@ class LoginDelays:
         return 0.0
 
     def pause_s(self, account: str, now_s: float) -> float:
-        """Seconds to sleep before the answer of an attempt that `begin` let pass."""
+        """Return the seconds to sleep before the answer of an attempt that `begin` let pass."""
         whole = self._accounts.get(account)
         if whole is None or now_s - whole.touched_s > FORGET_S:
             return 0.0

@@ -66,7 +66,7 @@ class PasswordHasher:
         return await self._work(lambda: self._hash(_canonical(password)))
 
     async def verify(self, password: str, stored: str | None) -> bool:
-        """Whether `password` fits `stored`; with None (no such user) the same work, and False.
+        """Return whether `password` fits `stored`; for None (no such user) False, by the same work.
 
         Raises:
             RefusedError: ``busy``.
@@ -76,7 +76,7 @@ class PasswordHasher:
         return fits and stored is not None
 
     def outdated(self, stored: str) -> bool:
-        """Whether `stored` was made with another cost than the one that is set now."""
+        """Return whether `stored` was made with another cost than the one that is set now."""
         return not stored.startswith(self._cost.prefix)
 
     def _hash(self, password: bytes) -> str:

@@ -128,7 +128,7 @@ class AccountService:
         self._hub.end_tokens((hashed,))
 
     async def owner(self, token: str | None, *, via: Via) -> TokenOwner:
-        """Who a bearer token belongs to; `via` is for the counter.
+        """Return who a bearer token belongs to; `via` is for the counter.
 
         Raises:
             RefusedError: ``invalid_token``: missing, unknown, expired or logged out; ``banned``.

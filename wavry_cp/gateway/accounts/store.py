@@ -39,7 +39,7 @@ class AccountStore(Protocol):
         """Return an account by name."""
 
     async def users(self, *, after: str, limit: int) -> tuple[User, ...]:
-        """Accounts in the order of their names, those after `after`."""
+        """Return the accounts in the order of their names, those after `after`."""
 
     async def set_password_hash(self, username: str, password_hash: str) -> None:
         """Store a password hash of another cost."""
@@ -53,7 +53,7 @@ class AccountStore(Protocol):
         """Store a token and note the login; returns the oldest tokens that `max_tokens` ended."""
 
     async def token_owner(self, token: TokenHash, *, now_s: int) -> TokenOwner | None:
-        """Owner of a token that exists and has not expired."""
+        """Return the owner of a token that exists and has not expired."""
 
     async def remove_token(self, token: TokenHash) -> bool:
         """End a token; False where there was none."""

@@ -19,7 +19,7 @@ class Breaker:
         self._closed_again_s = 0.0
 
     def allows(self, now_s: float) -> bool:
-        """Whether a call may be made at `now_s` (monotonic seconds)."""
+        """Return whether a call may be made at `now_s` (monotonic seconds)."""
         if self._failures < self._limit:
             return True
         if now_s < self._closed_again_s:

@@ -129,7 +129,7 @@ class Broker:
         return await self._call("check_token", "/v1/admin/tokens/check", body, TokenCheck)
 
     async def probe(self) -> str:
-        """State of the master for /ready, asked every few seconds: ``"ok"``, ``"unreachable"``."""
+        """Return the state of the master, asked every few seconds: ``ok`` or ``unreachable``."""
         now_s = self._clock.monotonic_s()
         if now_s - self._probed_at_s >= PROBE_FRESH_S:
             self._probed_at_s = now_s

@@ -206,7 +206,7 @@ class SessionLeases:
 
 
 def credentials_message(own: Credentials, *, with_username: str) -> RelayCredentials:
-    """Credentials as the WebSocket brings them."""
+    """Return the credentials as the WebSocket brings them."""
     return RelayCredentials(
         relay_id=own.relay_id,
         token=own.token,

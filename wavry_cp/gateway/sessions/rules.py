@@ -117,7 +117,7 @@ class CallLimits:
 
 
 def checked_keys(identity: str | None, noise: str | None) -> Keys:
-    """Keys as a client sent them.
+    """Return the keys as a client sent them.
 
     Raises:
         RefusedError: ``invalid_message``: not the canonical base64url of 32 bytes.
@@ -155,7 +155,7 @@ def _unknown() -> RefusedError:
 
 
 def role_of(session: CallSession, username: str) -> c.Role:
-    """Role of a user: the caller is the client.
+    """Return the role of a user: the caller is the client.
 
     Raises:
         RefusedError: ``unknown_session`` for everybody else, as if it did not exist.
@@ -259,7 +259,7 @@ def grant(
     now_s: int,
     lifetime_s: int,
 ) -> CallSession:
-    """Leases were issued, the first time or for a move to another relay.
+    """Note that leases were issued, the first time or for a move to another relay.
 
     Raises:
         RefusedError: ``session_closed`` or ``not_accepted``.
@@ -306,7 +306,7 @@ def renew(
 
 
 def report_path(session: CallSession, path: Path, *, now_s: int) -> CallSession:
-    """One of the users says how they talk: for the statistics, no rule depends on it.
+    """Note how a user says that they talk: for the statistics, no rule depends on it.
 
     Raises:
         RefusedError: ``session_closed`` or ``not_accepted``.

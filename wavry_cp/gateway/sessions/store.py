@@ -33,7 +33,7 @@ class CallStore(Protocol):
     async def open_sessions_between(
         self, one: str, other: str, *, now_s: int
     ) -> tuple[CallSession, ...]:
-        """Sessions of two users that have not ended, newest first."""
+        """Return the sessions of two users that have not ended, newest first."""
 
     async def close_sessions_of(
         self, username: str, *, now_s: int, limit: int

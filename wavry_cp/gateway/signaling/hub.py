@@ -99,7 +99,7 @@ class Hub:
         return connection is not None and connection.send(message)
 
     def is_online(self, username: str) -> bool:
-        """Whether a user is bound."""
+        """Return whether a user is bound."""
         connection = self._bound.get(username)
         return connection is not None and connection.cause is None
 

@@ -16,11 +16,11 @@ class KeyedCounter(dict[str, int]):
     """Counts by key that vanish at zero, so that the table never outgrows what is counted."""
 
     def take(self, key: str) -> None:
-        """One more."""
+        """Count one more."""
         self[key] = self.get(key, 0) + 1
 
     def give_back(self, key: str) -> None:
-        """One less."""
+        """Count one less."""
         left = self[key] - 1
         if left:
             self[key] = left
@@ -66,7 +66,7 @@ class ConnectionSlots:
             self._used.give_back(address)
 
     def used(self, address: str) -> int:
-        """Slots that an address holds now."""
+        """Return the slots that an address holds now."""
         return self._used.get(address, 0)
 
     @property

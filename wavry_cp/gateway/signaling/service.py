@@ -366,7 +366,7 @@ async def _next_frame(connection: SignalingConnection) -> str | MessageError:
 
 
 async def _ignore(_connection: SignalingConnection, _username: str, _message: wire.Pong) -> None:
-    """PONG needs no answer."""
+    """Answer nothing to PONG."""
 
 
 async def _bound_twice(

@@ -126,7 +126,7 @@ class BlockService:
             order.end(is_done=False)
 
     def blocks(self, relay_id: str | None, now_s: int) -> tuple[RelayBlock, ...]:
-        """Blocks of a relay, or of all."""
+        """Return the blocks of a relay, or of all."""
         return tuple(
             RelayBlock(
                 relay_id=owner,

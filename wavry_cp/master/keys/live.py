@@ -79,17 +79,17 @@ class LiveKeys:
         return self.active_kid in self.forced_kids
 
     def active_age_s(self, now_s: int) -> int:
-        """Seconds since the active key began to sign."""
+        """Return the seconds since the active key began to sign."""
         begun = next(key.not_before for key in self.keyset.keys if key.kid == self.active_kid)
         return max(0, now_s - begun)
 
     def active_end_s(self, lifetime_s: int) -> int:
-        """Unix seconds at which the planned life of the active key is over; it signs on."""
+        """Return unix seconds at which the planned life of the active key is over; it signs on."""
         key = next(key for key in self.keyset.keys if key.kid == self.active_kid)
         return key.not_after or key.not_before + lifetime_s
 
     def retiring_end_s(self) -> int:
-        """Unix seconds at which the first retiring key has no valid lease left, 0 without one."""
+        """Return when (unix s) the first retiring key has no valid lease left, 0 without one."""
         ends = [key.not_after for key in self.keyset.keys if key.status == "retiring"]
         return min(ends, default=0)
 

@@ -95,7 +95,7 @@ class RelayKeys:
     held: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
 
     def lacking(self, kid: str) -> list[str]:
-        """Live relays that have not reported a key, sorted."""
+        """Return the live relays that have not reported a key, sorted."""
         return sorted(relay for relay, kids in self.held.items() if kid not in kids)
 
     def held_pct(self, kid: str) -> float:
@@ -294,7 +294,7 @@ def check_held(kid: str, relays: RelayKeys, *, quorum_pct: float = 100.0) -> Non
 
 
 def may_sign_for(held: AbstractSet[str] | None, kid: str, *, forced: bool = False) -> bool:
-    """Whether a lease signed by `kid` may be given out for a relay.
+    """Return whether a lease signed by `kid` may be given out for a relay.
 
     Args:
         held: what the relay reported last; None where it has not reported yet: it was given the
@@ -306,7 +306,7 @@ def may_sign_for(held: AbstractSet[str] | None, kid: str, *, forced: bool = Fals
 
 
 def removable_at_s(last_expiry_s: int) -> int:
-    """Unix seconds from which on a key may go whose last lease expires at `last_expiry_s`."""
+    """Return when (unix s) a key may go whose last lease expires at `last_expiry_s`."""
     return last_expiry_s + REMOVE_MARGIN_S if last_expiry_s else 0
 
 

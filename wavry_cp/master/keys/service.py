@@ -88,7 +88,7 @@ class KeyService:
         self._keys.forced_kids = {kid for kid, use in uses.items() if use.forced}
 
     async def status(self) -> KeysStatus:
-        """Keys, leases and relays as they are now."""
+        """Return the keys, leases and relays as they are now."""
         keyset, now_s = self._keys.keyset, self._clock.now_s()
         uses = await self._store.key_uses()
         relays = self._relays()
@@ -134,7 +134,7 @@ class KeyService:
     async def take_step(
         self, step: KeyStep, request: KeyStepRequest, *, who: str
     ) -> KeyStepResponse:
-        """One step of a rotation.
+        """Take one step of a rotation.
 
         Raises:
             RefusedError: what `rotation` raises, or ``plan_changed``, ``invalid_document``,

@@ -51,7 +51,7 @@ class Choice:
 
 
 def weight(candidate: RelayCandidate) -> float:
-    """How much a relay should be preferred: 0 is full, 1 is idle."""
+    """Return how much a relay is preferred: 0 is full, 1 is idle."""
     sessions = candidate.active_sessions + candidate.recent_picks
     if sessions >= candidate.max_sessions:
         return 0.0

@@ -34,7 +34,7 @@ class Challenges:
         self._pending: OrderedDict[str, PendingChallenge] = OrderedDict()
 
     def __len__(self) -> int:
-        """Challenges kept, expired ones included."""
+        """Return the challenges kept, expired ones included."""
         return len(self._pending)
 
     def add(

@@ -107,7 +107,7 @@ class EventStream:
         self._close_code = CLOSE_GOING_AWAY
 
     def wake(self) -> None:
-        """Something changed."""
+        """Wake the stream: something changed."""
         self._wake.set()
 
     def end(self, cause: str, code: int = CLOSE_GOING_AWAY) -> None:
@@ -247,12 +247,12 @@ class EventStreams:
             del self._open[stream.relay_id]
 
     def wake(self, relay_id: str) -> None:
-        """Something changed for one relay."""
+        """Wake the stream of one relay: something changed for it."""
         if relay_id in self._open:
             self._open[relay_id].wake()
 
     def wake_all(self) -> None:
-        """Something changed for all relays."""
+        """Wake all streams: something changed for all relays."""
         for stream in self._open.values():
             stream.wake()
 
@@ -276,10 +276,10 @@ class EventStreams:
         return len(self._open)
 
     def is_connected(self, relay_id: str) -> bool:
-        """Whether a relay holds a stream open."""
+        """Return whether a relay holds a stream open."""
         return relay_id in self._open
 
     def acked(self, relay_id: str) -> int:
-        """Last number that a relay is known to have kept, 0 where it never said one."""
+        """Return the last number that a relay is known to have kept, 0 where it never said one."""
         stream = self._open.get(relay_id)
         return stream.acked if stream is not None else self._acked.get(relay_id, 0)

@@ -68,7 +68,7 @@ class RelayRegistry:
         return None if relay is None else relay.record
 
     def state(self, relay_id: str, monotonic_s: float) -> RelayState | None:
-        """State now, or None for an unknown relay."""
+        """Return the state now, or None for an unknown relay."""
         relay = self._relays.get(relay_id)
         return None if relay is None else self._state(relay, monotonic_s)
 
@@ -85,14 +85,14 @@ class RelayRegistry:
         return relay.record.state is not RelayState.BANNED and self._alive(relay, monotonic_s)
 
     def held_kids(self, relay_id: str) -> AbstractSet[str] | None:
-        """Key ids that a relay reported last, or None where it has not reported to this process."""
+        """Return the key ids that a relay reported last, None before its first report to us."""
         relay = self._relays.get(relay_id)
         if relay is None or relay.status is None:
             return None
         return frozenset(relay.status.held_kids)
 
     def held_by_live(self, monotonic_s: float) -> dict[str, AbstractSet[str]]:
-        """Key ids that each live relay holds, as far as it said so; a banned one does not count."""
+        """Return the key ids that each live relay says it holds; a banned one does not count."""
         return {
             relay_id: self.held_kids(relay_id) or frozenset()
             for relay_id in self._relays
@@ -108,7 +108,7 @@ class RelayRegistry:
         }
 
     def candidates(self, monotonic_s: float, *, active_kid: str) -> list[RelayCandidate]:
-        """Relays that may get new sessions.
+        """Return the relays that may get new sessions.
 
         Those that reported that they are ready and hold the signing key; only where there is
         none, right after a start, those that are presumed alive.
@@ -129,11 +129,11 @@ class RelayRegistry:
         return heard or presumed
 
     def infos(self, monotonic_s: float) -> list[RelayInfo]:
-        """All rows of ``GET /v1/relays`` by relay id."""
+        """Return all rows of ``GET /v1/relays`` by relay id."""
         return [self._info(self._relays[key], monotonic_s) for key in sorted(self._relays)]
 
     def info(self, relay_id: str, monotonic_s: float) -> RelayInfo:
-        """One row.
+        """Return one row.
 
         Raises:
             RefusedError: ``unknown_relay``.
@@ -145,7 +145,7 @@ class RelayRegistry:
         return Counter(self._state(relay, monotonic_s) for relay in self._relays.values())
 
     def heartbeat_ages_s(self, *, now_s: int, monotonic_s: float) -> dict[RelayState, int]:
-        """Age of the oldest last sign of life in each state; deregistered relays do not count."""
+        """Return the age of the oldest sign of life in each state, without deregistered relays."""
         ages: dict[RelayState, int] = {}
         for relay in self._relays.values():
             record, status = relay.record, relay.status
@@ -158,7 +158,7 @@ class RelayRegistry:
         return ages
 
     def pool_sessions(self, monotonic_s: float) -> tuple[int, int]:
-        """Sessions that relays within earshot reported, and the room that ACTIVE relays have."""
+        """Return the sessions that reachable relays reported, and the room of ACTIVE relays."""
         held = room = 0
         for relay in self._relays.values():
             state = self._state(relay, monotonic_s)

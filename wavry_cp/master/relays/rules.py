@@ -232,7 +232,7 @@ def after_event(record: RelayRecord, event: RelayEvent) -> RelayRecord:
 
 
 def offline_after_s(heartbeat_interval_s: float) -> float:
-    """Seconds without a sign of life after which a relay counts as OFFLINE."""
+    """Return the seconds without a sign of life after which a relay counts as OFFLINE."""
     return MISSED_HEARTBEATS * heartbeat_interval_s + HEARTBEAT_MARGIN_S
 
 

@@ -19,7 +19,7 @@ class RelayStore(Protocol):
     """Records of relays."""
 
     async def relays(self) -> Sequence[RelayRecord]:
-        """All relays."""
+        """Return all relays."""
         ...
 
     async def save_relay(self, record: RelayRecord, audit: AuditEntry | None = None) -> None:

@@ -77,12 +77,12 @@ class RevocationIndex:
         return self._rows
 
     def after(self, number: int, limit: int) -> Sequence[Revocation]:
-        """At most `limit` rows behind a number, as relays read them."""
+        """Return at most `limit` rows behind a number, as relays read them."""
         first = bisect.bisect_right(self._rows, number, key=lambda row: row.number)
         return [_frame(row) for row in self._rows[first : first + limit]]
 
     def hits(self, session: LeasedSession) -> bool:
-        """Whether a lease of a session is revoked."""
+        """Return whether a lease of a session is revoked."""
         if not self._until_s:
             return False
         if ("session", session.session_id) in self._until_s:
@@ -90,7 +90,7 @@ class RevocationIndex:
         return any(self._hits_slot(slot) for slot in (session.client, session.server))
 
     def hits_session_id(self, session_id: str) -> bool:
-        """Whether a session was revoked by its id."""
+        """Return whether a session was revoked by its id."""
         return ("session", session_id) in self._until_s
 
     def _hits_slot(self, slot: LeaseSlot) -> bool:
@@ -170,7 +170,7 @@ class RevocationService:
         return Revoked(rows[0], live_sessions)
 
     async def knows(self, kind: RevocationKind, value: str) -> bool:
-        """Whether there is or was a session, or a key that signed, with this value."""
+        """Return whether there is or was a session, or a key that signed, with this value."""
         return await self._store.knows(kind, value)
 
     async def unban(self, sub: str, *, now_s: int, who: str, reason: str) -> RevocationRow:

@@ -53,7 +53,7 @@ class RevocationStore(Protocol):
     """Durable revocations; raises `StoreUnavailableError` as every store does."""
 
     async def revocation_log(self) -> RevocationLog:
-        """Everything, for the start of a master."""
+        """Return everything, for the start of a master."""
         ...
 
     async def add_revocation(
@@ -70,7 +70,7 @@ class RevocationStore(Protocol):
         ...
 
     async def knows(self, kind: RevocationKind, value: str) -> bool:
-        """Whether any stored session, or key that signed once, has this value."""
+        """Return whether any stored session, or key that signed once, has this value."""
         ...
 
     async def add_unban(self, new: NewRevocation, audit: AuditEntry) -> RevocationRow:

@@ -201,7 +201,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def users(self, *, after: str, limit: int) -> tuple[User, ...]:
-        """Accounts in the order of their names, those after `after`."""
+        """Return the accounts in the order of their names, those after `after`."""
 
         def work(db: sqlite_utils.Database) -> tuple[User, ...]:
             query = f"{_USER} WHERE username > ? ORDER BY username LIMIT ?"
@@ -249,7 +249,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def token_owner(self, token: TokenHash, *, now_s: int) -> TokenOwner | None:
-        """Owner of a token that exists and has not expired."""
+        """Return the owner of a token that exists and has not expired."""
 
         def work(db: sqlite_utils.Database) -> TokenOwner | None:
             row = db.execute(
@@ -332,7 +332,7 @@ class SqliteGatewayStore(AdminSqlite):
     async def open_sessions_between(
         self, one: str, other: str, *, now_s: int
     ) -> tuple[CallSession, ...]:
-        """Sessions of two users that have not ended, newest first."""
+        """Return the sessions of two users that have not ended, newest first."""
 
         def work(db: sqlite_utils.Database) -> tuple[CallSession, ...]:
             rows = db.execute(_BETWEEN, (one, other, other, one, now_s))

@@ -131,7 +131,7 @@ def _key_uses(db: sqlite_utils.Database) -> None:
 
 
 def _only_bound_leases(db: sqlite_utils.Database) -> None:
-    """No relay takes the others, so they are not renewed either."""
+    """Forget the leases that no relay takes: they are not renewed either."""
     db.execute("DELETE FROM sessions WHERE client_cnf IS NULL OR server_cnf IS NULL")
 
 

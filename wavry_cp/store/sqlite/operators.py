@@ -68,7 +68,7 @@ def forbid_audit_changes(db: sqlite_utils.Database) -> None:
 
 
 def create_admin_tables(db: sqlite_utils.Database) -> None:
-    """Switches and bans."""
+    """Make the tables of switches and bans."""
     db.execute(
         """
         CREATE TABLE switches (
@@ -97,7 +97,7 @@ def create_admin_tables(db: sqlite_utils.Database) -> None:
 
 
 def create_token_table(db: sqlite_utils.Database) -> None:
-    """Named admin tokens."""
+    """Make the table of named admin tokens."""
     db.execute(
         """
         CREATE TABLE admin_tokens (

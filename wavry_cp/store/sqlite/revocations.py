@@ -134,7 +134,7 @@ class RevocationSqlite:
 
 
 def _successors(db: sqlite_utils.Database, jti: str) -> list[str]:
-    """Leases that replaced this one by renewal."""
+    """Return the leases that replaced this one by renewal."""
     return [
         row[0]
         for role in ("client", "server")

@@ -161,7 +161,7 @@ class ResponderHandshake:
         self._settled_message_3: bytes | None = None
 
     def answer_message_1(self, message_1: bytes) -> bytes:
-        """Rest of the MESSAGE_2 packet that answers a message 1; the same for each copy.
+        """Return the rest of the MESSAGE_2 packet that answers a message 1; the same for each copy.
 
         Raises:
             HandshakeError: wrong size, wrong padding, or a key of small order.

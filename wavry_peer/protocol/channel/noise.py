@@ -98,7 +98,7 @@ class TransportKeys:
 
 
 def diffie_hellman(private: bytes, public: bytes) -> bytes:
-    """X25519 of 32-byte keys.
+    """Return the X25519 of 32-byte keys.
 
     Raises:
         HandshakeError: `public` is not 32 bytes, or the result is all zeros (a point of
@@ -116,7 +116,7 @@ def diffie_hellman(private: bytes, public: bytes) -> bytes:
 
 
 def aead_seal(key: bytes, counter: int, associated_data: bytes, plaintext: bytes) -> bytes:
-    """ENCRYPT of Noise section 12.3: ChaCha20-Poly1305 with an explicit counter.
+    """Encrypt (Noise section 12.3): ChaCha20-Poly1305 with an explicit counter.
 
     Args:
         key: 32 bytes.
@@ -133,7 +133,7 @@ def aead_seal(key: bytes, counter: int, associated_data: bytes, plaintext: bytes
 
 
 def aead_open(key: bytes, counter: int, associated_data: bytes, ciphertext: bytes) -> bytes:
-    """DECRYPT of Noise section 12.3, the inverse of `aead_seal`.
+    """Decrypt (Noise section 12.3): the inverse of `aead_seal`.
 
     Raises:
         HandshakeError: the ciphertext is shorter than a tag or is not authentic.
@@ -148,7 +148,7 @@ def aead_open(key: bytes, counter: int, associated_data: bytes, ciphertext: byte
 
 
 def rekey(key: bytes) -> bytes:
-    """REKEY of Noise section 4.2: the next key; the old one cannot be computed back."""
+    """Return the next key (REKEY, Noise section 4.2); the old one cannot be computed back."""
     return aead_seal(key, RESERVED_NONCE, b"", _ZERO_KEY)[:KEY_BYTES]
 
 
@@ -248,7 +248,7 @@ class SymmetricState:
         return ciphertext
 
     def decrypt_and_hash(self, ciphertext: bytes) -> bytes:
-        """Inverse of `encrypt_and_hash`.
+        """Decrypt what `encrypt_and_hash` gave.
 
         Raises:
             HandshakeError: not authentic.
@@ -316,7 +316,7 @@ class HandshakeState:
         return twin
 
     def write_message(self, payload: bytes = b"") -> bytes:
-        """Next message of this side, with `payload` inside.
+        """Return the next message of this side, with `payload` inside.
 
         The payload of message 1 travels in the clear; that of message 2 is secret to
         whoever holds the initiator's ephemeral key; that of message 3 is fully protected.
@@ -363,7 +363,7 @@ class HandshakeState:
         return payload
 
     def split(self) -> TransportKeys:
-        """Transport keys of the finished handshake.
+        """Return the transport keys of the finished handshake.
 
         Raises:
             LocalError: the handshake is not complete.

@@ -14,7 +14,7 @@ class ErrorCode(StrEnum):
 
     Attributes:
         status: of the HTTP answer; where only the WebSocket says it, what HTTP would answer.
-        next_step: for whoever made the call.
+        next_step: for the caller.
     """
 
     status: int

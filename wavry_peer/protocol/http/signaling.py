@@ -218,5 +218,5 @@ def decode_server_message(frame: str | bytes) -> ServerMessage:
 
 
 def encode_message(message: Message) -> str:
-    """JSON text of a message."""
+    """Return the JSON text of a message."""
     return msgspec.json.encode(message).decode()

@@ -18,6 +18,6 @@ PROCESS: Final = (
 
 
 def build_info(service: str) -> MetricSpec:
-    """``wavry_…_build_info`` of a service."""
+    """Return ``wavry_…_build_info`` of a service."""
     version = named_by_operator("version", r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", 1, "the software")
     return gauge(f"wavry_{service}_build_info", f"Always 1; version of the {service}.", version)

@@ -38,7 +38,7 @@ class Label:
     origin: str = ""
 
     def allows(self, value: str) -> bool:
-        """Whether a series may have this value."""
+        """Return whether a series may have this value."""
         if self.values:
             return value in self.values
         return re.fullmatch(self.pattern, value) is not None
@@ -105,5 +105,5 @@ def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: Label) 
 
 
 def by_name(specs: tuple[MetricSpec, ...]) -> dict[str, MetricSpec]:
-    """Specs by their exposed name."""
+    """Return the specs by their exposed name."""
     return {spec.name: spec for spec in specs}
