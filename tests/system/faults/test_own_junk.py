@@ -3,7 +3,8 @@ and not even he where a live slot is at his address.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from support.relay.mint import Mint
@@ -30,11 +31,10 @@ def peer_at(relay: RelayProcess, host: str, role: c.Role, sid: uuid.UUID) -> Udp
     return UdpPeer(MINT, relay.relay_id, relay.udp[0], sid, role, local=host)
 
 
-def send_junk(relay: RelayProcess, peer: UdpPeer, cookie: bytes) -> None:
+def send_junk(peer: UdpPeer, cookie: bytes, until: Callable[[], bool]) -> None:
     """Leases with a wrong proof and the good cookie of the peer's own path."""
-    goal = relay.metric("wavry_relay_block_strikes_total") + STRIKES
 
-    def send() -> bool:
+    def is_enough() -> bool:
         for _ in range(20):
             peer.counter += 1
             peer.sock.send(
@@ -43,9 +43,18 @@ def send_junk(relay: RelayProcess, peer: UdpPeer, cookie: bytes) -> None:
                     counter=peer.counter, cookie=cookie, sign=lambda _: bytes(64),
                 )
             )  # fmt: skip
-        return relay.metric("wavry_relay_block_strikes_total") >= goal
+        return until()
 
-    wait_until(send, what="that the junk was taken for what it is")
+    wait_until(is_enough, what="that the junk was taken for what it is")
+
+
+def is_renewed(peer: UdpPeer) -> bool:
+    peer.sock.send(peer.present_datagram(renew=True))
+    with suppress(TimeoutError):
+        while packets.parse_packet(peer.sock.recv(2048)).header.type != c.PacketType.LEASE_ACK:
+            pass
+        return True
+    return False
 
 
 def test_who_is_blocked_is_blocked_alone(relay: RelayProcess) -> None:
@@ -55,12 +64,15 @@ def test_who_is_blocked_is_blocked_alone(relay: RelayProcess) -> None:
         user.ask(user.present_datagram())
         cookie = user.challenge
         assert cookie is not None
-        user.sock.send(user.present_datagram(renew=True, cookie=c.RELEASE_COOKIE))
-        wait_until(
-            lambda: relay.metric("wavry_relay_leases_released_total") > 0, what="the release"
-        )
-        send_junk(relay, user, cookie)
-        assert relay.metric("wavry_relay_hosts_blocked_total") == blocked + 1
+        release = user.present_datagram(renew=True, cookie=c.RELEASE_COOKIE)
+
+        def is_released() -> bool:
+            user.sock.send(release)
+            return relay.metric("wavry_relay_leases_released_total") > 0
+
+        wait_until(is_released, what="the release")
+        send_junk(user, cookie, lambda: relay.metric("wavry_relay_hosts_blocked_total") > blocked)
+    assert relay.metric("wavry_relay_hosts_blocked_total") == blocked + 1
     with peer_at(relay, "127.0.7.1", c.Role.CLIENT, uuid.uuid4()) as again:
         refused = again.ask(again.present_datagram())
         assert isinstance(refused.body, packets.LeaseReject)
@@ -89,10 +101,10 @@ def test_live_slot_goes_on_and_so_does_who_shares_its_address(relay: RelayProces
         assert cookie is not None
         user.present(cookie=cookie)
         other.present()
-        send_junk(relay, user, cookie)
-        user.drain_socket()
+        goal = relay.metric("wavry_relay_block_strikes_total") + STRIKES
+        send_junk(user, cookie, lambda: relay.metric("wavry_relay_block_strikes_total") >= goal)
         user.token = user.new_token()
-        user.present(renew=True)
+        wait_until(lambda: is_renewed(user), what="an ACK among the refusals")
         user.forward(b"still here")
         assert other.receive()[1] == b"still here"
         behind_the_same_nat.present()
