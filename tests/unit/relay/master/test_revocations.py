@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.relay.revocation import GivenOrders
-from support.relay.world import Peer, World, open_world, reject_reason
+from support.relay.world import RELAY_ID, Peer, World, open_world, reject_reason
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import lease, packets
@@ -19,7 +19,7 @@ from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.engine.base import Drop, Forward
 from wavry_relay.master.revocations import FILE_NAME, KEEP_S
-from wavry_relay.shm.control import EngineKind
+from wavry_relay.shm.control import ControlBlock, EngineKind, Limits
 from wavry_relay.shm.layout import REVOCATION_SLOTS, Geometry
 from wavry_relay.shm.leases import LeaseOrigins
 from wavry_relay.shm.revocations import RevocationEntry, RevokedKind, TablePosition
@@ -409,9 +409,15 @@ def test_a_number_that_was_taken_is_not_taken_again(world: World, orders: GivenO
 # -- The shared log ------------------------------------------------------------------------------
 
 
+def keyed_segment() -> Segment:
+    segment = Segment.anonymous(Geometry(1, 10), now_ns=1)
+    ControlBlock(segment).initialise(RELAY_ID, Limits(), EngineKind.REFERENCE)
+    return segment
+
+
 def test_reader_never_sees_half_a_rewrite() -> None:
     """One thread rewrites and appends; a reader sees only states that were written whole."""
-    segment = Segment.anonymous(Geometry(1, 10), now_ns=1)
+    segment = keyed_segment()
     table, reader = SegmentTables(segment).revocations, SegmentTables(segment).revocations
     stop = threading.Event()
 
@@ -450,7 +456,7 @@ def test_reader_never_sees_half_a_rewrite() -> None:
 
 
 def test_writer_that_died_half_way_is_mended_by_its_successor() -> None:
-    segment = Segment.anonymous(Geometry(1, 10), now_ns=1)
+    segment = keyed_segment()
     try:
         tables = SegmentTables(segment)
         table = tables.revocations
