@@ -22,7 +22,6 @@ from .verdict import judge
 
 __all__ = ["ChaosOptions", "run_chaos"]
 
-_RECOVERY_S: Final = 60.0
 _POLL_S: Final = 0.02
 _DEATH_S: Final = 0.5
 _SETTLE_S: Final = 2.0
@@ -55,6 +54,7 @@ class ChaosOptions:
         workers: of each relay.
         pace: of faults, attacks and pauses; 1 for times as in real life.
         every_s: between two lines.
+        patience_s: who has not recovered from a fault by then has not recovered.
         tells_all: show each fault when it is over, not only one that is not.
     """
 
@@ -65,6 +65,7 @@ class ChaosOptions:
     workers: int = 2
     pace: float = 1.0
     every_s: float = 60.0
+    patience_s: float = 60.0
     tells_all: bool = False
 
 
@@ -158,7 +159,7 @@ class _ChaosRun:
         self, service: ServiceUnderTest, touched: Sequence[MediaPair], since_s: float
     ) -> float | None:
         """Wait until nothing of a fault is left; when that was, or None."""
-        while self._times.now_s() < since_s + _RECOVERY_S:
+        while self._times.now_s() < since_s + self._options.patience_s:
             if all(pair.carried_since(since_s) for pair in touched) and await service.is_well():
                 return self._times.now_s()
             await asyncio.sleep(_POLL_S)
@@ -241,14 +242,14 @@ class _ChaosRun:
 
     async def _settle(self) -> None:
         """Every session must carry datagrams once nothing is wrong any more."""
-        calm_s = self._times.now_s()
-        while self._times.now_s() < calm_s + _RECOVERY_S:
+        calm_s, patience_s = self._times.now_s(), self._options.patience_s
+        while self._times.now_s() < calm_s + patience_s:
             if all(pair.carried_since(calm_s) for pair in self._pairs):
                 break
             await asyncio.sleep(_POLL_S)
         for pair in self._pairs:
             if not pair.carried_since(calm_s):
-                self._journal.found(f"{pair.name} was silent for {_RECOVERY_S:g} s after the end")
+                self._journal.found(f"{pair.name} was silent for {patience_s:g} s after the end")
         await asyncio.sleep(_SETTLE_S)
 
     def _summary(self, ended_s: float) -> Summary:

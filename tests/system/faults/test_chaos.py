@@ -26,7 +26,9 @@ def test_no_session_is_lost_whatever_happens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     need_native()
-    options = ChaosOptions(SEED, seconds=0, sessions=3, pace=0.05, every_s=10.0, tells_all=True)
+    options = ChaosOptions(
+        SEED, seconds=0, sessions=3, pace=0.05, every_s=10.0, patience_s=180.0, tells_all=True
+    )
     summary = asyncio.run(run_chaos(options, tmp_path / "system", show=print))
     print(*summary_lines(summary), sep="\n")
     assert summary.ok, capsys.readouterr().out
