@@ -63,19 +63,19 @@ class LostSession(msgspec.Struct, frozen=True):
 
 
 class Datagrams:
-    """Datagrams by the second in which they were due."""
+    """Datagrams by the second in which they were sent."""
 
     def __init__(self) -> None:
         self._sent: defaultdict[int, int] = defaultdict(int)
         self._received: defaultdict[int, int] = defaultdict(int)
 
-    def sent(self, due_s: float) -> None:
+    def sent(self, sent_s: float) -> None:
         """Count one that was sent."""
-        self._sent[int(due_s)] += 1
+        self._sent[int(sent_s)] += 1
 
-    def received(self, due_s: float) -> None:
+    def received(self, sent_s: float) -> None:
         """Count one that came, for the first time."""
-        self._received[int(due_s)] += 1
+        self._received[int(sent_s)] += 1
 
     def between(self, since_s: float, until_s: float) -> tuple[int, int]:
         """Return how many were sent in the whole seconds of a time, and how many never came."""

@@ -53,17 +53,22 @@ class _End:
         self._tasks = [asyncio.create_task(work) for work in (self._send(), self._receive())]
 
     async def _send(self) -> None:
-        began_ns = time.monotonic_ns()
+        """Send frames.  One that this process is late with is not made up for.
+
+        A backlog of our own would look like one of the relay.
+        """
+        next_ns = time.monotonic_ns()
         frame = number = 0
         with contextlib.suppress(wavry_peer.SessionClosedError):
             while True:
-                due_ns = began_ns + SHAPE.due_ns(frame)
-                await asyncio.sleep(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
-                for payload in SHAPE.payloads(frame, number, due_ns):
+                await asyncio.sleep(max(0.0, (next_ns - time.monotonic_ns()) / 1e9))
+                sent_ns = time.monotonic_ns()
+                for payload in SHAPE.payloads(frame, number, sent_ns):
                     await self.session.send(payload)
-                    self._journal.datagrams.sent(self._times.of_ns(due_ns))
+                    self._journal.datagrams.sent(self._times.of_ns(sent_ns))
                     number += 1
                 frame += 1
+                next_ns = max(next_ns + SHAPE.due_ns(1), sent_ns)
 
     async def _receive(self) -> None:
         try:
@@ -72,9 +77,9 @@ class _End:
                 if packet is None:
                     self._journal.found("a peer received a datagram that the other never sent")
                     continue
-                due_s = self._times.of_ns(packet.due_ns)
-                self._journal.datagrams.received(due_s)
-                self.newest_s = max(self.newest_s, due_s)
+                sent_s = self._times.of_ns(packet.due_ns)
+                self._journal.datagrams.received(sent_s)
+                self.newest_s = max(self.newest_s, sent_s)
                 self._late.add(time.monotonic_ns() - packet.due_ns)
         except wavry_peer.SessionClosedError as error:
             self.reason = str(error)
@@ -93,7 +98,7 @@ class MediaPair:
         name: of the pair.
         journal: takes datagrams and losses.
         times: of the run.
-        late: takes how long the datagrams were under way, from when they were due.
+        late: takes how long the datagrams were under way.
         relay_names: names of the relays by their ids.
     """
 

@@ -15,8 +15,8 @@ from loadtest.chaos.report import summary_lines
 from loadtest.chaos.sessions import MediaPair, RunTime
 from loadtest.chaos.verdict import judge
 from loadtest.media.histogram import Histogram
-from wavry_cp.admin.client import ask
-from wavry_peer.protocol.http.relay_events import RevokeRequest
+from wavry_cp.admin.client import ask_json
+from wavry_peer.protocol.http.relay_events import RevokeRequest, RevokeResponse
 
 SEED = 18
 """Most faults hit relays, but the death of all of a service: a dead relay is left after 25 s."""
@@ -50,10 +50,11 @@ async def test_a_session_that_somebody_ended_is_noticed_and_makes_a_run_fail(
             while not pair.carried_since(0.01):  # noqa: ASYNC110 - peers have no event for it
                 await asyncio.sleep(0.05)
             assert pair.is_alive
-            await ask(
+            await ask_json(
                 "master",
                 services.ready["master"]["url"],
                 "/v1/leases/revoke",
+                RevokeResponse,
                 method="POST",
                 token=(services.directory / "admin.token").read_text(),
                 body=RevokeRequest(sub="pair-0-caller", reason="chaos"),

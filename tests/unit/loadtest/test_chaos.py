@@ -177,10 +177,10 @@ def test_what_preceded_a_loss_is_named_newest_first_and_nothing_else() -> None:
 # -- Journal and report ------------------------------------------------------------------------
 
 
-def test_datagrams_count_in_the_second_in_which_they_were_due() -> None:
+def test_datagrams_count_in_the_second_in_which_they_were_sent() -> None:
     counted = Datagrams()
-    for due_s in (1.0, 1.5, 2.0, 2.5, 3.0):
-        counted.sent(due_s)
+    for sent_s in (1.0, 1.5, 2.0, 2.5, 3.0):
+        counted.sent(sent_s)
     counted.received(1.5)
     counted.received(3.0)
     assert counted.between(1, 3) == (4, 3)
