@@ -46,7 +46,7 @@ async def test_a_session_that_somebody_ended_is_noticed_and_makes_a_run_fail(
     with Services(tmp_path / "services") as services:
         names = {services.ready["relay"]["relay_id"]: "relay-0"}
         pair = MediaPair("pair-0", journal, times, Histogram(), names)
-        async with pair.talking(services.gateway_url, tmp_path / "peers"), asyncio.timeout(60):
+        async with pair.talking(services.gateway_url, tmp_path / "peers"), asyncio.timeout(120):
             while not pair.carried_since(0.01):  # noqa: ASYNC110 - peers have no event for it
                 await asyncio.sleep(0.05)
             assert pair.is_alive
