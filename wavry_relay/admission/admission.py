@@ -35,7 +35,7 @@ from wavry_peer.protocol.packets import (
     parse_present,
 )
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import ControlKind, ControlPacket, Engine, Standing
+from wavry_relay.engine.base import ControlKind, ControlPacket, Engine, SenderClass
 from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import tagged_lease
 from wavry_relay.shm.address import Address
@@ -197,8 +197,8 @@ class Admission:
         self._counters.add("lease_presented")
         try:
             if self._policy.wants_cookie(now):
-                self._check_cookie(present, packet.standing)
-            if packet.standing is not Standing.SLOT:
+                self._check_cookie(present, packet.sender)
+            if packet.sender is not SenderClass.SLOT:
                 self._policy.check_source(packet.source, now)
             claims = yield from self._verifier.verify(header, present, now.wall_ms)
             self._policy.check_claims(claims, now)
@@ -220,13 +220,13 @@ class Admission:
         except PathChallengeError:
             return (self._challenge(header, packet.source, now),)
 
-    def _check_cookie(self, present: LeasePresent, standing: Standing) -> None:
+    def _check_cookie(self, present: LeasePresent, sender: SenderClass) -> None:
         """Check no signature, under load, for a source that may be spoofed.
 
         Whoever holds a slot of the session at this very address goes on without a cookie: a
         stranger knows neither the session's id nor who is where, and renewals must not wait.
         """
-        if standing is not Standing.STRANGER:
+        if sender is not SenderClass.STRANGER:
             return
         if present.proof is None:
             raise _refuse(c.RejectReason.PROOF_REQUIRED, "packet has no proof, so no cookie")
@@ -237,13 +237,13 @@ class Admission:
         self, header: Header, present: LeasePresent, packet: ControlPacket, now: Instant
     ) -> bool:
         """Return whether the sender receives at its address, whichever allowance had room."""
-        if packet.standing is not Standing.SLOT or present.proof is None:
-            return packet.standing is Standing.PROVED
+        if packet.sender is not SenderClass.SLOT or present.proof is None:
+            return packet.sender is SenderClass.PROVED
         cookie = present.proof.cookie
         return self._cookies.is_good(cookie, header.session_id, packet.source, now.mono_ns)
 
     def _strike(self, packet: ControlPacket, reason: c.RejectReason, now: Instant) -> None:
-        if packet.standing is Standing.PROVED:
+        if packet.sender is SenderClass.PROVED:
             try:
                 self._strikes.strike(packet.source, reason, now)
             except LockBusyError:

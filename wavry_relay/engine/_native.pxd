@@ -61,7 +61,7 @@ cdef extern from "fastpath.h" nogil:
 
     struct wv_decision:
         uint32_t drop
-        int standing
+        int sender
         wv_address to
 
     struct wv_tables:
@@ -77,7 +77,7 @@ cdef extern from "fastpath.h" nogil:
     struct wv_control_packet:
         wv_address from_ "from"
         uint32_t kind
-        uint32_t standing
+        uint32_t sender
         uint32_t bytes
         uint8_t *datagram
 

@@ -19,7 +19,7 @@ from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.worker_log import worker_log
 
-from .base import AdmitOutcome, ControlKind, ControlPacket, Drop, Forward, Standing
+from .base import AdmitOutcome, ControlKind, ControlPacket, Drop, Forward, SenderClass
 
 
 LAYOUT_DIGEST = WAVRY_LAYOUT_DIGEST.decode("ascii")
@@ -41,7 +41,7 @@ cdef dict _ADMITTED = {
     WV_ANSWER_UNPROVED: AdmitOutcome.UNPROVED,
 }
 cdef dict _KINDS = {int(kind): kind for kind in ControlKind}
-cdef dict _STANDINGS = {int(standing): standing for standing in Standing}
+cdef dict _SENDERS = {int(sender): sender for sender in SenderClass}
 
 
 cdef inline void _to_c(object address, wv_address *out):
@@ -150,7 +150,7 @@ cdef class NativeEngine:
             return Forward(_to_python(&decision.to))
         if kind == WV_KIND_DROP:
             return _DROPS[decision.drop]
-        return ControlPacket(_KINDS[kind], bytes(datagram), source, _STANDINGS[decision.standing])
+        return ControlPacket(_KINDS[kind], bytes(datagram), source, _SENDERS[decision.sender])
 
     def run(self, int timeout_ms):
         """Forward for `timeout_ms`, or until something is for Python; see `Engine.run`."""
@@ -177,7 +177,7 @@ cdef class NativeEngine:
                     _KINDS[packet.kind],
                     datagram,
                     _to_python(&packet.from_),
-                    _STANDINGS[packet.standing],
+                    _SENDERS[packet.sender],
                 )
             )
             packet = wv_next_control(self._engine)

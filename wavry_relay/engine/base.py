@@ -24,7 +24,7 @@ __all__ = [
     "Drop",
     "Engine",
     "Forward",
-    "Standing",
+    "SenderClass",
 ]
 
 BATCH_DATAGRAMS: Final = 64
@@ -41,7 +41,7 @@ class ControlKind(IntEnum):
     """FORWARD of a live session from an address that is neither slot's."""
 
 
-class Standing(IntEnum):
+class SenderClass(IntEnum):
     """What is known of who sent a control packet (protocol.md, "Allowances")."""
 
     STRANGER = 0
@@ -78,7 +78,7 @@ class ControlPacket(NamedTuple):
     kind: ControlKind
     datagram: bytes
     source: Address
-    standing: Standing = Standing.STRANGER
+    sender: SenderClass = SenderClass.STRANGER
 
 
 Decision = Drop | Forward | ControlPacket

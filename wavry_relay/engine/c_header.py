@@ -20,7 +20,7 @@ from wavry_relay.shm.locks import LOCK_WAIT_NS
 from wavry_relay.shm.rate_limit import BYTE_KBPS_NS, HEAVY_PART, OVERFLOW_FACTOR, SHORT_PART
 
 from . import cookie, source_limits
-from .base import ControlKind, Standing
+from .base import ControlKind, SenderClass
 
 __all__ = ["HEADER_PATH", "header_digest", "main", "render"]
 
@@ -61,7 +61,7 @@ _NUMBERS: Final = (
     ("LOCAL_ADDRESSES", layout.LOCAL_ADDRESSES),
     ("SCOPE_SHIFT", address.SCOPE_SHIFT),
     *((f"CONTROL_{kind.name}", kind) for kind in ControlKind),
-    *((f"SOURCE_{standing.name}", standing) for standing in Standing),
+    *((f"SOURCE_{sender.name}", sender) for sender in SenderClass),
     *((name, getattr(source_limits, name)) for name in source_limits.__all__ if name.isupper()),
     ("COOKIE_KEY_BYTES", cookie.KEY_BYTES),
     ("COOKIE_FROM_END", cookie.COOKIE_FROM_END),

@@ -43,7 +43,7 @@ from .base import (
     Decision,
     Drop,
     Forward,
-    Standing,
+    SenderClass,
 )
 from .source_limits import OverLimitError, SourceLimits
 from .verified_lease import VerifiedLease
@@ -134,8 +134,8 @@ class ReferenceEngine:
         try:
             decision = self._decide(datagram, source, now)
             if isinstance(decision, ControlPacket):
-                standing = self._limits.judge(decision.kind, datagram, source, now)
-                decision = decision._replace(standing=standing)
+                sender = self._limits.judge(decision.kind, datagram, source, now)
+                decision = decision._replace(sender=sender)
         except PacketError as error:
             decision = Drop(error.reason)
         except OverLimitError:
@@ -367,7 +367,7 @@ class ReferenceEngine:
 
 
 def _is_stranger(packet: ControlPacket) -> bool:
-    return packet.standing is Standing.STRANGER
+    return packet.sender is SenderClass.STRANGER
 
 
 def _bit_rate(tat_ns: int, kbps: int, size: int, now_ns: int, burst_ns: int) -> int:

@@ -27,7 +27,7 @@ from wavry_relay.shm.layout import CONTROL
 from wavry_relay.shm.sessions import session_words
 from wavry_relay.shm.tables import Tables
 
-from .base import ControlKind, Standing
+from .base import ControlKind, SenderClass
 from .cookie import PathCookies, cookie_in
 
 __all__ = [
@@ -96,7 +96,9 @@ class SourceLimits:
         self._networks = tables.rates("network_rates", per_s=1, burst=1)
         self._follow_limits()
 
-    def judge(self, kind: ControlKind, datagram: Buffer, source: Address, now: Instant) -> Standing:
+    def judge(
+        self, kind: ControlKind, datagram: Buffer, source: Address, now: Instant
+    ) -> SenderClass:
         """Take a control packet from the allowance that it belongs to.
 
         Returns:
@@ -116,16 +118,16 @@ class SourceLimits:
 
     def _judge(
         self, kind: ControlKind, datagram: Buffer, source: Address, now: Instant
-    ) -> Standing:
+    ) -> SenderClass:
         if kind is ControlKind.LEASE:
             return self._judge_lease(datagram, source, now)
         if kind is ControlKind.STUN:
             self._take_source(source, PURPOSE_STUN, now)
         else:
             self._take_host(source, PURPOSE_PATH | source.port << PURPOSE_PORT_SHIFT, now)
-        return Standing.STRANGER
+        return SenderClass.STRANGER
 
-    def _judge_lease(self, datagram: Buffer, source: Address, now: Instant) -> Standing:
+    def _judge_lease(self, datagram: Buffer, source: Address, now: Instant) -> SenderClass:
         session_id = bytes(datagram[c.SESSION_ID_OFFSET : c.HEADER_BYTES])
         cookie = cookie_in(datagram)
         refused = None
@@ -135,14 +137,14 @@ class SourceLimits:
             except OverLimitError as error:
                 refused = error
             else:
-                return Standing.PROVED
+                return SenderClass.PROVED
         if self._is_slot(session_id, source):
             self._take_host(source, PURPOSE_SLOT | source.port << PURPOSE_PORT_SHIFT, now)
-            return Standing.SLOT
+            return SenderClass.SLOT
         if refused is not None:
             raise refused
         self._take_source(source, PURPOSE_STRANGER, now)
-        return Standing.STRANGER
+        return SenderClass.STRANGER
 
     def _is_slot(self, session_id: bytes, source: Address) -> bool:
         """Return whether a live slot of the session is at this address and port."""

@@ -69,7 +69,7 @@ def test_nothing_that_a_relay_sends_ends_a_ban_or_a_drain(state):
         assert attempt(registry.transition, state, event) == want
 
 
-def test_registering_again_keeps_standing_and_needs_the_same_key():
+def test_registering_again_keeps_the_state_and_needs_the_same_key():
     relay = FakeRelay(None)
     known = registry.register(body(relay), None, token_hash="a", now_s=1)
     drained = registry.after_event(known, RelayEvent.DRAIN)

@@ -97,14 +97,14 @@ static uint32_t judge_lease(struct wv_tables *t, const uint8_t *datagram, size_t
     if (wv_has_cookie(t, datagram, bytes, from, now->mono_ns)) {
         proved_refused = take_source(t, from, WV_PURPOSE_PROVED, now->mono_ns);
         if (proved_refused == 0) {
-            decision->standing = WV_STANDING_PROVED;
+            decision->sender = WV_SENDER_PROVED;
             return 0;
         }
     }
     const int slot = is_slot(t, datagram, from);
     if (slot < 0) return WV_COUNT_DROP_LOCK_BUSY;
     if (slot) {
-        decision->standing = WV_STANDING_SLOT;
+        decision->sender = WV_SENDER_SLOT;
         const uint32_t refused = take_port(t, from, WV_PURPOSE_SLOT, now->mono_ns);
         return refused == WV_COUNT_LIMITED_HOST ? WV_COUNT_LIMITED_SLOT : refused;
     }
@@ -115,7 +115,7 @@ static uint32_t judge_lease(struct wv_tables *t, const uint8_t *datagram, size_t
 uint32_t wv_judge_source(struct wv_tables *t, enum wv_kind kind, const uint8_t *datagram,
                          size_t bytes, const struct wv_address *from, const struct wv_instant *now,
                          struct wv_decision *decision) {
-    decision->standing = WV_STANDING_STRANGER;
+    decision->sender = WV_SENDER_STRANGER;
     if (kind == WV_KIND_LEASE) return judge_lease(t, datagram, bytes, from, now, decision);
     if (kind == WV_KIND_STUN) return take_source(t, from, WV_PURPOSE_STUN, now->mono_ns);
     return take_port(t, from, WV_PURPOSE_PATH, now->mono_ns);

@@ -30,16 +30,16 @@ struct wv_instant {
     uint64_t wall_ms;
 };
 
-/* What is known of the sender of a control packet; base.Standing. */
-enum wv_standing {
-    WV_STANDING_STRANGER = WV_SOURCE_STRANGER,
-    WV_STANDING_PROVED = WV_SOURCE_PROVED,
-    WV_STANDING_SLOT = WV_SOURCE_SLOT,
+/* What is known of the sender of a control packet; base.SenderClass. */
+enum wv_sender {
+    WV_SENDER_STRANGER = WV_SOURCE_STRANGER,
+    WV_SENDER_PROVED = WV_SOURCE_PROVED,
+    WV_SENDER_SLOT = WV_SOURCE_SLOT,
 };
 
 struct wv_decision {
     enum wv_kind kind;
-    enum wv_standing standing; /* of a control packet */
+    enum wv_sender sender; /* of a control packet */
     uint32_t drop;        /* enum wv_counter, if kind is WV_KIND_DROP */
     struct wv_address to; /* if kind is WV_KIND_FORWARD */
 };

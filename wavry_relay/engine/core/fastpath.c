@@ -642,7 +642,7 @@ static int challenge(struct wv_engine *e, enum wv_kind kind, const uint8_t *data
 static void keep_control(struct wv_engine *e, const struct wv_decision *decision,
                          const uint8_t *datagram, uint32_t bytes, const struct wv_address *from) {
     struct wv_control_queue *queue =
-        decision->standing == WV_STANDING_STRANGER ? &e->strangers : &e->known;
+        decision->sender == WV_SENDER_STRANGER ? &e->strangers : &e->known;
     if (queue->count == queue->size) {
         if (queue == &e->strangers && challenge(e, decision->kind, datagram, bytes, from)) return;
         wv_count_drop(&e->tables, WV_COUNT_DROP_CONTROL_QUEUE, 1, bytes);
@@ -651,7 +651,7 @@ static void keep_control(struct wv_engine *e, const struct wv_decision *decision
     struct wv_control_packet *packet = &queue->packets[(queue->first + queue->count++) % queue->size];
     packet->from = *from;
     packet->kind = (uint32_t)decision->kind;
-    packet->standing = (uint32_t)decision->standing;
+    packet->sender = (uint32_t)decision->sender;
     packet->bytes = bytes;
     memcpy(packet->datagram, datagram, bytes);
 }

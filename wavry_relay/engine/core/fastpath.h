@@ -46,7 +46,7 @@ struct wv_socket {
 struct wv_control_packet {
     struct wv_address from;
     uint32_t kind;
-    uint32_t standing;
+    uint32_t sender;
     uint32_t bytes;
     uint8_t datagram[WV_CONTROL_BYTES];
 };

@@ -330,7 +330,7 @@ static uint64_t expect(uint8_t flags) {
             arrived += 1;
             if (kind != WV_KIND_DROP && expected_count < MAX_EXPECTED)
                 expected[expected_count++] = (struct expected){decision.to, m->data + at, bytes, kind,
-                                                               decision.standing == WV_STANDING_STRANGER, 0};
+                                                               decision.sender == WV_SENDER_STRANGER, 0};
             at += step;
         } while (at < m->bytes);
     }
@@ -348,7 +348,7 @@ static unsigned next_control(unsigned from, int is_stranger) {
 static void check_control(void) {
     const struct wv_control_packet *packet;
     while ((packet = wv_next_control(engine)) != NULL) {
-        const int is_stranger = packet->standing == WV_STANDING_STRANGER;
+        const int is_stranger = packet->sender == WV_SENDER_STRANGER;
         const unsigned at = next_control(control_at[is_stranger], is_stranger);
         CHECK(at < expected_count);
         const struct expected *e = &expected[at];

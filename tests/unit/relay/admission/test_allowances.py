@@ -13,7 +13,7 @@ from support.relay.world import Peer, World, open_world, v4, v6
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_relay.engine import EngineUnavailableError, choose_engine
-from wavry_relay.engine.base import ControlPacket, Drop, Standing
+from wavry_relay.engine.base import ControlPacket, Drop, SenderClass
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import Limits
 from wavry_relay.shm.layout import RATE_BUCKET
@@ -100,12 +100,12 @@ def test_a_stranger_without_the_port_of_a_slot_is_a_stranger(world: World) -> No
     client, _ = world.session(client=v4(1, 4001))
     world.advance(10)
     keepalive = bytes((0x57, 1, 4, 0)) + client.sid.bytes
-    standings = []
+    senders = []
     for address in (client.address, v4(1, 4002), v4(2, 4001)):
         decision = world.decide(keepalive, address)
         assert isinstance(decision, ControlPacket)
-        standings.append(decision.standing)
-    assert standings == [Standing.SLOT, Standing.STRANGER, Standing.STRANGER]
+        senders.append(decision.sender)
+    assert senders == [SenderClass.SLOT, SenderClass.STRANGER, SenderClass.STRANGER]
 
 
 def test_ipv6_hosts_are_a_64(world: World) -> None:
