@@ -319,8 +319,8 @@ def test_a_stop_drains_and_the_next_datagram_starts_the_relay(machine: Machine) 
     assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == (
         "inactive", "success", "0",
     )  # fmt: skip
+    # From here on a late datagram of the peers may start it, too.
     machine.run("systemctl", "start", "wavry-relay.socket")
-    assert machine.show(RELAY)["ActiveState"] == "inactive"
     with machine.network.entered():
         asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with asking:

@@ -10,7 +10,7 @@ from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
 from wavry_cp.admin.output import EXIT_UNREACHABLE, CommandError
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
-from wavry_peer.protocol.http.ops import MasterHealth
+from wavry_peer.protocol.http.ops import MasterHealth, ServiceHealth
 
 __all__ = ["ServiceRow", "gather_status"]
 
@@ -70,11 +70,12 @@ async def _service(service: str, url: str) -> ServiceRow:
 async def _switches(service: str, url: str) -> str:
     """Return what the kill switches turn away; an operator wanted it, so it is no fault."""
     try:
-        health = (await ask(service, url, "/health")).read(MasterHealth)
+        answer = await ask(service, url, "/health")
+        health = answer.read(MasterHealth if service == "master" else ServiceHealth)
     except (CommandError, MessageError):
         return ""  # The state of the row says so.
-    # The gateway has no relay mode: the default says "on".
-    off = "relay mode is off" if health.relay_mode == "off" else ""
+    no_relays = isinstance(health, MasterHealth) and health.relay_mode == "off"
+    off = "relay mode is off" if no_relays else ""
     return "; ".join(filter(None, ("LOCKDOWN" if health.lockdown else "", off)))
 
 
