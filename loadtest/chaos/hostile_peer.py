@@ -202,7 +202,7 @@ class LeaseSource:
             method="POST", token=self._token, timeout_s=_LEASE_S,
             body=RenewRequest(
                 session_id=str(peer.session_id),
-                role=c.ROLE_NAMES[peer.role],  # type: ignore[arg-type]  # one of the two
+                role="client" if peer.role is c.Role.CLIENT else "server",
                 jti=peer.lease.jti,
             ),
         )  # fmt: skip

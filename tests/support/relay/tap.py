@@ -80,7 +80,7 @@ class Tap:
                     if key.data is None:
                         self._out(*self._front.recvfrom(2048))
                     else:
-                        self._back(key.fileobj.recv(2048), key.data)  # type: ignore[union-attr]
+                        self._back(self._behind[key.data].recv(2048), key.data)
 
     def _out(self, datagram: bytes, peer: Endpoint) -> None:
         if peer not in self._behind:

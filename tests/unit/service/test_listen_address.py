@@ -1,6 +1,5 @@
 """Addresses of HTTP listeners: bound with their interface, or refused with what to write."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.needs import need_program, need_root
 from support.paths import REPOSITORY
 
 from wavry_cp.app.http import listening, new_application
@@ -73,8 +73,9 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace")
 def test_pitfall_a_link_local_address_is_bound_with_its_interface_and_answers() -> None:
+    need_root("makes a network namespace")
+    need_program("unshare", "ip")
     set_up = "ip link set lo up && ip -6 addr add fe80::7/64 dev lo nodad && exec "
     command = set_up + shlex.join([sys.executable, "-c", LINK_LOCAL])
     subprocess.run(["unshare", "--net", "sh", "-c", command], check=True, cwd=REPOSITORY)
