@@ -18,7 +18,7 @@ from wavry_peer.service.settings import parse_address
 
 from . import turn
 from .bench_master import BenchMaster
-from .generator import GeneratorLoad, run_generator
+from .generator import GeneratorLoad, GeneratorResult, run_generator
 from .native_build import compile_program
 from .processes import launch, stop
 from .relay_client import admit, prepare
@@ -31,6 +31,7 @@ __all__ = [
     "coturn",
     "floor",
     "relay_subject",
+    "run_load",
     "touch_all",
     "uvloop_relay",
 ]
@@ -83,6 +84,26 @@ class Subject:
             self.sessions = self.grow(count)
 
 
+def run_load(
+    subject: Subject,
+    load: GeneratorLoad,
+    endpoints: Endpoints,
+    *,
+    core: int | None,
+    while_running: Callable[[], None] | None = None,
+) -> GeneratorResult:
+    """Send a load through a subject; see `run_generator`."""
+    return run_generator(
+        compile_program("generator"),
+        load,
+        endpoints,
+        subject.sessions,
+        target=subject.target,
+        core=core,
+        while_running=while_running,
+    )
+
+
 def touch_all(subject: Subject, endpoints: Endpoints, *, core: int | None) -> int:
     """Send a datagram through each session; how many sessions forwarded it.
 
@@ -93,14 +114,7 @@ def touch_all(subject: Subject, endpoints: Endpoints, *, core: int | None) -> in
     )
     heard: list[int] = [0] * subject.sessions.count
     for _ in range(3):
-        run_generator(
-            compile_program("generator"),
-            load,
-            endpoints,
-            subject.sessions,
-            target=subject.target,
-            core=core,
-        )
+        run_load(subject, load, endpoints, core=core)
         heard = [a + b for a, b in zip(heard, subject.sessions.received(), strict=True)]
         if all(heard):
             break

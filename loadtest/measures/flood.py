@@ -9,12 +9,11 @@ really sent, which may be less than was asked for.
 from collections.abc import Callable
 from typing import Final
 
-from loadtest.generator import GeneratorLoad, GeneratorResult, run_generator
-from loadtest.native_build import compile_program
+from loadtest.generator import GeneratorLoad, GeneratorResult
 from loadtest.processes import core_wait_ns, cpu_ns
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, judge, summarise
-from loadtest.subjects import Subject
+from loadtest.subjects import Subject, run_load
 
 __all__ = ["BENCH", "JUNK_PER_S", "MEDIA_PER_S", "run_flood"]
 
@@ -57,14 +56,7 @@ def run_flood(
                 )
                 pids = subject.pids()
                 before = cpu_ns(pids), core_wait_ns(pids)
-                result = run_generator(
-                    compile_program("generator"),
-                    load,
-                    endpoints,
-                    subject.sessions,
-                    target=subject.target,
-                    core=core,
-                )
+                result = run_load(subject, load, endpoints, core=core)
                 results.append(result)
                 if not straight:
                     elapsed_ns = max(result.elapsed_ns, 1)

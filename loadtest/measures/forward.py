@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from loadtest.generator import GeneratorLoad, GeneratorResult, run_generator
-from loadtest.native_build import compile_program
+from loadtest.generator import GeneratorLoad, GeneratorResult
 from loadtest.processes import cpu_ns
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, Skipped, summarise
-from loadtest.subjects import Subject
+from loadtest.subjects import Subject, run_load
 
 __all__ = [
     "BENCH",
@@ -88,14 +87,7 @@ def forward_once(
     )
     pids = subject.pids()
     before = cpu_ns(pids)
-    result = run_generator(
-        compile_program("generator"),
-        load,
-        endpoints,
-        subject.sessions,
-        target=subject.target,
-        core=core,
-    )
+    result = run_load(subject, load, endpoints, core=core)
     spent = cpu_ns(pids) - before
     if result.received * 2 < result.sent or result.received == 0:
         raise MeasurementError(

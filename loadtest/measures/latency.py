@@ -12,12 +12,11 @@ finish its slice of some milliseconds, and with more than about one per cent of 
 from collections.abc import Callable
 from typing import Final
 
-from loadtest.generator import GeneratorLoad, GeneratorResult, run_generator
-from loadtest.native_build import compile_program
+from loadtest.generator import GeneratorLoad, GeneratorResult
 from loadtest.processes import core_wait_ns
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, summarise
-from loadtest.subjects import Subject
+from loadtest.subjects import Subject, run_load
 
 from .forward import ForwardCase, capacity, case_name
 
@@ -67,14 +66,7 @@ def run_latency(
                 )
                 pids = subject.pids()
                 waited_ns = core_wait_ns(pids)
-                result = run_generator(
-                    compile_program("generator"),
-                    load,
-                    endpoints,
-                    subject.sessions,
-                    target=None if straight else subject.target,
-                    core=core,
-                )
+                result = run_load(subject, load, endpoints, core=core)
                 results.append(result)
                 if not straight:
                     waited_ns = core_wait_ns(pids) - waited_ns

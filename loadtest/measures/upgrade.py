@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from loadtest.generator import GeneratorLoad, GeneratorResult, run_generator
-from loadtest.native_build import compile_program
+from loadtest.generator import GeneratorLoad, GeneratorResult
 from loadtest.relay_process import RelayProcess
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, judge, summarise
-from loadtest.subjects import Subject, touch_all
+from loadtest.subjects import Subject, run_load, touch_all
 
 from .forward import MeasurementError
 
@@ -63,12 +62,10 @@ def run_upgrade(
     duration_ms = max(duration_ms, min(_LONGEST_MS, int(_PATIENCE * 1000 * relay.upgrade())))
 
     def send(during: Callable[[], None] | None) -> GeneratorResult:
-        return run_generator(
-            compile_program("generator"),
+        return run_load(
+            subject,
             GeneratorLoad(sessions, rate=rate, duration_ms=duration_ms, drain_ms=1000),
             endpoints,
-            subject.sessions,
-            target=subject.target,
             core=core,
             while_running=during,
         )

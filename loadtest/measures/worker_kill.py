@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from loadtest.generator import GeneratorLoad, run_generator
-from loadtest.native_build import compile_program
+from loadtest.generator import GeneratorLoad
 from loadtest.processes import cpu_ns
 from loadtest.sessions import Endpoints
 from loadtest.stats import Report, judge, summarise
-from loadtest.subjects import Subject, touch_all
+from loadtest.subjects import Subject, run_load, touch_all
 
 from .forward import MeasurementError
 
@@ -75,15 +74,7 @@ def run_worker_kill(
             os.kill(pid, signal.SIGKILL)
 
         load = GeneratorLoad(sessions, rate=rate, duration_ms=duration_ms, drain_ms=1000)
-        result = run_generator(
-            compile_program("generator"),
-            load,
-            endpoints,
-            subject.sessions,
-            target=subject.target,
-            core=core,
-            while_running=kill,
-        )
+        result = run_load(subject, load, endpoints, core=core, while_running=kill)
         if worker in subject.pids():
             raise MeasurementError("the killed worker is still there")
         silence.append(result.max_gap_ns / 1e6)

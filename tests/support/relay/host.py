@@ -279,12 +279,11 @@ IS_ROOT = os.geteuid() == 0
 
 
 @contextlib.contextmanager
-def no_descriptors(pid: int) -> Iterator[None]:
-    """The process can open nothing more until the end of the block."""
+def few_descriptors(pid: int, more: int = 1) -> Iterator[None]:
+    """The process can open `more` until the end of the block: one is for questions to its ops."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    # The ops server needs one for each question of this test.
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, before[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + more, before[1]))
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.relay.host import no_descriptors
+from support.relay.host import few_descriptors
 from support.system.doctor import Patient, failed, root
 from support.system.system import get_json
 from support.waiting import wait_until
@@ -183,7 +183,7 @@ def test_missing_workers_are_named_without_the_ops_url(patient: Patient) -> None
         return str(listed["relays"][0]["state"])
 
     health = get_json(patient.ops_url + "/health")
-    with no_descriptors(health["pid"]):
+    with few_descriptors(health["pid"]):
         os.kill(health["workers"]["pids"][0], signal.SIGKILL)
         wait_until(lambda: state() == "DEGRADED", what="the master notices")
         answer = patient.examine(code=1, ops=False)

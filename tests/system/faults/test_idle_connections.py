@@ -1,16 +1,16 @@
 """Connections that only wait use up no service: others are answered, and the log stays small."""
 
-import resource
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from support.control.gateway import GatewayProcess
 from support.control.master import MasterProcess
+from support.relay.host import few_descriptors
 from support.relay.mint import Mint
 from support.relay.relay_process import RelayProcess
 
@@ -27,23 +27,11 @@ SAID = (
 """Silence, half a head, half a body, and a WebSocket that never names its user."""
 
 
-@contextmanager
-def few_descriptors(pid: int) -> Iterator[None]:
-    """The process can open some forty more until the end of the block."""
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 40, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-
-
 def check_answers(pid: int, url: str, log: Callable[[], str]) -> None:
     """Hold idle connections of one address, and ask from another."""
     port = urlsplit(url).port
     lines_before = len(log().splitlines())
-    with few_descriptors(pid), ExitStack() as held:
+    with few_descriptors(pid, 40), ExitStack() as held:
         for number in range(HELD):
             one = held.enter_context(
                 socket.create_connection(

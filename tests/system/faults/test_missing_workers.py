@@ -6,7 +6,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from support.relay.host import no_descriptors
+from support.relay.host import few_descriptors
 from support.relay.mint import Mint
 from support.relay.relay_process import RelayProcess
 from support.relay.udp_peer import UdpPeer, active_session
@@ -31,7 +31,7 @@ def test_every_session_passes_while_a_worker_cannot_be_started(tmp_path: Path) -
     ):
         sessions = (one, two, three)
         pid = relay.facts["pid"]
-        with no_descriptors(pid):
+        with few_descriptors(pid):
             os.kill(relay.worker_pids()[0], signal.SIGKILL)
             wait_until(
                 lambda: relay.health()["status"] == "degraded", timeout_s=20, what="degraded"
