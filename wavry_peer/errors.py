@@ -51,13 +51,22 @@ class GatewayError(PeerError):
         code: the gateway's stable code, e.g. ``"user_offline"``.
         status: HTTP status, or 0 for an error that came over the WebSocket.
         retry_after_s: seconds to wait before the next try, or None.
+        request_id: what an operator can look for in the logs, empty where there is none.
     """
 
     def __init__(
-        self, code: str, message: str, *, status: int = 0, retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int = 0,
+        retry_after_s: float | None = None,
+        request_id: str = "",
     ) -> None:
-        super().__init__(f"{message} ({code})")
+        known_as = f"; request {request_id}" if request_id else ""
+        super().__init__(f"{message} ({code}{known_as})")
         self.code = code
+        self.request_id = request_id
         self.status = status
         self.retry_after_s = retry_after_s
 

@@ -8,6 +8,7 @@ import msgspec
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import ErrorBody
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
+from wavry_peer.service.request_ids import quoted
 
 from .output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 
@@ -98,8 +99,9 @@ def _refused(service: str, answer: JsonAnswer) -> CommandError:
     body = answer.error_body() or ErrorBody(f"http_{answer.status}", "no message")
     if answer.status in (401, 403):
         return CommandError(
-            f"the {service} refuses the token: {body.message}",
+            quoted(f"the {service} refuses the token: {body.message}", answer.request_id),
             code=body.error,
             exit_code=EXIT_FORBIDDEN,
         )
-    return CommandError(f"the {service} says {body.error}: {body.message}", code=body.error)
+    said = quoted(f"the {service} says {body.error}: {body.message}", answer.request_id)
+    return CommandError(said, code=body.error)

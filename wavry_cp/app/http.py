@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -155,16 +155,15 @@ async def _refusals_as_json(request: web.Request, handler: Handler) -> web.Strea
     return error_response(refusal.status, refusal.code, str(refusal), refusal.headers())
 
 
-def new_application(*middlewares: Any, observers: Sequence[Any] = ()) -> web.Application:
+def new_application(*middlewares: Any) -> web.Application:
     """Return an application with bounded bodies, the error form and secure headers.
 
     Args:
         middlewares: run inside the error middleware, the first one outermost; may raise
             RefusedError.
-        observers: middlewares that run outside of it and see every answer as it is sent.
     """
     app = web.Application(
-        middlewares=[*observers, errors_as_json, _refusals_as_json, *middlewares],
+        middlewares=[errors_as_json, _refusals_as_json, *middlewares],
         client_max_size=MAX_BODY_BYTES,
     )
     app.on_response_prepare.append(add_secure_headers)

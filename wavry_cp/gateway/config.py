@@ -6,6 +6,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from wavry_cp.app.http import IpNetwork, parse_networks
+from wavry_cp.app.requests import ACCESS_LOG_DOC, check_access_log
 from wavry_cp.gateway.accounts.passwords import PasswordCost
 from wavry_cp.gateway.sessions.rules import CallLimits
 from wavry_peer.protocol import constants as c
@@ -65,6 +66,7 @@ class GatewayConfig:
         ("127.0.0.0/8", "::1/128"),
         doc="Networks that may read /metrics without the admin token.",
     )
+    access_log: str = setting("WAVRY_GATEWAY_ACCESS_LOG", "off", doc=ACCESS_LOG_DOC)
     log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
 
     argon2_passes: int = setting(
@@ -319,6 +321,7 @@ class GatewayConfig:
                 faults.append(f"{variable} {error}")
         if self.log_level.lower() not in {"debug", "info", "warning", "error"}:
             faults.append("WAVRY_LOG_LEVEL must be debug, info, warning or error")
+        faults += check_access_log("WAVRY_GATEWAY_ACCESS_LOG", self.access_log)
         if faults:
             raise SettingsError("\n".join(faults))
 

@@ -53,6 +53,11 @@ class GatewayMetrics:
         made.counter_of("wavry_gateway_connections_given_up_total", lambda: HttpListener.given_up)
         made.require_all_made()
 
+    def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one answer, see `observe_requests`."""
+        self.http_requests.labels(method, route, str(status)).inc()
+        self.http_seconds.labels(route).observe(seconds)
+
     def watch_switches(self, table: SwitchTable) -> None:
         """Read the switches from `table` at each scrape."""
         self.lockdown.set_function(lambda: float(table.lockdown))

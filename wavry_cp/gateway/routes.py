@@ -12,6 +12,7 @@ from wavry_cp.operators.switches import Switch
 from .accounts.routes import ACCOUNT_ROUTES
 from .gateway import Gateway
 from .ops_routes import OPS_ROUTES
+from .sessions.admin_routes import SESSION_ADMIN_ROUTES
 from .sessions.routes import SESSION_ROUTES
 from .signaling.routes import SIGNALING_ROUTES
 
@@ -23,6 +24,7 @@ ROUTES: Final[tuple[Route[Gateway], ...]] = with_document(
         *ACCOUNT_ROUTES,
         *SIGNALING_ROUTES,
         *SESSION_ROUTES,
+        *SESSION_ADMIN_ROUTES,
         *OPS_ROUTES,
         *switch_routes({Switch.LOCKDOWN: CallerKind.ADMIN}),
         *BAN_ROUTES,

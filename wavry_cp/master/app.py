@@ -1,17 +1,15 @@
 """The master as an aiohttp application."""
 
-import time
-
 from aiohttp import web
 
 from wavry_cp.app.client_address import is_within
-from wavry_cp.app.http import CONNECTION_BOUNDS, Handler, new_application, route_template
+from wavry_cp.app.http import CONNECTION_BOUNDS, new_application
+from wavry_cp.app.requests import AccessLog, AccessLogMode, observe_requests
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
 from wavry_peer.service.http_listener import ConnectionBounds
 
 from .master import Master
-from .metrics import MasterMetrics
 from .routes import ROUTES
 
 __all__ = ["make_app"]
@@ -25,7 +23,13 @@ def make_app(master: Master) -> web.Application:
         is_admin=master.access.is_admin,
         refused=master.metrics.lockdown_refused,
     )
-    app = new_application(lockdown, observers=[_request_metrics(master.metrics)])
+    app = new_application(lockdown)
+    observe_requests(
+        app,
+        master.metrics.count_http,
+        AccessLog(AccessLogMode(master.config.access_log), master.trusted_proxies),
+        master.clock.monotonic_s,
+    )
     app[CONNECTION_BOUNDS] = ConnectionBounds(
         master.config.idle_connections_per_address,
         is_proxy=lambda host: is_within(host, master.trusted_proxies),
@@ -38,19 +42,3 @@ def make_app(master: Master) -> web.Application:
 
     app.on_shutdown.append(end_waits)
     return app
-
-
-def _request_metrics(metrics: MasterMetrics) -> object:
-    @web.middleware
-    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-        begin_s = time.perf_counter()
-        response = await handler(request)
-        metrics.count_http(
-            route_template(request),
-            request.method,
-            response.status,
-            time.perf_counter() - begin_s,
-        )
-        return response
-
-    return observe

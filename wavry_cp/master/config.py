@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wavry_cp.app.http import parse_networks
+from wavry_cp.app.requests import ACCESS_LOG_DOC, check_access_log
 from wavry_peer.protocol import constants as c
 from wavry_peer.service.http_listener import IDLE_PER_ADDRESS
 from wavry_peer.service.listen_address import parse_listen_address
@@ -113,6 +114,7 @@ class MasterConfig:
         ("127.0.0.0/8", "::1/128"),
         doc="Networks (CIDR) that may read /metrics; the admin token may from anywhere.",
     )
+    access_log: str = setting("WAVRY_MASTER_ACCESS_LOG", "off", doc=ACCESS_LOG_DOC)
     log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
 
 
@@ -139,5 +141,6 @@ def check(config: MasterConfig) -> None:
         faults.append("WAVRY_MASTER_SOFT_LIMIT_KBPS must not be above WAVRY_MASTER_HARD_LIMIT_KBPS")
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         faults.append("WAVRY_LOG_LEVEL must be debug, info, warning or error")
+    faults += check_access_log("WAVRY_MASTER_ACCESS_LOG", config.access_log)
     if faults:
         raise SettingsError("\n".join(faults))

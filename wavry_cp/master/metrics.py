@@ -13,12 +13,11 @@ from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service import log_stream
 from wavry_peer.service.http_listener import HttpListener
-from wavry_peer.service.metrics import MASTER, OTHER
+from wavry_peer.service.metrics import MASTER
 from wavry_peer.service.version import software_version
 
 __all__ = ["MasterMetrics", "PoolFacts"]
 
-_METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 _HEARD = tuple(state for state in RelayState if state is not RelayState.BANNED)
 
 
@@ -98,9 +97,8 @@ class MasterMetrics:
             self._bans.labels(kind.value).set_function(partial(held, kind))
 
     def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one answer; an unknown method is "other", as a client can invent any."""
-        known = method if method in _METHODS else OTHER
-        self.http_requests.labels(route, known, str(status)).inc()
+        """Count one answer, see `observe_requests`."""
+        self.http_requests.labels(route, method, str(status)).inc()
         self.http_seconds.labels(route).observe(seconds)
 
     def note_store(self, *, ready: bool, sessions: int | None) -> None:

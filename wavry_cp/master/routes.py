@@ -11,6 +11,7 @@ from wavry_cp.operators.switches import Switch
 
 from .blocks.routes import BLOCK_ROUTES
 from .keys.routes import KEY_ROUTES
+from .leases.admin_routes import LEASE_ADMIN_ROUTES
 from .leases.routes import LEASE_ROUTES
 from .master import Master
 from .ops_routes import OPS_ROUTES
@@ -27,6 +28,7 @@ ROUTES: Final[tuple[Route[Master], ...]] = with_document(
         *EVENT_ROUTES,  # before /v1/relays/{relay_id}
         *RELAY_ROUTES,
         *LEASE_ROUTES,
+        *LEASE_ADMIN_ROUTES,
         *REVOCATION_ROUTES,
         *OPS_ROUTES,
         *TOKEN_ROUTES,

@@ -5,19 +5,21 @@ question; the WebSocket (`wavry_peer.signaling`) brings the news.
 """
 
 import ipaddress
+from collections.abc import Mapping
 from typing import Final, Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachableError
+from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachableError, PeerError
 from wavry_peer.home.identity import Identity
 from wavry_peer.home.logins import SavedLogin
 from wavry_peer.protocol.errors import LocalError, MessageError, ProtocolError
 from wavry_peer.protocol.http import api
-from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.protocol.http.codes import ERROR_HEADER, ErrorCode
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
+from wavry_peer.service.request_ids import REQUEST_ID_HEADER, request_id_of
 
 __all__ = ["GatewayClient", "normalize_gateway_url"]
 
@@ -221,12 +223,15 @@ class GatewayClient:
         """Open the signaling WebSocket, not yet bound.
 
         Raises:
+            GatewayError: it is refused, e.g. ``rate_limited`` or ``lockdown``.
             GatewayUnreachableError: it cannot be opened.
         """
         try:
             return await self._http.session.ws_connect(
                 self.url + "/ws", max_msg_size=128 * 1024, autoping=True
             )
+        except aiohttp.WSServerHandshakeError as error:
+            raise _refused_websocket(self.url, error) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable(self.url, error) from error
 
@@ -269,12 +274,31 @@ def _unreachable(url: str, error: BaseException) -> GatewayUnreachableError:
         cause = "its certificate is not valid for this name"
     elif isinstance(error, TimeoutError):
         cause = "no answer in time"
-    elif isinstance(error, aiohttp.WSServerHandshakeError):
-        cause = f"the WebSocket was refused with status {error.status}"
     else:
         cause = type(error).__name__
     return GatewayUnreachableError(
         f"the gateway {url} cannot be reached ({cause}); check the URL and that it runs"
+    )
+
+
+def _refused_websocket(url: str, error: aiohttp.WSServerHandshakeError) -> PeerError:
+    """Return why a WebSocket is refused: its client cannot read the body, only the headers."""
+    headers: Mapping[str, str] = error.headers or {}
+    try:
+        code = ErrorCode[headers.get(ERROR_HEADER, "").upper()]
+    except KeyError:
+        return GatewayUnreachableError(
+            f"what answers at {url} opens no WebSocket (status {error.status}): does a proxy "
+            "before the gateway pass WebSockets on?"
+        )
+    wait = headers.get("Retry-After", "")
+    in_s = f" That is in {wait} s." if wait.isdecimal() else ""
+    return GatewayError(
+        code,
+        f"the gateway refuses the connection: {code.next_step}{in_s}",
+        status=error.status,
+        retry_after_s=float(wait) if wait.isdecimal() else None,
+        request_id=request_id_of(headers.get(REQUEST_ID_HEADER)),
     )
 
 
@@ -284,4 +308,10 @@ def _error(answer: JsonAnswer) -> GatewayError:
         f"http_{status}", f"the gateway answered with status {status}"
     )
     kind = GatewayAuthError if status == 401 else GatewayError
-    return kind(body.error, body.message, status=status, retry_after_s=answer.retry_after_s())
+    return kind(
+        body.error,
+        body.message,
+        status=status,
+        retry_after_s=answer.retry_after_s(),
+        request_id=answer.request_id,
+    )

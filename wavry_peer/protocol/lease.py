@@ -61,6 +61,7 @@ Uuid = Annotated[
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 Kbps = Annotated[int, msgspec.Meta(ge=0, le=MAX_KBPS)]
+_RequestId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]{8,24}\Z")]
 PublicKeyText = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 _ProofKeyText = Annotated[str, msgspec.Meta(min_length=43, max_length=43)]
 """A `PublicKeyText` whose alphabet is looked at where it is decoded: once for each lease."""
@@ -76,6 +77,7 @@ class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """Claims of a lease.  Limits are kbit/s; instants carry a time zone.
 
     Claims that this version does not know are ignored, as registered claims may grow.
+    `req` is the id of the request that the lease was issued for: for the logs, it decides nothing.
     `rid` and `cnf` are optional here because a lease without them gets the answers WRONG_RELAY and
     PROOF_REQUIRED.
     """
@@ -96,6 +98,7 @@ class LeaseClaims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     iat_rfc3339: str | None = None
     nbf_rfc3339: str | None = None
     exp_rfc3339: str | None = None
+    req: _RequestId | None = None
 
     @property
     def expires_ms(self) -> int:
@@ -163,6 +166,7 @@ def make_claims(
     hard_kbps: int,
     cnf: str,
     issuer: str = ISSUER,
+    request_id: str = "",
 ) -> LeaseClaims:
     """Return the claims of a new lease good from `now_s` (unix seconds) for `ttl_s` seconds."""
     issued = datetime.fromtimestamp(now_s, UTC)
@@ -185,6 +189,7 @@ def make_claims(
         iat_rfc3339=issued_text,
         nbf_rfc3339=issued_text,
         exp_rfc3339=expires.isoformat().replace("+00:00", "Z"),
+        req=request_id or None,
     )
 
 

@@ -15,6 +15,13 @@ from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.redaction import fault_text
 
+from .request_ids import (
+    REQUEST_ID_HEADER,
+    current_request_id,
+    new_request_id,
+    request_id_of,
+)
+
 __all__ = ["CallError", "JsonAnswer", "JsonCaller"]
 
 Kind = TypeVar("Kind")
@@ -25,11 +32,13 @@ class CallError(ProtocolError):
 
     Attributes:
         error: what aiohttp raised; None where the answer was too large.
+        request_id: under which the service may know the question.
     """
 
-    def __init__(self, cause: str, error: Exception | None = None) -> None:
+    def __init__(self, cause: str, error: Exception | None = None, request_id: str = "") -> None:
         super().__init__(cause)
         self.error = error
+        self.request_id = request_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +49,23 @@ class JsonAnswer:
         status: HTTP status.
         raw: body; of a failure it may be cut at the bound.
         headers: of the answer, by the names that HTTP gives them.
+        asked_as: id that the question was sent under.
     """
 
     status: int
     raw: bytes
     headers: Any
+    asked_as: str = ""
 
     @property
     def ok(self) -> bool:
         """Tell whether the status is 2xx."""
         return 200 <= self.status < 300
+
+    @property
+    def request_id(self) -> str:
+        """Id that the service knows the question by."""
+        return request_id_of(self.headers.get(REQUEST_ID_HEADER)) or self.asked_as
 
     def read(self, kind: type[Kind]) -> Kind:
         """Return the body as `kind`.
@@ -129,7 +145,10 @@ class JsonCaller:
         Raises:
             CallError: no answer, or a good one over the bound.
         """
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request_id = current_request_id() or new_request_id()
+        headers = {REQUEST_ID_HEADER: request_id}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
         if body is not None:
             headers["Content-Type"] = "application/json"
         limit = self._max_bytes if max_bytes is None else max_bytes
@@ -144,10 +163,10 @@ class JsonCaller:
             ) as response:
                 raw = await _read_bounded(response.content, limit)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise CallError(type(error).__name__, error) from error
+            raise CallError(type(error).__name__, error, request_id) from error
         if len(raw) > limit and response.status < 300:
-            raise CallError(f"the answer is over {limit} bytes")
-        return JsonAnswer(response.status, raw, response.headers)
+            raise CallError(f"the answer is over {limit} bytes", None, request_id)
+        return JsonAnswer(response.status, raw, response.headers, request_id)
 
 
 async def _read_bounded(content: aiohttp.StreamReader, limit: int) -> bytes:

@@ -5,7 +5,6 @@ logs a traceback for it; anybody who reaches the port could fill the log.
 """
 
 import asyncio
-import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +16,16 @@ from aiohttp import hdrs, web
 
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
-from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.protocol.http.codes import ERROR_HEADER, ErrorCode
 
 from .http_listener import ConnectionBounds, HttpListener
 from .listen_address import bound_to, format_endpoint
+from .request_ids import (
+    REQUEST_ID_HEADER,
+    adopt_request_id,
+    current_request_id,
+    new_request_id,
+)
 
 __all__ = [
     "BODY_TOO_LARGE",
@@ -80,8 +85,12 @@ def json_response(body: object, status: int = 200) -> web.Response:
 def error_response(
     status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Return the error form as a response."""
+    """Return the error form as a response.
+
+    The code is a header too: who opens a WebSocket gets to read no body.
+    """
     response = json_response(ErrorBody(code, message), status)
+    response.headers[ERROR_HEADER] = code
     response.headers.update(headers or {})
     return response
 
@@ -112,19 +121,20 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except ConnectionError:
         raise  # The client is gone: aiohttp ends the connection, and nobody reads an answer.
     except Exception as error:  # noqa: BLE001  # last resort: the client gets an id, the log the rest
-        error_id = secrets.token_hex(4)
-        _log.error(
-            "unhandled_error", error_id=error_id, route=route_template(request), exc_info=error
-        )
+        _log.error("unhandled_error", route=route_template(request), exc_info=error)
         return error_response(
             500,
             ErrorCode.INTERNAL_ERROR,
-            f"this is our fault; quote error id {error_id} to the operator",
+            f"this is our fault; quote request {current_request_id()} to the operator",
         )
 
 
 async def add_secure_headers(_request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Put secure headers on an answer that does not set them (signal ``on_response_prepare``)."""
+    """Put secure headers on an answer that does not set them (signal ``on_response_prepare``).
+
+    And the id of its request.
+    """
+    response.headers[REQUEST_ID_HEADER] = current_request_id()
     for name, value in _SECURE_HEADERS.items():
         if name == hdrs.SERVER:  # aiohttp has set its own by now
             response.headers[name] = value
@@ -281,13 +291,14 @@ class _HttpConnection(web.RequestHandler):
 
 def _last(status: int, code: ErrorCode, message: str) -> web.Response:
     """Return an error after which the connection ends; it passes no application."""
-    response = error_response(status, code, message, _SECURE_HEADERS)
+    request_id = {REQUEST_ID_HEADER: current_request_id() or new_request_id()}
+    response = error_response(status, code, message, {**_SECURE_HEADERS, **request_id})
     response.force_close()
     return response
 
 
 def _begun(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return what aiohttp calls for each request head.
+    """Return what aiohttp calls for each request head; from here on the request has its id.
 
     Unknown Expect headers are answered here: aiohttp does it before any middleware, in plain text,
     and fails where the header is no UTF-8.
@@ -296,6 +307,7 @@ def _begun(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         if isinstance(request.protocol, _HttpConnection):
             request.protocol.request_arrived()
+        adopt_request_id(request.headers.get(REQUEST_ID_HEADER))
         expected = request.headers.get(hdrs.EXPECT, "")
         if expected and expected.lower() != "100-continue":
             return _last(417, *_EXPECTATION_FAILED)

@@ -12,6 +12,7 @@ from typing import Final, TextIO
 import structlog
 
 from . import log_stream
+from .request_ids import log_request_id
 from .settings import SettingsError
 
 __all__ = ["LEVELS", "configure", "level_number", "mask_address", "set_level"]
@@ -89,6 +90,7 @@ def configure(role: str, *, level: str = "info", stream: TextIO | None = None) -
         processors=[
             _threshold,
             structlog.contextvars.merge_contextvars,
+            log_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *last,

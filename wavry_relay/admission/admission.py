@@ -23,7 +23,7 @@ import msgspec
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import stun
 from wavry_peer.protocol.errors import LeaseError, PacketError
-from wavry_peer.protocol.lease import proof_check, require_proof
+from wavry_peer.protocol.lease import LeaseClaims, proof_check, require_proof
 from wavry_peer.protocol.packets import (
     Header,
     LeaseAck,
@@ -100,13 +100,8 @@ class Admission:
         self._verifier = LeaseVerifier(tables.control, counters)
         self._cookies = PathCookies(tables.control.cookie_key)
         self._strikes = Strikes(tables, counters)
-        self._slots = LeaseSlots(
-            tables,
-            engine,
-            counters,
-            self._cookies,
-            transitions or LeaseTransitions(tables, counters),
-        )
+        self._transitions = transitions or LeaseTransitions(tables, counters)
+        self._slots = LeaseSlots(tables, engine, counters, self._cookies, self._transitions)
 
     def handle(self, packet: ControlPacket, now: Instant) -> ControlAnswer | None:
         """Answer one control packet.
@@ -195,6 +190,7 @@ class Admission:
         if present is None:
             return (self._keepalive(header, packet.source, now),)
         self._counters.add("lease_presented")
+        claims: LeaseClaims | None = None
         try:
             if self._policy.wants_cookie(now):
                 self._check_cookie(present, packet.sender)
@@ -209,8 +205,11 @@ class Admission:
             with self._locks.table():
                 # Again, because a revocation may have come since; see `RevocationScan`.
                 self._policy.check_claims(claims, now)
-                return self._slots.place(header, lease, packet.source, now)
+                answer = self._slots.place(header, lease, packet.source, now)
         except LeaseError as error:
+            if claims is not None:
+                reason = error.reason.name.lower()
+                self._transitions.tell_admission(header, present.role, claims.req, now, reason)
             self._counters.add(f"reject_{error.reason.name.lower()}")
             if error.reason is c.RejectReason.RATE_LIMITED:
                 self._counters.add("limited_bytes_identity", len(packet.datagram))
@@ -219,6 +218,8 @@ class Admission:
             return (build_reject(header.session_id, error.reason),)
         except PathChallengeError:
             return (self._challenge(header, packet.source, now),)
+        self._transitions.tell_admission(header, present.role, claims.req, now)
+        return answer
 
     def _check_cookie(self, present: LeasePresent, sender: SenderClass) -> None:
         """Check no signature, under load, for a source that may be spoofed.

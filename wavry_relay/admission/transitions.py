@@ -8,12 +8,13 @@ key), only so many lines a second are written and the next one says how many wer
 
 from typing import Final
 
+from wavry_peer.protocol.packets import Header
 from wavry_peer.service.clock import Instant
 from wavry_relay.shm.control import DEBUG_LEVEL, INFO_LEVEL
 from wavry_relay.shm.counters import CounterRow
 from wavry_relay.shm.layout import SESSION_ACTIVE
 from wavry_relay.shm.lease_states import TRANSITIONS, LeaseState, counter_name
-from wavry_relay.shm.sessions import SessionRecord
+from wavry_relay.shm.sessions import SessionRecord, session_words
 from wavry_relay.shm.tables import Tables
 from wavry_relay.worker_log import worker_log
 
@@ -86,6 +87,30 @@ class LeaseTransitions:
         if level <= (INFO_LEVEL if after in _ENDS else DEBUG_LEVEL):
             self._tell(before, after, words, now, role, cause)
 
+    def tell_admission(
+        self, header: Header, role: int, request_id: str | None, now: Instant, refused: str = ""
+    ) -> None:
+        """Tell how a lease with a good signature fared, where the log level wants to hear of it.
+
+        Args:
+            header: of the packet that brought it.
+            role: whose lease it is.
+            request_id: of the request that it was issued for.
+            now: present moment.
+            refused: name of the reason, empty where it was accepted.
+        """
+        level = self._control.log_level
+        if level > (INFO_LEVEL if refused else DEBUG_LEVEL) or not self._may_tell(now):
+            return
+        log = worker_log(level)
+        facts = self._facts(session_words(header.session_id), role)
+        if request_id:
+            facts["request_id"] = request_id
+        if refused:
+            log.info("lease_refused", **facts, reason=refused)
+        else:
+            log.debug("lease_accepted", **facts)
+
     def _refuse(self, before: LeaseState, after: LeaseState) -> None:
         if self._strict:
             raise IllegalTransitionError(f"{before} → {after}")
@@ -107,19 +132,26 @@ class LeaseTransitions:
         role: int,
         cause: str,
     ) -> None:
+        if not self._may_tell(now):
+            return
+        log = worker_log(self._control.log_level)
+        facts = {**self._facts(words, role), "before": str(before), "after": str(after)}
+        if cause:
+            facts["cause"] = cause
+        (log.info if after in _ENDS else log.debug)("lease_transition", **facts)
+
+    def _may_tell(self, now: Instant) -> bool:
         if self._line_tat_ns > now.mono_ns + _NS:
             self._left_out += 1
-            return
+            return False
         self._line_tat_ns = max(self._line_tat_ns, now.mono_ns) + _NS // LINES_PER_S
-        log = worker_log(self._control.log_level)
+        return True
+
+    def _facts(self, words: tuple[int, int], role: int) -> dict[str, str | int]:
         facts: dict[str, str | int] = {
             "session": f"{self._tags.pair(*words):016x}",
             "role": "server" if role else "client",
-            "before": str(before),
-            "after": str(after),
         }
-        if cause:
-            facts["cause"] = cause
         if self._left_out:
             facts["lines_left_out"], self._left_out = self._left_out, 0
-        (log.info if after in _ENDS else log.debug)("lease_transition", **facts)
+        return facts

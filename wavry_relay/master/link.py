@@ -28,6 +28,7 @@ from wavry_peer.protocol.registration import sign_challenge
 from wavry_peer.protocol.relay_terms import DrainOrder, MasterLinkState, ReportedState
 from wavry_peer.service.clock import Clock
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
+from wavry_peer.service.request_ids import quoted
 
 from .key_ring import KeyRing
 
@@ -437,7 +438,6 @@ class MasterLink:
         if not answer.ok:
             reason = answer.error_body()
             code = "" if reason is None else reason.error[:64]
-            raise MasterCallError(
-                f"{path}: {answer.status} {code or 'without a reason'}", answer.status, code
-            )
+            said = f"{path}: {answer.status} {code or 'without a reason'}"
+            raise MasterCallError(quoted(said, answer.request_id), answer.status, code)
         return answer

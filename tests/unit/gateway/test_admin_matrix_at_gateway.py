@@ -12,11 +12,15 @@ from wavry_cp.gateway.app import make_app
 ROLES = ("viewer", "operator", "admin")
 WHY = {"reason": "drill 7"}
 BANS = "/v1/admin/bans"
+SESSION = "/v1/admin/sessions/{session_id}"
 CALLS = (
     ("viewer", "GET", "/v1/admin/users", None, None),
     ("viewer", "GET", "/v1/admin/status", None, None),
     ("viewer", "GET", "/v1/admin/audit", None, None),
     ("viewer", "GET", "/v1/admin/switches", None, None),
+    ("viewer", "GET", "/v1/admin/sessions", None, None),
+    ("viewer", "GET", SESSION, None, None),
+    ("operator", "POST", f"{SESSION}/end", WHY, "end_session"),
     ("viewer", "GET", BANS, None, None),
     ("operator", "POST", BANS, {"kind": "user", "value": "eve", **WHY}, "ban_user"),
     ("operator", "POST", f"{BANS}/lift", {"kind": "user", "value": "eve", **WHY}, "unban_user"),
@@ -52,11 +56,17 @@ async def test_every_admin_route_has_its_role_and_every_act_its_audit_row(both):
     listed = {(method, path.replace("lockdown", "{switch}")) for _, method, path, _, _ in CALLS}
     assert routes == listed
 
+    ann, bob = await gateway.user("ann"), await gateway.user("bob")
+    async with bob.online():
+        body = {"target_username": "bob"}
+        session_id = (await ann.call("POST", "/v1/sessions", body))[1]["session_id"]
+
     async def entries():
         path = "/v1/admin/audit?limit=1000"
         return (await gateway.call("GET", path, token=tokens["admin"]))[1]["entries"]
 
-    for needed, method, path, body, action in CALLS:
+    for needed, method, template, body, action in CALLS:
+        path = template.replace("{session_id}", session_id)
         before = await entries()
         for token in (None, "x" * 43):
             status, answer, _ = await gateway.call(method, path, body, token=token)

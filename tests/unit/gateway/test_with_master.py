@@ -58,3 +58,39 @@ async def test_issue_renew_and_move(tmp_path):
                 assert {relay.relay_id for relay in relays} == {own.relay_id, moved.relay_id}
                 status, body = await ann.call("POST", f"{path}/relay", {})
                 assert msgspec.convert(body, Credentials).session_id == session_id
+
+
+async def test_the_id_of_a_request_goes_through_both_services_into_the_lease(tmp_path, caplog):
+    files = MasterFiles.make(tmp_path / "master")
+    async with running_real_master(tmp_path / "master", files=files, access_log="on") as master:
+        config = make_config(
+            tmp_path / "gateway", master.url, service_token_file=files.service_token_file
+        )
+        async with running_gateway(config) as running:
+            ann, bob = await running.user("ann"), await running.user("bob")
+            async with ann.online() as a, bob.online() as b:
+                session_id = await accepted_call(ann, a, bob, b)
+                await FakeRelay(master).join()
+                request_id = "abcdef0123456789"
+                status, body, headers = await running.call(
+                    "POST",
+                    f"/v1/sessions/{session_id}/relay",
+                    {},
+                    token=ann.token,
+                    headers={"X-Request-ID": request_id},
+                )
+                assert (status, headers["X-Request-ID"]) == (200, request_id)
+                raw = msgspec.json.encode((await master.get("/.well-known/wavry-keys.json")).body)
+                root = base64url.decode(files.root_public_key)
+                keys = keyset.trusted_keys(keyset.decode_keyset(raw, root_public_key=root))
+                claims = lease.open_lease(body["token"].encode(), keys)
+                assert claims.req == request_id
+                listed = await master.get(f"/v1/admin/leases?lease={claims.jti}", token="admin")
+                (found,) = listed.body["sessions"]
+                assert {one["request_id"] for one in found["leases"]} == {request_id}
+
+                await a.send(wire.RequestRelay(target_username="carol"))
+                error = await a.error("unknown_session")
+                opened_as, _, number = error.message.rpartition("(request ")[2].rpartition("-")
+                assert len(opened_as) == 16
+                assert number.rstrip(")").isdecimal()

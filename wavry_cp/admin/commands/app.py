@@ -32,6 +32,7 @@ from .doctor import doctor
 from .drain import drain_relay, order_relay, progress_for
 from .keys import keys_app
 from .leases import leases_app
+from .sessions import sessions_app
 from .smoke import smoke
 from .status import gather_status
 from .switches import lockdown, relay_mode
@@ -56,6 +57,7 @@ users_app = typer.Typer(help="Accounts of the gateway.", no_args_is_help=True)
 app.add_typer(dev_app, name="dev")
 app.add_typer(relay_app, name="relay")
 app.add_typer(relays_app, name="relays")
+app.add_typer(sessions_app, name="sessions")
 app.add_typer(leases_app, name="leases")
 app.add_typer(keys_app, name="keys")
 app.add_typer(users_app, name="users")

@@ -12,6 +12,7 @@ import typer
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.endpoints import ServiceEndpoints, find_endpoints
 from wavry_cp.admin.output import (
+    EXIT_FAILED,
     EXIT_USAGE,
     CommandError,
     JsonOption,
@@ -20,6 +21,7 @@ from wavry_cp.admin.output import (
     print_rows,
     run,
 )
+from wavry_peer.protocol.http.admin import LeasedList
 from wavry_peer.protocol.http.relay_events import (
     RelayEventState,
     RevocationInfo,
@@ -28,11 +30,13 @@ from wavry_peer.protocol.http.relay_events import (
     RevokeResponse,
 )
 
+from .sessions import find_leases, print_leases
+
 __all__ = ["leases_app"]
 
 POLL_S: Final = 0.1
 
-leases_app = typer.Typer(help="Leases: revoke them.", no_args_is_help=True)
+leases_app = typer.Typer(help="Leases: look, revoke.", no_args_is_help=True)
 Json = Annotated[bool, JsonOption]
 
 
@@ -165,6 +169,48 @@ async def _list(endpoints: ServiceEndpoints) -> RevocationList:
         RevocationList,
         token=endpoints.admin_token(),
     )
+
+
+@leases_app.command("show")
+def leases_show(
+    context: typer.Context,
+    jti: Annotated[str | None, typer.Argument(help="Id of one lease.")] = None,
+    session: Annotated[str | None, typer.Option(help="Id of a session.")] = None,
+    user: Annotated[str | None, typer.Option(help="User name.")] = None,
+    relay: Annotated[str | None, typer.Option(help="Id of a relay.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most sessions, the newest.")] = 20,
+    *,
+    json: Json = False,
+) -> None:
+    """Show leases: who holds them, at which relay, until when; with the ids that `revoke` takes.
+
+    Also those of the last hour that have ended. Exits 1 where there is none.
+
+    Examples:
+      wavryctl leases show --user alice
+
+      wavryctl leases show 0b7c2c5e-6f3b-4a43-9f0e-2f6d3a9b1c11 --json
+    """
+    asked = {
+        "lease": jti and jti.lower(),
+        "session": session and session.lower(),
+        "user": user,
+        "relay": relay,
+        "limit": limit,
+    }
+
+    async def work() -> LeasedList:
+        return await find_leases(find_endpoints(os.environ, **context.obj), asked)
+
+    answer = run(work, as_json=json)
+    if json:
+        print_json(answer)
+    elif not answer.sessions:
+        typer.echo("no lease like this; the master forgets one an hour after its end", err=True)
+    else:
+        print_leases(list(answer.sessions))
+    if not answer.sessions:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @leases_app.command("list-revocations")

@@ -23,7 +23,7 @@ from wavry_peer.protocol.http.signaling import Offer
 
 from .rules import SessionKey, checked_keys, describe
 
-__all__ = ["SESSION_ROUTES"]
+__all__ = ["SESSION_ROUTES", "session_id_of"]
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -46,11 +46,11 @@ async def _create(
 
 async def _read(gateway: Gateway, request: web.Request) -> SessionInfo:
     username = caller_of(request).name
-    return describe(await gateway.sessions.own(username, _session_id(request)), username)
+    return describe(await gateway.sessions.own(username, session_id_of(request)), username)
 
 
 async def _end(gateway: Gateway, request: web.Request) -> None:
-    await gateway.sessions.end(caller_of(request).name, _session_id(request))
+    await gateway.sessions.end(caller_of(request).name, session_id_of(request))
 
 
 async def _accept(
@@ -58,25 +58,32 @@ async def _accept(
 ) -> SessionInfo:
     username = caller_of(request).name
     keys = checked_keys(body.identity_key, body.noise_key)
-    session = await gateway.sessions.accept(username, _session_id(request), keys)
+    session = await gateway.sessions.accept(username, session_id_of(request), keys)
     return describe(session, username)
 
 
 async def _relay(gateway: Gateway, request: web.Request, body: RelaySessionRequest) -> Credentials:
-    return await gateway.session_leases.request(caller_of(request).name, _session_id(request), body)
+    return await gateway.session_leases.request(
+        caller_of(request).name, session_id_of(request), body
+    )
 
 
 async def _report_path(gateway: Gateway, request: web.Request, body: PathReport) -> None:
-    await gateway.sessions.report_path(caller_of(request).name, _session_id(request), body.path)
+    await gateway.sessions.report_path(caller_of(request).name, session_id_of(request), body.path)
 
 
 async def _renew(gateway: Gateway, request: web.Request, body: RenewSessionRequest) -> Credentials:
     return await gateway.session_leases.renew(
-        caller_of(request).name, _session_id(request), body.jti
+        caller_of(request).name, session_id_of(request), body.jti
     )
 
 
-def _session_id(request: web.Request) -> SessionKey:
+def session_id_of(request: web.Request) -> SessionKey:
+    """Return the session that the path names.
+
+    Raises:
+        RefusedError: ``unknown_session``: it is no id.
+    """
     text = request.match_info["session_id"]
     if _UUID.fullmatch(text) is None:
         raise RefusedError(ErrorCode.UNKNOWN_SESSION, "a session id is a UUID in lower case")

@@ -11,7 +11,7 @@ when nobody answers; an accepted or active one when neither user asked for a lea
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, NewType
+from typing import Final, Literal, NewType, get_args
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol import base64url
@@ -20,6 +20,8 @@ from wavry_peer.protocol.http.api import SessionInfo
 from wavry_peer.protocol.http.codes import ErrorCode
 
 __all__ = [
+    "STATES",
+    "CallFilter",
     "CallLimits",
     "CallSession",
     "Change",
@@ -47,6 +49,7 @@ __all__ = [
 SessionKey = NewType("SessionKey", str)
 """The session id as UUID text, made by the gateway."""
 SessionState = Literal["pending", "accepted", "active", "closed"]
+STATES: Final[tuple[SessionState, ...]] = get_args(SessionState)
 Event = Literal["accept", "relay", "renew", "close"]
 Path = Literal["direct", "relay"]
 
@@ -99,6 +102,25 @@ class CallSession:
     lease_expires_at: int | None = None
     closed_at: int | None = None
     path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallFilter:
+    """Which sessions an operator looks for; None asks for any.
+
+    Attributes:
+        session_id: this one.
+        user: caller or called.
+        relay_id: asked last.
+        state: None asks for those that are not closed, or for whichever `session_id` names.
+        before: only those with a smaller number.
+    """
+
+    session_id: SessionKey | None = None
+    user: str | None = None
+    relay_id: str | None = None
+    state: SessionState | None = None
+    before: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

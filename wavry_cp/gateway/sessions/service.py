@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.core import GatewayCore
+from wavry_cp.operators.audit import AuditEntry
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import Answer, AnswerRift, Bye, Candidate, Offer, OfferRift
 
@@ -172,6 +173,24 @@ class SessionService:
         await self.own(username, session_id)
         await self._end(session_id, username)
 
+    async def end_by_operator(self, session_id: SessionKey, audit: AuditEntry) -> CallSession:
+        """End a session and tell both users, as for a ban; ending a closed one does nothing.
+
+        Raises:
+            RefusedError: ``unknown_session``.
+        """
+        changed = await self._store.change_session(
+            session_id, lambda session: sessions.close(session, now_s=audit.at_s), audit
+        )
+        if changed is None:
+            raise _unknown()
+        before, after = changed
+        if before.state != "closed":
+            self._metrics.sessions.labels("closed").inc()
+            for username in (after.caller, after.callee):
+                self._hub.deliver(username, Bye(session_id=session_id))
+        return after
+
     async def end_all_of(self, username: str) -> None:
         """End every session of a user and tell the others; for a ban.
 
@@ -215,6 +234,23 @@ class SessionService:
         now_s = self._clock.now_s()
         found = await self._store.sessions_of(username, limit=LISTED_SESSIONS)
         return tuple(sessions.expire(session, now_s=now_s) for session in found)
+
+    async def found(
+        self, wanted: sessions.CallFilter, *, limit: int
+    ) -> tuple[tuple[int, CallSession], ...]:
+        """Return sessions of all users with their numbers, newest first."""
+        return await self._store.find_sessions(wanted, limit=limit)
+
+    async def numbered(self, session_id: SessionKey) -> tuple[int, CallSession]:
+        """Return a session of any users with its number.
+
+        Raises:
+            RefusedError: ``unknown_session``.
+        """
+        found = await self.found(sessions.CallFilter(session_id=session_id), limit=1)
+        if not found:
+            raise _unknown()
+        return found[0]
 
     async def granted_with(self, username: str, target: str, session_id: str | None) -> CallSession:
         """Return the session that REQUEST_RELAY means: the named one, or the newest accepted one.

@@ -5,7 +5,9 @@ Every method is one transaction and may raise `StoreUnavailableError`.
 
 from typing import Protocol
 
-from .rules import CallLimits, CallSession, Change, SessionKey
+from wavry_cp.operators.audit import AuditEntry
+
+from .rules import CallFilter, CallLimits, CallSession, Change, SessionKey
 
 __all__ = ["CallStore"]
 
@@ -20,15 +22,21 @@ class CallStore(Protocol):
         """Return a session by id."""
 
     async def change_session(
-        self, session_id: SessionKey, change: Change
+        self, session_id: SessionKey, change: Change, audit: AuditEntry | None = None
     ) -> tuple[CallSession, CallSession] | None:
         """Apply a rule atomically; returns the session before and after, None for an unknown id.
 
-        What the rule raises is raised here, and nothing is changed.
+        What the rule raises is raised here, and nothing is changed.  An operator's act is written
+        with the change, both or neither.
         """
 
     async def sessions_of(self, username: str, *, limit: int) -> tuple[CallSession, ...]:
         """Return the newest sessions of a user, newest first."""
+
+    async def find_sessions(
+        self, wanted: CallFilter, *, limit: int
+    ) -> tuple[tuple[int, CallSession], ...]:
+        """Return sessions with their numbers, newest first."""
 
     async def open_sessions_between(
         self, one: str, other: str, *, now_s: int

@@ -7,7 +7,7 @@ few times, then the connection ends with a code that says why.
 """
 
 import asyncio
-import secrets
+import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from wavry_peer.protocol.http import signaling as wire
 from wavry_peer.protocol.http.api import RelaySessionRequest
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.http_server import awaiting_client
+from wavry_peer.service.request_ids import adopt_request_id, current_request_id, quoted
 
 from .connection import (
     CLOSE_ABUSE,
@@ -48,6 +49,8 @@ BAD_FRAMES_ALLOWED: Final = 5
 FLOOD_ALLOWED: Final = 20
 RELAY_REQUESTS_AT_ONCE: Final = 4
 """A relay request may wait for the master; candidates behind it must not."""
+_PREFIX: Final = 16
+"""What the ids of messages keep of their connection's; a number follows."""
 RECEIVE_BYTES: Final = 2 * c.MAX_SIGNALING_FRAME_BYTES
 """A frame between the limit and this gets an ERROR first; a larger one is not even read."""
 
@@ -149,14 +152,8 @@ class Signaling:
             _log.error("store_unavailable", at="bind", cause=str(error))
             self._fail(connection, CLOSE_INTERNAL, ErrorCode.STORE_UNAVAILABLE, "try again shortly")
         except Exception as error:  # noqa: BLE001  # last resort: the client gets an id, not a traceback
-            error_id = secrets.token_hex(4)
-            _log.error("unhandled_error", at="websocket", error_id=error_id, exc_info=error)
-            self._fail(
-                connection,
-                CLOSE_INTERNAL,
-                ErrorCode.INTERNAL_ERROR,
-                f"our fault; quote id {error_id}",
-            )
+            _log.error("unhandled_error", at="websocket", exc_info=error)
+            self._fail(connection, CLOSE_INTERNAL, ErrorCode.INTERNAL_ERROR, "our fault")
         finally:
             timer.cancel()
             if waiting:
@@ -211,8 +208,10 @@ class Signaling:
         waiting: set[asyncio.Task[None]],
     ) -> None:
         bad, flood = ConnectionFaults(BAD_FRAMES_ALLOWED), ConnectionFaults(FLOOD_ALLOWED)
-        while True:
+        opened_as = current_request_id()[:_PREFIX]
+        for number in itertools.count(1):
             frame = await _next_frame(connection)
+            adopt_request_id(f"{opened_as}-{number}")
             now_s = self._clock.monotonic_s()
             if self._message_limit.check(username, now_s):
                 self._metrics.limited.labels("message").inc()
@@ -272,9 +271,8 @@ class Signaling:
         try:
             await self._answering(connection, self._request_relay(connection, username, message))
         except Exception as error:  # noqa: BLE001  # as in _converse, for the task of its own
-            error_id = secrets.token_hex(4)
-            _log.error("unhandled_error", at="request_relay", error_id=error_id, exc_info=error)
-            self._say(connection, ErrorCode.INTERNAL_ERROR, f"our fault; quote id {error_id}")
+            _log.error("unhandled_error", at="request_relay", exc_info=error)
+            self._say(connection, ErrorCode.INTERNAL_ERROR, "our fault")
 
     # -- actions ----------------------------------------------------------------------------
 
@@ -336,16 +334,20 @@ class Signaling:
 
     def _say(self, connection: SignalingConnection, code: str, text: str) -> None:
         self._metrics.message_errors.labels(code).inc()
-        connection.send(wire.Error(code=code, message=text))
+        connection.send(_error(code, text))
 
     def _fail(self, connection: SignalingConnection, close_code: int, code: str, text: str) -> None:
         if connection.cause is None:
             self._metrics.message_errors.labels(code).inc()
-            connection.end(close_code, code, wire.Error(code=code, message=text))
+            connection.end(close_code, code, _error(code, text))
 
     def _fail_frame(self, connection: SignalingConnection, error: MessageError) -> None:
         too_big = error.code == ErrorCode.FRAME_TOO_LARGE
         self._fail(connection, CLOSE_TOO_BIG if too_big else CLOSE_ABUSE, error.code, str(error))
+
+
+def _error(code: str, text: str) -> wire.Error:
+    return wire.Error(code=code, message=quoted(text, current_request_id()))
 
 
 async def _next_frame(connection: SignalingConnection) -> str | MessageError:

@@ -18,6 +18,7 @@ from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.lease import LeaseClaims, make_claims
 
 __all__ = [
+    "LeaseFilter",
     "LeaseRenewal",
     "LeaseSlot",
     "LeaseTerms",
@@ -51,6 +52,7 @@ class LeaseSlot:
         kid: key that signs it.
         issued_at_s: unix seconds.
         ttl_s: seconds.
+        request_id: of the request that it was issued for; empty where that had none.
     """
 
     sub: str
@@ -60,6 +62,7 @@ class LeaseSlot:
     kid: str
     issued_at_s: int
     ttl_s: int
+    request_id: str = ""
 
     @property
     def expires_at_s(self) -> int:
@@ -99,6 +102,23 @@ class LeasedSession:
     def slot(self, role: c.Role) -> LeaseSlot:
         """Return the lease of a role."""
         return self.client if role is c.Role.CLIENT else self.server
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFilter:
+    """Which sessions an operator looks for; None asks for any.
+
+    Attributes:
+        session_ids: only these.
+        jti: whose lease this is, or was before its last renewal.
+        sub: who holds one of the leases.
+        relay_id: at this relay.
+    """
+
+    session_ids: tuple[str, ...] | None = None
+    jti: str | None = None
+    sub: str | None = None
+    relay_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +184,7 @@ def issue(
     session_id: str,
     now_s: int,
     new_jti: Callable[[], str],
+    request_id: str = "",
 ) -> LeasedSession:
     """Return the session after a new pair of leases: a new session, or a live one that moves.
 
@@ -174,6 +195,7 @@ def issue(
         session_id: of the request, or a new one.
         now_s: unix seconds.
         new_jti: makes a UUID.
+        request_id: for the logs.
 
     Raises:
         RefusedError: see `check_owner`.
@@ -188,6 +210,7 @@ def issue(
             kid=terms.kid,
             issued_at_s=now_s,
             ttl_s=terms.ttl_s,
+            request_id=request_id,
         )
 
     live = session is not None and is_live(session, now_s)
@@ -206,7 +229,14 @@ def issue(
 
 
 def renew(
-    session: LeasedSession, role: c.Role, jti: str, *, now_s: int, kid: str, new_jti: str
+    session: LeasedSession,
+    role: c.Role,
+    jti: str,
+    *,
+    now_s: int,
+    kid: str,
+    new_jti: str,
+    request_id: str = "",
 ) -> LeaseRenewal:
     """Replace the lease of one role: new `jti` and expiry, everything else as it was.
 
@@ -217,6 +247,7 @@ def renew(
         now_s: unix seconds.
         kid: active signing key.
         new_jti: id of the new lease.
+        request_id: for the logs.
 
     Raises:
         RefusedError: ``lease_expired``, or ``stale_jti`` where `jti` is neither the current
@@ -229,7 +260,14 @@ def renew(
         return LeaseRenewal(session, repeated=True)
     if jti != slot.jti:
         raise RefusedError(ErrorCode.STALE_JTI, "jti is not the current lease of this role")
-    renewed = replace(slot, jti=new_jti, previous_jti=slot.jti, kid=kid, issued_at_s=now_s)
+    renewed = replace(
+        slot,
+        jti=new_jti,
+        previous_jti=slot.jti,
+        kid=kid,
+        issued_at_s=now_s,
+        request_id=request_id,
+    )
     revision = session.revision + 1
     if role is c.Role.CLIENT:
         return LeaseRenewal(replace(session, client=renewed, revision=revision), repeated=False)
@@ -251,4 +289,5 @@ def claims_of(session: LeasedSession, role: c.Role) -> LeaseClaims:
         soft_kbps=session.soft_kbps,
         hard_kbps=session.hard_kbps,
         cnf=slot.cnf,
+        request_id=slot.request_id,
     )

@@ -2,7 +2,7 @@
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,10 +28,11 @@ from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.lease import MAX_KBPS, sign_lease
 from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.clock import Clock
+from wavry_peer.service.request_ids import current_request_id
 
 from . import rules as leases
 from . import selection
-from .rules import LeasedSession, LeaseRenewal, LeaseTerms
+from .rules import LeasedSession, LeaseFilter, LeaseRenewal, LeaseTerms
 from .store import LeaseStore
 
 __all__ = ["LeaseService", "Vetoes"]
@@ -72,6 +73,10 @@ class LeaseService:
         self._vetoes = vetoes
         self._pick = pick
 
+    async def found(self, wanted: LeaseFilter, *, limit: int) -> Sequence[LeasedSession]:
+        """Return sessions for an operator, newest first."""
+        return await self._store.find_sessions(wanted, limit=limit)
+
     async def issue(self, request: LeaseRequest) -> LeaseResponse:
         """Return a pair of leases for a new session, or for a live one (which may move).
 
@@ -109,6 +114,7 @@ class LeaseService:
                 session_id=session_id,
                 now_s=now_s,
                 new_jti=_new_uuid,
+                request_id=current_request_id(),
             )
             pair = LeasePair(
                 client=self._sign(session, c.Role.CLIENT), server=self._sign(session, c.Role.SERVER)
@@ -149,6 +155,7 @@ class LeaseService:
                 now_s=self._clock.now_s(),
                 kid=self._keys.active_kid,
                 new_jti=_new_uuid(),
+                request_id=current_request_id(),
             )
             if not self._registry.serves_sessions(session.relay_id, self._clock.monotonic_s()):
                 raise RefusedError(

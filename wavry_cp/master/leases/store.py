@@ -4,9 +4,10 @@ A call that returned is on disk.  Every method raises `StoreUnavailableError` wh
 cannot answer now; then nothing of the call was kept.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from .rules import LeasedSession
+from .rules import LeasedSession, LeaseFilter
 
 __all__ = ["LeaseStore"]
 
@@ -28,6 +29,10 @@ class LeaseStore(Protocol):
         Returns:
             False where somebody was faster; nothing was written.
         """
+        ...
+
+    async def find_sessions(self, wanted: LeaseFilter, *, limit: int) -> Sequence[LeasedSession]:
+        """Return sessions, newest first."""
         ...
 
     async def live_sessions(self, now_s: int) -> int:

@@ -1,6 +1,7 @@
 """The gateway's store in SQLite."""
 # ruff: noqa: S608  # the pieces put into statements are constants of this module
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -10,6 +11,7 @@ import sqlite_utils
 from wavry_cp.gateway.accounts.store import TokenOwner, User
 from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_cp.gateway.sessions.rules import (
+    CallFilter,
     CallLimits,
     CallSession,
     Change,
@@ -18,9 +20,10 @@ from wavry_cp.gateway.sessions.rules import (
     close,
     expire,
 )
+from wavry_cp.operators.audit import AuditEntry
 
 from .database import Database, Migration
-from .operators import AdminSqlite, create_admin_tables, create_audit_table
+from .operators import AdminSqlite, append_audit, create_admin_tables, create_audit_table
 
 __all__ = ["MIGRATIONS", "SqliteGatewayStore"]
 
@@ -305,7 +308,7 @@ class SqliteGatewayStore(AdminSqlite):
         return await self._database.run(work)
 
     async def change_session(
-        self, session_id: SessionKey, change: Change
+        self, session_id: SessionKey, change: Change, audit: AuditEntry | None = None
     ) -> tuple[CallSession, CallSession] | None:
         """Apply a rule atomically; see `CallStore.change_session`."""
 
@@ -316,7 +319,34 @@ class SqliteGatewayStore(AdminSqlite):
             before = _session(row)
             after = change(before)
             _update(db, before, after)
+            append_audit(db, audit)
             return before, after
+
+        return await self._database.run(work)
+
+    async def find_sessions(
+        self, wanted: CallFilter, *, limit: int
+    ) -> tuple[tuple[int, CallSession], ...]:
+        """Return sessions with their numbers, newest first."""
+        conditions = ["session_id = :session_id" if wanted.session_id else "TRUE"]
+        if wanted.state is not None:
+            conditions.append("state = :state")
+        elif wanted.session_id is None:
+            conditions.append("state != 'closed'")
+        if wanted.user is not None:
+            conditions.append("(caller = :user OR callee = :user)")
+        if wanted.relay_id is not None:
+            conditions.append("relay_id = :relay_id")
+        if wanted.before is not None:
+            conditions.append("number < :before")
+        query = (
+            f"SELECT number, {_SESSION_COLUMNS} FROM sessions WHERE {' AND '.join(conditions)} "
+            "ORDER BY number DESC LIMIT :limit"
+        )
+        values = {**asdict(wanted), "limit": limit}
+
+        def work(db: sqlite_utils.Database) -> tuple[tuple[int, CallSession], ...]:
+            return tuple((row[0], _session(row[1:])) for row in db.execute(query, values))
 
         return await self._database.run(work)
 

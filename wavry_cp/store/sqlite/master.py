@@ -1,6 +1,7 @@
 """The master's store in one SQLite file."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -8,7 +9,7 @@ import msgspec
 import sqlite_utils
 
 from wavry_cp.master.keys.store import KeyUse
-from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
+from wavry_cp.master.leases.rules import LeasedSession, LeaseFilter, LeaseSlot
 from wavry_cp.master.relays.rules import RelayRecord
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban, BanKind
@@ -25,11 +26,20 @@ from .operators import (
     put_ban,
     remove_ban,
 )
-from .revocations import RevocationSqlite, create_revocations
+from .revocations import HIT_SESSIONS, RevocationSqlite, create_revocations
 
 __all__ = ["MIGRATIONS", "MasterSqlite"]
 
-_SLOT_FIELDS: Final = ("sub", "cnf", "jti", "previous_jti", "kid", "issued_at_s", "ttl_s")
+_SLOT_FIELDS: Final = (
+    "sub",
+    "cnf",
+    "jti",
+    "previous_jti",
+    "kid",
+    "issued_at_s",
+    "ttl_s",
+    "request_id",
+)
 
 
 def _slot_columns(role: str) -> str:
@@ -140,12 +150,18 @@ _KEEP_LATER_EXPIRY: Final = (
 )
 
 
+def _lease_requests(db: sqlite_utils.Database) -> None:
+    for role in ("client", "server"):
+        db.execute(f"ALTER TABLE sessions ADD COLUMN {role}_request_id TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: Final = (
     Migration(1, "relays, sessions, audit", _first_tables),
     Migration(2, "reasons in the audit log, admin tokens, switches, bans", _admin_tables),
     Migration(3, "use of signing keys", _key_uses),
     Migration(4, "revocations", create_revocations),
     Migration(5, "leases without a key end", _only_bound_leases),
+    Migration(6, "the request that a lease was issued for", _lease_requests),
 )
 
 
@@ -254,6 +270,30 @@ class MasterSqlite(TokenSqlite):
             return True
 
         return await self._database.run(swap)
+
+    async def find_sessions(self, wanted: LeaseFilter, *, limit: int) -> Sequence[LeasedSession]:
+        """See `LeaseStore`."""
+        conditions = ["TRUE"]
+        if wanted.session_ids is not None:
+            conditions.append("session_id IN (SELECT value FROM json_each(:session_ids))")
+        conditions += (
+            f"({HIT_SESSIONS[kind]})".replace(":value", f":{kind}")
+            for kind in ("jti", "sub")
+            if getattr(wanted, kind) is not None
+        )
+        if wanted.relay_id is not None:
+            conditions.append("relay_id = :relay_id")
+        sql = (
+            f"SELECT * FROM sessions WHERE {' AND '.join(conditions)}"  # noqa: S608  # of constants
+            " ORDER BY created_at_s DESC, session_id LIMIT :limit"
+        )
+        session_ids = msgspec.json.encode(wanted.session_ids).decode()
+        values = {**asdict(wanted), "session_ids": session_ids, "limit": limit}
+
+        def find(db: sqlite_utils.Database) -> Sequence[LeasedSession]:
+            return tuple(_session_from_row(row) for row in db.query(sql, values))
+
+        return await self._database.run(find)
 
     async def live_sessions(self, now_s: int) -> int:
         """See `MasterStore`."""

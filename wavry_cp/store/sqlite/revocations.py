@@ -14,9 +14,9 @@ from wavry_peer.protocol.http.relay_events import RevocationKind
 from .database import Database
 from .operators import append_audit
 
-__all__ = ["RevocationSqlite", "create_revocations"]
+__all__ = ["HIT_SESSIONS", "RevocationSqlite", "create_revocations"]
 
-_HIT_SESSIONS: Final = {
+HIT_SESSIONS: Final = {
     "jti": "client_jti = :value OR server_jti = :value"
     " OR client_previous_jti = :value OR server_previous_jti = :value",
     "session": "session_id = :value",
@@ -78,7 +78,7 @@ class RevocationSqlite:
                 rows += [_insert(db, replace(new, value=jti)) for jti in _successors(db, new.value)]
             (hit,) = db.execute(
                 f"SELECT count(*) FROM sessions WHERE expires_at_s > :now_s"  # noqa: S608  # ours
-                f" AND ({_HIT_SESSIONS[new.kind]})",
+                f" AND ({HIT_SESSIONS[new.kind]})",
                 {"now_s": new.at_s, "value": new.value},
             ).fetchone()
             append_audit(db, audit)
@@ -91,7 +91,7 @@ class RevocationSqlite:
 
         def look(db: sqlite_utils.Database) -> bool:
             found = db.execute(
-                f"SELECT 1 FROM sessions WHERE {_HIT_SESSIONS[kind]} LIMIT 1",  # noqa: S608  # ours
+                f"SELECT 1 FROM sessions WHERE {HIT_SESSIONS[kind]} LIMIT 1",  # noqa: S608  # ours
                 {"value": value},
             ).fetchone()
             if found is None and kind == "kid":

@@ -16,8 +16,13 @@ __all__ = [
     "BanList",
     "BanRequest",
     "BlockList",
+    "CallInfo",
+    "CallPage",
     "ClearBlocksRequest",
     "ClearBlocksResponse",
+    "LeaseInfo",
+    "LeasedInfo",
+    "LeasedList",
     "LiftBanRequest",
     "NewToken",
     "NewTokenRequest",
@@ -71,6 +76,66 @@ class AuditPage(Body, frozen=True, kw_only=True):
     """``GET /v1/admin/audit?after=ID&since=TIME&limit=N``, oldest first."""
 
     entries: tuple[AuditRow, ...]
+
+
+# -- Sessions and leases -------------------------------------------------------------------
+
+
+class CallInfo(Body, frozen=True, kw_only=True):
+    """One session as the gateway knows it; `number` grows by the order of the calls."""
+
+    number: int
+    session_id: str
+    caller: str
+    callee: str
+    state: str
+    created_at: int
+    expires_at: int
+    path: str | None = None
+    relay_id: str | None = None
+    lease_expires_at: int | None = None
+    closed_at: int | None = None
+
+
+class CallPage(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/sessions?user=NAME&relay=ID&state=STATE&before=NUMBER&limit=N``.
+
+    Newest first; without `state` those that are not closed.
+    """
+
+    sessions: tuple[CallInfo, ...]
+
+
+class LeaseInfo(Body, frozen=True, kw_only=True):
+    """The current lease of one role of a session; `request_id` names its cause in the logs."""
+
+    role: Literal["client", "server"]
+    sub: str
+    jti: str
+    kid: str
+    issued_at: int
+    expires_at: int
+    request_id: str = ""
+
+
+class LeasedInfo(Body, frozen=True, kw_only=True):
+    """A session as the master leased it; limits are kbit/s."""
+
+    session_id: str
+    relay_id: str
+    created_at: int
+    soft_kbps: int
+    hard_kbps: int
+    leases: tuple[LeaseInfo, ...]
+
+
+class LeasedList(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/leases?session=ID,ID…|lease=ID|user=NAME|relay=ID&limit=N``.
+
+    Newest first; also those of the last hour whose leases have ended.
+    """
+
+    sessions: tuple[LeasedInfo, ...]
 
 
 # -- Tokens --------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ A code is the stable part of a refusal.  The message beside it may say more, and
 """
 
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
-__all__ = ["ErrorCode"]
+__all__ = ["ERROR_HEADER", "ErrorCode"]
+
+ERROR_HEADER: Final = "X-Wavry-Error"
+"""Names the code of a refusal beside its body."""
 
 
 class ErrorCode(StrEnum):
@@ -50,7 +53,7 @@ class ErrorCode(StrEnum):
     )  # fmt: skip
     ADMIN_DISABLED = "admin_disabled", 403, "Set an admin token file at the service."
     BUSY = "busy", 503, "Try again after Retry-After."
-    INTERNAL_ERROR = "internal_error", 500, "Quote the error id to the operator."
+    INTERNAL_ERROR = "internal_error", 500, "Quote the request id to the operator."
     LOCKDOWN = "lockdown", 503, "Wait until the operator opens the service."
     RATE_LIMITED = "rate_limited", 429, "Wait for Retry-After."
     SHUTTING_DOWN = "shutting_down", 503, "Connect again."

@@ -132,10 +132,10 @@ async def test_an_unknown_fault_is_answered_with_an_id_and_nothing_of_it(logged:
     status.fault = RuntimeError("ECHO-canary of the inside")
     async with serving(status) as port:
         raw = await exchange(port, b"GET /health HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
-    code, _, body = answer_of(raw)
-    (line,) = (line for line in logged if line["log_level"] == "error")
+    code, headers, body = answer_of(raw)
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == ["unhandled_error"]
     assert (code, body["error"]) == (500, "internal_error")
-    assert line["error_id"] in body["message"]
+    assert headers["x-request-id"] in body["message"]
     assert CANARY not in raw
 
 
