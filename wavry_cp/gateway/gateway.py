@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from wavry_cp.app.client_address import client_address
+from wavry_cp.app.directory_lock import data_directory
 from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
@@ -199,29 +200,25 @@ async def open_gateway(config: GatewayConfig, clock: Clock | None = None) -> Asy
     Raises:
         TokenFileError: a token file is missing or not fit, or holds no token.
         SettingsError: both token files hold the same token.
+        DirectoryInUseError: another process has the data directory.
         StoreVersionError, StoreUnavailableError: the store cannot be opened.
     """
     clock = clock or Clock()
     tokens = GatewayTokens.load(config)
-    try:
-        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"WAVRY_GATEWAY_DATA_DIR {config.data_dir}: {error.strerror}"
-        ) from error
-    try:
-        store = await SqliteGatewayStore.open(config.data_dir / DATABASE_FILE)
-    except StoreUnavailableError as error:
-        raise StoreUnavailableError(f"WAVRY_GATEWAY_DATA_DIR {error}") from error
-    try:
-        switches, bans = SwitchTable(await store.switches()), BanTable(await store.bans())
-        metrics = GatewayMetrics()
-        access = UserAccess(switches, bans, clock, metrics.banned_refused)
-        core = GatewayCore(config, store, Hub(), access, clock, metrics)
-        gateway = Gateway(core, tokens, switches, bans)
+    with data_directory(config.data_dir, "wavry-gateway", "WAVRY_GATEWAY_DATA_DIR"):
         try:
-            yield gateway
+            store = await SqliteGatewayStore.open(config.data_dir / DATABASE_FILE)
+        except StoreUnavailableError as error:
+            raise StoreUnavailableError(f"WAVRY_GATEWAY_DATA_DIR {error}") from error
+        try:
+            switches, bans = SwitchTable(await store.switches()), BanTable(await store.bans())
+            metrics = GatewayMetrics()
+            access = UserAccess(switches, bans, clock, metrics.banned_refused)
+            core = GatewayCore(config, store, Hub(), access, clock, metrics)
+            gateway = Gateway(core, tokens, switches, bans)
+            try:
+                yield gateway
+            finally:
+                await gateway.close()
         finally:
-            await gateway.close()
-    finally:
-        await store.close()
+            await store.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from wavry_cp.app.client_address import MetricsReaders
+from wavry_cp.app.directory_lock import DirectoryInUseError, data_directory, held_directory
 from wavry_cp.app.http import IpNetwork, TokenFile, parse_networks
 from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
@@ -44,6 +45,7 @@ from .store import MasterStore
 
 __all__ = ["Master", "open_master"]
 
+PROGRAM: Final = "wavry-master"
 DATABASE_FILE: Final = "master.db"
 OPEN_CALLS_PER_S: Final = 20.0
 OPEN_BURST: Final = 200
@@ -95,10 +97,38 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
         KeyFileError: no keys; says which command makes them.
         TokenFileError: a token file is missing or open to others, or holds no token.
         SettingsError: both token files hold the same token.
+        DirectoryInUseError: another process has the data or the key directory.
         StoreUnavailableError: the database cannot be opened.
         StoreVersionError: the database is of a newer version.
     """
     clock = clock or Clock()
+    with _held_directories(config):
+        async with _opened(config, clock) as master:
+            yield master
+
+
+@contextlib.contextmanager
+def _held_directories(config: MasterConfig) -> Iterator[None]:
+    """Hold data and keys: a second master would rotate the keys that this one signs with."""
+    with contextlib.ExitStack() as held:
+        if config.keys_dir.is_dir():  # Else `load_keys` says what is missing.
+            try:
+                held.enter_context(
+                    held_directory(config.keys_dir, PROGRAM, may_be_read_only=True)
+                )
+            except DirectoryInUseError as error:
+                raise DirectoryInUseError(f"WAVRY_MASTER_KEYS_DIR {error}") from None
+            except OSError as error:
+                raise StoreUnavailableError(
+                    f"WAVRY_MASTER_KEYS_DIR {config.keys_dir}: {error.strerror}"
+                ) from error
+        if config.data_dir.resolve() != config.keys_dir.resolve():
+            held.enter_context(data_directory(config.data_dir, PROGRAM, "WAVRY_MASTER_DATA_DIR"))
+        yield
+
+
+@asynccontextmanager
+async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
     try:
         keys = LiveKeys.open(config.keys_dir)
     except KeyFileError as error:
@@ -107,12 +137,6 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
     service = TokenFile.load(config.service_token_file, "service", variables[0])
     admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
     require_different(service, admin, variables)
-    try:
-        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"WAVRY_MASTER_DATA_DIR {config.data_dir}: {error.strerror}"
-        ) from error
     try:
         store = await MasterSqlite.open(config.data_dir / DATABASE_FILE)
     except StoreUnavailableError as error:
