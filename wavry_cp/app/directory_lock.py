@@ -22,9 +22,18 @@ from wavry_peer.protocol.errors import LocalError
 
 from .store_errors import StoreUnavailableError
 
-__all__ = ["LOCK_FILE", "DirectoryInUseError", "data_directory", "held_directory"]
+__all__ = [
+    "LOCK_FILE",
+    "UNFINISHED_FILE",
+    "DirectoryInUseError",
+    "UnfinishedRestoreError",
+    "data_directory",
+    "held_directory",
+]
 
 LOCK_FILE: Final = "in-use.lock"
+UNFINISHED_FILE: Final = "restore-unfinished"
+"""There while a restore gives its files their names; with it no service starts."""
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
 MAX_HOLDER_BYTES: Final = 4096
@@ -33,6 +42,10 @@ _NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 class DirectoryInUseError(LocalError):
     """Another process works on the directory; the message names it and the next step."""
+
+
+class UnfinishedRestoreError(LocalError):
+    """A restore into the directory was cut off."""
 
 
 class _Holder(msgspec.Struct, frozen=True):
@@ -52,6 +65,7 @@ def data_directory(directory: Path, name: str, variable: str) -> Iterator[None]:
 
     Raises:
         DirectoryInUseError: another process has it.
+        UnfinishedRestoreError: it holds half of a backup.
         StoreUnavailableError: it cannot be made or written.
     """
     with contextlib.ExitStack() as held:
@@ -62,6 +76,11 @@ def data_directory(directory: Path, name: str, variable: str) -> Iterator[None]:
             raise StoreUnavailableError(f"{variable} {directory}: {error.strerror}") from error
         except DirectoryInUseError as error:
             raise DirectoryInUseError(f"{variable} {error}") from None
+        if (directory / UNFINISHED_FILE).exists():
+            raise UnfinishedRestoreError(
+                f"{variable} {directory}: a restore into it was cut off; run the same `wavryctl"
+                " restore` again"
+            )
         yield
 
 

@@ -191,6 +191,7 @@ class Gateway:
         await self.store.forget_sessions(
             closed_before_s=now_s - KEEP_CLOSED_S, limit=FORGET_AT_ONCE
         )
+        await self.store.checkpoint()
 
 
 @asynccontextmanager

@@ -41,7 +41,13 @@ async def _ready(gateway: Gateway, _request: web.Request) -> web.Response:
     reason = "stopping" if gateway.stopping else fault
     if not reason and master != "ok":
         reason = "no master: direct paths only"
-    body = GatewayReady(ready=ready, reason=reason, store=_state(fault), master=master)
+    body = GatewayReady(
+        ready=ready,
+        reason=reason,
+        warning=gateway.store.warning,
+        store=_state(fault),
+        master=master,
+    )
     return json_response(body, 200 if ready else 503)
 
 

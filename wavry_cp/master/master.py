@@ -17,7 +17,7 @@ from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import require_different
 from wavry_cp.master.blocks.service import BlockService
-from wavry_cp.master.keys.files import KeyFileError
+from wavry_cp.master.keys.files import DOCUMENT_FILE, KeyFileError
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.service import KeyService
 from wavry_cp.master.leases.service import LeaseService, Vetoes
@@ -111,11 +111,9 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
 def _held_directories(config: MasterConfig) -> Iterator[None]:
     """Hold data and keys: a second master would rotate the keys that this one signs with."""
     with contextlib.ExitStack() as held:
-        if config.keys_dir.is_dir():  # Else `load_keys` says what is missing.
+        if (config.keys_dir / DOCUMENT_FILE).exists():  # Else `load_keys` says what is missing.
             try:
-                held.enter_context(
-                    held_directory(config.keys_dir, PROGRAM, may_be_read_only=True)
-                )
+                held.enter_context(held_directory(config.keys_dir, PROGRAM, may_be_read_only=True))
             except DirectoryInUseError as error:
                 raise DirectoryInUseError(f"WAVRY_MASTER_KEYS_DIR {error}") from None
             except OSError as error:
@@ -138,7 +136,9 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
     admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
     require_different(service, admin, variables)
     try:
-        store = await MasterSqlite.open(config.data_dir / DATABASE_FILE)
+        store = await MasterSqlite.open(
+            config.data_dir / DATABASE_FILE, used_before=_signs_of_use(keys)
+        )
     except StoreUnavailableError as error:
         raise StoreUnavailableError(f"WAVRY_MASTER_DATA_DIR {error}") from error
     try:
@@ -224,6 +224,12 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         await store.close()
 
 
+def _signs_of_use(keys: LiveKeys) -> str:
+    """Return why a master must have run with these keys before, or an empty text."""
+    serial = keys.keyset.serial  # 1 is what `wavryctl keys init` made; a master makes the others.
+    return f"its keys were changed {serial - 1} times by a master" if serial > 1 else ""
+
+
 def _tell_state(info: RelayInfo, before: str) -> None:
     log = _log.bind(relay_id=info.relay_id, before=before, now=info.state)
     if info.state == RelayState.OFFLINE:
@@ -276,6 +282,7 @@ async def _prune(master: Master) -> None:
                 pruned = await master.store.prune_sessions(before_s, PRUNE_BATCH)
             await master.token_service.forget_expired()
             await master.revocations.prune(master.clock.now_s())
+            await master.store.checkpoint()
         except StoreUnavailableError as error:
             _log.error("rows_not_pruned", cause=str(error))
         await asyncio.sleep(PRUNE_INTERVAL_S)

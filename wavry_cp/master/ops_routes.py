@@ -38,10 +38,10 @@ async def _health(master: Master, _request: web.Request) -> MasterHealth:
 
 async def _ready(master: Master, _request: web.Request) -> ServiceReady | web.Response:
     # Keys are loaded, or the process would not run.
-    fault = await master.store_probe.fault()
+    fault, warning = await master.store_probe.fault(), master.store.warning
     if fault:
-        return json_response(ServiceReady(ready=False, reason=fault), status=503)
-    return ServiceReady(ready=True, reason="store and keys work")
+        return json_response(ServiceReady(ready=False, reason=fault, warning=warning), status=503)
+    return ServiceReady(ready=True, reason="store and keys work", warning=warning)
 
 
 async def _metrics(master: Master, _request: web.Request) -> web.Response:

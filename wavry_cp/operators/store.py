@@ -16,7 +16,16 @@ __all__ = ["AdminStore", "TokenStore"]
 
 
 class AdminStore(AuditLog, Protocol):
-    """Audit log, switches and bans."""
+    """Audit log, switches and bans; and how the store itself is."""
+
+    @property
+    def warning(self) -> str:
+        """Why this may not be the database that was here before, in words; empty where it is."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Bring what was written into the main file of the database."""
+        ...
 
     async def switches(self) -> Sequence[SwitchState]:
         """Return the switches that were ever touched."""

@@ -72,9 +72,12 @@ def other_keys(tmp_path):
 def test_a_lock_file_that_was_removed_and_made_again_excludes_all_the_same(tmp_path):
     with held_directory(tmp_path, "one"):
         (tmp_path / LOCK_FILE).unlink()
-        with held_directory(tmp_path, "two"), pytest.raises(DirectoryInUseError, match="two"):
-            with held_directory(tmp_path, "three"):
-                pass
+        with (
+            held_directory(tmp_path, "two"),
+            pytest.raises(DirectoryInUseError, match="two"),
+            held_directory(tmp_path, "three"),
+        ):
+            pass
 
 
 def test_data_and_keys_in_one_directory_are_locked_once(tmp_path):

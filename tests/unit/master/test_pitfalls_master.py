@@ -6,7 +6,14 @@ import sqlite3
 
 import pytest
 from support.control.lease_parts import parties
-from support.control.master import FakeClock, FakeRelay, MasterProcess, client_for, running_master
+from support.control.master import (
+    FakeClock,
+    FakeRelay,
+    MasterFiles,
+    MasterProcess,
+    client_for,
+    running_master,
+)
 
 from wavry_cp.master.app import make_app
 from wavry_cp.master.master import open_master
@@ -56,7 +63,7 @@ async def test_pitfall_no_call_that_changes_something_is_open(tmp_path):
     """A new route without a credential (feedback, revocation, orders) fails here."""
     async with (
         running_master(tmp_path) as master,
-        open_master(master.files.config(data_dir=tmp_path / "twin")) as twin,
+        open_master(MasterFiles.make(tmp_path / "twin").config()) as twin,
     ):
         app = make_app(twin)
         routes = {

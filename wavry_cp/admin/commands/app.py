@@ -26,6 +26,7 @@ from wavry_peer.service.settings import SettingsError
 from wavry_peer.service.version import software_version
 
 from .audit import audit
+from .backup import backup_app, restore_backup
 from .bans import bans_app
 from .blocks import blocks_app
 from .doctor import doctor
@@ -64,6 +65,8 @@ app.add_typer(users_app, name="users")
 app.add_typer(tokens_app, name="tokens")
 app.add_typer(bans_app, name="bans")
 app.add_typer(blocks_app, name="blocks")
+app.add_typer(backup_app, name="backup")
+app.command("restore")(restore_backup)
 app.command("audit")(audit)
 app.command("relay-mode")(relay_mode)
 app.command("lockdown")(lockdown)

@@ -89,7 +89,7 @@ async def _readiness(service: str, url: str) -> tuple[str, str]:
     except MessageError:
         return "not_ready", "the answer of /ready is not JSON"
     if answer.status == 200:
-        return "ready", ""
+        return "ready", str(body.get("warning", ""))
     reason = body.get("message") or body.get("reason") or body.get("reasons") or "no reason given"
     return "not_ready", str(reason)
 

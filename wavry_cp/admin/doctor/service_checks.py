@@ -78,6 +78,13 @@ def _reachable(name: str, layer: Layer, service: ServiceFacts) -> Finding:
         return finding(
             "fail", f"it is not ready: {reason}", f"look for the reason in the {name}'s log"
         )
+    if ready.warning:
+        return finding(
+            "warn",
+            f"data were lost: {ready.warning}",
+            f"stop the {name} and `wavryctl restore` its last backup, or accept this database: its"
+            " log names the file to remove",
+        )
     return finding("ok", "answers and is ready")
 
 

@@ -8,7 +8,9 @@ WAL with synchronous=FULL means that what was answered survives kill -9 and a po
 
 import asyncio
 import os
+import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +18,16 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import sqlite_utils
+import structlog
 
+from wavry_cp.app.database_marker import (
+    DatabaseMarker,
+    FoundDatabase,
+    judge,
+    marker_path,
+    read_marker,
+    write_marker,
+)
 from wavry_cp.app.store_errors import StoreUnavailableError, StoreVersionError
 from wavry_peer.protocol.errors import LocalError
 
@@ -47,6 +58,8 @@ _UNAVAILABLE: Final = frozenset(
 )
 _PRIMARY_CODE: Final = 0xFF  # the lower byte of an extended result code
 
+_log = structlog.get_logger(__name__)
+
 _MIGRATIONS_TABLE: Final = """
 CREATE TABLE IF NOT EXISTS wavry_migrations (
     number INTEGER PRIMARY KEY,
@@ -54,6 +67,7 @@ CREATE TABLE IF NOT EXISTS wavry_migrations (
     applied_at_s INTEGER NOT NULL
 ) STRICT
 """
+_IDENTITY_TABLE: Final = "CREATE TABLE IF NOT EXISTS wavry_database (id TEXT NOT NULL) STRICT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +86,29 @@ class Migration:
 
 
 class Database:
-    """One SQLite file; made by `open`, ended by `close`."""
+    """One SQLite file; made by `open`, ended by `close`.
+
+    Attributes:
+        warning: why this may not be the database that the directory was used with, or empty.
+    """
 
     def __init__(self, path: Path, executor: ThreadPoolExecutor) -> None:
+        self.warning = ""
         self._path = path
         self._executor = executor
         self._db: sqlite_utils.Database | None = None
         self._pending = 0
 
     @classmethod
-    async def open(cls, path: Path, migrations: Sequence[Migration]) -> Self:
+    async def open(
+        cls, path: Path, migrations: Sequence[Migration], *, used_before: str = ""
+    ) -> Self:
         """Open the file (made with mode 0600 where missing) and bring its schema up to date.
+
+        Args:
+            path: of the file.
+            migrations: all of them.
+            used_before: a sign outside of the directory that it was used before, in words.
 
         Raises:
             StoreVersionError: the file knows a migration that `migrations` does not.
@@ -94,7 +120,7 @@ class Database:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store-{path.stem}")
         database = cls(path, executor)
         try:
-            await database._call(lambda: database._open(migrations))
+            await database._call(lambda: database._open(migrations, used_before))
         except BaseException:
             await database.close()
             raise
@@ -124,6 +150,20 @@ class Database:
         # Nobody reads this number of the file's head, and setting it always writes its page.
         await self.run(lambda db: db.execute("PRAGMA user_version = 0"))
 
+    async def checkpoint(self) -> None:
+        """Bring what the WAL holds into the main file, without waiting for readers.
+
+        SQLite does it by itself only every 1000 pages: the main file of a quiet service would stay
+        as it was at its start for months.
+
+        Raises:
+            StoreUnavailableError: as for `run`.
+        """
+        db = self._db
+        if db is None:
+            raise StoreUnavailableError("store is closed")
+        await self._call(lambda: _checkpoint(db.conn))
+
     async def close(self) -> None:
         """Wait for the calls under way and close the file; calling it again does nothing."""
         db, self._db = self._db, None
@@ -142,8 +182,9 @@ class Database:
     def _call_ended(self, _future: Any) -> None:
         self._pending -= 1
 
-    def _open(self, migrations: Sequence[Migration]) -> None:
+    def _open(self, migrations: Sequence[Migration], used_before: str) -> None:
         try:
+            exists = self._path.exists()
             # Made by us before SQLite sees it: the -wal and -shm files inherit the mode.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
             self._path.chmod(FILE_MODE)
@@ -155,7 +196,11 @@ class Database:
                 conn.execute(f"PRAGMA {pragma}")
             # Plugins are foreign code that other packages may bring along.
             db = sqlite_utils.Database(conn, execute_plugins=False)
+            found = FoundDatabase(self._path, exists, not db.table_names(), used_before)
+            marker = _marker_before(found)
             _migrate(db, self._path, migrations)
+            self._compare(found, marker, _identity(db, marker))
+            _checkpoint(conn)
         except sqlite3.DatabaseError as error:
             conn.close()
             raise _unavailable(error) from error
@@ -163,6 +208,54 @@ class Database:
             conn.close()
             raise
         self._db = db
+
+    def _compare(self, found: FoundDatabase, marker: DatabaseMarker | None, own_id: str) -> None:
+        path = marker_path(self._path)
+        kept, self.warning = judge(found, marker, own_id, int(time.time()))
+        if kept != marker:
+            write_marker(path, kept)
+        if self.warning:
+            _log.error(
+                "database_is_not_the_one_before",
+                cause=self.warning,
+                effect="what was in the database before is not here",
+                next_step=f"stop the service and `wavryctl restore` the last backup; or accept this"
+                f" database: remove {path} and restart",
+            )
+
+
+def _marker_before(found: FoundDatabase) -> DatabaseMarker | None:
+    """Return the marker; a directory that is new gets one before its database is made."""
+    path = marker_path(found.path)
+    marker = read_marker(path)
+    if marker is None and not found.exists and not found.used_before:
+        marker = DatabaseMarker(secrets.token_hex(16), int(time.time()), "new")
+        write_marker(path, marker)
+    return marker
+
+
+def _identity(db: sqlite_utils.Database, marker: DatabaseMarker | None) -> str:
+    """Return the id of the database, which it gets once and keeps in every copy."""
+    fresh = secrets.token_hex(16)
+    if marker is not None and marker.state == "new":
+        fresh = marker.database_id
+
+    def work(inside: sqlite_utils.Database) -> str:
+        inside.execute(_IDENTITY_TABLE)
+        inside.execute(
+            "INSERT INTO wavry_database SELECT ? WHERE NOT EXISTS (SELECT 1 FROM wavry_database)",
+            (fresh,),
+        )
+        return str(inside.execute("SELECT id FROM wavry_database").fetchone()[0])
+
+    return _transaction(db, work)
+
+
+def _checkpoint(conn: sqlite3.Connection) -> None:
+    try:
+        conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise _unavailable(error) from error
 
 
 def _transaction(db: sqlite_utils.Database, work: Callable[[sqlite_utils.Database], T]) -> T:

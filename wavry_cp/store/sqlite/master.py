@@ -173,9 +173,9 @@ class MasterSqlite(TokenSqlite):
         self.revocations = RevocationSqlite(database)
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
-        """Open or make the file; raises what `Database.open` raises."""
-        return cls(await Database.open(path, MIGRATIONS))
+    async def open(cls, path: Path, *, used_before: str = "") -> Self:
+        """Open or make the file; arguments and errors as in `Database.open`."""
+        return cls(await Database.open(path, MIGRATIONS, used_before=used_before))
 
     async def close(self) -> None:
         """See `MasterStore`."""

@@ -158,6 +158,15 @@ class AdminSqlite:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def warning(self) -> str:
+        """See `AdminStore`."""
+        return self._database.warning
+
+    async def checkpoint(self) -> None:
+        """See `AdminStore`."""
+        await self._database.checkpoint()
+
     async def record_act(self, entry: AuditEntry) -> None:
         """See `AuditLog`."""
         await self._database.run(lambda db: append_audit(db, entry))

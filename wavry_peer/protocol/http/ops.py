@@ -48,10 +48,15 @@ class MasterHealth(ServiceHealth, frozen=True, kw_only=True):
 
 
 class ServiceReady(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /ready`` of gateway and master: 200 where `ready`, else 503 with the reason."""
+    """``GET /ready`` of gateway and master: 200 where `ready`, else 503 with the reason.
+
+    `warning` says why the database may not be the one that was here before; it is empty where all
+    is well.
+    """
 
     ready: bool
     reason: str
+    warning: str
 
 
 class GatewayReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +69,7 @@ class GatewayReady(msgspec.Struct, frozen=True, kw_only=True):
     store: str
     master: str
     reason: str
+    warning: str
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):

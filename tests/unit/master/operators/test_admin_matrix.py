@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.control.master import FakeRelay, running_master
+from support.control.master import FakeRelay, MasterFiles, running_master
 
 from wavry_cp.master.app import make_app
 from wavry_cp.master.master import open_master
@@ -115,7 +115,7 @@ async def tokens(master):
 
 
 async def test_every_route_of_the_master_is_in_the_table(tmp_path, master):
-    async with open_master(master.files.config(data_dir=tmp_path / "twin")) as twin:
+    async with open_master(MasterFiles.make(tmp_path / "twin").config()) as twin:
         app = make_app(twin)
         routes = {
             (route.method, route.resource.canonical)

@@ -63,7 +63,7 @@ async def test_every_admin_route_refuses_a_viewer_who_changes_something(tmp_path
     """A new admin route that forgets its role fails here."""
     async with running_master(tmp_path, clock.clock()) as master:
         viewer = await create(master, "looker", "viewer")
-        async with open_master(master.files.config(data_dir=tmp_path / "twin")) as twin:
+        async with open_master(MasterFiles.make(tmp_path / "twin").config()) as twin:
             app = make_app(twin)
             routes = {
                 (route.method, route.resource.canonical)

@@ -48,7 +48,7 @@ async def test_lockdown_lets_only_admin_calls_pass(tmp_path):
     async with running_master(tmp_path) as master:
         relay = await FakeRelay(master).join()
         assert (await master.post(LOCKDOWN, ON, token="admin")).status == 200
-        async with open_master(master.files.config(data_dir=tmp_path / "twin")) as twin:
+        async with open_master(MasterFiles.make(tmp_path / "twin").config()) as twin:
             app = make_app(twin)
             routes = {
                 (route.method, route.resource.canonical)
