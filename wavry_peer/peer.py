@@ -51,6 +51,8 @@ SETUP_TIMEOUT_S: Final = 30.0
 """As long as a relay waits for the second peer."""
 POLL_S: Final = 3.0
 """A caller asks for the state of its call so often, in case the ANSWER got lost."""
+LOGOUT_TIMEOUT_S: Final = 2.0
+"""A gateway that is away must not hold up the end of a program; the login ends by itself."""
 CREDENTIALS_PATIENCE_S: Final = 5.0
 MAX_CALLS: Final = 16
 """Calls being set up, and sessions nobody has taken yet: more are refused, so that callers
@@ -83,6 +85,7 @@ class Peer:
         self._logins = LoginStore.in_home(home)
         self._rng = random.Random()
         self._gateway: GatewayClient | None = None
+        self._logs_out = False
         self._link: SignalingLink | None = None
         self._link_error: GatewayError | None = None
         self._pending = PendingCalls()
@@ -109,7 +112,8 @@ class Peer:
         gateway = GatewayClient(self._url, token=options.token)
         try:
             if options.credentials is not None:
-                await gateway.login(*options.credentials)
+                await gateway.login(*options.credentials, temporary=True)
+                self._logs_out = True
             elif gateway.token is None:
                 gateway.token = self._stored_token()
             link = SignalingLink(
@@ -121,7 +125,7 @@ class Peer:
             )
             self.username = await link.start()
         except BaseException:
-            await gateway.aclose()
+            await self._leave(gateway)
             raise
         self._gateway, self._link = gateway, link
 
@@ -192,11 +196,23 @@ class Peer:
         if self._link is not None:
             await self._link.aclose()
         if self._gateway is not None:
-            await self._gateway.aclose()
+            await self._leave(self._gateway)
         self._link = self._gateway = None
         if (queue := self._open_queue()) is not None:
             queue.put(LocalError("the listener was closed"))
         self._queue = None
+
+    async def _leave(self, gateway: GatewayClient) -> None:
+        """Close the client; a login that we made is not left behind."""
+        try:
+            if self._logs_out:
+                self._logs_out = False
+                async with asyncio.timeout(LOGOUT_TIMEOUT_S):
+                    await gateway.logout()
+        except (GatewayError, GatewayUnreachableError, TimeoutError) as error:
+            _log.info("not_logged_out", cause=type(error).__name__)
+        finally:
+            await gateway.aclose()
 
     # -- Setting up --------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from wavry_peer.service.request_ids import quoted
 
 from .output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
 
-__all__ = ["TIMEOUT_S", "ask", "ask_json"]
+__all__ = ["TIMEOUT_S", "ask", "ask_json", "refused"]
 
 TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
@@ -84,7 +84,7 @@ async def ask_json(
         service, base_url, path, method=method, token=token, body=body, timeout_s=timeout_s
     )
     if answer.status >= 400:
-        raise _refused(service, answer)
+        raise refused(service, answer)
     try:
         return answer.read(kind)
     except MessageError as error:
@@ -95,7 +95,8 @@ async def ask_json(
         ) from error
 
 
-def _refused(service: str, answer: JsonAnswer) -> CommandError:
+def refused(service: str, answer: JsonAnswer) -> CommandError:
+    """Return why a service refused a call, as the end of a command."""
     body = answer.error_body() or ErrorBody(f"http_{answer.status}", "no message")
     if answer.status in (401, 403):
         return CommandError(

@@ -17,6 +17,7 @@ from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import TokenFile, require_different
 from wavry_cp.gateway.accounts.access import UserAccess
+from wavry_cp.gateway.accounts.changes import KEEP_NAMES_S, AccountChanges
 from wavry_cp.gateway.accounts.passwords import PasswordHasher
 from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.sessions.broker import Broker
@@ -97,6 +98,7 @@ class Gateway:
         self.hub = core.hub
         self.metrics = core.metrics
         self.switches = switches
+        self.bans = bans
         self.started_s = clock.monotonic_s()
         self.stopping = False
         self.metrics.watch_online(lambda: self.hub.online)
@@ -124,6 +126,7 @@ class Gateway:
         )
         self.accounts = AccountService(core, self._hasher)
         self.sessions = SessionService(core)
+        self.account_changes = AccountChanges(core, self.accounts, self.sessions, self._hasher)
         self.session_leases = SessionLeases(core, self.broker)
         self.signaling = Signaling(core, self.accounts, self.sessions, self.session_leases)
         self.switch_service = SwitchService(store, switches, now_s=clock.now_s, turned=self._turned)
@@ -188,6 +191,7 @@ class Gateway:
     async def _clean(self) -> None:
         now_s = self.clock.now_s()
         await self.store.remove_expired_tokens(now_s=now_s)
+        await self.store.free_names(deleted_before_s=now_s - KEEP_NAMES_S)
         await self.store.forget_sessions(
             closed_before_s=now_s - KEEP_CLOSED_S, limit=FORGET_AT_ONCE
         )

@@ -10,6 +10,7 @@ from wavry_cp.operators.switch_routes import switch_routes
 from wavry_cp.operators.switches import Switch
 
 from .accounts.routes import ACCOUNT_ROUTES
+from .accounts.user_routes import USER_ROUTES
 from .gateway import Gateway
 from .ops_routes import OPS_ROUTES
 from .sessions.admin_routes import SESSION_ADMIN_ROUTES
@@ -26,6 +27,7 @@ ROUTES: Final[tuple[Route[Gateway], ...]] = with_document(
         *SESSION_ROUTES,
         *SESSION_ADMIN_ROUTES,
         *OPS_ROUTES,
+        *USER_ROUTES,
         *switch_routes({Switch.LOCKDOWN: CallerKind.ADMIN}),
         *BAN_ROUTES,
         *AUDIT_ROUTES,

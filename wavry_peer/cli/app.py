@@ -16,9 +16,11 @@ from wavry_peer.home.logins import LoginStore
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.service.version import software_version
 
+from .account import account_app, logins_app
 from .chat import StandardInput, chat
 from .files import receive_files, send_one
 from .login import CommandUser, read_password
+from .options import As, Gateway, Home, Json, PasswordFile
 from .output import EXIT_STATUSES, Output, run_command
 from .ping import ping_session
 
@@ -37,32 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(account_app, name="account")
+app.add_typer(logins_app, name="logins")
 
-Gateway = Annotated[
-    str | None,
-    typer.Option(
-        "--gateway", envvar="WAVRY_GATEWAY_URL", metavar="URL", help="Gateway, https://HOST[:PORT]."
-    ),
-]
-As = Annotated[
-    str | None,
-    typer.Option(
-        "--as", metavar="USER", help="Log in as this user for this command (see --password-file)."
-    ),
-]
-PasswordFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="File (mode 0600) with the password; else WAVRY_PASSWORD is used, else it is asked."
-    ),
-]
-Home = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="WAVRY_PEER_HOME", help="Directory of keys and logins; default ~/.config/wavry."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 From = Annotated[
     list[str] | None,
     typer.Option("--from", metavar="USER", help="Accept calls of this user; may be repeated."),

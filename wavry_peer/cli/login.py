@@ -51,18 +51,29 @@ def check_password(password: str) -> None:
         raise LocalError(f"a password has at most {MAX_PASSWORD_CHARS} characters")
 
 
-def read_password(password_file: Path | None, *, username: str, confirm: bool = False) -> str:
-    """Get the password from a file, ``WAVRY_PASSWORD`` or a prompt; never from an argument.
+def read_password(
+    password_file: Path | None,
+    *,
+    username: str,
+    confirm: bool = False,
+    variable: str = PASSWORD_VARIABLE,
+    question: str = "",
+) -> str:
+    """Get the password from a file, an environment variable or a prompt; never from an argument.
 
     Raises:
         LocalError: there is none, and nobody to ask; or it is too short or too long.
     """
-    password = _given_password(password_file, username=username, confirm=confirm)
+    password = _given_password(
+        password_file, question or f"Password of {username}", variable, confirm=confirm
+    )
     check_password(password)
     return password
 
 
-def _given_password(password_file: Path | None, *, username: str, confirm: bool) -> str:
+def _given_password(
+    password_file: Path | None, question: str, variable: str, *, confirm: bool
+) -> str:
     if password_file is not None:
         raw = read_private(password_file)
         if raw is None:
@@ -71,13 +82,12 @@ def _given_password(password_file: Path | None, *, username: str, confirm: bool)
             return raw.decode().rstrip("\r\n")
         except UnicodeDecodeError:
             raise LocalError(f"{password_file} is not text") from None
-    if given := os.environ.get(PASSWORD_VARIABLE):
+    if given := os.environ.get(variable):
         return given
     if not sys.stdin.isatty():
-        raise LocalError(f"no password: set {PASSWORD_VARIABLE}, or use --password-file")
-    text: str = typer.prompt(
-        f"Password of {username}", hide_input=True, confirmation_prompt=confirm, err=True
-    )
+        option = "--password-file" if variable == PASSWORD_VARIABLE else "--new-password-file"
+        raise LocalError(f"no password: set {variable}, or use {option}")
+    text: str = typer.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
     return text
 
 

@@ -7,6 +7,7 @@ question; the WebSocket (`wavry_peer.signaling`) brings the news.
 import ipaddress
 from collections.abc import Mapping
 from typing import Final, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -16,7 +17,7 @@ from wavry_peer.errors import GatewayAuthError, GatewayError, GatewayUnreachable
 from wavry_peer.home.identity import Identity
 from wavry_peer.home.logins import SavedLogin
 from wavry_peer.protocol.errors import LocalError, MessageError, ProtocolError
-from wavry_peer.protocol.http import api
+from wavry_peer.protocol.http import accounts, api
 from wavry_peer.protocol.http.codes import ERROR_HEADER, ErrorCode
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 from wavry_peer.service.request_ids import REQUEST_ID_HEADER, request_id_of
@@ -100,14 +101,21 @@ class GatewayClient:
         body = _body(api.UserCredentials, username=username, password=password)
         await self._call("POST", "/auth/register", body, api.LoginResponse)
 
-    async def login(self, username: str, password: str) -> SavedLogin:
+    async def login(self, username: str, password: str, *, temporary: bool = False) -> SavedLogin:
         """Log in; later calls use the new token.
+
+        Args:
+            username: of the account.
+            password: of the account.
+            temporary: for one run: it takes no place of the user's other logins.
 
         Raises:
             GatewayAuthError: wrong user name or password; `GatewayError`,
                 `GatewayUnreachableError`.
         """
-        body = _body(api.UserCredentials, username=username, password=password)
+        body = _body(
+            accounts.LoginRequest, username=username, password=password, temporary=temporary
+        )
         answer = await self._call("POST", "/auth/login", body, api.LoginResponse)
         if answer.token is None:
             raise GatewayUnreachableError("the gateway's answer to the login has no token")
@@ -121,6 +129,69 @@ class GatewayClient:
             GatewayError, GatewayUnreachableError: it may still be valid there.
         """
         await self._call("POST", "/auth/logout", None, None)
+
+    async def change_password(self, password: str, new_password: str) -> int:
+        """Change the password of the login's user; return how many other logins have ended.
+
+        Raises:
+            GatewayAuthError: `password` is wrong; `GatewayError`, `GatewayUnreachableError`.
+        """
+        body = _body(accounts.PasswordChange, password=password, new_password=new_password)
+        return (await self._call("POST", "/auth/password", body, accounts.EndedLogins)).ended
+
+    async def reset_password(self, username: str, token: str, new_password: str) -> None:
+        """Set a password with the token of an operator's reset; every login of the user ends.
+
+        Raises:
+            GatewayAuthError: the token is used or over; `GatewayError`, `GatewayUnreachableError`.
+        """
+        body = _body(
+            accounts.PasswordReset, username=username, token=token, new_password=new_password
+        )
+        await self._call("POST", "/auth/reset", body, None)
+
+    async def delete_account(self, password: str) -> None:
+        """Delete the account of the login's user.
+
+        Raises:
+            GatewayAuthError: `password` is wrong; `GatewayError`, `GatewayUnreachableError`.
+        """
+        await self._call(
+            "POST", "/auth/delete", _body(accounts.AccountDeletion, password=password), None
+        )
+
+    async def export_account(self) -> accounts.AccountExport:
+        """Ask for everything that the gateway keeps of the login's user.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: see the class of errors.
+        """
+        return await self._call("GET", "/auth/export", None, accounts.AccountExport)
+
+    async def logins(self) -> tuple[accounts.LoginInfo, ...]:
+        """Ask for the logins of the login's user, newest first.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: see the class of errors.
+        """
+        return (await self._call("GET", "/auth/logins", None, accounts.LoginList)).logins
+
+    async def end_login(self, login_id: str) -> None:
+        """End one login of the user.
+
+        Raises:
+            GatewayError: ``unknown_login``; `GatewayUnreachableError`.
+        """
+        await self._call("DELETE", f"/auth/logins/{quote(login_id, safe='')}", None, None)
+
+    async def end_other_logins(self) -> int:
+        """End every login of the user but this one; return how many have ended.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: see the class of errors.
+        """
+        answer = await self._call("POST", "/auth/logins/end-others", None, accounts.EndedLogins)
+        return answer.ended
 
     async def call_user(self, username: str, identity: Identity) -> api.SessionInfo:
         """Call a user: the gateway delivers an OFFER, the answer is an ANSWER.

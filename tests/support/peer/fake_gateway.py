@@ -13,6 +13,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import api
 from wavry_peer.protocol.http import signaling as s
+from wavry_peer.protocol.http.accounts import LoginRequest
 
 PASSWORD = "correct horse battery"
 
@@ -127,7 +128,7 @@ class FakeGateway:
         return _json(api.LoginResponse(username=body.username), 201)
 
     async def _login(self, request: web.Request) -> web.Response:
-        body = api.decode_body(api.UserCredentials, await request.read())
+        body = api.decode_body(LoginRequest, await request.read())
         if (refused := self._refused("login")) is not None:
             return refused
         if self.users.get(body.username) != body.password:

@@ -5,6 +5,7 @@ import pytest
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.store_errors import StoreUnavailableError, StoreVersionError
+from wavry_cp.gateway.accounts.store import NewLogin
 from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_cp.gateway.sessions import rules as sessions
 from wavry_cp.gateway.sessions.rules import CallLimits, Keys, SessionKey, new_session
@@ -52,26 +53,35 @@ async def test_users(store):
     ann = await store.user("ann")
     assert (ann.password_hash, ann.created_at, ann.last_login_at) == ("hash", NOW, None)
     assert await store.user("nobody") is None
-    await store.set_password_hash("ann", "new")
+    before = (await store.user("ann")).password_hash
+    await store.set_password_hash("ann", "late", before="another")
+    await store.set_password_hash("ann", "new", before=before)
     assert (await store.user("ann")).password_hash == "new"
     assert [user.username for user in await store.users(after="ann", limit=1)] == ["bob"]
     assert await store.count_users() == 3
 
 
 async def test_tokens(store):
+    async def add(token, username, life_s, *, temporary=False, password_hash="hash"):
+        new = NewLogin(TokenHash(token), username, "id", NOW, NOW + life_s, temporary)
+        return await store.add_token(new, password_hash=password_hash, max_tokens=3)
+
     for number in range(5):
-        ended = await store.add_token(
-            TokenHash(f"t{number}"), "ann", now_s=NOW, expires_at=NOW + 10, max_tokens=3
-        )
+        ended = await add(f"t{number}", "ann", 10)
         assert ended == ((f"t{number - 3}",) if number >= 3 else ())
-    await store.add_token(TokenHash("b"), "bob", now_s=NOW, expires_at=NOW + 20, max_tokens=3)
+    for number in range(5):  # Runs of programs push out one another, never a person's logins.
+        ended = await add(f"r{number}", "ann", 10, temporary=True)
+        assert ended == ((f"r{number - 3}",) if number >= 3 else ())
+    assert await add("x", "ann", 10, password_hash="of before a change") is None
+    assert await add("x", "nobody", 10) is None
+    await add("b", "bob", 20)
     owner = await store.token_owner(TokenHash("t4"), now_s=NOW + 9)
     assert (owner.username, owner.expires_at) == ("ann", NOW + 10)
     assert await store.token_owner(TokenHash("t4"), now_s=NOW + 10) is None
     assert await store.token_owner(TokenHash("t0"), now_s=NOW) is None
     assert await store.remove_token(TokenHash("t4"))
     assert not await store.remove_token(TokenHash("t4"))
-    assert await store.remove_expired_tokens(now_s=NOW + 10) == 2
+    assert await store.remove_expired_tokens(now_s=NOW + 10) == 5
     assert (await store.token_owner(TokenHash("b"), now_s=NOW)).username == "bob"
 
 

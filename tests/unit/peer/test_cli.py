@@ -392,20 +392,26 @@ def test_identity_shows_a_fingerprint_and_no_secret(tmp_path: Path) -> None:
 
 def commands() -> dict[str, Any]:
     group: Any = typer.main.get_command(app)
-    found: dict[str, Any] = group.commands
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {sub}": one for sub, one in inner.items()} or {name: command}
     return found
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
-    status, out, _ = call(name, "--help")
+    status, out, _ = call(*name.split(), "--help")
     assert status == 0
     assert "Example: " in out
     assert "wavry-peer" in out
     command = commands()[name]
     options = {text for parameter in command.params for text in parameter.opts}
     assert "--json" in options
-    assert not {text for text in options if "password" in text} - {"--password-file"}
+    assert not {text for text in options if "password" in text} - {
+        "--password-file",
+        "--new-password-file",
+    }
     for parameter in command.params:
         assert getattr(parameter, "help", ""), f"{name} {parameter.name} has no help"
 

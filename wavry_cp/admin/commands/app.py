@@ -20,7 +20,7 @@ from wavry_cp.admin.output import (
     run,
 )
 from wavry_cp.admin.relay_control import DEFAULT_STATE_DIR, upgrade_relay
-from wavry_peer.protocol.http.api import RelayInfo, RelayList, UserList
+from wavry_peer.protocol.http.api import RelayInfo, RelayList
 from wavry_peer.protocol.relay_terms import DrainOrder
 from wavry_peer.service.settings import SettingsError
 from wavry_peer.service.version import software_version
@@ -38,6 +38,7 @@ from .smoke import smoke
 from .status import gather_status
 from .switches import lockdown, relay_mode
 from .tokens import tokens_app
+from .users import users_app
 
 __all__ = ["app", "main"]
 
@@ -54,7 +55,6 @@ app = typer.Typer(
 dev_app = typer.Typer(help="A whole system on this machine, to play with.", no_args_is_help=True)
 relay_app = typer.Typer(help="The relay on this machine.", no_args_is_help=True)
 relays_app = typer.Typer(help="The relays that the master knows.", no_args_is_help=True)
-users_app = typer.Typer(help="Accounts of the gateway.", no_args_is_help=True)
 app.add_typer(dev_app, name="dev")
 app.add_typer(relay_app, name="relay")
 app.add_typer(relays_app, name="relays")
@@ -372,39 +372,6 @@ def relay_upgrade(
             f"upgraded from {outcome.from_version} to {outcome.to_version}: "
             f"{outcome.workers} workers moved, the relay is now process {outcome.pid}"
         )
-
-
-# -- users -----------------------------------------------------------------------------
-
-
-@users_app.command("list")
-def users_list(context: typer.Context, *, json: Json = False) -> None:
-    """List the accounts of the gateway.
-
-    Examples:
-      wavryctl users list
-    """
-
-    async def work() -> UserList:
-        endpoints = endpoints_of(context)
-        return await ask_json(
-            "gateway", endpoints.need_gateway(), "/v1/admin/users", UserList,
-            token=endpoints.admin_token(),
-        )  # fmt: skip
-
-    answer = run(work, as_json=json)
-    if json:
-        print_json(answer)
-        return
-    print_rows(
-        "Users",
-        ("username", "online", "created", "last login"),
-        [
-            (user.username, "yes" if user.online else "no", moment(user.created_at),
-             moment(user.last_login_at))
-            for user in answer.users
-        ],
-    )  # fmt: skip
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from wavry_cp.app.metric_families import LabelledCounter
 from wavry_cp.app.rate_limit import RateLimiter
@@ -14,12 +14,13 @@ from wavry_peer.protocol.http.codes import ErrorCode
 
 from .login_delays import LoginDelays
 from .passwords import PasswordHasher
-from .store import AccountStore, TokenOwner
+from .store import AccountStore, NewLogin, TokenOwner
 from .tokens import make_token, token_hash
 
 __all__ = ["AccountService", "Login", "Via"]
 
 Via = Literal["http", "websocket"]
+LOGIN_ID_BYTES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,31 @@ class AccountService:
             raise RefusedError(ErrorCode.USERNAME_TAKEN, "this name is taken; choose another")
         self._metrics.registrations.labels("ok").inc()
 
-    async def login(self, username: str, password: str, address: str) -> Login:
+    async def login(
+        self, username: str, password: str, address: str, *, temporary: bool = False
+    ) -> Login:
         """Check a password and make a token.
+
+        Args:
+            username: as given.
+            password: as given.
+            address: the limiter's key of the client.
+            temporary: of one run of a program: it takes no place of the user's other logins.
+
+        Raises:
+            RefusedError: as `require_password`.
+        """
+        stored = await self.require_password(username, password, address)
+        if self._hasher.outdated(stored):
+            renewed = await self._hasher.hash(password)
+            await self._store.set_password_hash(username, renewed, before=stored)
+            stored = renewed
+        login = await self._new_token(username, stored, temporary=temporary)
+        self._metrics.logins.labels("ok").inc()
+        return login
+
+    async def require_password(self, username: str, password: str, address: str) -> str:
+        """Check a password, for a login or before a change of the account; gives its stored hash.
 
         Raises:
             RefusedError: ``rate_limited``, ``too_many_attempts``, ``busy``, ``banned``, or for a
@@ -102,7 +126,7 @@ class AccountService:
             raise
         if not fits or stored is None:
             self._metrics.logins.labels("wrong").inc()
-            raise RefusedError(ErrorCode.INVALID_CREDENTIALS, "user name or password is wrong")
+            raise _wrong()
         self._delays.succeeded(username, address)
         # Only now: a ban is told to who holds the account, not to who guesses names.
         try:
@@ -110,11 +134,7 @@ class AccountService:
         except RefusedError as error:
             self._metrics.logins.labels(error.code).inc()
             raise
-        if self._hasher.outdated(stored):
-            await self._store.set_password_hash(username, await self._hasher.hash(password))
-        login = await self._new_token(username)
-        self._metrics.logins.labels("ok").inc()
-        return login
+        return stored
 
     async def logout(self, token: str) -> None:
         """End a token and every WebSocket that was opened with it.
@@ -151,21 +171,30 @@ class AccountService:
         self._metrics.token_checks.labels(via, "ok").inc()
         return owner
 
-    async def _new_token(self, username: str) -> Login:
+    async def _new_token(self, username: str, password_hash: str, *, temporary: bool) -> Login:
         token = make_token(self._random_bytes)
         hashed = token_hash(token)
         assert hashed is not None  # noqa: S101  # both functions are ours and fit together
         now_s = self._clock.now_s()
         expires_at = now_s + self._config.token_ttl_s
+        login_id = self._random_bytes(LOGIN_ID_BYTES).hex()
         ended = await self._store.add_token(
-            hashed,
-            username,
-            now_s=now_s,
-            expires_at=expires_at,
+            NewLogin(hashed, username, login_id, now_s, expires_at, temporary),
+            password_hash=password_hash,
             max_tokens=self._config.tokens_per_user,
         )
+        if ended is None:  # Changed or deleted while the password was checked.
+            raise _wrong()
         self._hub.end_tokens(ended)
         return Login(token, expires_at)
+
+    def check_address(self, address: str) -> None:
+        """Count a try of something that is as good as a password.
+
+        Raises:
+            RefusedError: ``rate_limited``.
+        """
+        self._check(self._login_limit, "login", address, self._metrics.logins)
 
     def _check(
         self, limiter: RateLimiter, name: str, address: str, results: LabelledCounter
@@ -179,6 +208,10 @@ class AccountService:
                 "too many tries from this address; wait",
                 retry_after_s=wait_s,
             )
+
+
+def _wrong() -> RefusedError:
+    return RefusedError(ErrorCode.INVALID_CREDENTIALS, "user name or password is wrong")
 
 
 def _invalid_token() -> RefusedError:

@@ -8,8 +8,6 @@ from typing import Any, Final, Self
 import msgspec
 import sqlite_utils
 
-from wavry_cp.gateway.accounts.store import TokenOwner, User
-from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_cp.gateway.sessions.rules import (
     CallFilter,
     CallLimits,
@@ -22,8 +20,9 @@ from wavry_cp.gateway.sessions.rules import (
 )
 from wavry_cp.operators.audit import AuditEntry
 
+from .accounts import AccountSqlite, own_accounts
 from .database import Database, Migration
-from .operators import AdminSqlite, append_audit, create_admin_tables, create_audit_table
+from .operators import append_audit, create_admin_tables, create_audit_table
 
 __all__ = ["MIGRATIONS", "SqliteGatewayStore"]
 
@@ -91,9 +90,9 @@ MIGRATIONS: Final = (
     Migration(1, "users, tokens and sessions", _create_schema),
     Migration(2, "audit log, switches, bans", _admin_tables),
     Migration(3, "the path that users report of a session", _session_path),
+    Migration(4, "logins by id, password resets, names of deleted accounts", own_accounts),
 )
 
-_USER: Final = "SELECT username, password_hash, created_at, last_login_at FROM users"
 _SESSION_COLUMNS: Final = (
     "session_id, caller, callee, state, created_at, expires_at, caller_identity_key, "
     "caller_noise_key, callee_identity_key, callee_noise_key, relay_id, relay_addrs, "
@@ -112,11 +111,6 @@ _COUNT_OPEN: Final = """
 _BETWEEN: Final = f"""
     {_SESSION} WHERE ((caller = ? AND callee = ?) OR (caller = ? AND callee = ?))
     AND state != 'closed' AND expires_at > ? ORDER BY number DESC LIMIT 100
-"""
-_TRIM_TOKENS: Final = """
-    DELETE FROM tokens WHERE username = ? AND number NOT IN (
-        SELECT number FROM tokens WHERE username = ? ORDER BY number DESC LIMIT ?
-    ) RETURNING token_hash
 """
 
 
@@ -163,7 +157,7 @@ def _update(db: sqlite_utils.Database, before: CallSession, after: CallSession) 
         db.execute(_UPDATE_SESSION, (*_row(after), before.session_id))
 
 
-class SqliteGatewayStore(AdminSqlite):
+class SqliteGatewayStore(AccountSqlite):
     """`GatewayStore` on one SQLite file."""
 
     @classmethod
@@ -178,106 +172,6 @@ class SqliteGatewayStore(AdminSqlite):
     async def check(self) -> None:
         """Do the smallest possible write transaction."""
         await self._database.check_write()
-
-    # -- accounts ---------------------------------------------------------------------------
-
-    async def add_user(self, username: str, password_hash: str, *, now_s: int) -> bool:
-        """Make an account; False where the name is taken."""
-
-        def work(db: sqlite_utils.Database) -> bool:
-            cursor = db.execute(
-                "INSERT INTO users (username, password_hash, created_at) VALUES (?, ?, ?) "
-                "ON CONFLICT DO NOTHING",
-                (username, password_hash, now_s),
-            )
-            return bool(cursor.rowcount)
-
-        return await self._database.run(work)
-
-    async def user(self, username: str) -> User | None:
-        """Return an account by name."""
-
-        def work(db: sqlite_utils.Database) -> User | None:
-            row = db.execute(f"{_USER} WHERE username = ?", (username,)).fetchone()
-            return None if row is None else User(*row)
-
-        return await self._database.run(work)
-
-    async def users(self, *, after: str, limit: int) -> tuple[User, ...]:
-        """Return the accounts in the order of their names, those after `after`."""
-
-        def work(db: sqlite_utils.Database) -> tuple[User, ...]:
-            query = f"{_USER} WHERE username > ? ORDER BY username LIMIT ?"
-            return tuple(User(*row) for row in db.execute(query, (after, limit)))
-
-        return await self._database.run(work)
-
-    async def set_password_hash(self, username: str, password_hash: str) -> None:
-        """Store a password hash of another cost."""
-        await self._database.run(
-            lambda db: (
-                db.execute(
-                    "UPDATE users SET password_hash = ? WHERE username = ?",
-                    (password_hash, username),
-                ).rowcount
-            )
-        )
-
-    async def count_users(self) -> int:
-        """Return the number of accounts."""
-
-        def work(db: sqlite_utils.Database) -> int:
-            return int(db.execute("SELECT count(*) FROM users").fetchone()[0])
-
-        return await self._database.run(work)
-
-    # -- tokens -----------------------------------------------------------------------------
-
-    async def add_token(
-        self, token: TokenHash, username: str, *, now_s: int, expires_at: int, max_tokens: int
-    ) -> tuple[TokenHash, ...]:
-        """Store a token and note the login; returns the oldest tokens that `max_tokens` ended."""
-
-        def work(db: sqlite_utils.Database) -> tuple[TokenHash, ...]:
-            db.execute(
-                "INSERT INTO tokens (token_hash, username, created_at, expires_at, number) "
-                "VALUES (?, ?, ?, ?, "
-                "(SELECT coalesce(max(number), 0) + 1 FROM tokens WHERE username = ?))",
-                (token, username, now_s, expires_at, username),
-            )
-            db.execute("UPDATE users SET last_login_at = ? WHERE username = ?", (now_s, username))
-            ended = db.execute(_TRIM_TOKENS, (username, username, max_tokens)).fetchall()
-            return tuple(TokenHash(row[0]) for row in ended)
-
-        return await self._database.run(work)
-
-    async def token_owner(self, token: TokenHash, *, now_s: int) -> TokenOwner | None:
-        """Return the owner of a token that exists and has not expired."""
-
-        def work(db: sqlite_utils.Database) -> TokenOwner | None:
-            row = db.execute(
-                "SELECT username, expires_at FROM tokens WHERE token_hash = ? AND expires_at > ?",
-                (token, now_s),
-            ).fetchone()
-            return None if row is None else TokenOwner(*row)
-
-        return await self._database.run(work)
-
-    async def remove_token(self, token: TokenHash) -> bool:
-        """End a token; False where there was none."""
-
-        def work(db: sqlite_utils.Database) -> bool:
-            return bool(db.execute("DELETE FROM tokens WHERE token_hash = ?", (token,)).rowcount)
-
-        return await self._database.run(work)
-
-    async def remove_expired_tokens(self, *, now_s: int) -> int:
-        """Forget tokens whose time is over; returns how many."""
-
-        def work(db: sqlite_utils.Database) -> int:
-            return int(db.execute("DELETE FROM tokens WHERE expires_at <= ?", (now_s,)).rowcount)
-
-        return await self._database.run(work)
 
     # -- sessions ---------------------------------------------------------------------------
 

@@ -66,11 +66,13 @@ class ErrorCode(StrEnum):
     DISPLACED = "displaced", 409, "Nothing: a newer connection of this user took over."
     FORBIDDEN = "forbidden", 403, "Use a token with the role that the message names."
     INVALID_CREDENTIALS = "invalid_credentials", 401, "Check user name and password."
+    INVALID_RESET = "invalid_reset", 401, "Ask the operator for a new reset."
     INVALID_TOKEN = "invalid_token", 401, "Log in again."
     ORIGIN_NOT_ALLOWED = "origin_not_allowed", 403, "Ask the operator to allow this origin."
     TOO_MANY_ATTEMPTS = "too_many_attempts", 429, "Wait for Retry-After before the next password."
     TOO_MANY_CONNECTIONS = "too_many_connections", 429, "Close a connection of this address."
     UNAUTHORIZED = "unauthorized", 401, "Send a valid bearer token."
+    UNKNOWN_LOGIN = "unknown_login", 404, "Look at the logins: `wavry-peer logins list`."
     USERNAME_TAKEN = "username_taken", 409, "Choose another name."
 
     # -- Calls of users
@@ -141,3 +143,4 @@ class ErrorCode(StrEnum):
     UNKNOWN_BAN = "unknown_ban", 404, "Look at the bans: `wavryctl bans list`."
     UNKNOWN_SWITCH = "unknown_switch", 404, "Use a switch that the message names."
     UNKNOWN_TOKEN = "unknown_token", 404, "Look at the tokens: `wavryctl tokens list`."
+    UNKNOWN_USER = "unknown_user", 404, "Look at the accounts: `wavryctl users list`."
