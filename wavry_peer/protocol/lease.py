@@ -129,6 +129,12 @@ class _Footer(msgspec.Struct, frozen=True):
     kid: Name
 
 
+@lru_cache(maxsize=64)
+def _key_id(footer: bytes) -> KeyId:
+    """Return the key id that a footer names; remembered, as few keys sign all leases."""
+    return KeyId(_FOOTER_DECODER.decode(footer).kid)
+
+
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
     """A signing key that a relay holds: 32 bytes of public key and its status."""
@@ -243,7 +249,7 @@ def begin_lease(token: bytes, keys: Mapping[KeyId, TrustedKey]) -> UnopenedLease
         raise _bad(f"token has {len(token)} bytes, at most {c.MAX_TOKEN_BYTES} are allowed")
     try:
         parts = paseto.parse_ascii(token)
-        kid = KeyId(_FOOTER_DECODER.decode(parts.footer).kid)
+        kid = _key_id(parts.footer)
     except (paseto.PasetoError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
         raise _bad("token has not the shape of a lease") from error
     key = keys.get(kid)

@@ -18,8 +18,6 @@ Checks, in this order, cheapest first (protocol.md section 3); the first "no" na
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import stun
 from wavry_peer.protocol.errors import LeaseError, PacketError
@@ -35,7 +33,7 @@ from wavry_peer.protocol.packets import (
     parse_present,
 )
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import ControlKind, ControlPacket, Engine, SenderClass
+from wavry_relay.engine.base import Answer, ControlKind, ControlPacket, Engine, SenderClass
 from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import tagged_lease
 from wavry_relay.shm.address import Address
@@ -45,27 +43,13 @@ from wavry_relay.shm.sessions import session_words
 from wavry_relay.shm.tables import Tables
 
 from .policy import AdmissionPolicy, OpenPolicy
-from .signature_rounds import Answer, Steps, run_all, run_one
+from .signature_rounds import Steps, run_all, run_one
 from .slots import LeaseSlots, PathChallengeError
 from .strikes import VIOLATIONS, Strikes
 from .transitions import LeaseTransitions
 from .verifier import LeaseVerifier
 
-__all__ = ["Admission", "ControlAnswer"]
-
-
-class ControlAnswer(msgspec.Struct, frozen=True, gc=False):
-    """A datagram to send, and a challenge after it where the address is not proved yet."""
-
-    datagram: bytes
-    to: Address
-    challenge: bytes | None = None
-
-
-def _to_send(packet: ControlPacket, answer: Answer) -> ControlAnswer | None:
-    if not answer:
-        return None
-    return ControlAnswer(answer[0], packet.source, answer[1] if len(answer) > 1 else None)
+__all__ = ["Admission"]
 
 
 def _refuse(reason: c.RejectReason, why: str) -> LeaseError:
@@ -103,7 +87,7 @@ class Admission:
         self._transitions = transitions or LeaseTransitions(tables, counters)
         self._slots = LeaseSlots(tables, engine, counters, self._cookies, self._transitions)
 
-    def handle(self, packet: ControlPacket, now: Instant) -> ControlAnswer | None:
+    def handle(self, packet: ControlPacket, now: Instant) -> Answer:
         """Answer one control packet.
 
         Args:
@@ -111,16 +95,16 @@ class Admission:
             now: present moment.
 
         Returns:
-            What to send, or None where the packet is dropped (and counted).
+            What to send; nothing where the packet is dropped (and counted).
         """
-        return _to_send(packet, run_one(self._steps(packet, now)))
+        return run_one(self._steps(packet, now))
 
     def handle_all(
         self,
         packets: Sequence[ControlPacket],
         now: Instant,
         on_defect: Callable[[Exception], None],
-    ) -> list[ControlAnswer | None]:
+    ) -> list[Answer]:
         """Answer the control packets of a batch, as `handle` would answer each.
 
         Their signatures are checked in rounds; see `run_all`.
@@ -129,12 +113,8 @@ class Admission:
             packets: from the engine.
             now: present moment.
             on_defect: told of a packet that a defect of the relay has cost.
-
-        Returns:
-            For each packet what to send, or None.
         """
-        ends = run_all([self._steps(packet, now) for packet in packets], on_defect)
-        return [_to_send(*each) for each in zip(packets, ends, strict=True)]
+        return run_all([self._steps(packet, now) for packet in packets], on_defect)
 
     def _steps(self, packet: ControlPacket, now: Instant) -> Steps:
         """Take the way of one packet; stop where a signature has to be checked."""

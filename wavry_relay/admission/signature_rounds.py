@@ -9,11 +9,10 @@ arithmetic over large tables) pushes out what the packets' own code needs.
 from collections.abc import Callable, Generator, Sequence
 
 from wavry_peer.protocol.ed25519 import SignatureCheck
+from wavry_relay.engine.base import Answer
 
-__all__ = ["Answer", "Steps", "run_all", "run_one"]
+__all__ = ["Steps", "run_all", "run_one"]
 
-Answer = tuple[bytes, ...]
-"""Datagrams for the packet's sender, mostly one."""
 Steps = Generator[SignatureCheck, bool | None, Answer]
 """Ends with the answer."""
 

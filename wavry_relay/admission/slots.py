@@ -13,7 +13,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import LeaseError
 from wavry_peer.protocol.packets import Header, LeaseAck, build_ack, build_challenge
 from wavry_peer.service.clock import Instant
-from wavry_relay.engine.base import AdmitOutcome, Engine
+from wavry_relay.engine.base import Answer, Engine
 from wavry_relay.engine.cookie import PathCookies
 from wavry_relay.engine.verified_lease import VerifiedLease
 from wavry_relay.shm.address import Address
@@ -24,7 +24,6 @@ from wavry_relay.shm.leases import LeaseHistory, Leftover
 from wavry_relay.shm.sessions import SessionRecord, SlotRecord, is_silent, session_words
 from wavry_relay.shm.tables import Tables
 
-from .signature_rounds import Answer
 from .transitions import LeaseTransitions, state_of
 
 __all__ = ["LeaseSlots", "PathChallengeError"]
@@ -91,10 +90,9 @@ class LeaseSlots:
         """
         words = session_words(header.session_id)
         if not lease.releases:
-            admitted = self._engine.admit(words, lease, source, now.mono_ns)
-            if admitted:
-                is_proved = admitted is AdmitOutcome.YES
-                return self._answer(header, lease, source, now, is_proved=is_proved)
+            answer = self._engine.admit(words, lease, source, now.mono_ns)
+            if answer is not None:
+                return answer
         record = self._sessions.find(*words)
         slot = record.slot(lease.role) if record is not None else None
         holder = (record, slot) if record and slot and slot.jti else None

@@ -107,6 +107,8 @@ cdef extern from "fastpath.h" nogil:
     int wv_run(wv_engine *engine, int timeout_ms)
     const wv_control_packet *wv_next_control(wv_engine *engine)
     int wv_send(wv_engine *engine, const uint8_t *datagram, size_t size, const wv_address *to)
+    void wv_gather(wv_engine *engine, const uint8_t *datagram, uint32_t size, const wv_address *to)
+    void wv_send_gathered(wv_engine *engine)
     int wv_decide(wv_tables *tables, const uint8_t *datagram, size_t size, const wv_address *source,
                   const wv_instant *now, wv_decision *decision)
     int wv_lock(wv_tables *tables, wv_lock_kind kind, uint64_t which, uint64_t wait_ns)
@@ -131,6 +133,10 @@ cdef extern from "admit.h" nogil:
         uint8_t proves
         uint32_t bytes
 
+    struct wv_admitted:
+        uint8_t *ack
+        uint8_t *challenge
+
     cdef enum wv_answer:
         WV_ANSWER_NO
         WV_ANSWER_YES
@@ -139,3 +145,8 @@ cdef extern from "admit.h" nogil:
 
     wv_answer wv_admit(wv_tables *tables, const wv_lease *lease, const wv_address *source,
                        uint64_t now_ns)
+    void wv_answer_lease(wv_tables *tables, const wv_lease *lease, const wv_address *source,
+                         uint64_t now_ns, wv_answer admitted, wv_admitted *answer)
+    enum:
+        WV_ACK_BYTES
+        WV_CHALLENGE_BYTES

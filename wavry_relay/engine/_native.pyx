@@ -19,7 +19,7 @@ from wavry_relay.shm.layout import COUNTER_ROW_BYTES, COUNTERS
 from wavry_relay.shm.locks import LockBusyError
 from wavry_relay.worker_log import worker_log
 
-from .base import AdmitOutcome, ControlKind, ControlPacket, Drop, Forward, SenderClass
+from .base import ControlKind, ControlPacket, Drop, Forward, SenderClass
 
 
 LAYOUT_DIGEST = WAVRY_LAYOUT_DIGEST.decode("ascii")
@@ -35,11 +35,6 @@ cdef dict _OPEN_ERRORS = {
 cdef tuple _DROPS = tuple(
     Drop(name.removeprefix("drop_")) if name.startswith("drop_") else None for name in COUNTERS
 )
-cdef dict _ADMITTED = {
-    WV_ANSWER_NO: AdmitOutcome.NO,
-    WV_ANSWER_YES: AdmitOutcome.YES,
-    WV_ANSWER_UNPROVED: AdmitOutcome.UNPROVED,
-}
 cdef dict _KINDS = {int(kind): kind for kind in ControlKind}
 cdef dict _SENDERS = {int(sender): sender for sender in SenderClass}
 
@@ -49,7 +44,8 @@ cdef inline void _to_c(object address, wv_address *out):
 
 
 cdef inline object _to_python(const wv_address *address):
-    return Address(address.high, address.low, address.endpoint)
+    # What `Address(…)` does, without a frame of Python.
+    return tuple.__new__(Address, (address.high, address.low, address.endpoint))
 
 
 cdef class NativeEngine:
@@ -173,18 +169,40 @@ cdef class NativeEngine:
         while packet is not NULL:
             datagram = PyBytes_FromStringAndSize(<const char *>packet.datagram, packet.bytes)
             packets.append(
-                ControlPacket(
-                    _KINDS[packet.kind],
-                    datagram,
-                    _to_python(&packet.from_),
-                    _SENDERS[packet.sender],
+                tuple.__new__(
+                    ControlPacket,
+                    (
+                        _KINDS[packet.kind],
+                        datagram,
+                        _to_python(&packet.from_),
+                        _SENDERS[packet.sender],
+                    ),
                 )
             )
             packet = wv_next_control(self._engine)
         return packets
 
+    def answer(self, list packets, list answers):
+        """Send the answers of a batch; see `Engine.answer`."""
+        cdef wv_engine *engine = self._open()
+        cdef wv_address c_address
+        cdef bytes datagram
+        try:
+            for packet, datagrams in zip(packets, answers, strict=True):
+                if datagrams:
+                    _to_c(packet.source, &c_address)
+                for datagram in datagrams:
+                    wv_gather(
+                        engine,
+                        <const uint8_t *><const char *>datagram,
+                        <uint32_t>len(datagram),
+                        &c_address,
+                    )
+        finally:  # What is gathered points into `answers`: it must not stay there.
+            wv_send_gathered(engine)
+
     def send(self, bytes datagram, to):
-        """Send an answer; see `Engine.send`."""
+        """Send a datagram; see `Engine.send`."""
         cdef wv_engine *engine = self._open()
         cdef wv_address c_address
         _to_c(to, &c_address)
@@ -195,10 +213,11 @@ cdef class NativeEngine:
         cdef wv_engine *engine = self._open()
         cdef wv_address c_address
         cdef wv_lease given
-        cdef wv_answer answer
+        cdef wv_answer admitted
+        cdef wv_admitted answer
         cdef uint64_t counter = lease.counter
         if counter == UINT64_MAX:
-            return AdmitOutcome.NO
+            return None
         _to_c(source, &c_address)
         given.id[0], given.id[1] = session
         given.jti = lease.jti
@@ -214,10 +233,16 @@ cdef class NativeEngine:
         given.renews = lease.renews
         given.proves = lease.proves
         given.bytes = lease.size_bytes
-        answer = wv_admit(&engine.tables, &given, &c_address, mono_ns)
-        if answer == WV_ANSWER_BUSY:
+        admitted = wv_admit(&engine.tables, &given, &c_address, mono_ns)
+        if admitted == WV_ANSWER_NO:
+            return None
+        if admitted == WV_ANSWER_BUSY:
             raise LockBusyError
-        return _ADMITTED[answer]
+        wv_answer_lease(&engine.tables, &given, &c_address, mono_ns, admitted, &answer)
+        ack = PyBytes_FromStringAndSize(<const char *>answer.ack, WV_ACK_BYTES)
+        if admitted == WV_ANSWER_YES:
+            return (ack,)
+        return ack, PyBytes_FromStringAndSize(<const char *>answer.challenge, WV_CHALLENGE_BYTES)
 
     def close(self):
         """Close the sockets and let the segment go; may be called again."""

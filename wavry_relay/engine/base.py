@@ -4,7 +4,6 @@ A decision is a pure function of the datagram, its source, the time and the shar
 conformance suite (tests/support/engine) asks for it directly and every engine must answer alike.
 """
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
@@ -17,7 +16,7 @@ from .verified_lease import VerifiedLease
 
 __all__ = [
     "BATCH_DATAGRAMS",
-    "AdmitOutcome",
+    "Answer",
     "ControlKind",
     "ControlPacket",
     "Decision",
@@ -51,15 +50,6 @@ class SenderClass(IntEnum):
     """It came from the address and port of a live slot of its session."""
 
 
-class AdmitOutcome(IntEnum):
-    """What became of a lease in `Engine.admit`."""
-
-    NO = 0
-    YES = 1
-    UNPROVED = 2
-    """It has its slot; the peer still has to prove its address."""
-
-
 class Drop(NamedTuple):
     """The datagram is dropped; `reason` is a drop counter's name without ``drop_``."""
 
@@ -80,6 +70,9 @@ class ControlPacket(NamedTuple):
     source: Address
     sender: SenderClass = SenderClass.STRANGER
 
+
+Answer = tuple[bytes, ...]
+"""Datagrams for the sender of a control packet, mostly one."""
 
 Decision = Drop | Forward | ControlPacket
 
@@ -102,7 +95,7 @@ class Engine(Protocol):
         allowance of its source is a drop.
         """
 
-    def run(self, timeout_ms: int) -> Sequence[ControlPacket]:
+    def run(self, timeout_ms: int) -> list[ControlPacket]:
         """One round: wait for datagrams, forward one batch of each socket.
 
         Returns early when the wake descriptor is readable.
@@ -115,12 +108,15 @@ class Engine(Protocol):
             proved addresses first.
         """
 
+    def answer(self, packets: list[ControlPacket], answers: list[Answer]) -> None:
+        """Send the answers of a batch, in order to each sender; what is not taken is counted."""
+
     def send(self, datagram: bytes, to: Address) -> bool:
-        """Send an answer; False where the kernel did not take it (counted)."""
+        """Send a datagram; False where the kernel did not take it (counted)."""
 
     def admit(
         self, session: tuple[int, int], lease: VerifiedLease, source: Address, mono_ns: int
-    ) -> AdmitOutcome:
+    ) -> Answer | None:
         """Take a verified lease into its slot, in the ordinary cases; needs the table lock.
 
         Worth a quarter of the admissions per second.  Tables and counters are then those that the
@@ -133,7 +129,8 @@ class Engine(Protocol):
             mono_ns: CLOCK_MONOTONIC.
 
         Returns:
-            NO where the rules in Python must decide; then nothing was changed.
+            What the peer is answered: the ACK, and a challenge where its address is not proved.
+            None where the rules in Python must decide; then nothing was changed.
 
         Raises:
             LockBusyError: a lock is held by a stopped process.

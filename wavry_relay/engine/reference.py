@@ -37,7 +37,7 @@ from wavry_relay.shm.tables import Tables
 
 from .base import (
     BATCH_DATAGRAMS,
-    AdmitOutcome,
+    Answer,
     ControlKind,
     ControlPacket,
     Decision,
@@ -260,7 +260,7 @@ class ReferenceEngine:
 
     # -- Datagrams ---------------------------------------------------------------------------
 
-    def run(self, timeout_ms: int) -> Sequence[ControlPacket]:
+    def run(self, timeout_ms: int) -> list[ControlPacket]:
         """One round; see `Engine.run`."""
         control: list[ControlPacket] = []
         for fd, _ in self._poll.poll(timeout_ms):
@@ -345,8 +345,14 @@ class ReferenceEngine:
         self._targets[to] = target
         return target
 
+    def answer(self, packets: list[ControlPacket], answers: list[Answer]) -> None:
+        """Send the answers of a batch; see `Engine.answer`."""
+        for packet, datagrams in zip(packets, answers, strict=True):
+            for datagram in datagrams:
+                self._transmit(datagram, packet.source)
+
     def send(self, datagram: bytes, to: Address) -> bool:
-        """Send an answer; see `Engine.send`."""
+        """Send a datagram; see `Engine.send`."""
         return self._transmit(datagram, to)
 
     def admit(
@@ -355,9 +361,9 @@ class ReferenceEngine:
         lease: VerifiedLease,  # noqa: ARG002  # of the seam
         source: Address,  # noqa: ARG002  # of the seam
         mono_ns: int,  # noqa: ARG002  # of the seam
-    ) -> AdmitOutcome:
+    ) -> Answer | None:
         """Leave every lease to the rules in Python."""
-        return AdmitOutcome.NO
+        return None
 
     def close(self) -> None:
         """Close the sockets."""

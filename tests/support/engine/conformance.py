@@ -510,7 +510,7 @@ class EngineConformance:
                 assert decision.to == server.address
             elif isinstance(decision, ControlPacket):
                 answer = world.admission.handle(decision, world.now)
-                assert answer is None or len(answer.datagram) <= max(36, len(decision.datagram))
+                assert sum(map(len, answer[:1])) <= max(36, len(decision.datagram))
 
         check()
         world.advance(1)
@@ -567,7 +567,11 @@ class EngineConformance:
             assert [packet.datagram for packet in control] == datagrams
             assert [packet.kind for packet in control] == [ControlKind.LEASE, ControlKind.STUN]
             answer = world.admission.handle(control[0], world.now)
-            assert answer is not None
-            assert world.engine.send(answer.datagram, answer.to)
+            assert len(answer) == 2, "ACK and challenge"
             alice.settimeout(2)
-            assert alice.recv(2048) == answer.datagram
+            assert world.engine.send(answer[0], control[0].source)
+            assert alice.recv(2048) == answer[0]
+            world.engine.answer([control[1], *control], [(), answer, answer[:1]])
+            sent = [*answer, answer[0]]
+            assert [alice.recv(2048) for _ in sent] == sent
+            assert world.count("forwarded_packets") == 0

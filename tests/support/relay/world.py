@@ -5,13 +5,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from support.relay.mint import Mint
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import ed25519, lease, packets
 from wavry_peer.service.clock import Clock, Instant
-from wavry_relay.admission.admission import Admission, ControlAnswer
+from wavry_relay.admission.admission import Admission
 from wavry_relay.admission.policy import AdmissionPolicy, RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.transitions import LeaseTransitions
@@ -42,6 +42,14 @@ def v6(text_tail: int, port: int = 5000, *, listen: int = 0, scope: int = 0) -> 
     """An address of 2001:db8::/64."""
     packed = bytes.fromhex("20010db8") + bytes(11) + bytes((text_tail,))
     return Address.from_ip(packed, port, listen=listen, scope=scope)
+
+
+class ControlAnswer(NamedTuple):
+    """What the relay sends back, and a challenge after it where the address is not proved yet."""
+
+    datagram: bytes
+    to: Address
+    challenge: bytes | None = None
 
 
 class FakeClock(Clock):
@@ -226,9 +234,7 @@ class World:
         if isinstance(decision, Forward) or not hasattr(decision, "kind"):
             return None
         answer = self.admission.handle(decision, self.now)
-        if answer is not None:
-            assert answer.to == source
-        return answer
+        return ControlAnswer(answer[0], source, *answer[1:]) if answer else None
 
     def answer(self, datagram: bytes, source: Address) -> packets.Packet | None:
         answer = self.raw_answer(datagram, source)

@@ -17,7 +17,7 @@ from wavry_relay.admission.admission import Admission
 from wavry_relay.admission.policy import RelayPolicy
 from wavry_relay.admission.revocation_view import RevocationView
 from wavry_relay.admission.transitions import LeaseTransitions
-from wavry_relay.engine.base import AdmitOutcome, ControlKind, ControlPacket, Engine
+from wavry_relay.engine.base import Answer, ControlKind, ControlPacket, Engine
 from wavry_relay.shm.control import ControlBlock, Limits
 from wavry_relay.shm.layout import RATE_BUCKET
 from wavry_relay.shm.tables import Tables
@@ -33,9 +33,9 @@ class Counted:
         self.taken = 0
         self._admit = engine.admit
 
-    def __call__(self, *arguments: Any) -> AdmitOutcome:
+    def __call__(self, *arguments: Any) -> Answer | None:
         taken = self._admit(*arguments)
-        self.taken += taken is not AdmitOutcome.NO
+        self.taken += taken is not None
         return taken
 
 
@@ -133,7 +133,7 @@ def test_engine_takes_first_leases_and_renewals_and_nothing_while_steps_are_told
 
             def handle(peer: Peer, **options: Any) -> None:
                 packet = ControlPacket(ControlKind.LEASE, peer.datagram(**options), peer.address)
-                assert side.admission.handle(packet, world.now) is not None
+                assert side.admission.handle(packet, world.now)
 
             handle(client)
             handle(server)

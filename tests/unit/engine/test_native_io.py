@@ -17,7 +17,7 @@ from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets
 from wavry_peer.service.clock import Clock
 from wavry_relay.engine import open_engine
-from wavry_relay.engine.base import ControlKind, SenderClass
+from wavry_relay.engine.base import ControlKind, ControlPacket, SenderClass
 from wavry_relay.shm.address import Address
 from wavry_relay.shm.control import EngineKind
 
@@ -107,6 +107,30 @@ def test_a_train_goes_out_as_one_message(bench: Bench) -> None:
     assert world.count("received_packets") == 41
     assert world.count("forwarded_bytes") == world.count("received_bytes") == len(b"".join(sent))
     assert world.engine.offload == [(True, True)]
+
+
+def test_answers_to_one_peer_leave_as_one_message_and_are_not_counted_as_forwarded(
+    bench: Bench,
+) -> None:
+    world = bench.start()
+    alice, bob = bench.open("127.0.0.1"), bench.open("127.0.0.1")
+    for sock in (alice, bob):
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    to_alice, to_bob = (Address.from_sockaddr(sock.getsockname()) for sock in (alice, bob))
+    ack, challenge = b"a" * 55, b"c" * 28
+    from_alice, from_bob = (
+        ControlPacket(ControlKind.LEASE, b"", address) for address in (to_alice, to_bob)
+    )
+    world.engine.answer(
+        [from_alice, from_alice, from_bob], [(ack, challenge), (), (ack, challenge)]
+    )
+    assert drain(alice) == drain(bob) == [ack + challenge]  # GRO on: as it left the relay
+    assert world.count("forwarded_packets") == world.count("forwarded_bytes") == 0
+    world.engine.inject_fault(errno.EPERM, 1)
+    world.engine.answer([from_alice], [(ack, challenge)])
+    assert world.count("drop_send_failed") == 2
+    assert world.count("dropped_bytes_send_failed") == len(ack + challenge)
+    assert drain(alice) == []
 
 
 def test_lone_datagrams_are_gathered_into_one_message(bench: Bench) -> None:

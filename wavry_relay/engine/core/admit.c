@@ -1,5 +1,6 @@
 /* See admit.h. */
 #include "admit.h"
+#include "cookie.h"
 #include "tables.h"
 
 #include <string.h>
@@ -68,12 +69,17 @@ static uint64_t free_record(const struct wv_tables *t) {
     return t->max_sessions;
 }
 
-/* Few records are left: then it is asked whose the others are. */
+/* Few records are left: then it is asked whose the others are.  Counts no further than it must. */
 static int is_nearly_full(const struct wv_tables *t) {
-    uint64_t taken = 0;
-    for (uint64_t at = 0; at < ((uint64_t)t->max_sessions + 63) / 64; at++)
-        taken += (uint64_t)__builtin_popcountll(t->bitmap[at]);
-    return taken >= WV_SESSION_SHARE * (t->max_sessions - taken);
+    const uint64_t words = ((uint64_t)t->max_sessions + 63) / 64;
+    const uint64_t hint = t->shared->allocation_hint % words;
+    uint64_t free = 0;
+    for (uint64_t step = 0; step < words; step++) {
+        const uint64_t at = (hint + step) % words, left = t->max_sessions - at * 64;
+        free += (left < 64 ? left : 64) - (uint64_t)__builtin_popcountll(t->bitmap[at]);
+        if (free * (WV_SESSION_SHARE + 1u) > t->max_sessions) return 0;
+    }
+    return 1;
 }
 
 static void set_state(struct wv_session *session, uint8_t state) {
@@ -128,7 +134,7 @@ static void accept_lease(struct wv_tables *t, struct wv_session *session, const 
     if (lease->proves) slot->unproved = 0;
     if (slot->unproved != 0) {
         credit(slot, lease->bytes);
-        slot->unproved -= WV_UNPROVED_ANSWER_BYTES;
+        slot->unproved -= WV_ACK_BYTES + WV_CHALLENGE_BYTES;
     }
     slot->address[0] = from->high;
     slot->address[1] = from->low;
@@ -192,4 +198,33 @@ enum wv_answer wv_admit(struct wv_tables *t, const struct wv_lease *lease, const
     const int proved = slot_of(session, lease->role)->unproved == 0;
     wv_unlock(t, WV_LOCK_SESSION, number);
     return proved ? WV_ANSWER_YES : WV_ANSWER_UNPROVED;
+}
+
+static uint8_t *put_number(uint8_t *at, uint64_t value, unsigned bytes) {
+    for (unsigned i = bytes; i-- > 0; value >>= 8) at[i] = (uint8_t)value;
+    return at + bytes;
+}
+
+static void put_ack(const struct wv_lease *lease, const struct wv_address *from, uint8_t *at) {
+    const uint8_t head[] = {WV_MAGIC, WV_VERSION, WV_TYPE_LEASE_ACK, WV_REFLEXIVE_FLAG};
+    const int is_v4 = (from->endpoint >> WV_FAMILY_SHIFT & WV_FAMILY_MASK) == 4;
+    memset(at, 0, WV_ACK_BYTES);
+    memcpy(at, head, sizeof head);
+    memcpy(at + WV_SESSION_ID_OFFSET, lease->id, sizeof lease->id);
+    at = put_number(at + WV_HEADER_BYTES, lease->expires_ms, 8);
+    at = put_number(at, lease->soft_kbps, 4);
+    at = put_number(at, lease->hard_kbps, 4);
+    at = put_number(at, is_v4 ? 4 : 6, 1);
+    at = put_number(at, from->endpoint & 0xffff, 2);
+    if (!is_v4) memcpy(at, &from->high, 8);
+    memcpy(is_v4 ? at : at + 8, (const uint8_t *)&from->low + (is_v4 ? 4 : 0), is_v4 ? 4 : 8);
+}
+
+void wv_answer_lease(struct wv_tables *t, const struct wv_lease *lease, const struct wv_address *from,
+                     uint64_t now_ns, enum wv_answer admitted, struct wv_admitted *answer) {
+    put_ack(lease, from, answer->ack);
+    wv_count(t, WV_COUNT_SENT_ACKS, 1);
+    if (admitted != WV_ANSWER_UNPROVED) return;
+    wv_put_challenge(t, (const uint8_t *)lease->id, from, now_ns, answer->challenge);
+    wv_count(t, WV_COUNT_SENT_CHALLENGES, 1);
 }

@@ -10,6 +10,12 @@
 
 #include "rates.h"
 
+/* ACK of a lease, and the challenge after it where its address is not proved yet. */
+struct wv_admitted {
+    uint8_t ack[WV_ACK_BYTES];
+    uint8_t challenge[WV_CHALLENGE_BYTES];
+};
+
 /* A verified lease in the words of a slot; see wavry_relay/engine/verified_lease.py. */
 struct wv_lease {
     uint64_t id[2]; /* of the session */
@@ -27,5 +33,10 @@ struct wv_lease {
 /* Put a lease into its slot; needs the table lock.  NO: not an ordinary case, nothing changed. */
 enum wv_answer wv_admit(struct wv_tables *tables, const struct wv_lease *lease,
                          const struct wv_address *from, uint64_t now_ns);
+
+/* Write, and count, what a lease is answered with that wv_admit took. */
+void wv_answer_lease(struct wv_tables *tables, const struct wv_lease *lease,
+                     const struct wv_address *from, uint64_t now_ns, enum wv_answer admitted,
+                     struct wv_admitted *answer);
 
 #endif

@@ -86,10 +86,14 @@ static uint64_t cookie_of(const struct wv_tables *t, const uint8_t *session_id,
     return h[0];
 }
 
-void wv_put_cookie(const struct wv_tables *t, const uint8_t *session_id,
-                   const struct wv_address *from, uint64_t now_ns, uint8_t *at) {
+void wv_put_challenge(const struct wv_tables *t, const uint8_t *session_id,
+                      const struct wv_address *from, uint64_t now_ns, uint8_t *at) {
+    const uint8_t head[] = {WV_MAGIC, WV_VERSION, WV_TYPE_PATH_CHALLENGE, 0};
     const uint64_t cookie = cookie_of(t, session_id, from, now_ns / (WV_COOKIE_SLOT_S * NS_PER_S));
-    for (unsigned i = 0; i < WV_COOKIE_BYTES; i++) at[i] = (uint8_t)(cookie >> 8 * i);
+    memcpy(at, head, sizeof head);
+    memcpy(at + WV_SESSION_ID_OFFSET, session_id, WV_HEADER_BYTES - WV_SESSION_ID_OFFSET);
+    for (unsigned i = 0; i < WV_COOKIE_BYTES; i++)
+        at[WV_HEADER_BYTES + i] = (uint8_t)(cookie >> 8 * i);
 }
 
 int wv_has_cookie(const struct wv_tables *t, const uint8_t *datagram, size_t bytes,

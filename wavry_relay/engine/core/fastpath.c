@@ -324,6 +324,12 @@ static int goes_plain(struct wv_engine *e, uint32_t socket, const struct wv_addr
     return place->until_ns > e->now.mono_ns && same_address(&place->to, to);
 }
 
+static void count_forwarded(struct wv_engine *e, uint64_t packets, uint64_t bytes) {
+    if (e->answers) return;
+    wv_count(&e->tables, WV_COUNT_FORWARDED_PACKETS, packets);
+    wv_count(&e->tables, WV_COUNT_FORWARDED_BYTES, bytes);
+}
+
 static void count_sent(struct wv_engine *e, const struct wv_out_group *group) {
     if (group->segments > 1) {
         struct wv_socket *s = &e->sockets[group->socket];
@@ -331,8 +337,7 @@ static void count_sent(struct wv_engine *e, const struct wv_out_group *group) {
         s->gso_refusals = 0;
         e->gso_messages += 1;
     }
-    wv_count(&e->tables, WV_COUNT_FORWARDED_PACKETS, group->segments);
-    wv_count(&e->tables, WV_COUNT_FORWARDED_BYTES, group->bytes);
+    count_forwarded(e, group->segments, group->bytes);
 }
 
 static int is_blocked(int error) {
@@ -385,8 +390,7 @@ static uint32_t send_apart(struct wv_engine *e, uint32_t socket, const struct wv
         vector = (struct iovec){(void *)segment->data, segment->bytes};
         const int error = send_alone(e, e->sockets[socket].fd, &message, waited);
         if (error == 0) {
-            wv_count(&e->tables, WV_COUNT_FORWARDED_PACKETS, 1);
-            wv_count(&e->tables, WV_COUNT_FORWARDED_BYTES, segment->bytes);
+            count_forwarded(e, 1, segment->bytes);
             sent += 1;
         } else {
             count_unsent(e, error, 1, segment->bytes);
@@ -560,6 +564,17 @@ int wv_send(struct wv_engine *e, const uint8_t *datagram, size_t bytes, const st
     return error;
 }
 
+void wv_gather(struct wv_engine *e, const uint8_t *datagram, uint32_t bytes,
+               const struct wv_address *to) {
+    e->answers = 1;
+    append(e, to, datagram, bytes);
+}
+
+void wv_send_gathered(struct wv_engine *e) {
+    flush(e);
+    e->answers = 0;
+}
+
 /* -- Receiving ----------------------------------------------------------------------------- */
 
 /* What a message says of itself: size of a train's segments (0 for a lone datagram), and the local
@@ -624,14 +639,12 @@ static uint32_t receive(struct wv_engine *e, uint32_t socket, int flags) {
  * load: whoever receives at his address comes back with a cookie, and then before all of them. */
 static int challenge(struct wv_engine *e, enum wv_kind kind, const uint8_t *datagram, uint32_t bytes,
                      const struct wv_address *from) {
-    uint8_t answer[WV_HEADER_BYTES + WV_COOKIE_BYTES] = {WV_MAGIC, WV_VERSION, WV_TYPE_PATH_CHALLENGE};
+    uint8_t answer[WV_CHALLENGE_BYTES];
     if (kind != WV_KIND_LEASE || bytes < WV_HEADER_BYTES + WV_PROOF_BYTES ||
         !(datagram[3] & WV_PROOF_FLAG) || e->challenges == 0)
         return 0;
     e->challenges -= 1;
-    const uint8_t *session_id = datagram + WV_SESSION_ID_OFFSET;
-    memcpy(answer + WV_SESSION_ID_OFFSET, session_id, WV_HEADER_BYTES - WV_SESSION_ID_OFFSET);
-    wv_put_cookie(&e->tables, session_id, from, e->now.mono_ns, answer + WV_HEADER_BYTES);
+    wv_put_challenge(&e->tables, datagram + WV_SESSION_ID_OFFSET, from, e->now.mono_ns, answer);
     wv_count(&e->tables, WV_COUNT_LEASE_PRESENTED, 1);
     wv_count(&e->tables, WV_COUNT_COOKIE_DEMANDED, 1);
     wv_count(&e->tables, WV_COUNT_SENT_CHALLENGES, 1);

@@ -116,6 +116,7 @@ struct wv_engine {
     uint32_t challenges;                      /* that this batch may still send */
     uint32_t control_due;                     /* how many Python may take before the next run */
     int forwards;                             /* whether media came since the last run began */
+    int answers;                              /* the open groups hold the relay's own datagrams */
     uint32_t out_segments, out_groups, round;
 
     uint64_t receive_errors; /* pending ICMP errors and the like: they belong to no datagram */
@@ -165,8 +166,14 @@ const struct wv_control_packet *wv_next_control(struct wv_engine *engine);
 /* Work on everything that was received.  Sends. */
 void wv_process(struct wv_engine *engine);
 
-/* Send one answer; 0, or the errno (counted as a drop). */
+/* Send one datagram of the relay's own; 0, or the errno (counted as a drop). */
 int wv_send(struct wv_engine *engine, const uint8_t *datagram, size_t bytes,
             const struct wv_address *to);
+
+/* Gather answers, between two runs, and send them: in one system call, those for one peer as one train.
+ * The datagrams stay the caller's until then. */
+void wv_gather(struct wv_engine *engine, const uint8_t *datagram, uint32_t bytes,
+               const struct wv_address *to);
+void wv_send_gathered(struct wv_engine *engine);
 
 #endif

@@ -136,7 +136,7 @@ static void counts_what_an_unproved_address_may_get(void) {
     lease.proves = 0;
     CHECK(admit(&lease, 7) == WV_ANSWER_UNPROVED);
     const struct wv_slot *slot = (const struct wv_slot *)t.sessions[0].client;
-    const uint32_t first = 1 + WV_UNPROVED_FACTOR * 900 - WV_UNPROVED_ANSWER_BYTES;
+    const uint32_t first = 1 + WV_UNPROVED_FACTOR * 900 - (WV_ACK_BYTES + WV_CHALLENGE_BYTES);
     CHECK(slot->unproved == first);
     lease.jti += 50, lease.renews = 1;
     CHECK(admit(&lease, 7) == WV_ANSWER_UNPROVED && slot->unproved == 2 * first - 1);

@@ -8,15 +8,14 @@ from support.relay.world import Peer, World, reject_reason, v4
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol import packets, stun
 from wavry_peer.protocol.constants import RejectReason as R
-from wavry_relay.admission.admission import ControlAnswer
-from wavry_relay.engine.base import ControlKind, ControlPacket
+from wavry_relay.engine.base import Answer, ControlKind, ControlPacket
 
 
 def lease(peer: Peer, datagram: bytes) -> ControlPacket:
     return ControlPacket(ControlKind.LEASE, datagram, peer.address)
 
 
-def answer_all(world: World, batch: list[ControlPacket]) -> list[ControlAnswer | None]:
+def answer_all(world: World, batch: list[ControlPacket]) -> list[Answer]:
     def fail(error: Exception) -> None:
         raise error
 
@@ -43,7 +42,7 @@ def test_batch_of_every_kind_is_answered_in_its_order(world: World) -> None:
             lease(client, client.datagram()),
         ],
     )
-    seen = [None if answer is None else answer.datagram for answer in answers]
+    seen = [answer[0] if answer else None for answer in answers]
     bodies = [
         packets.parse_packet(datagram).body if datagram and number != 2 else datagram
         for number, datagram in enumerate(seen)
@@ -54,7 +53,6 @@ def test_batch_of_every_kind_is_answered_in_its_order(world: World) -> None:
     assert bodies[4] == bodies[6] == packets.LeaseReject(R.PROOF_REQUIRED)
     assert seen[2] is not None
     assert bodies[7] is None
-    assert [answer.to for answer in answers if answer][:2] == [client.address, server.address]
     assert world.count("session_activated") == 1
     assert world.count("drop_bad_body") == 1
     assert not world.has(stranger.sid)
@@ -65,7 +63,7 @@ def test_two_leases_for_one_slot_in_one_batch(world: World) -> None:
     first = world.peer()
     other = world.peer(sid=first.sid, address=v4(5), sub="mallory")
     answers = answer_all(world, [lease(first, first.datagram()), lease(other, other.datagram())])
-    parsed = [packets.parse_packet(answer.datagram) for answer in answers if answer]
+    parsed = [packets.parse_packet(answer[0]) for answer in answers if answer]
     assert isinstance(parsed[0].body, packets.LeaseAck)
     assert reject_reason(parsed[1]) == R.INVALID_SIGNATURE
     assert first.slot.is_at(first.address)
@@ -98,6 +96,6 @@ def test_defect_costs_its_own_packet(world: World, monkeypatch: pytest.MonkeyPat
     defects: list[Exception] = []
     batch = [lease(bad, bad.datagram()), lease(good, good.datagram())]
     answers = world.admission.handle_all(batch, world.now, defects.append)
-    assert answers[0] is None
-    assert answers[1] is not None
+    assert answers[0] == ()
+    assert answers[1]
     assert [str(error) for error in defects] == ["defect"]

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from support.relay.world import World, v4
 
-from wavry_relay.admission.admission import ControlAnswer
-from wavry_relay.engine.base import ControlKind, ControlPacket
+from wavry_relay.engine.base import Answer, ControlKind, ControlPacket
 from wavry_relay.shm.control import WorkerRow
 from wavry_relay.worker import process as worker_module
 from wavry_relay.worker.chores import Chores
@@ -24,25 +23,25 @@ class Script:
         self.sent: list[bytes] = []
         self.handled = 0
 
-    def run(self, _timeout_ms: int) -> Sequence[ControlPacket]:
+    def run(self, _timeout_ms: int) -> list[ControlPacket]:
         self.rounds -= 1
         if self.rounds == 0:
             self.supervisor.sendall(self.farewell)
             self.supervisor.close()
         return [PACKET]
 
-    def send(self, datagram: bytes, _to: object) -> bool:
-        self.sent.append(datagram)
-        return True
+    def answer(self, packets: list[ControlPacket], answers: list[Answer]) -> None:
+        assert len(packets) == len(answers)
+        self.sent += [datagram for answer in answers for datagram in answer]
 
     def handle_all(
         self, packets: Sequence[ControlPacket], _now: object, on_defect: Callable[[Exception], None]
-    ) -> list[ControlAnswer | None]:
+    ) -> list[Answer]:
         self.handled += 1
         if self.handled == 1:
             on_defect(RuntimeError("defect"))
-            return [None]
-        return [ControlAnswer(b"answer", packet.source) for packet in packets]
+            return [()]
+        return [(b"answer",) for _ in packets]
 
 
 @pytest.fixture
