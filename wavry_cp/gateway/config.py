@@ -234,9 +234,10 @@ class GatewayConfig:
     )
     connections_per_address: int = setting(
         "WAVRY_GATEWAY_CONNECTIONS_PER_ADDRESS",
-        32,
+        1024,
         minimum=1,
-        doc="WebSockets per address (IPv6: /64) at once.",
+        doc="WebSockets per address (IPv6: /64) at once: as many as an office may have; a user has"
+        " one.",
     )
     max_connections: int = setting(
         "WAVRY_GATEWAY_MAX_CONNECTIONS",
@@ -253,13 +254,23 @@ class GatewayConfig:
     )
     connects_per_minute: float = setting(
         "WAVRY_GATEWAY_CONNECTS_PER_MINUTE",
-        120.0,
+        1200.0,
         unit="1/min",
         minimum=0.001,
         doc="New WebSockets per address (IPv6: /64) in the long run.",
     )
     connects_burst: int = setting(
-        "WAVRY_GATEWAY_CONNECTS_BURST", 60, minimum=1, doc="New WebSockets per address at once."
+        "WAVRY_GATEWAY_CONNECTS_BURST", 600, minimum=1, doc="New WebSockets per address at once."
+    )
+    binds_per_minute: float = setting(
+        "WAVRY_GATEWAY_BINDS_PER_MINUTE",
+        60.0,
+        unit="1/min",
+        minimum=0.001,
+        doc="New WebSockets of one user in the long run, whichever addresses he comes from.",
+    )
+    binds_burst: int = setting(
+        "WAVRY_GATEWAY_BINDS_BURST", 30, minimum=1, doc="New WebSockets of one user at once."
     )
     queue_messages: int = setting(
         "WAVRY_GATEWAY_QUEUE_MESSAGES",

@@ -35,6 +35,8 @@ ENDLESS = {
     "requests_per_s": 1e6,
     "connects_burst": 10_000_000,
     "connects_per_minute": 1e8,
+    "binds_burst": 10_000_000,
+    "binds_per_minute": 1e8,
     "relay_requests_burst": 10_000_000,
     "relay_requests_per_minute": 1e8,
     "calls_burst": 10_000_000,

@@ -174,9 +174,16 @@ async def test_a_newer_connection_displaces_and_survives_the_end_of_the_older(ga
 # -- slow, loud and large ------------------------------------------------------------------------
 
 
-async def test_a_slow_reader_is_cut_and_its_queue_never_grows(tmp_path, master):
+async def test_a_reader_that_stands_still_is_cut_by_the_clock_and_its_queue_never_grows(
+    tmp_path, master
+):
     config = make_config(
-        tmp_path, master.url, messages_burst=100_000, messages_per_s=100_000.0, queue_messages=8
+        tmp_path,
+        master.url,
+        messages_burst=100_000,
+        messages_per_s=100_000.0,
+        queue_messages=8,
+        send_timeout_s=1.0,
     )
     async with running_gateway(config) as running:
         ann, bob = await running.user("ann"), await running.user("bob")
@@ -200,16 +207,19 @@ async def test_a_slow_reader_is_cut_and_its_queue_never_grows(tmp_path, master):
             connection = running.gateway.hub._bound["bob"]
             async with ann.online() as a:
                 await a.send(wire.Offer(target_username="bob"))
+                await eventually(lambda: len(connection._queue) == 0)
                 (session,) = (await ann.call("GET", "/v1/sessions"))[1]["sessions"]
+                await bob.call("POST", f"/v1/sessions/{session['session_id']}/accept", {})
                 message = wire.Offer(
                     target_username="bob", session_id=session["session_id"], sdp="s" * 16_000
                 )
                 for _ in range(2000):
                     await a.send(message)
-                    assert len(connection._queue) <= 8
+                    # A quarter for one sender; the rest is refused to her.
+                    assert len(connection._queue) <= 2
                     if connection.cause is not None:
                         break
-                assert connection.cause == "slow_reader"
+                await eventually(lambda: connection.cause == "slow_reader")
                 await eventually(lambda: not running.gateway.hub.is_online("bob"))
                 await eventually(lambda: running.gateway.slots.in_use == 1)
         finally:

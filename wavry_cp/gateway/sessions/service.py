@@ -13,11 +13,13 @@ from msgspec.structs import replace
 from wavry_cp.app.rate_limit import RateLimiter
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.core import GatewayCore
+from wavry_cp.gateway.signaling.queue import Sender
 from wavry_cp.operators.audit import AuditEntry
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import Answer, AnswerRift, Bye, Candidate, Offer, OfferRift
 
 from . import rules as sessions
+from .pending import PendingAllowances
 from .rules import CallSession, Keys, SessionKey, checked_keys
 from .store import CallStore
 
@@ -44,6 +46,7 @@ class SessionService:
         self._clock = core.clock
         self._metrics = core.metrics
         self._new_id = new_id
+        self._pending = PendingAllowances()
         self._call_limit = RateLimiter.per_minute(config.calls_per_minute, config.calls_burst)
 
     # -- calling ----------------------------------------------------------------------------
@@ -73,9 +76,11 @@ class SessionService:
         if not await self._store.add_session(session, self._config.call_limits):
             raise self._limited("too many calls wait for an answer; end one first", 5.0)
         self._metrics.sessions.labels("called").inc()
-        if not self._hub.deliver(target, _signed(offer, caller, session)):
-            await self._end(session.session_id, caller)
-            raise _offline()
+        try:
+            self._pass_on(session, caller, offer)
+        except RefusedError:
+            await self._close(session.session_id)
+            raise
         return session
 
     async def offer_again(self, username: str, message: Offer) -> None:
@@ -280,6 +285,7 @@ class SessionService:
             raise _unknown()
         before, after = changed
         if before.state == "pending":
+            self._pending.forget(session_id)
             self._metrics.sessions.labels("accepted").inc()
             # A caller who came over HTTP need not be online: he reads the state of the session.
             self._hub.deliver(after.caller, _signed(answer, username, after))
@@ -306,6 +312,7 @@ class SessionService:
         changed = await self._store.change_session(
             session_id, lambda session: sessions.close(session, now_s=now_s)
         )
+        self._pending.forget(session_id)
         if changed is None or changed[0].state == "closed":
             return None
         return changed[1]
@@ -339,9 +346,21 @@ class SessionService:
         return session
 
     def _pass_on(self, session: CallSession, username: str, message: Addressed) -> None:
-        other = sessions.other_user(session, username)
-        if not self._hub.deliver(other, _signed(message, username, session)):
-            raise _offline()
+        """Deliver a message of one user of a session to the other.
+
+        Raises:
+            RefusedError: ``user_offline``, or ``rate_limited``: too much for him now.
+        """
+        other, signed = sessions.other_user(session, username), _signed(message, username, session)
+        is_stranger = session.state == "pending" and username == session.caller
+        try:
+            if is_stranger:
+                self._pending.take(session.session_id, signed)
+            self._hub.pass_on(other, signed, Sender(username, is_stranger))
+        except RefusedError as error:
+            if error.code == ErrorCode.RATE_LIMITED:
+                self._metrics.limited.labels("message").inc()
+            raise
 
     def _limited(self, text: str, wait_s: float) -> RefusedError:
         self._metrics.limited.labels("call").inc()

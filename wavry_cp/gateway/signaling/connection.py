@@ -1,14 +1,14 @@
 """One WebSocket of a client: a bounded outgoing queue, one writer, and one way to end it.
 
-`send` and `end` never wait, so that a slow client holds up nobody else.  A queue that is full means
-a client that does not read: its connection is cut, the queue never grows.  `end` says why in an
+`send`, `pass_on` and `end` never wait, so that a slow client holds up nobody else.  Where the
+gateway's own word does not fit into the queue, the client does not read: its connection is cut.
+What other users send is refused to them instead (see `queue`).  `end` says why in an
 ERROR, closes, and cuts the connection when the client does not go along in time.  It takes
 the reading side out of its wait first: only then does aiohttp wait for the client's side of the
 close, and a client that is still sending gets to read the ERROR instead of a reset.
 """
 
 import asyncio
-from collections import deque
 from typing import Final
 
 import structlog
@@ -16,6 +16,8 @@ from aiohttp import WSMessage, web
 
 from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_peer.protocol.http.signaling import Error, Message, encode_message
+
+from .queue import ClientQueue, Sender
 
 __all__ = [
     "CLOSE_ABUSE",
@@ -67,10 +69,7 @@ class SignalingConnection:
         self.cause: str | None = None
         self._ws = ws
         self._transport = transport
-        self._queue: deque[str] = deque()
-        self._queued_bytes = 0
-        self._max_messages = queue_messages
-        self._max_bytes = queue_bytes
+        self._queue = ClientQueue(queue_messages, queue_bytes)
         self._send_timeout_s = send_timeout_s
         self._wake = asyncio.Event()
         self._receiving: asyncio.Timeout | None = None
@@ -94,15 +93,22 @@ class SignalingConnection:
             self._not_receiving.set()
 
     def send(self, message: Message) -> bool:
-        """Queue a message; False where the connection is ending."""
+        """Queue a message of the gateway; False where the connection is ending."""
         if self.cause is not None:
             return False
         text = encode_message(message)
-        full = len(self._queue) >= self._max_messages
-        if full or self._queued_bytes + len(text) > self._max_bytes:
+        if not self._queue.has_room(text, None):
             self.cut("slow_reader")
             return False
         self._put(text)
+        return True
+
+    def pass_on(self, message: Message, sender: Sender) -> bool:
+        """Queue a message of another user; False where it does not fit now, which cuts nobody."""
+        text = encode_message(message)
+        if self.cause is not None or not self._queue.has_room(text, sender):
+            return False
+        self._put(text, sender)
         return True
 
     def end(self, close_code: int, cause: str, error: Error | None = None) -> None:
@@ -124,7 +130,6 @@ class SignalingConnection:
         if self.cause is None:
             self.cause = cause
         self._queue.clear()
-        self._queued_bytes = 0
         self._close_code = self._close_code or CLOSE_GOING_AWAY
         self._wake.set()
         self._transport.abort()
@@ -136,8 +141,7 @@ class SignalingConnection:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    text = self._queue.popleft()
-                    self._queued_bytes -= len(text)
+                    text = self._queue.take()
                     async with asyncio.timeout(self._send_timeout_s):
                         await self._ws.send_str(text)
                 if self._close_code is not None:
@@ -164,7 +168,6 @@ class SignalingConnection:
             if self._cutter is not None:
                 self._cutter.cancel()
 
-    def _put(self, text: str) -> None:
-        self._queue.append(text)
-        self._queued_bytes += len(text)
+    def _put(self, text: str, sender: Sender | None = None) -> None:
+        self._queue.put(text, sender)
         self._wake.set()

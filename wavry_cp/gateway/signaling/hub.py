@@ -8,11 +8,13 @@ never removes the newer.
 from collections import defaultdict
 from collections.abc import Iterable
 
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.accounts.tokens import TokenHash
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.signaling import Error, Message
 
 from .connection import CLOSE_AUTH, CLOSE_DISPLACED, CLOSE_GOING_AWAY, SignalingConnection
+from .queue import Sender
 
 __all__ = ["Hub"]
 
@@ -93,8 +95,25 @@ class Hub:
                 ),
             )
 
+    def pass_on(self, username: str, message: Message, sender: Sender) -> None:
+        """Queue a message of one user for another.
+
+        Raises:
+            RefusedError: ``user_offline``; ``rate_limited`` where what waits for him is all that
+                may wait of this sender.
+        """
+        connection = self._bound.get(username)
+        if connection is None or connection.cause is not None:
+            raise RefusedError(ErrorCode.USER_OFFLINE, "this user is not online or does not exist")
+        if not connection.pass_on(message, sender):
+            raise RefusedError(
+                ErrorCode.RATE_LIMITED,
+                "this user does not read as fast as you write; try again in a moment",
+                retry_after_s=1.0,
+            )
+
     def deliver(self, username: str, message: Message) -> bool:
-        """Queue a message for a user; False where he is offline."""
+        """Queue a message of the gateway for a user; False where he is offline."""
         connection = self._bound.get(username)
         return connection is not None and connection.send(message)
 

@@ -8,6 +8,7 @@ few times, then the connection ends with a code that says why.
 
 import asyncio
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -79,6 +80,7 @@ class Signaling:
         self._accounts = accounts
         self._sessions = sessions
         self._session_leases = session_leases
+        self._bind_limit = RateLimiter.per_minute(config.binds_per_minute, config.binds_burst)
         self._message_limit = RateLimiter(config.messages_per_s, config.messages_burst, LIMIT_KEYS)
         self._actions: Mapping[type, Callable[[SignalingConnection, str, Any], Awaitable[None]]] = {
             wire.Offer: self._offer,
@@ -183,6 +185,13 @@ class Signaling:
             else:
                 self._fail(connection, CLOSE_AUTH, error.code, str(error))
             raise _Ended from error
+        wait_s = self._bind_limit.check(owner.username, self._clock.monotonic_s())
+        if wait_s:
+            self._metrics.limited.labels("connect").inc()
+            self._fail(
+                connection, CLOSE_FLOOD, ErrorCode.RATE_LIMITED,
+                f"this user connects too often; wait {math.ceil(wait_s)} s",
+            )  # fmt: skip
         if connection.cause is not None:
             raise _Ended
         self._hub.bind(connection, owner.username)
