@@ -27,6 +27,7 @@ from wavry_peer.protocol.http.accounts import (
 )
 from wavry_peer.protocol.http.codes import ErrorCode
 
+from .fair_queue import Party
 from .passwords import PasswordHasher
 from .service import AccountService
 from .store import User
@@ -79,7 +80,7 @@ class AccountChanges:
             RefusedError: as `AccountService.require_password`.
         """
         await self._accounts.require_password(username, passwords[0], address)
-        hashed = await self._hasher.hash(passwords[1])
+        hashed = await self._hasher.hash(passwords[1], Party.of(username, address))
         ended = await self._store.change_password(
             username, hashed, keep=token_hash(token), audit=self._own(username, "password_change")
         )
@@ -104,7 +105,7 @@ class AccountChanges:
         ended = await self._store.use_reset(
             username,
             hashed_token,
-            await self._hasher.hash(password),
+            await self._hasher.hash(password, Party.of(username, address)),
             audit=self._own(username, "password_reset"),
         )
         if ended is None:

@@ -1,7 +1,7 @@
 """Argon2id in worker threads, bounded, and with the same work for every answer.
 
-Each check costs memory and a core for a while, so at most `concurrency` run at once and at most
-`max_waiting` wait; one more is refused at once instead of growing a queue.  A login of an unknown
+Each check costs memory and a core for a while, so at most `concurrency` run at once, and those who
+wait take fair turns (`fair_queue`).  A login of an unknown
 user verifies against a decoy made with the same cost, so that time does not tell who exists.
 """
 
@@ -16,8 +16,7 @@ import nacl.exceptions
 import nacl.pwhash
 from nacl.pwhash import argon2id
 
-from wavry_cp.app.refusal import RefusedError
-from wavry_peer.protocol.http.codes import ErrorCode
+from .fair_queue import FairQueue, Party
 
 __all__ = ["PasswordCost", "PasswordHasher"]
 
@@ -47,32 +46,30 @@ class PasswordHasher:
 
     def __init__(self, cost: PasswordCost, *, concurrency: int, max_waiting: int) -> None:
         self._cost = cost
-        self._slots = asyncio.Semaphore(concurrency)
+        self._turns = FairQueue(concurrency=concurrency, max_waiting=max_waiting)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
-        self._max_waiting = max_waiting
-        self._waiting = 0
         self._decoy = self._hash(b"decoy of a user who does not exist")
 
     def close(self) -> None:
         """End the worker threads; running checks come to their end."""
         self._threads.shutdown(wait=True)
 
-    async def hash(self, password: str) -> str:
-        """Hash of a new password, with salt and cost inside.
+    async def hash(self, password: str, party: Party) -> str:
+        """Hash of a new password of `party`, with salt and cost inside.
 
         Raises:
             RefusedError: ``busy``: too many checks wait already.
         """
-        return await self._work(lambda: self._hash(_canonical(password)))
+        return await self._work(lambda: self._hash(_canonical(password)), party)
 
-    async def verify(self, password: str, stored: str | None) -> bool:
+    async def verify(self, password: str, stored: str | None, party: Party) -> bool:
         """Return whether `password` fits `stored`; for None (no such user) False, by the same work.
 
         Raises:
             RefusedError: ``busy``.
         """
         target = self._decoy if stored is None else stored
-        fits = await self._work(lambda: self._verify(target, _canonical(password)))
+        fits = await self._work(lambda: self._verify(target, _canonical(password)), party)
         return fits and stored is not None
 
     def outdated(self, stored: str) -> bool:
@@ -88,14 +85,6 @@ class PasswordHasher:
         except nacl.exceptions.InvalidkeyError:
             return False
 
-    async def _work(self, job: Callable[[], Result]) -> Result:
-        if self._waiting >= self._max_waiting:
-            raise RefusedError(
-                ErrorCode.BUSY, "too many logins at once, try again shortly", retry_after_s=1
-            )
-        self._waiting += 1
-        try:
-            async with self._slots:
-                return await asyncio.get_running_loop().run_in_executor(self._threads, job)
-        finally:
-            self._waiting -= 1
+    async def _work(self, job: Callable[[], Result], party: Party) -> Result:
+        async with self._turns.turn(party):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, job)

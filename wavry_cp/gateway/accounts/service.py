@@ -12,6 +12,7 @@ from wavry_cp.app.refusal import RefusedError
 from wavry_cp.gateway.core import GatewayCore
 from wavry_peer.protocol.http.codes import ErrorCode
 
+from .fair_queue import Party, login_network
 from .login_delays import LoginDelays
 from .passwords import PasswordHasher
 from .store import AccountStore, NewLogin, TokenOwner
@@ -19,6 +20,8 @@ from .tokens import make_token, token_hash
 
 __all__ = ["AccountService", "Login", "Via"]
 
+NETWORK_FACTOR: Final = 8
+"""Logins of an IPv6 /48, as a multiple of those of an address: a house has several /64."""
 Via = Literal["http", "websocket"]
 LOGIN_ID_BYTES: Final = 5
 
@@ -55,6 +58,9 @@ class AccountService:
             config.register_per_minute, config.register_burst
         )
         self._login_limit = RateLimiter.per_minute(config.login_per_minute, config.login_burst)
+        self._network_limit = RateLimiter.per_minute(
+            NETWORK_FACTOR * config.login_per_minute, NETWORK_FACTOR * config.login_burst
+        )
 
     async def register(self, username: str, password: str, address: str) -> None:
         """Make an account; `address` is the limiter's key of the client.
@@ -65,7 +71,7 @@ class AccountService:
         self._check(self._register_limit, "register", address, self._metrics.registrations)
         # Hashed before the name is looked at: the answer's time does not tell who exists.
         try:
-            hashed = await self._hasher.hash(password)
+            hashed = await self._hasher.hash(password, Party.of(username, address))
         except RefusedError:
             self._metrics.registrations.labels("busy").inc()
             raise
@@ -90,7 +96,7 @@ class AccountService:
         """
         stored = await self.require_password(username, password, address)
         if self._hasher.outdated(stored):
-            renewed = await self._hasher.hash(password)
+            renewed = await self._hasher.hash(password, Party.of(username, address))
             await self._store.set_password_hash(username, renewed, before=stored)
             stored = renewed
         login = await self._new_token(username, stored, temporary=temporary)
@@ -105,6 +111,7 @@ class AccountService:
                 wrong password and an unknown user alike ``invalid_credentials``.
         """
         self._check(self._login_limit, "login", address, self._metrics.logins)
+        self._check(self._network_limit, "login", login_network(address), self._metrics.logins)
         wait_s = self._delays.begin(username, address, self._clock.monotonic_s())
         if wait_s:
             self._metrics.logins.labels("delayed").inc()
@@ -119,7 +126,7 @@ class AccountService:
         user = await self._store.user(username)
         stored = None if user is None else user.password_hash
         try:
-            fits = await self._hasher.verify(password, stored)
+            fits = await self._hasher.verify(password, stored, Party.of(username, address))
         except RefusedError:
             self._delays.take_back(username, address)
             self._metrics.logins.labels("busy").inc()
