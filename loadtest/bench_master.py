@@ -54,7 +54,7 @@ class BenchMaster:
         )
         self.keyset = ks.sign_keyset([published], serial=1, issued_at=0, root=self._root)
         self.url = ""
-        self._challenges: dict[str, tuple[bytes, bytes]] = {}
+        self._challenges: dict[str, tuple[bytes, bytes, tuple[str, ...]]] = {}
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="bench-master", daemon=True)
@@ -92,15 +92,23 @@ class BenchMaster:
     async def _register(self, request: web.Request) -> web.Response:
         body = api.decode_body(api.RegisterRequest, await request.read())
         challenge_id, challenge = str(uuid.uuid4()), secrets.token_bytes(32)
-        self._challenges[challenge_id] = (challenge, base64url.decode(body.public_key, size=32))
-        text = base64url.encode(challenge)
-        return _answer(api.RegisterResponse(challenge_id=challenge_id, challenge=text))
+        public_key = base64url.decode(body.public_key, size=32)
+        self._challenges[challenge_id] = (challenge, public_key, body.endpoints)
+        return _answer(
+            api.RegisterResponse(
+                challenge_id=challenge_id,
+                challenge=base64url.encode(challenge),
+                master_id=base64url.encode(self._root.public_key),
+            )
+        )
 
     async def _verify(self, request: web.Request) -> web.Response:
         body = api.decode_body(api.VerifyRequest, await request.read())
-        challenge, public_key = self._challenges.pop(body.challenge_id)
+        challenge, public_key, endpoints = self._challenges.pop(body.challenge_id)
         signature = base64url.decode(body.signature, size=64)
-        if not registration.verify_challenge(public_key, challenge, signature):
+        if not registration.verify_registration(
+            public_key, signature, challenge, self._root.public_key, endpoints
+        ):
             raise web.HTTPForbidden(text="signature does not verify")
         return _answer(
             api.VerifyResponse(

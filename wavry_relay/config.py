@@ -95,6 +95,18 @@ class RelayConfig:
         None,
         doc="File that holds the pinned root public key, instead of WAVRY_RELAY_ROOT_KEY.",
     )
+    enrolment_token_file: Path | None = setting(
+        "WAVRY_RELAY_ENROLMENT_TOKEN_FILE",
+        None,
+        doc="File (mode 0600) with the token of `wavryctl relays enrol`, or the service token of a"
+        " managed pool; needed until the first registration.",
+    )
+    name: str | None = setting(
+        "WAVRY_RELAY_NAME",
+        None,
+        doc="Name that a relay of a pool or of the master's list asks for when it comes in; a token"
+        " of `wavryctl relays enrol` has the name in it.",
+    )
     ops_listen: str = setting(
         "WAVRY_RELAY_OPS_LISTEN",
         "127.0.0.1:4501",

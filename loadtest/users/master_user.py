@@ -14,10 +14,8 @@ from wavry_peer.paths.own_lease import OwnLease
 from wavry_peer.protocol import base64url, keyset
 from wavry_peer.protocol.constants import Role
 from wavry_peer.protocol.ed25519 import SigningKey
-from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import api
-from wavry_peer.protocol.http.codes import ErrorCode
-from wavry_peer.protocol.registration import sign_challenge
+from wavry_peer.protocol.registration import sign_registration
 from wavry_peer.protocol.relay_terms import ReportedState
 
 from .service_calls import answer, nothing
@@ -26,8 +24,11 @@ from .wavry_user import WavryUser, own_lease, ready
 __all__ = ["MasterUser"]
 
 KEY_LABEL: Final = b"wavry-loadtest-relay"
-NOWHERE: Final = "192.0.2.1:9"
-"""An address for documentation (RFC 5737): nothing is ever sent there."""
+NOWHERE: Final = "192.0.2.1"
+"""An address for documentation (RFC 5737): nothing is ever sent there.  A master takes it with
+WAVRY_MASTER_PRIVATE_ENDPOINTS=1."""
+FIRST_PORT: Final = 1024
+PORTS: Final = 64_000
 
 
 class MasterUser(WavryUser):
@@ -57,33 +58,35 @@ class MasterUser(WavryUser):
         Raises:
             LoadFailure: the master does not take it.
         """
+        endpoints = (f"{NOWHERE}:{FIRST_PORT + self.number % PORTS}",)
         first = self.calls.call(
             "POST",
             "/v1/relays/register",
-            _registration,
+            answer(api.RegisterResponse),
             body=api.RegisterRequest(
                 relay_id=self._relay_id,
                 public_key=base64url.encode(self._key.public_key),
-                endpoints=(NOWHERE,),
+                endpoints=endpoints,
                 max_sessions=1,
                 max_bitrate_kbps=1,
                 version="loadtest",
             ),
             token=self._service_token,
         )
-        if isinstance(first, api.RegisterResponse):
-            # It is registered from before, and alive: then only its key counts.
-            challenge = base64url.decode(first.challenge, size=32)
-            first = self.calls.call(
-                "POST",
-                "/v1/relays/register/verify",
-                answer(api.VerifyResponse),
-                body=api.VerifyRequest(
-                    challenge_id=first.challenge_id,
-                    signature=base64url.encode(sign_challenge(self._key, challenge)),
-                ),
-            )
-        self._relay = first
+        signature = sign_registration(
+            self._key,
+            base64url.decode(first.challenge, size=32),
+            base64url.decode(first.master_id, size=32),
+            endpoints,
+        )
+        self._relay = self.calls.call(
+            "POST",
+            "/v1/relays/register/verify",
+            answer(api.VerifyResponse),
+            body=api.VerifyRequest(
+                challenge_id=first.challenge_id, signature=base64url.encode(signature)
+            ),
+        )
 
     def take_down(self) -> None:
         """Deregister the simulated relay."""
@@ -178,11 +181,3 @@ class MasterUser(WavryUser):
             token, session_id=uuid.UUID(session_id).bytes, role=Role.CLIENT, identity=identity
         )
         self._session = (session_id, lease, identity)
-
-
-def _registration(status: int, raw: bytes) -> api.RegisterResponse | api.VerifyResponse:
-    if status == 201:
-        return api.decode_body(api.VerifyResponse, raw)
-    if status == 200:
-        return api.decode_body(api.RegisterResponse, raw)
-    raise MessageError(ErrorCode.INVALID_BODY, f"status {status}")

@@ -135,6 +135,10 @@ class Access:
         is_service = CallerKind.SERVICE in needed and name == SERVICE
         return Admitted(CallerKind.SERVICE if is_service else needed[-1], name)
 
+    def is_service_token(self, text: str) -> bool:
+        """Return whether a text is the service token."""
+        return self._service.matches(text)
+
     def is_admin(self, request: web.Request) -> bool:
         """Return whether the request shows an admin token of any role."""
         caller = self.caller(request)

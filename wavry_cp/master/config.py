@@ -71,7 +71,19 @@ class MasterConfig:
     allowed_relays: tuple[str, ...] = setting(
         "WAVRY_MASTER_ALLOWED_RELAYS",
         (),
-        doc="Relay ids that may register; empty lets every relay that proves its key.",
+        doc="Relay ids that may register without a token of `wavryctl relays enrol`.",
+    )
+    open_enrolment: bool = setting(
+        "WAVRY_MASTER_OPEN_ENROLMENT",
+        default=False,
+        doc="Let relays register that nobody enrolled: they get a fiftieth of the sessions until"
+        " `wavryctl relays approve`. Strangers carry your users' (encrypted) traffic then.",
+    )
+    private_endpoints: bool = setting(
+        "WAVRY_MASTER_PRIVATE_ENDPOINTS",
+        default=False,
+        doc="Let enrolled relays advertise loopback and private addresses: for one host, or one"
+        " network that all peers are in.",
     )
     register_per_minute: int = setting(
         "WAVRY_MASTER_REGISTER_PER_MINUTE",

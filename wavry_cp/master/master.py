@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,18 +18,21 @@ from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import require_different
 from wavry_cp.master.blocks.service import BlockService
+from wavry_cp.master.enrolment.registrar import Registrar
+from wavry_cp.master.enrolment.service import EnrolmentService
 from wavry_cp.master.keys.files import DOCUMENT_FILE, KeyFileError
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.service import KeyService
 from wavry_cp.master.leases.service import LeaseService, Vetoes
-from wavry_cp.master.relays.challenges import Challenges
 from wavry_cp.master.relays.event_stream import EventStreams
 from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.revocations.service import RevocationIndex, RevocationService
 from wavry_cp.operators.admin_tokens import TokenTable
+from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.auth_failures import AuthFailures
 from wavry_cp.operators.ban_service import BanService
 from wavry_cp.operators.bans import BanKind, BanTable
+from wavry_cp.operators.flood import FloodFold
 from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import SwitchTable
 from wavry_cp.operators.token_service import TokenService
@@ -77,7 +81,9 @@ class Master:
     bans: BanTable
     ban_service: BanService
     block_service: BlockService
-    challenges: Challenges
+    enrolments: EnrolmentService
+    registrar: Registrar
+    refusals: FloodFold[str]
     metrics: MasterMetrics
     clock: Clock
     revocations: RevocationService
@@ -87,6 +93,11 @@ class Master:
     trusted_proxies: tuple[IpNetwork, ...]
     store_probe: StoreProbe
     started_s: float
+
+    def forget_relay(self, relay_id: str) -> None:
+        """Forget what was told about a relay whose record is gone."""
+        self.events.forget(relay_id)
+        self.block_service.forget(relay_id)
 
 
 @asynccontextmanager
@@ -149,7 +160,11 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         metrics.watch_switches(switches)
         bans = BanTable(await store.bans())
         metrics.watch_bans(bans, clock.now_s)
-        registry = RelayRegistry(store, heartbeat_interval_s=config.heartbeat_interval_ms / 1000)
+        registry = RelayRegistry(
+            store,
+            heartbeat_interval_s=config.heartbeat_interval_ms / 1000,
+            is_door_open=config.open_enrolment,
+        )
         await registry.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
         access = Access(
             service,
@@ -171,6 +186,8 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         key_service = KeyService(keys, store, registry, clock, metrics)
         await key_service.load()
         key_service.on_change.append(lambda _keyset: events.wake_all())
+        enrolments = EnrolmentService(store, registry, clock)
+        await enrolments.load()
         master = Master(
             config=config,
             store=store,
@@ -194,7 +211,9 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
                 now_s=clock.now_s,
             ),
             block_service=BlockService(),
-            challenges=Challenges(),
+            enrolments=enrolments,
+            registrar=Registrar(config, registry, enrolments, keys, bans, clock),
+            refusals=FloodFold(),
             metrics=metrics,
             clock=clock,
             revocations=revocations,
@@ -272,6 +291,20 @@ async def _lift_bans(master: Master) -> None:
         await asyncio.sleep(LIFT_INTERVAL_S)
 
 
+async def _tell_refusals(master: Master) -> None:
+    """Tell of the refused registrations that came in floods: how many, from how many networks."""
+    counts: Counter[str] = Counter()
+    networks: Counter[str] = Counter()
+    for flood in master.refusals.ended(master.clock.monotonic_s()):
+        counts[flood.cause] += flood.count
+        networks[flood.cause] += 1
+    for code, count in counts.items():
+        text = f"{count} more from {networks[code]} network(s), in the minutes before"
+        entry = AuditEntry(master.clock.now_s(), "relay", "register", "several", text, outcome=code)
+        await master.store.record_act(entry)
+        _log.warning("registrations_refused", code=code, count=count, networks=networks[code])
+
+
 async def _prune(master: Master) -> None:
     """Delete rows of sessions, tokens and revocations that ended long ago."""
     while True:
@@ -281,6 +314,13 @@ async def _prune(master: Master) -> None:
             while pruned == PRUNE_BATCH:
                 pruned = await master.store.prune_sessions(before_s, PRUNE_BATCH)
             await master.token_service.forget_expired()
+            await master.enrolments.forget_ended()
+            for relay_id in await master.registry.forget_strangers(master.clock.now_s()):
+                master.forget_relay(relay_id)
+                _log.info(
+                    "relay_forgotten", relay_id=relay_id, cause="a stranger, silent for a day"
+                )
+            await _tell_refusals(master)
             await master.revocations.prune(master.clock.now_s())
             await master.store.checkpoint()
         except StoreUnavailableError as error:

@@ -10,6 +10,8 @@ from wavry_cp.operators.switch_routes import switch_routes
 from wavry_cp.operators.switches import Switch
 
 from .blocks.routes import BLOCK_ROUTES
+from .enrolment.registration_routes import REGISTRATION_ROUTES
+from .enrolment.routes import ENROLMENT_ROUTES
 from .keys.routes import KEY_ROUTES
 from .leases.admin_routes import LEASE_ADMIN_ROUTES
 from .leases.routes import LEASE_ROUTES
@@ -26,7 +28,9 @@ ROUTES: Final[tuple[Route[Master], ...]] = with_document(
     "Wavry master",
     (
         *EVENT_ROUTES,  # before /v1/relays/{relay_id}
+        *REGISTRATION_ROUTES,
         *RELAY_ROUTES,
+        *ENROLMENT_ROUTES,
         *LEASE_ROUTES,
         *LEASE_ADMIN_ROUTES,
         *REVOCATION_ROUTES,

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from wavry_cp.master.enrolment.store import EnrolmentStore
 from wavry_cp.master.keys.store import KeyStore
 from wavry_cp.master.leases.store import LeaseStore
 from wavry_cp.master.relays.store import RelayStore
@@ -10,7 +11,9 @@ from wavry_cp.operators.store import AdminStore, TokenStore
 __all__ = ["MasterStore"]
 
 
-class MasterStore(RelayStore, LeaseStore, KeyStore, AdminStore, TokenStore, Protocol):
+class MasterStore(
+    RelayStore, EnrolmentStore, LeaseStore, KeyStore, AdminStore, TokenStore, Protocol
+):
     """Relays, leases and keys, and what operators' orders need; revocations have their own."""
 
     async def check(self) -> None:

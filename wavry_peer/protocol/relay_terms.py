@@ -2,18 +2,45 @@
 
 from enum import StrEnum
 
-__all__ = ["DrainOrder", "LimitLayer", "MasterLinkState", "RelayState", "ReportedState"]
+__all__ = [
+    "DrainOrder",
+    "Enrolment",
+    "LimitLayer",
+    "MasterLinkState",
+    "RelayState",
+    "ReportedState",
+]
 
 
 class RelayState(StrEnum):
-    """State of a relay at its master.  DEGRADED (it lacks workers) and OFFLINE are never stored."""
+    """State of a relay at its master.
+
+    PROBATION (it came in by the open door), DEGRADED (it lacks workers) and OFFLINE are never
+    stored.
+    """
 
     NEW = "NEW"
+    PROBATION = "PROBATION"
     ACTIVE = "ACTIVE"
     DEGRADED = "DEGRADED"
     DRAINING = "DRAINING"
     OFFLINE = "OFFLINE"
     BANNED = "BANNED"
+
+
+class Enrolment(StrEnum):
+    """By what a relay came to be known to its master."""
+
+    TOKEN = "token"
+    """A one-time token of `wavryctl relays enrol`."""
+    LISTED = "listed"
+    """Its id is on the list of the master's settings."""
+    POOL = "pool"
+    """The service token of a managed pool."""
+    APPROVED = "approved"
+    """An operator approved it; also who was registered before there was enrolment."""
+    OPEN = "open"
+    """Nobody knows it: it came in by the open door."""
 
 
 class ReportedState(StrEnum):

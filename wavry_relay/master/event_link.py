@@ -38,7 +38,8 @@ from wavry_peer.protocol.http.relay_events import (
 )
 from wavry_relay.identity import StateError
 
-from .link import MasterCallError, Orders
+from .call_error import MasterCallError
+from .link import Orders
 from .revocations import RelayRevocations
 
 __all__ = ["EventLink", "MasterSide"]

@@ -46,6 +46,11 @@ class KeyRing:
         self.refused: str | None = None
         """Why the last document was refused, None after a good one."""
 
+    @property
+    def root(self) -> bytes | None:
+        """Root public key that is trusted, None before the first document of an unpinned relay."""
+        return self._root
+
     def go_on(self) -> None:
         """Start with the keys in the control block: another process with this root put them there.
 

@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 import aiohttp
@@ -19,26 +19,22 @@ import msgspec
 import structlog
 
 from wavry_peer.protocol import base64url
-from wavry_peer.protocol.ed25519 import SigningKey
-from wavry_peer.protocol.errors import KeySetError, MessageError, ProtocolError
+from wavry_peer.protocol.errors import KeySetError, MessageError
 from wavry_peer.protocol.http import api
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.keyset import MAX_DOCUMENT_BYTES, encode_keyset, relay_id
-from wavry_peer.protocol.registration import sign_challenge
+from wavry_peer.protocol.registration import sign_registration
 from wavry_peer.protocol.relay_terms import DrainOrder, MasterLinkState, ReportedState
 from wavry_peer.service.clock import Clock
 from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
 from wavry_peer.service.request_ids import quoted
 
+from .call_error import MasterCallError
+from .description import RelayDescription, RelayLoad
+from .enrolment_token import read_enrolment_token
 from .key_ring import KeyRing
 
-__all__ = [
-    "MasterCallError",
-    "MasterLink",
-    "Orders",
-    "RelayDescription",
-    "RelayLoad",
-]
+__all__ = ["MasterLink", "Orders"]
 
 FAILURES_BEFORE_REGISTERING: Final = 6
 JITTER: Final = 0.2
@@ -51,52 +47,14 @@ CALL_TIMEOUT_S: Final = 5.0
 FAREWELL_TIMEOUT_S: Final = 1.0
 _HEARTBEAT_MIN_S: Final = 0.1
 _HEARTBEAT_MAX_S: Final = 300.0
+BACKOFF_REFUSED_S: Final = 10.0
 _FORGOTTEN: Final = (401, 403, 404)
+_LASTING: Final = (400, 403, 409)
+
+_MESSAGE_CHARS: Final = 300
 
 _log = structlog.get_logger(__name__)
 Body = TypeVar("Body", bound=msgspec.Struct)
-
-
-@dataclass(frozen=True, slots=True)
-class RelayDescription:
-    """Who the relay is, and what it tells of itself at registration."""
-
-    identity: SigningKey
-    endpoints: tuple[str, ...]
-    region: str | None
-    max_sessions: int
-    max_bitrate_kbps: int
-    version: str
-    features: tuple[str, ...] = ("proof", "reflexive", "path-challenge")
-
-
-@dataclass(frozen=True, slots=True)
-class RelayLoad:
-    """What a heartbeat tells, measured since the last one."""
-
-    load_pct: float
-    active_sessions: int
-    bandwidth_in_kbps: int
-    bandwidth_out_kbps: int
-    packet_loss_pct: float
-    draining: bool
-    workers_wanted: int = 0
-    workers_missing: int = 0
-    blocks: tuple[api.BlockedHost, ...] = ()
-
-
-class MasterCallError(ProtocolError):
-    """The master is unreachable or answers something else than it should.
-
-    Attributes:
-        status: HTTP status, 0 without an answer.
-        code: the master's error code, empty without one.
-    """
-
-    def __init__(self, message: str, status: int = 0, code: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
 
 
 class Orders(Protocol):
@@ -157,6 +115,8 @@ class MasterLink:
         self._failures = 0
         self._is_watched = False
         self._banned = False
+        self._is_known = False
+        """It registered once: the master knows its key, and an enrolment token is used up."""
         self._http: JsonCaller | None = None
         self.state = MasterLinkState.REGISTERING
         self.last_error: str | None = None
@@ -201,12 +161,16 @@ class MasterLink:
             except MasterCallError as error:
                 self._failed(self.registrations, error)
                 self._heed_ban(error)
-                wait_s = self._uniform(delay_s * 0.5, delay_s)
+                if error.status in _LASTING:
+                    # Asking faster changes nothing: somebody has to do something first.
+                    delay_s = max(delay_s, BACKOFF_REFUSED_S)
+                wait_s = max(error.retry_after_s, self._uniform(delay_s * 0.5, delay_s))
                 _log.warning(
                     "registration_failed",
                     cause=str(error),
                     retry_in_s=round(wait_s, 1),
-                    next_step="check WAVRY_RELAY_MASTER_URL and the master's log",
+                    next_step=error.next_step
+                    or "check WAVRY_RELAY_MASTER_URL and the master's log",
                 )
                 await asyncio.sleep(wait_s)
                 delay_s = min(delay_s * 2, BACKOFF_MAX_S)
@@ -279,6 +243,7 @@ class MasterLink:
 
     async def _register(self) -> None:
         described = self._description
+        token = None if self._is_known else read_enrolment_token(described.enrolment_token_file)
         challenge = await self._call(
             "POST",
             "/v1/relays/register",
@@ -292,10 +257,19 @@ class MasterLink:
                 max_bitrate_kbps=described.max_bitrate_kbps,
                 features=described.features,
                 version=described.version,
+                name=described.name,
+                enrolment_token=token,
             ),
         )
         try:
-            signature = sign_challenge(described.identity, base64url.decode(challenge.challenge))
+            # The pinned root is who we mean; another master must not be able to use this.
+            master_id = self._keyring.root or base64url.decode(challenge.master_id)
+            signature = sign_registration(
+                described.identity,
+                base64url.decode(challenge.challenge),
+                master_id,
+                described.endpoints,
+            )
         except ValueError as error:
             raise MasterCallError("/v1/relays/register: challenge is not base64url") from error
         answer = await self._call(
@@ -307,6 +281,7 @@ class MasterLink:
             ),
         )
         self._token = answer.relay_token
+        self._is_known = True
         self._heard_s = self._clock.monotonic_s()
         interval_s = answer.heartbeat_interval_ms / 1000
         self._interval_s = min(max(interval_s, _HEARTBEAT_MIN_S), _HEARTBEAT_MAX_S)
@@ -439,5 +414,16 @@ class MasterLink:
             reason = answer.error_body()
             code = "" if reason is None else reason.error[:64]
             said = f"{path}: {answer.status} {code or 'without a reason'}"
-            raise MasterCallError(quoted(said, answer.request_id), answer.status, code)
+            if reason is not None:
+                said += f": {_printable(reason.message)}"
+            raise MasterCallError(
+                quoted(said, answer.request_id),
+                answer.status,
+                code,
+                min(answer.retry_after_s() or 0.0, BACKOFF_MAX_S),
+            )
         return answer
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:_MESSAGE_CHARS])

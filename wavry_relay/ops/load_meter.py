@@ -4,7 +4,7 @@ from typing import Final
 
 from wavry_peer.protocol.http.api import MAX_BLOCKS_TOLD
 from wavry_peer.service.clock import Clock
-from wavry_relay.master.link import RelayLoad
+from wavry_relay.master.description import RelayLoad
 from wavry_relay.shm.counters import totals
 from wavry_relay.shm.tables import SegmentTables
 

@@ -11,9 +11,10 @@ from wavry_peer.service.clock import Clock
 from wavry_relay.config import RelayConfig
 from wavry_relay.identity import StateDirectory
 from wavry_relay.master.connection import MasterConnection
+from wavry_relay.master.description import RelayDescription
 from wavry_relay.master.event_link import EventLink
 from wavry_relay.master.key_ring import KeyRing
-from wavry_relay.master.link import MasterLink, RelayDescription
+from wavry_relay.master.link import MasterLink
 from wavry_relay.master.revocations import RelayRevocations
 from wavry_relay.ops.figures import RelayFigures
 from wavry_relay.ops.load_meter import LoadMeter
@@ -82,6 +83,8 @@ class Assembler:
                 max_sessions=segment.geometry.max_sessions,
                 max_bitrate_kbps=config.max_bitrate_kbps,
                 version=self.version,
+                name=config.name,
+                enrolment_token_file=config.enrolment_token_file,
             )
             link = MasterLink(config.master_url, description, keyring, orders, load.measure, clock)
             events = EventLink(link, revocations, orders, poll_s=config.event_poll_s)

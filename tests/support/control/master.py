@@ -3,6 +3,7 @@
 Other rooms use `MasterProcess` (sync) and `FakeRelay`; `running_master` is for tests of the master.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -28,6 +29,8 @@ from wavry_peer.protocol import base64url, ed25519, keyset, registration
 from wavry_peer.service.clock import Clock
 
 START_TIMEOUT_S = 20.0
+_PORTS = itertools.count(20_000)
+"""No two relays have the same address."""
 
 
 def write_token(path: Path) -> str:
@@ -82,6 +85,7 @@ class MasterFiles:
             "WAVRY_MASTER_SERVICE_TOKEN_FILE": str(self.service_token_file),
             "WAVRY_MASTER_ADMIN_TOKEN_FILE": str(self.admin_token_file),
             "WAVRY_MASTER_LISTEN": "127.0.0.1:0",
+            "WAVRY_MASTER_PRIVATE_ENDPOINTS": "1",
         }
 
     def config(self, **settings: Any) -> MasterConfig:
@@ -91,6 +95,7 @@ class MasterFiles:
             service_token_file=self.service_token_file,
             admin_token_file=self.admin_token_file,
             listen="127.0.0.1:0",
+            private_endpoints=True,
         )
         return replace(config, **settings)
 
@@ -235,19 +240,22 @@ class FakeClock:
 
 @dataclass
 class FakeRelay:
-    """A relay's side of the master's HTTP."""
+    """A relay's side of the master's HTTP, one of a managed pool unless it is told otherwise."""
 
     client: MasterClient
     key: ed25519.SigningKey = field(
         default_factory=lambda: ed25519.SigningKey.from_seed(secrets.token_bytes(32))
     )
     region: str | None = None
-    endpoints: tuple[str, ...] = ("127.0.0.1:4500",)
+    endpoints: tuple[str, ...] = field(default_factory=lambda: (f"127.0.0.1:{next(_PORTS)}",))
     max_sessions: int = 1000
     max_bitrate_kbps: int = 0
     token: str | None = None
     held_kids: tuple[str, ...] = ()
     keyset_serial: int = 0
+    enrolment_token: str | None = None
+    """Of the operator; without one it shows the service token."""
+    name: str | None = None
 
     @property
     def relay_id(self) -> str:
@@ -263,16 +271,25 @@ class FakeRelay:
             "max_bitrate_kbps": self.max_bitrate_kbps,
             "features": ["proof"],
             "version": "test",
+            **({"name": self.name} if self.name else {}),
+            **({"enrolment_token": self.enrolment_token} if self.enrolment_token else {}),
         }
 
-    async def challenge(self, token: str | None = None) -> Answer:
+    async def challenge(self, token: str | None = "service") -> Answer:
+        """Ask for a challenge; `token` None shows nothing but the relay's own token, if any."""
+        if self.enrolment_token is not None:
+            token = None
         return await self.client.post("/v1/relays/register", self.registration(), token=token)
 
     async def verify(
-        self, challenge: dict[str, Any], key: ed25519.SigningKey | None = None
+        self, challenge: dict[str, Any], key: ed25519.SigningKey | None = None, **signed: Any
     ) -> Answer:
-        signature = registration.sign_challenge(
-            key or self.key, base64url.decode(challenge["challenge"])
+        """Answer a challenge; `signed` is signed in place of the true master_id or endpoints."""
+        signature = registration.sign_registration(
+            key or self.key,
+            base64url.decode(challenge["challenge"]),
+            signed.get("master_id", base64url.decode(challenge["master_id"])),
+            signed.get("endpoints", self.endpoints),
         )
         answer = await self.client.post(
             "/v1/relays/register/verify",
@@ -290,8 +307,8 @@ class FakeRelay:
         self.held_kids = tuple(key["kid"] for key in body["keyset"]["keys"])
         self.keyset_serial = body["keyset"]["serial"]
 
-    async def register(self) -> Answer:
-        challenge = await self.challenge()
+    async def register(self, token: str | None = "service") -> Answer:
+        challenge = await self.challenge(token)
         assert challenge.status == 200, challenge
         return await self.verify(challenge.body)
 
@@ -326,9 +343,9 @@ class FakeRelay:
             headers={"Authorization": f"Bearer {self.token}"},
         )
 
-    async def join(self, **fields: Any) -> Self:
+    async def join(self, token: str | None = "service", **fields: Any) -> Self:
         """Register and report once, so that leases are given for it."""
-        assert (await self.register()).status == 201
+        assert (await self.register(token)).status == 201
         assert (await self.heartbeat(**fields)).status == 200
         return self
 

@@ -124,6 +124,7 @@ class World:
             WAVRY_MASTER_SERVICE_TOKEN_FILE=str(self.tokens["service"]),
             WAVRY_MASTER_ADMIN_TOKEN_FILE=str(self.tokens["admin"]),
             WAVRY_MASTER_METRICS_NETWORKS=OPERATORS,
+            WAVRY_MASTER_PRIVATE_ENDPOINTS="1",
         )  # fmt: skip
         machine.add(
             GATEWAY, "wavry_cp.gateway", notifies=False,
@@ -150,6 +151,7 @@ class World:
             WAVRY_RELAY_DRAIN_TIMEOUT_S="2",
             WAVRY_RELAY_SETTINGS_FILE=str(settings),
             WAVRY_RELAY_ROOT_KEY=self._root_key,
+            WAVRY_RELAY_ENROLMENT_TOKEN_FILE=str(self.tokens["service"]),
             WAVRY_RELAY_MASTER_URL=PROXY_URL,
         )  # fmt: skip
 

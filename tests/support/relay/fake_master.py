@@ -12,7 +12,7 @@ from aiohttp import web
 from support.relay.mint import Mint
 from wavry_peer.protocol import base64url, keyset
 from wavry_peer.protocol.http import api
-from wavry_peer.protocol.registration import verify_challenge
+from wavry_peer.protocol.registration import verify_registration
 
 
 class FakeMaster:
@@ -85,13 +85,21 @@ class FakeMaster:
         challenge_id, challenge = str(uuid.uuid4()), os.urandom(32)
         self._challenges[challenge_id] = facts, challenge
         text = self.challenge_text or base64url.encode(challenge)
-        return _json({"challenge_id": challenge_id, "challenge": text})
+        return _json(
+            {"challenge_id": challenge_id, "challenge": text, "master_id": self.mint.root_text}
+        )
 
     async def _verify(self, request: web.Request) -> web.Response:
         body = api.decode_body(api.VerifyRequest, await request.read())
         facts, challenge = self._challenges.pop(body.challenge_id)
         public_key = base64url.decode(facts["public_key"])
-        if not verify_challenge(public_key, challenge, base64url.decode(body.signature)):
+        if not verify_registration(
+            public_key,
+            base64url.decode(body.signature),
+            challenge,
+            self.mint.root.public_key,
+            facts["endpoints"],
+        ):
             return _json({"error": "invalid_signature", "message": "no"}, 403)
         assert keyset.relay_id(public_key) == facts["relay_id"]
         token = base64url.encode(os.urandom(32))

@@ -38,6 +38,7 @@ class Services:
                 "WAVRY_MASTER_DATA_DIR": str(directory / "master"),
                 "WAVRY_MASTER_KEYS_DIR": str(keys),
                 "WAVRY_MASTER_HEARTBEAT_INTERVAL_MS": "1000",
+                "WAVRY_MASTER_PRIVATE_ENDPOINTS": "1",
             },
             "gateway": {
                 "WAVRY_GATEWAY_LISTEN": "127.0.0.1:0",
@@ -49,6 +50,7 @@ class Services:
                 "WAVRY_RELAY_WORKERS": "2",
                 "WAVRY_RELAY_STATE_DIR": str(directory / "relay"),
                 "WAVRY_RELAY_DRAIN_TIMEOUT_S": "0",
+                "WAVRY_RELAY_ENROLMENT_TOKEN_FILE": str(directory / "service.token"),
                 "WAVRY_RELAY_ROOT_KEY": load_keys(keys).keyset.root_public_key,
             },
         }

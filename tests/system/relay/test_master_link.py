@@ -214,10 +214,21 @@ def test_relay_starts_with_its_cached_keys_while_the_master_is_away(
 
 
 def test_key_set_of_another_root_is_refused(start: Start, master: FakeMaster) -> None:
-    relay = start(Mint())
+    relay = start()
+    wait_until(lambda: is_ready(relay), what="ready")
+    master.mint, master.serial, master.commands = Mint(), 9, ["refresh_keys"]
     wait_until(lambda: relay.events("keyset_refused"), what="refusal")
-    assert "no_keys" in reasons(relay)
     assert relay.metric("wavry_relay_keyset_refused") == 1
+
+
+def test_relay_that_pins_another_root_signs_nothing_that_this_master_takes(
+    start: Start, master: FakeMaster
+) -> None:
+    relay = start(Mint())
+    wait_until(lambda: relay.events("registration_failed"), what="refusal")
+    assert "invalid_signature" in relay.events("registration_failed")[0]["cause"]
+    assert "no_keys" in reasons(relay)
+    assert not master.registered
 
 
 def test_insecure_development_mode_trusts_the_master_loudly(

@@ -160,7 +160,12 @@ def test_master_registers_a_relay_by_its_key(master):
         ),
         api.RegisterResponse,
     )
-    signature = registration.sign_challenge(key, base64url.decode(asked.challenge))
+    signature = registration.sign_registration(
+        key,
+        base64url.decode(asked.challenge),
+        base64url.decode(master.root_public_key),
+        ("127.0.0.1:4500",),
+    )
     verified = post(
         f"{master.url}/v1/relays/register/verify",
         api.VerifyRequest(challenge_id=asked.challenge_id, signature=base64url.encode(signature)),

@@ -16,8 +16,8 @@ from support.control.master import (
 )
 
 from wavry_cp.master.app import make_app
+from wavry_cp.master.enrolment.endpoints import check_endpoint
 from wavry_cp.master.master import open_master
-from wavry_cp.master.relays.endpoints import check_endpoint
 
 CLIENT = "198.51.100.77"
 PARTIES = parties()
@@ -27,7 +27,7 @@ async def test_pitfall_limiter_key_has_nothing_that_a_client_can_vary(tmp_path):
     clock = FakeClock()
     async with running_master(tmp_path, clock.clock(), register_per_minute=2) as master:
         path, verify = "/v1/relays/register", "/v1/relays/register/verify"
-        body = FakeRelay(master).registration()
+        body = FakeRelay(master, enrolment_token=master.files.service_token).registration()
         assert (await master.post(path, body)).status == 200
         assert (await master.post(path, body)).status == 200
         answer = {"challenge_id": "0" * 36, "signature": "A" * 86}
@@ -104,7 +104,7 @@ async def test_pitfall_addresses_are_judged_as_numbers_and_not_by_prefix(master,
 
 @pytest.mark.parametrize("endpoint", ["22.4.0.1:4500", "[fe8::1]:4500", "169.25.4.1:4500"])
 def test_pitfall_good_address_that_only_looks_like_a_bad_one(endpoint):
-    assert check_endpoint(endpoint) == endpoint
+    assert check_endpoint(endpoint, private=True) == endpoint
 
 
 async def test_pitfall_relay_without_the_signing_key_gets_no_session(master):
@@ -128,7 +128,7 @@ async def test_pitfall_no_address_of_a_client_at_rest_neither_raw_nor_hashed(tmp
     headers = {"X-Forwarded-For": CLIENT}
     with MasterProcess(tmp_path, **environ) as process:
         async with client_for(process.url, process.files) as client:
-            relay = FakeRelay(client)
+            relay = FakeRelay(client, enrolment_token=client.files.service_token)
             challenge = await client.post(
                 "/v1/relays/register", relay.registration(), headers=headers
             )

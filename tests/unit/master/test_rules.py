@@ -6,17 +6,18 @@ from hypothesis import strategies as st
 from support.control.master import FakeRelay
 
 from wavry_cp.app.refusal import RefusedError
+from wavry_cp.master.enrolment.challenges import Challenges, PendingChallenge
 from wavry_cp.master.leases import rules as leases
 from wavry_cp.master.leases.rules import LeasedSession, LeaseSlot
 from wavry_cp.master.leases.selection import RelayCandidate, choose, weight
 from wavry_cp.master.relays import rules as registry
-from wavry_cp.master.relays.challenges import Challenges
-from wavry_cp.master.relays.rules import RelayEvent, RelayRecord, RelayReport
+from wavry_cp.master.relays.rules import RegistrationTerms, RelayEvent, RelayRecord, RelayReport
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.api import RegisterRequest
-from wavry_peer.protocol.relay_terms import RelayState
+from wavry_peer.protocol.relay_terms import Enrolment, RelayState
 
-STORED = [state for state in RelayState if state not in (RelayState.OFFLINE, RelayState.DEGRADED)]
+STORED = [RelayState.NEW, RelayState.ACTIVE, RelayState.DRAINING, RelayState.BANNED]
+TERMS = RegistrationTerms("fra-1", Enrolment.POOL, ("127.0.0.1:4500",), "eu")
 
 
 def body(relay=None, **fields):
@@ -24,7 +25,7 @@ def body(relay=None, **fields):
 
 
 def record(**fields):
-    made = registry.register(body(), None, token_hash="h", now_s=1)
+    made = registry.register(body(), None, TERMS, token_hash="h", now_s=1)
     values = {name: getattr(made, name) for name in RelayRecord.__slots__}
     return RelayRecord(**{**values, **fields})
 
@@ -71,27 +72,27 @@ def test_nothing_that_a_relay_sends_ends_a_ban_or_a_drain(state):
 
 def test_registering_again_keeps_the_state_and_needs_the_same_key():
     relay = FakeRelay(None)
-    known = registry.register(body(relay), None, token_hash="a", now_s=1)
+    known = registry.register(body(relay), None, TERMS, token_hash="a", now_s=1)
     drained = registry.after_event(known, RelayEvent.DRAIN)
-    again = registry.register(body(relay, region="eu"), drained, token_hash="b", now_s=2)
+    again = registry.register(body(relay), drained, TERMS, token_hash="b", now_s=2)
     assert (again.state, again.region, again.token_hash) == (RelayState.DRAINING, "eu", "b")
     banned = registry.after_event(known, RelayEvent.BAN)
     with pytest.raises(RefusedError, match="banned"):
-        registry.register(body(relay), banned, token_hash="b", now_s=2)
+        registry.register(body(relay), banned, TERMS, token_hash="b", now_s=2)
     foreign = body(FakeRelay(None), relay_id=relay.relay_id)
     with pytest.raises(RefusedError) as caught:
-        registry.register(foreign, known, token_hash="b", now_s=2)
+        registry.register(foreign, known, TERMS, token_hash="b", now_s=2)
     assert caught.value.code == "key_mismatch"
 
 
 def test_an_undrain_that_the_relay_has_not_heard_survives_its_registration():
     relay = FakeRelay(None)
-    known = registry.register(body(relay), None, token_hash="a", now_s=1)
+    known = registry.register(body(relay), None, TERMS, token_hash="a", now_s=1)
     assert not known.undrain_pending
     for event in (RelayEvent.HEARTBEAT, RelayEvent.DRAIN, RelayEvent.UNDRAIN):
         known = registry.after_event(known, event)
     assert known.undrain_pending
-    assert registry.register(body(relay), known, token_hash="b", now_s=2).undrain_pending
+    assert registry.register(body(relay), known, TERMS, token_hash="b", now_s=2).undrain_pending
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_challenges_are_bounded_single_use_and_short_lived(steps):
         now += later
         key = str(number)
         if add:
-            challenges.add(key, b"c", body(), now_s=now)
+            challenges.add(key, PendingChallenge(b"c", body()), now_s=now)
             open_until[key] = now + 60
         else:
             _, code = attempt(challenges.take, key, now_s=now)

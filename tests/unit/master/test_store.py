@@ -20,7 +20,7 @@ from wavry_cp.store.sqlite.database import (
 )
 from wavry_cp.store.sqlite.master import MIGRATIONS, MasterSqlite
 from wavry_peer.protocol.errors import LocalError
-from wavry_peer.protocol.relay_terms import RelayState
+from wavry_peer.protocol.relay_terms import Enrolment, RelayState
 
 ONE = Migration(1, "one", lambda db: db.execute("CREATE TABLE t (x INTEGER UNIQUE) STRICT"))
 TWO = Migration(2, "two", lambda db: db.execute("ALTER TABLE t ADD COLUMN y TEXT"))
@@ -202,6 +202,8 @@ async def test_what_is_no_database_or_no_place_is_unavailable(tmp_path):
 
 RELAY = RelayRecord(
     relay_id="rly-1",
+    name="fra-1",
+    enrolment=Enrolment.TOKEN,
     public_key="k",
     endpoints=("127.0.0.1:1", "[::1]:2"),
     region="eu",

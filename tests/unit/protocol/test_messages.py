@@ -444,6 +444,7 @@ def test_fault_text(said: str, wanted: str) -> None:
 SECRET_FIELDS = [
     (api.UserCredentials, "password"),
     (api.LoginResponse, "token"),
+    (api.RegisterRequest, "enrolment_token"),
     (api.VerifyResponse, "relay_token"),
     (api.LeasePair, "client"),
     (api.LeasePair, "server"),
@@ -550,8 +551,10 @@ SAMPLES: dict[type[Any], Any] = {
             max_bitrate_kbps=1000,
             features=("f",),
             version="1",
+            name="fra-1",
+            enrolment_token="t",
         ),
-        api.RegisterResponse(challenge_id=UUID, challenge=KEY_TEXT),
+        api.RegisterResponse(challenge_id=UUID, challenge=KEY_TEXT, master_id=KEY_TEXT),
         api.PathReport(path="relay"),
         api.VerifyRequest(challenge_id=UUID, signature="A" * 86),
         api.VerifyResponse(

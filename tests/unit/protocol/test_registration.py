@@ -1,32 +1,38 @@
-"""Proof of a relay's identity at registration."""
+"""What a relay signs at registration: every part of it counts."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wavry_peer.protocol.ed25519 import SigningKey
-from wavry_peer.protocol.registration import sign_challenge, verify_challenge
+from wavry_peer.protocol.registration import sign_registration, verify_registration
 
 RELAY = SigningKey.from_seed(b"r" * 32)
 OTHER = SigningKey.from_seed(b"o" * 32)
+MASTER = b"m" * 32
+claims = st.tuples(
+    st.binary(min_size=32, max_size=32),
+    st.binary(min_size=32, max_size=32),
+    st.lists(st.sampled_from(["192.0.2.1:1", "192.0.2.1:12", "[2001:db8::1]:1"]), max_size=3),
+)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
-def test_only_this_key_and_this_challenge(challenge: bytes, another: bytes) -> None:
-    signature = sign_challenge(RELAY, challenge)
-    assert verify_challenge(RELAY.public_key, challenge, signature)
-    assert verify_challenge(RELAY.public_key, another, signature) == (challenge == another)
-    assert not verify_challenge(OTHER.public_key, challenge, signature)
+@given(claims, claims)
+def test_only_this_key_challenge_master_and_these_endpoints(claim, another):
+    signature = sign_registration(RELAY, *claim)
+    assert verify_registration(RELAY.public_key, signature, *claim)
+    assert verify_registration(RELAY.public_key, signature, *another) == (claim == another)
+    assert not verify_registration(OTHER.public_key, signature, *claim)
 
 
-def test_the_label_keeps_other_signatures_of_the_key_out() -> None:
-    challenge = bytes(range(32))
-    assert not verify_challenge(RELAY.public_key, challenge, RELAY.sign(challenge))
-    assert sign_challenge(RELAY, challenge) == RELAY.sign(b"wavry-relay-register-v1" + challenge)
+def test_pieces_do_not_run_into_each_other():
+    signature = sign_registration(RELAY, b"c" * 32, MASTER, ["192.0.2.1:12", "3"])
+    assert not verify_registration(
+        RELAY.public_key, signature, b"c" * 32, MASTER, ["192.0.2.1:1", "23"]
+    )
 
 
-def test_wrong_sizes_are_a_plain_no() -> None:
-    signature = sign_challenge(RELAY, bytes(32))
-    assert not verify_challenge(b"", bytes(32), signature)
-    assert not verify_challenge(RELAY.public_key, bytes(32), b"")
-    assert not verify_challenge(RELAY.public_key, bytes(32), signature[:63])
+def test_a_bare_signature_of_the_challenge_is_not_enough():
+    challenge = b"c" * 32
+    assert not verify_registration(
+        RELAY.public_key, RELAY.sign(challenge), challenge, MASTER, ["192.0.2.1:1"]
+    )

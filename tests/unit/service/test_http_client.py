@@ -26,7 +26,9 @@ from wavry_peer.protocol.http.admin import AuditPage, AuditRow, TokenCheckReques
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, RelayInfo, RelayList, SessionInfo
 from wavry_peer.service.clock import Clock
 from wavry_peer.service.http_client import CallError, JsonCaller
-from wavry_relay.master.link import MasterCallError, MasterLink, RelayDescription
+from wavry_relay.master.call_error import MasterCallError
+from wavry_relay.master.description import RelayDescription
+from wavry_relay.master.link import MasterLink
 
 PIECE_BYTES = 30_000
 TIMEOUT = aiohttp.ClientTimeout(total=20)

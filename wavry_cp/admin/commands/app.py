@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.dev.demo import run_demo
 from wavry_cp.admin.dev.system import run_dev_system
 from wavry_cp.admin.endpoints import DEFAULT_DEV_DIR, endpoints_of
@@ -14,14 +13,11 @@ from wavry_cp.admin.output import (
     EXIT_UNREACHABLE,
     EXIT_USAGE,
     JsonOption,
-    moment,
     print_json,
     print_rows,
     run,
 )
 from wavry_cp.admin.relay_control import DEFAULT_STATE_DIR, upgrade_relay
-from wavry_peer.protocol.http.api import RelayInfo, RelayList
-from wavry_peer.protocol.relay_terms import DrainOrder
 from wavry_peer.service.settings import SettingsError
 from wavry_peer.service.version import software_version
 
@@ -30,9 +26,9 @@ from .backup import backup_app, restore_backup
 from .bans import bans_app
 from .blocks import blocks_app
 from .doctor import doctor
-from .drain import drain_relay, order_relay, progress_for
 from .keys import keys_app
 from .leases import leases_app
+from .relays import relays_app
 from .sessions import sessions_app
 from .smoke import smoke
 from .status import gather_status
@@ -54,7 +50,6 @@ app = typer.Typer(
 )
 dev_app = typer.Typer(help="A whole system on this machine, to play with.", no_args_is_help=True)
 relay_app = typer.Typer(help="The relay on this machine.", no_args_is_help=True)
-relays_app = typer.Typer(help="The relays that the master knows.", no_args_is_help=True)
 app.add_typer(dev_app, name="dev")
 app.add_typer(relay_app, name="relay")
 app.add_typer(relays_app, name="relays")
@@ -205,137 +200,6 @@ def status(context: typer.Context, *, json: Json = False) -> None:
         return 0 if all(row.ok for row in rows) else EXIT_FAILED
 
     raise typer.Exit(run(work, as_json=json))
-
-
-# -- relays ----------------------------------------------------------------------------
-
-
-def _state_text(relay: RelayInfo) -> str:
-    if not relay.workers_missing:
-        return relay.state
-    running = relay.workers_wanted - relay.workers_missing
-    return f"{relay.state} ({running} of {relay.workers_wanted} workers)"
-
-
-def _relay_row(relay: RelayInfo) -> tuple[str, ...]:
-    return (
-        relay.relay_id,
-        _state_text(relay),
-        relay.region or "-",
-        f"{relay.active_sessions}/{relay.max_sessions}",
-        f"{relay.load_pct:.0f} %",
-        ", ".join(relay.endpoints),
-        moment(relay.last_heartbeat_at),
-        f"{relay.keyset_serial}: {', '.join(relay.held_kids) or 'none'}",
-        relay.version,
-    )
-
-
-_RELAY_COLUMNS = (
-    "relay", "state", "region", "sessions", "load", "endpoints", "last heartbeat", "keys held",
-    "version",
-)  # fmt: skip
-
-
-@relays_app.command("list")
-def relays_list(context: typer.Context, *, json: Json = False) -> None:
-    """List the relays with state, load and last heartbeat.
-
-    Examples:
-      wavryctl relays list
-
-      wavryctl relays list --json
-    """
-
-    async def work() -> RelayList:
-        endpoints = endpoints_of(context)
-        return await ask_json(
-            "master",
-            endpoints.need_master(),
-            "/v1/relays",
-            RelayList,
-            token=endpoints.admin_token(),
-        )
-
-    answer = run(work, as_json=json)
-    if json:
-        print_json(answer)
-    else:
-        print_rows("Relays", _RELAY_COLUMNS, [_relay_row(relay) for relay in answer.relays])
-
-
-RelayIdArgument = Annotated[str, typer.Argument(help="Id from `wavryctl relays list`.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
-
-
-@relays_app.command("drain")
-def relays_drain(
-    context: typer.Context,
-    relay_id: RelayIdArgument,
-    timeout: Annotated[
-        float, typer.Option(min=0, help="Longest wait in seconds; the drain goes on after it.")
-    ] = 600.0,
-    reason: ReasonOption = "",
-    *,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Show the sessions leave, until none is left.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Give a relay no new sessions; live ones move to other relays, or stay where there is none.
-
-    With --wait it exits 0 when no session is left, and 1 after the timeout, when somebody ends
-    the drain, or when the relay goes offline.
-
-    Examples:
-      wavryctl relays drain rly-0123456789abcdef01234567
-
-      wavryctl relays drain rly-0123456789abcdef01234567 --wait --timeout 120 --json
-    """
-    result = run(
-        lambda: drain_relay(
-            endpoints_of(context),
-            relay_id,
-            reason=reason,
-            wait=wait,
-            timeout_s=timeout,
-            progress=progress_for(as_json=json),
-        ),
-        as_json=json,
-    )
-    if json:
-        print_json(result if wait else result.relay)
-    else:
-        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(result.relay)])
-        if wait:
-            typer.echo(
-                f"{result.outcome}: {result.sessions_left} of {result.sessions_at_start} sessions "
-                f"left after {result.seconds:.1f} s"
-            )
-    raise typer.Exit(result.exit_code)
-
-
-@relays_app.command("undrain")
-def relays_undrain(
-    context: typer.Context,
-    relay_id: RelayIdArgument,
-    reason: ReasonOption = "",
-    *,
-    json: Json = False,
-) -> None:
-    """Let a drained relay take new sessions again; those that moved stay where they are.
-
-    Examples:
-      wavryctl relays undrain rly-0123456789abcdef01234567
-    """
-    relay = run(
-        lambda: order_relay(endpoints_of(context), relay_id, DrainOrder.UNDRAIN, reason=reason),
-        as_json=json,
-    )
-    if json:
-        print_json(relay)
-    else:
-        print_rows("Relay", _RELAY_COLUMNS, [_relay_row(relay)])
 
 
 # -- relay on this machine -------------------------------------------------------------

@@ -12,6 +12,7 @@ from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
 from wavry_cp.admin.endpoints import ServiceEndpoints, endpoints_of
 from wavry_cp.admin.output import JsonOption, moment, print_json, print_note, print_rows, run
+from wavry_cp.admin.relay_names import relay_id_of
 from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
 
 __all__ = ["bans_app"]
@@ -31,7 +32,9 @@ class Banned(StrEnum):
 
 
 KindArgument = Annotated[Banned, typer.Argument(help="What NAME names.")]
-NameArgument = Annotated[str, typer.Argument(help="User name, or id of a relay.")]
+NameArgument = Annotated[
+    str, typer.Argument(help="User name; or name of a relay, or its id (its start is enough).")
+]
 
 
 class BanRow(msgspec.Struct, frozen=True):
@@ -66,7 +69,7 @@ def bans_add(
     Examples:
       wavryctl bans add user mallory --for 2h --reason spam
 
-      wavryctl bans add relay rly-0123456789abcdef01234567 --reason "key was copied"
+      wavryctl bans add relay fra-1 --reason "key was copied"
     """
     until = "until it is lifted" if life is None else f"for {life} s"
     body = BanRequest(kind=kind.value, value=name, life_s=life, reason=reason)
@@ -126,6 +129,7 @@ async def _order(
 ) -> list[OrderOutcome]:
     if kind is Banned.USER:
         return await order_both(endpoints, path, BanInfo, body)
+    body = msgspec.structs.replace(body, value=await relay_id_of(endpoints, body.value))
     answer = await ask_json(
         "master",
         endpoints.need_master(),

@@ -18,6 +18,7 @@ from wavry_cp.admin.output import (
     print_rows,
     run,
 )
+from wavry_cp.admin.relay_names import RELAY_HELP, relay_path
 from wavry_peer.protocol.http.admin import BlockList, ClearBlocksRequest, ClearBlocksResponse
 
 __all__ = ["blocks_app"]
@@ -31,7 +32,9 @@ Json = Annotated[bool, JsonOption]
 @blocks_app.command("list")
 def blocks_list(
     context: typer.Context,
-    relay: Annotated[str | None, typer.Option(help="Only those of one relay.")] = None,
+    relay: Annotated[
+        str | None, typer.Option(help="Only those of one relay, by name or id.")
+    ] = None,
     *,
     json: Json = False,
 ) -> None:
@@ -40,12 +43,12 @@ def blocks_list(
     Examples:
       wavryctl blocks list
 
-      wavryctl blocks list --relay rly-0123456789abcdef01234567 --json
+      wavryctl blocks list --relay fra-1 --json
     """
 
     async def work() -> BlockList:
         endpoints = endpoints_of(context)
-        query = "" if relay is None else f"?relay={relay}"
+        query = "" if relay is None else f"?relay={relay_path(relay)}"
         return await ask_json(
             "master",
             endpoints.need_master(),
@@ -78,7 +81,7 @@ def blocks_list(
 @blocks_app.command("clear")
 def blocks_clear(
     context: typer.Context,
-    relay: Annotated[str, typer.Option(help="Id of the relay.")],
+    relay: Annotated[str, typer.Option(help=RELAY_HELP)],
     reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")],
     subnet: Annotated[
         str | None, typer.Argument(help="E.g. 192.0.2.7/32, or a network of several.")
@@ -96,9 +99,9 @@ def blocks_clear(
     order then goes out with two more heartbeats. --wait 0 gives the order and does not wait.
 
     Examples:
-      wavryctl blocks clear 192.0.2.7/32 --relay rly-0123456789abcdef01234567 --reason "fixed"
+      wavryctl blocks clear 192.0.2.7/32 --relay fra-1 --reason "fixed"
 
-      wavryctl blocks clear --all --relay rly-0123456789abcdef01234567 --reason "false alarm"
+      wavryctl blocks clear --all --relay fra-1 --reason "false alarm"
     """
     if (subnet is None) != all_blocks:
         fail(
@@ -111,7 +114,7 @@ def blocks_clear(
         return await ask_json(
             "master",
             endpoints.need_master(),
-            f"/v1/admin/relays/{relay}/blocks/clear",
+            f"/v1/admin/relays/{relay_path(relay)}/blocks/clear",
             ClearBlocksResponse,
             method="POST",
             token=endpoints.admin_token(),

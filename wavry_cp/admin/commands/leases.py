@@ -21,6 +21,7 @@ from wavry_cp.admin.output import (
     print_rows,
     run,
 )
+from wavry_cp.admin.relay_names import relay_id_of
 from wavry_peer.protocol.http.admin import LeasedList
 from wavry_peer.protocol.http.relay_events import (
     RelayEventState,
@@ -177,7 +178,7 @@ def leases_show(
     jti: Annotated[str | None, typer.Argument(help="Id of one lease.")] = None,
     session: Annotated[str | None, typer.Option(help="Id of a session.")] = None,
     user: Annotated[str | None, typer.Option(help="User name.")] = None,
-    relay: Annotated[str | None, typer.Option(help="Id of a relay.")] = None,
+    relay: Annotated[str | None, typer.Option(help="Name or id of a relay.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most sessions, the newest.")] = 20,
     *,
     json: Json = False,
@@ -191,16 +192,17 @@ def leases_show(
 
       wavryctl leases show 0b7c2c5e-6f3b-4a43-9f0e-2f6d3a9b1c11 --json
     """
-    asked = {
-        "lease": jti and jti.lower(),
-        "session": session and session.lower(),
-        "user": user,
-        "relay": relay,
-        "limit": limit,
-    }
 
     async def work() -> LeasedList:
-        return await find_leases(find_endpoints(os.environ, **context.obj), asked)
+        endpoints = find_endpoints(os.environ, **context.obj)
+        asked = {
+            "lease": jti and jti.lower(),
+            "session": session and session.lower(),
+            "user": user,
+            "relay": relay and await relay_id_of(endpoints, relay),
+            "limit": limit,
+        }
+        return await find_leases(endpoints, asked)
 
     answer = run(work, as_json=json)
     if json:

@@ -13,6 +13,7 @@ import typer
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.endpoints import ServiceEndpoints, endpoints_of
 from wavry_cp.admin.output import CommandError, JsonOption, moment, print_json, print_rows, run
+from wavry_cp.admin.relay_names import relay_id_of
 from wavry_peer.protocol.http.admin import CallInfo, CallPage, LeasedInfo, LeasedList, Order
 from wavry_peer.protocol.http.relay_events import RevokeRequest, RevokeResponse
 
@@ -37,7 +38,7 @@ class SessionRow(msgspec.Struct, frozen=True):
 def sessions_list(
     context: typer.Context,
     user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
-    relay: Annotated[str | None, typer.Option(help="Only over this relay.")] = None,
+    relay: Annotated[str | None, typer.Option(help="Only over this relay, by name or id.")] = None,
     state: Annotated[
         str | None,
         typer.Option(help="pending, accepted, active or closed; else all that are open."),
@@ -53,8 +54,14 @@ def sessions_list(
 
       wavryctl sessions list --user alice --json
     """
-    asked = {"user": user, "relay": relay, "state": state, "limit": limit}
-    rows = run(lambda: _listed(endpoints_of(context), asked), as_json=json)
+
+    async def work() -> list[SessionRow]:
+        endpoints = endpoints_of(context)
+        relay_id = None if relay is None else await relay_id_of(endpoints, relay)
+        asked = {"user": user, "relay": relay_id, "state": state, "limit": limit}
+        return await _listed(endpoints, asked)
+
+    rows = run(work, as_json=json)
     if json:
         print_json({"sessions": rows})
         return

@@ -35,8 +35,9 @@ def smoke(
     drain: Annotated[
         str | None,
         typer.Option(
-            metavar="RELAY_ID",
-            help="Relay for the drain step. Needed on any system but one of `wavryctl dev up`.",
+            metavar="RELAY",
+            help="Relay for the drain step, by name or id. Needed on any system but one of "
+            "`wavryctl dev up`.",
         ),
     ] = None,
     accounts: Annotated[
@@ -60,7 +61,7 @@ def smoke(
 
       wavryctl smoke --only auth,signaling,lease,relay --accounts /var/lib/wavry/smoke.json --json
 
-      wavryctl smoke --drain rly-0123456789abcdef01234567
+      wavryctl smoke --drain fra-1
     """
     try:
         wishes = Wishes(_chosen(only, skip, drain), drain, accounts, datagrams)

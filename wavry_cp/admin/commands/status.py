@@ -109,7 +109,7 @@ async def _listed_relays(endpoints: ServiceEndpoints) -> tuple[RelayInfo, ...]:
 
 
 async def _relay(info: RelayInfo | None, own: DevRelay | None) -> ServiceRow:
-    name = info.relay_id if info else own.relay_id if own else "unknown"
+    name = f"{info.name} ({info.relay_id})" if info else own.relay_id if own else "unknown"
     url = own.ops_url if own else ""
     state, detail = await _readiness("relay", own.ops_url) if own else ("", "")
     if info is None:

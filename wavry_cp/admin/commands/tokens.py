@@ -1,8 +1,5 @@
 """``wavryctl tokens``: named admin tokens of the master."""
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -15,14 +12,13 @@ from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
 from wavry_cp.admin.endpoints import ServiceEndpoints, endpoints_of
 from wavry_cp.admin.output import (
-    EXIT_USAGE,
-    CommandError,
     JsonOption,
     moment,
     print_json,
     print_rows,
     run,
 )
+from wavry_cp.admin.secret_output import secret_file
 from wavry_peer.protocol.http.admin import (
     NewToken,
     NewTokenRequest,
@@ -37,7 +33,6 @@ __all__ = ["tokens_app"]
 tokens_app = typer.Typer(help="Named admin tokens, each with a role.", no_args_is_help=True)
 TOKENS_PATH: Final = "/v1/admin/tokens"
 Answer = TypeVar("Answer", bound=msgspec.Struct)
-WriteToken = Callable[[NewToken], NewToken]
 
 Json = Annotated[bool, JsonOption]
 NameArgument = Annotated[str, typer.Argument(help="Of the token's holder, e.g. alice or ci.")]
@@ -81,8 +76,10 @@ def tokens_create(
     body = NewTokenRequest(name=name, role=role.value, life_s=life, reason=reason)
 
     async def work() -> NewToken:
-        with _token_file(output, replace=False) as write:
-            return write(await _change(endpoints_of(context), TOKENS_PATH, NewToken, body))
+        with secret_file(output, replace=False) as write:
+            made = await _change(endpoints_of(context), TOKENS_PATH, NewToken, body)
+            write(made.token)
+            return made
 
     _show_new(run(work, as_json=json), output, as_json=json)
 
@@ -112,8 +109,10 @@ def tokens_rotate(
 
     async def work() -> NewToken:
         path = f"{TOKENS_PATH}/{quote(name, safe='')}/rotate"
-        with _token_file(output, replace=True) as write:
-            return write(await _change(endpoints_of(context), path, NewToken, body))
+        with secret_file(output, replace=True) as write:
+            made = await _change(endpoints_of(context), path, NewToken, body)
+            write(made.token)
+            return made
 
     _show_new(run(work, as_json=json), output, as_json=json)
 
@@ -200,33 +199,3 @@ def _show_new(made: NewToken, output: Path | None, *, as_json: bool) -> None:
 
 def _expiry(token: TokenInfo) -> str:
     return moment(token.expires_at) if token.expires_at else "it is revoked"
-
-
-@contextlib.contextmanager
-def _token_file(output: Path | None, *, replace: bool) -> Iterator[WriteToken]:
-    """Return a function that writes a new token into `output`, if any.
-
-    The file is made before the token is: a path that cannot be written must not cost a token that
-    nobody has seen.
-    """
-    if output is None:
-        yield lambda made: made
-        return
-    if output.exists() and not replace:
-        raise CommandError(
-            f"{output} exists: name another --output", code="file_exists", exit_code=EXIT_USAGE
-        )
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-
-    def write(made: NewToken) -> NewToken:
-        os.write(fd, made.token.encode() + b"\n")
-        os.fsync(fd)
-        unfinished.replace(output)
-        return made
-
-    try:
-        yield write
-    finally:
-        os.close(fd)
-        unfinished.unlink(missing_ok=True)

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.commands.drain import order_relay
 from wavry_cp.admin.endpoints import ServiceEndpoints, find_endpoints
 from wavry_cp.admin.output import CommandError, print_json
+from wavry_cp.admin.relay_drain import order_relay
 from wavry_peer.errors import GatewayError
 from wavry_peer.gateway.client import GatewayClient
 from wavry_peer.protocol.http.ops import RelayHealth

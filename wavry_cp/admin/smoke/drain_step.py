@@ -12,9 +12,10 @@ from typing import Final
 
 import wavry_peer
 from wavry_cp.admin.client import ask_json
-from wavry_cp.admin.commands.drain import order_relay
 from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import EXIT_FORBIDDEN, EXIT_UNREACHABLE, CommandError
+from wavry_cp.admin.relay_drain import order_relay
+from wavry_cp.admin.relay_names import relay_named
 from wavry_peer.errors import GatewayError
 from wavry_peer.protocol.http.api import RelayInfo, RelayList
 from wavry_peer.protocol.http.codes import ErrorCode
@@ -49,7 +50,10 @@ async def check_drain(stage: SmokeContext) -> Passed:
     endpoints = stage.endpoints
     rows = await _relays(endpoints)
     async with stage.pair() as pair:
-        target = stage.drain_relay or relay_of(pair.session)
+        if stage.drain_relay is None:
+            target = relay_of(pair.session)
+        else:
+            target = (await relay_named(endpoints, stage.drain_relay)).relay_id
         _require_drainable(target, rows)
         if pair.relays() != (target, target):
             await stage.move(pair.session, pair.other, target, set(rows))

@@ -1,5 +1,6 @@
 """Routes of operators: hosts that relays have blocked, and lifting them."""
 
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -20,18 +21,20 @@ _log = structlog.get_logger(__name__)
 
 
 async def _list(master: Master, request: web.Request) -> BlockList:
-    relay_id = request.query.get("relay")
+    named = request.query.get("relay")
+    relay_id = None if named is None else master.registry.find(named).relay_id
     return BlockList(blocks=master.block_service.blocks(relay_id, master.clock.now_s()))
 
 
 async def _clear(
     master: Master, request: web.Request, body: ClearBlocksRequest
 ) -> ClearBlocksResponse:
-    who, relay_id = caller_of(request).name, request.match_info["relay_id"]
-    target = f"{relay_id} {body.subnet or 'all'}"
+    who, named = caller_of(request).name, request.match_info["relay_id"]
+    target = f"{named} {body.subnet or 'all'}"
     entry = AuditEntry(master.clock.now_s(), who, "clear_blocks", target, body.reason)
     async with attempted(master.store, entry):
-        master.registry.info(relay_id, master.clock.monotonic_s())  # Refuses unknown ones.
+        relay_id = master.registry.find(named).relay_id
+        entry = replace(entry, target=f"{relay_id} {body.subnet or 'all'}")
         subnet = None if body.subnet is None else _subnet(body.subnet)
         reported = master.block_service.order(relay_id, subnet)
         await master.store.record_act(entry)
@@ -60,6 +63,7 @@ BLOCK_ROUTES: Final = (
         "List the hosts that relays have blocked; `relay` names one relay.",
         query=("relay",),
         answer=BlockList,
+        errors=(ErrorCode.AMBIGUOUS_RELAY, ErrorCode.UNKNOWN_RELAY),
     ),
     Route[Master](
         "POST",
@@ -69,6 +73,11 @@ BLOCK_ROUTES: Final = (
         "Order a relay to lift one block, or all.",
         body=ClearBlocksRequest,
         answer=ClearBlocksResponse,
-        errors=(ErrorCode.INVALID_SUBNET, ErrorCode.TOO_MANY_ORDERS, ErrorCode.UNKNOWN_RELAY),
+        errors=(
+            ErrorCode.AMBIGUOUS_RELAY,
+            ErrorCode.INVALID_SUBNET,
+            ErrorCode.TOO_MANY_ORDERS,
+            ErrorCode.UNKNOWN_RELAY,
+        ),
     ),
 )

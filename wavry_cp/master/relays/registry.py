@@ -8,183 +8,146 @@ relay.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
-from wavry_cp.master.leases.selection import RelayCandidate
+from wavry_cp.master.enrolment.tokens import EnrolmentToken, Entry, refused_token
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban
-from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
+from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest
 from wavry_peer.protocol.http.codes import ErrorCode
-from wavry_peer.protocol.relay_terms import RelayState, ReportedState
+from wavry_peer.protocol.relay_terms import Enrolment, RelayState, ReportedState
 
 from . import rules
-from .rules import RelayEvent, RelayRecord, RelayReport
+from .claims import KEPT, Claim, displaced_by
+from .pool import RelayPool
+from .rules import RegistrationTerms, RelayEvent, RelayRecord, RelayReport
 from .store import RelayStore
+from .strangers import is_forgotten
+from .table import KnownRelay
 
-__all__ = ["RelayRegistry"]
+__all__ = ["Registered", "RelayRegistry"]
 
 PRESUME_WITHIN_S: Final = 300
 """A relay that was not heard for the life of a lease has no session left to keep."""
 
 
-@dataclass(slots=True)
-class _Relay:
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A registration that was written.
+
+    Attributes:
+        record: as it is now.
+        gone: ids of the strangers that had to go for it.
+        spent: the enrolment token that was used.
+    """
+
     record: RelayRecord
-    seen_s: float
-    """Monotonic seconds of the last sign of life."""
-    status: RelayReport | None = None
-    presumed: bool = False
-    """No sign of life came to this process yet."""
-    recent_picks: int = 0
+    gone: tuple[str, ...]
+    spent: EnrolmentToken | None
 
 
-class RelayRegistry:
-    """All relays of one master."""
+class RelayRegistry(RelayPool):
+    """All relays of one master, and every change of them."""
 
-    def __init__(self, store: RelayStore, *, heartbeat_interval_s: float) -> None:
+    def __init__(
+        self, store: RelayStore, *, heartbeat_interval_s: float, is_door_open: bool = False
+    ) -> None:
+        super().__init__(heartbeat_interval_s)
         self._store = store
-        self._offline_after_s = rules.offline_after_s(heartbeat_interval_s)
-        self._relays: dict[str, _Relay] = {}
+        self._is_door_open = is_door_open
         self._unsaved: dict[str, int] = {}
         self._changing = asyncio.Lock()
 
     async def load(self, *, now_s: int, monotonic_s: float) -> None:
         """Read the records; called once, before anything else."""
         for record in await self._store.relays():
+            if record.is_stranger and not self._is_door_open and record.state not in KEPT:
+                await self._store.remove_relay(record.relay_id)
+                continue
             heard_at_s = max(record.last_heartbeat_at_s, record.registered_at_s)
             presumed = now_s - heard_at_s <= PRESUME_WITHIN_S
             seen_s = monotonic_s if presumed else monotonic_s - self._offline_after_s - 1
-            self._relays[record.relay_id] = _Relay(record, seen_s, presumed=presumed)
-
-    # -- Reading ---------------------------------------------------------------------------
-
-    def record(self, relay_id: str) -> RelayRecord | None:
-        """Return the durable record."""
-        relay = self._relays.get(relay_id)
-        return None if relay is None else relay.record
-
-    def state(self, relay_id: str, monotonic_s: float) -> RelayState | None:
-        """Return the state now, or None for an unknown relay."""
-        relay = self._relays.get(relay_id)
-        return None if relay is None else self._state(relay, monotonic_s)
-
-    def is_heard(self, relay_id: str, monotonic_s: float) -> bool:
-        """Return whether this process heard the relay within the time-out."""
-        relay = self._relays.get(relay_id)
-        return relay is not None and not relay.presumed and self._alive(relay, monotonic_s)
-
-    def serves_sessions(self, relay_id: str, monotonic_s: float) -> bool:
-        """Return whether leases of the relay's sessions may be renewed: also while it drains."""
-        relay = self._relays.get(relay_id)
-        if relay is None or relay.record.token_hash is None:
-            return False
-        return relay.record.state is not RelayState.BANNED and self._alive(relay, monotonic_s)
-
-    def held_kids(self, relay_id: str) -> AbstractSet[str] | None:
-        """Return the key ids that a relay reported last, None before its first report to us."""
-        relay = self._relays.get(relay_id)
-        if relay is None or relay.status is None:
-            return None
-        return frozenset(relay.status.held_kids)
-
-    def held_by_live(self, monotonic_s: float) -> dict[str, AbstractSet[str]]:
-        """Return the key ids that each live relay says it holds; a banned one does not count."""
-        return {
-            relay_id: self.held_kids(relay_id) or frozenset()
-            for relay_id in self._relays
-            if self.serves_sessions(relay_id, monotonic_s)
-        }
-
-    def keyset_serials(self, monotonic_s: float) -> dict[str, int]:
-        """Return the serial of the key set that each live relay reported."""
-        return {
-            relay_id: relay.status.keyset_serial
-            for relay_id, relay in self._relays.items()
-            if relay.status is not None and self.serves_sessions(relay_id, monotonic_s)
-        }
-
-    def candidates(self, monotonic_s: float, *, active_kid: str) -> list[RelayCandidate]:
-        """Return the relays that may get new sessions.
-
-        Those that reported that they are ready and hold the signing key; only where there is
-        none, right after a start, those that are presumed alive.
-        """
-        heard = []
-        presumed = []
-        for relay in self._relays.values():
-            state = self._state(relay, monotonic_s)
-            if state is RelayState.ACTIVE and relay.status is not None:
-                if active_kid in relay.status.held_kids:
-                    heard.append(_candidate(relay, relay.status))
-            elif (
-                relay.presumed
-                and relay.record.state is RelayState.ACTIVE
-                and self.serves_sessions(relay.record.relay_id, monotonic_s)
-            ):
-                presumed.append(_candidate(relay, None))
-        return heard or presumed
-
-    def infos(self, monotonic_s: float) -> list[RelayInfo]:
-        """Return all rows of ``GET /v1/relays`` by relay id."""
-        return [self._info(self._relays[key], monotonic_s) for key in sorted(self._relays)]
-
-    def info(self, relay_id: str, monotonic_s: float) -> RelayInfo:
-        """Return one row.
-
-        Raises:
-            RefusedError: ``unknown_relay``.
-        """
-        return self._info(self._known(relay_id), monotonic_s)
-
-    def count_by_state(self, monotonic_s: float) -> Counter[RelayState]:
-        """Return the number of relays in each state."""
-        return Counter(self._state(relay, monotonic_s) for relay in self._relays.values())
-
-    def heartbeat_ages_s(self, *, now_s: int, monotonic_s: float) -> dict[RelayState, int]:
-        """Return the age of the oldest sign of life in each state, without deregistered relays."""
-        ages: dict[RelayState, int] = {}
-        for relay in self._relays.values():
-            record, status = relay.record, relay.status
-            if record.token_hash is None:
-                continue
-            heard_s = max(record.last_heartbeat_at_s, record.registered_at_s)
-            age_s = max(0, now_s - (heard_s if status is None else status.at_s))
-            state = self._state(relay, monotonic_s)
-            ages[state] = max(ages.get(state, 0), age_s)
-        return ages
-
-    def pool_sessions(self, monotonic_s: float) -> tuple[int, int]:
-        """Return the sessions that reachable relays reported, and the room of ACTIVE relays."""
-        held = room = 0
-        for relay in self._relays.values():
-            state = self._state(relay, monotonic_s)
-            if state is not RelayState.OFFLINE and relay.status is not None:
-                held += relay.status.active_sessions
-            if state is RelayState.ACTIVE:
-                room += relay.record.max_sessions
-        return held, room
+            self._relays.put(KnownRelay(record, seen_s, presumed=presumed))
 
     # -- Changing --------------------------------------------------------------------------
 
     async def register(
-        self, body: RegisterRequest, *, token_hash: str, now_s: int, monotonic_s: float
-    ) -> RelayRecord:
-        """Write a registration; raises what `rules.register` raises."""
+        self,
+        body: RegisterRequest,
+        decide: Callable[[RelayRecord | None], tuple[Entry, tuple[str, ...]]],
+        *,
+        token_hash: str,
+        network: str,
+        now_s: int,
+        monotonic_s: float,
+    ) -> Registered:
+        """Write a registration of a relay that proved its key.
+
+        Args:
+            body: what it says.
+            decide: gives by what the relay is let in, and its canonical endpoints; asked of the
+                record that it has at this moment.
+            token_hash: of the new relay token.
+            network: that it called from.
+            now_s: unix seconds.
+            monotonic_s: monotonic seconds.
+
+        Raises:
+            RefusedError: what `decide` and `rules.register` raise; ``endpoint_taken``,
+                ``name_taken``, ``too_many_strangers``, ``enrolment_token_invalid``.
+        """
         async with self._changing:
             known = self.record(body.relay_id)
-            record = rules.register(body, known, token_hash=token_hash, now_s=now_s)
-            await self._store.save_relay(record)
-            self._relays[body.relay_id] = _Relay(record, monotonic_s)
-            return record
+            entry, endpoints = decide(known)
+            claim = Claim(body.relay_id, entry.kind is Enrolment.OPEN, endpoints, network)
+            gone = displaced_by(claim, self._relays, lambda r: self._state(r, monotonic_s))
+            terms = RegistrationTerms(
+                name=self._name_for(body.relay_id, entry.name),
+                enrolment=entry.kind,
+                endpoints=endpoints,
+                region=entry.region or body.region,
+            )
+            record = rules.register(body, known, terms, token_hash=token_hash, now_s=now_s)
+            for relay_id in gone:
+                await self._remove(relay_id)
+            if entry.token is None:
+                await self._store.save_relay(record)
+            else:
+                audit = AuditEntry(
+                    now_s, "relay", "enrolled", f"{record.relay_id} as {record.name}"
+                )
+                if not await self._store.enrol_relay(record, entry.token.token_id, now_s, audit):
+                    raise refused_token("was used or replaced meanwhile")
+            self._relays.put(KnownRelay(record, monotonic_s, source=network))
+            return Registered(record, gone, entry.token)
+
+    def _name_for(self, relay_id: str, name: str | None) -> str:
+        if name is None:
+            return self._relays.free_name(relay_id)
+        self._require_free_name(relay_id, name)
+        return name
+
+    def _require_free_name(self, relay_id: str, name: str) -> None:
+        other = self._relays.named(name)
+        if other is not None and other.record.relay_id != relay_id:
+            raise RefusedError(
+                ErrorCode.NAME_TAKEN,
+                f"{name} is the name of {other.record.relay_id}: rename or remove that relay",
+            )
 
     async def heartbeat(
-        self, body: HeartbeatRequest, token: str | None, *, now_s: int, monotonic_s: float
+        self,
+        body: HeartbeatRequest,
+        token: str | None,
+        *,
+        network: str = "",
+        now_s: int,
+        monotonic_s: float,
     ) -> tuple[RelayRecord, RelayReport]:
-        """Take a heartbeat.
+        """Take a heartbeat, which came from `network`.
 
         Raises:
             RefusedError: ``unknown_relay``, ``invalid_relay_token`` or ``banned``.
@@ -204,6 +167,7 @@ class RelayRegistry:
         relay.seen_s = monotonic_s
         relay.presumed = False
         relay.recent_picks = 0
+        relay.source = network
         self._unsaved[body.relay_id] = now_s
         return relay.record, status
 
@@ -233,7 +197,7 @@ class RelayRegistry:
                 ban = replace(ban, was_draining=True)
             record = rules.after_event(relay.record, RelayEvent.BAN)
             await self._store.ban_relay(record, ban, audit)
-            relay.record = record
+            self._relays.change(relay, record)
             return ban
 
     async def unban(self, ban: Ban, audit: AuditEntry) -> None:
@@ -247,29 +211,89 @@ class RelayRegistry:
             if ban.was_draining:
                 record = rules.after_event(record, RelayEvent.DRAIN)
             await self._store.unban_relay(record, ban.value, audit)
-            relay.record = record
+            self._relays.change(relay, record)
 
     async def deregister(
         self, relay_id: str, *, who: str, by_operator: bool, now_s: int, reason: str = ""
     ) -> None:
-        """Forget a relay, as far as that shakes off neither a ban nor a drain.
+        """Take the token of a relay away, and forget it where that costs nothing.
 
         The record of a banned relay stays, and that of a draining one unless the operator
-        removes it: else a relay could deregister and come back clean.
+        removes it: else a relay could deregister and come back clean.  A relay that says farewell
+        itself stays enrolled, unless it needs nothing to come back: one of a pool, or a stranger.
 
         Raises:
             RefusedError: ``unknown_relay``.
         """
         async with self._changing:
             relay = self._known(relay_id)
-            audit = AuditEntry(now_s, who, "deregister", relay_id, reason)
-            state = relay.record.state
-            if state is RelayState.BANNED or (state is RelayState.DRAINING and not by_operator):
-                await self._save(relay, replace(relay.record, token_hash=None), audit)
+            action = "remove" if by_operator else "deregister"
+            audit = AuditEntry(now_s, who, action, relay_id, reason)
+            record, state = relay.record, relay.record.state
+            passing = record.enrolment in (Enrolment.POOL, Enrolment.OPEN)
+            is_kept = state is RelayState.BANNED or not (
+                by_operator or (passing and state not in KEPT)
+            )
+            if is_kept:
+                await self._save(relay, replace(record, token_hash=None), audit)
             else:
-                await self._store.remove_relay(relay_id, audit)
-                del self._relays[relay_id]
-                self._unsaved.pop(relay_id, None)
+                # A stranger that comes and goes must not fill the log.
+                silent = record.is_stranger and not by_operator
+                await self._remove(relay_id, None if silent else audit)
+
+    async def _remove(self, relay_id: str, audit: AuditEntry | None = None) -> None:
+        await self._store.remove_relay(relay_id, audit)
+        self._relays.drop(relay_id)
+        self._unsaved.pop(relay_id, None)
+
+    async def approve(
+        self, relay_id: str, name: str | None, *, who: str, now_s: int, reason: str = ""
+    ) -> RelayRecord:
+        """Make a full relay of a stranger, under a name of the operator's where he gives one.
+
+        Raises:
+            RefusedError: ``unknown_relay``, ``name_taken``; ``wrong_state``: it is enrolled.
+        """
+        async with self._changing:
+            relay = self._known(relay_id)
+            if not relay.record.is_stranger:
+                raise RefusedError(
+                    ErrorCode.WRONG_STATE, f"the relay {relay.record.name} is enrolled already"
+                )
+            name = self._name_for(relay_id, name or relay.record.name)
+            record = replace(relay.record, name=name, enrolment=Enrolment.APPROVED)
+            audit = AuditEntry(now_s, who, "approve", relay_id, reason)
+            await self._save(relay, record, audit)
+            return relay.record
+
+    async def rename(
+        self, relay_id: str, name: str, *, who: str, now_s: int, reason: str = ""
+    ) -> RelayRecord:
+        """Give a relay another name.
+
+        Raises:
+            RefusedError: ``unknown_relay`` or ``name_taken``.
+        """
+        async with self._changing:
+            relay = self._known(relay_id)
+            self._require_free_name(relay_id, name)
+            audit = AuditEntry(now_s, who, "rename", f"{relay_id} to {name}", reason)
+            await self._save(relay, replace(relay.record, name=name), audit)
+            return relay.record
+
+    async def forget_strangers(self, now_s: int) -> tuple[str, ...]:
+        """Forget the strangers that were silent for a day; gives their ids."""
+        async with self._changing:
+            gone = [
+                relay.record.relay_id
+                for relay in self._relays
+                if relay.record.is_stranger
+                and relay.record.state not in KEPT
+                and is_forgotten(relay, now_s)
+            ]
+            for relay_id in gone:
+                await self._remove(relay_id)
+            return tuple(gone)
 
     async def save_heartbeats(self) -> None:
         """Write the heartbeats that came since the last call."""
@@ -283,71 +307,16 @@ class RelayRegistry:
 
     def note_pick(self, relay_id: str) -> None:
         """Count a session that was just given to a relay."""
-        if relay_id in self._relays:
-            self._relays[relay_id].recent_picks += 1
-
-    def authenticate(self, relay_id: str, token: str | None) -> RelayRecord:
-        """Return the record of a relay that shows its own token.
-
-        Raises:
-            RefusedError: ``unknown_relay``, ``invalid_relay_token`` or ``banned``.
-        """
-        record = self._authenticated(relay_id, token).record
-        if record.state is RelayState.BANNED:
-            raise RefusedError(ErrorCode.BANNED, "this relay is banned; ask the operator")
-        return record
-
-    def relay_token_matches(self, relay_id: str, token: str | None) -> bool:
-        """Return whether `token` is this relay's own."""
         relay = self._relays.get(relay_id)
-        return relay is not None and rules.token_matches(relay.record, token)
+        if relay is not None:
+            relay.recent_picks += 1
 
     # -- Inside ----------------------------------------------------------------------------
 
     async def _save(
-        self, relay: _Relay, record: RelayRecord, audit: AuditEntry | None = None
+        self, relay: KnownRelay, record: RelayRecord, audit: AuditEntry | None = None
     ) -> None:
         if relay.status is not None:
             record = replace(record, last_heartbeat_at_s=relay.status.at_s)
         await self._store.save_relay(record, audit)
-        relay.record = record
-
-    def _known(self, relay_id: str) -> _Relay:
-        relay = self._relays.get(relay_id)
-        if relay is None:
-            raise RefusedError(ErrorCode.UNKNOWN_RELAY, "no relay with this id; register it")
-        return relay
-
-    def _authenticated(self, relay_id: str, token: str | None) -> _Relay:
-        relay = self._known(relay_id)
-        if relay.record.token_hash is None:
-            raise RefusedError(
-                ErrorCode.UNKNOWN_RELAY, "this relay was deregistered; register again"
-            )
-        if not rules.token_matches(relay.record, token):
-            raise RefusedError(
-                ErrorCode.INVALID_RELAY_TOKEN, "relay token is wrong; register again"
-            )
-        return relay
-
-    def _alive(self, relay: _Relay, monotonic_s: float) -> bool:
-        return monotonic_s - relay.seen_s <= self._offline_after_s
-
-    def _state(self, relay: _Relay, monotonic_s: float) -> RelayState:
-        alive = not relay.presumed and self._alive(relay, monotonic_s)
-        return rules.state_now(relay.record, relay.status, alive=alive)
-
-    def _info(self, relay: _Relay, monotonic_s: float) -> RelayInfo:
-        return rules.relay_info(relay.record, relay.status, self._state(relay, monotonic_s))
-
-
-def _candidate(relay: _Relay, status: RelayReport | None) -> RelayCandidate:
-    return RelayCandidate(
-        relay_id=relay.record.relay_id,
-        region=relay.record.region,
-        load_pct=status.load_pct if status else 0.0,
-        packet_loss_pct=status.packet_loss_pct if status else 0.0,
-        active_sessions=status.active_sessions if status else 0,
-        max_sessions=relay.record.max_sessions,
-        recent_picks=relay.recent_picks,
-    )
+        self._relays.change(relay, record)

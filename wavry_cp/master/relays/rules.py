@@ -5,11 +5,11 @@ BANNED) is durable and moves only along `TRANSITIONS`.  Being OFFLINE is no even
 time: it is worked out from the last sign of life whenever somebody asks, so that no time-out
 depends on a message that never comes.  DEGRADED is what the last heartbeat said: workers are
 missing; such a relay gets nothing new, its sessions renew, and the next heartbeat may end it.
+PROBATION is what a relay that nobody enrolled is in place of ACTIVE, until an operator approves it.
 """
 
 import hashlib
 import hmac
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -18,16 +18,15 @@ from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol import base64url, keyset
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest, RelayInfo
 from wavry_peer.protocol.http.codes import ErrorCode
-from wavry_peer.protocol.relay_terms import DrainOrder, RelayState, ReportedState
-
-from .endpoints import check_endpoint
+from wavry_peer.protocol.relay_terms import DrainOrder, Enrolment, RelayState, ReportedState
 
 __all__ = [
     "TRANSITIONS",
+    "RegistrationTerms",
     "RelayEvent",
     "RelayRecord",
     "RelayReport",
-    "check_registration",
+    "check_identity",
     "commands_for",
     "offline_after_s",
     "register",
@@ -83,9 +82,11 @@ class RelayRecord:
 
     Attributes:
         relay_id: derived from `public_key`.
+        name: an operator's word for it, unique; else made of the id.
+        enrolment: by what it came to be known.
         public_key: base64url, Ed25519.
         endpoints: canonical, as `check_endpoint` writes them.
-        region: as the relay says, or None.
+        region: of its enrolment, else as the relay says, or None.
         asn: autonomous system number, as the relay says, or None.
         max_sessions: capacity.
         max_bitrate_kbps: most kbit/s that one session may use; 0 is no limit of the relay's.
@@ -99,6 +100,8 @@ class RelayRecord:
     """
 
     relay_id: str
+    name: str
+    enrolment: Enrolment
     public_key: str
     endpoints: tuple[str, ...]
     region: str | None
@@ -112,6 +115,11 @@ class RelayRecord:
     token_hash: str | None
     registered_at_s: int
     last_heartbeat_at_s: int = 0
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether nobody enrolled it: its word counts for nothing."""
+        return self.enrolment is Enrolment.OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +166,11 @@ def transition(state: RelayState, event: RelayEvent) -> RelayState:
     return following
 
 
-def check_registration(body: RegisterRequest, allowed_relays: Collection[str] = ()) -> None:
-    """Check what a relay says of itself before it is worth a challenge.
-
-    Args:
-        body: of the registration.
-        allowed_relays: ids that may register; empty is everyone with a key of his own.
+def check_identity(body: RegisterRequest) -> None:
+    """Check that a relay's id is the one of the key that it says it has.
 
     Raises:
-        RefusedError: ``invalid_public_key``, ``invalid_relay_id``, ``relay_not_allowed`` or
-            ``invalid_endpoint``.
+        RefusedError: ``invalid_public_key`` or ``invalid_relay_id``.
     """
     try:
         public_key = base64url.decode(body.public_key, size=32)
@@ -177,20 +180,39 @@ def check_registration(body: RegisterRequest, allowed_relays: Collection[str] = 
         raise RefusedError(
             ErrorCode.INVALID_RELAY_ID, "relay_id is not the one derived from public_key"
         )
-    if allowed_relays and body.relay_id not in allowed_relays:
-        raise RefusedError(ErrorCode.RELAY_NOT_ALLOWED, "this relay is not on the operator's list")
-    for endpoint in body.endpoints:
-        check_endpoint(endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationTerms:
+    """What the master decided about a relay that registers.
+
+    Attributes:
+        name: that it has from now on.
+        enrolment: by what it is let in.
+        endpoints: canonical.
+        region: that it is in.
+    """
+
+    name: str
+    enrolment: Enrolment
+    endpoints: tuple[str, ...]
+    region: str | None
 
 
 def register(
-    body: RegisterRequest, known: RelayRecord | None, *, token_hash: str, now_s: int
+    body: RegisterRequest,
+    known: RelayRecord | None,
+    terms: RegistrationTerms,
+    *,
+    token_hash: str,
+    now_s: int,
 ) -> RelayRecord:
-    """Return the record after a registration with a proved key (or the service token).
+    """Return the record after a registration with a proved key.
 
     Args:
-        body: passed `check_registration`.
+        body: passed `check_identity`.
         known: the record so far; its state stays, so that neither ban nor drain is shaken off.
+        terms: what the master decided.
         token_hash: of the new relay token; the old token is worth nothing from now on.
         now_s: unix seconds.
 
@@ -202,9 +224,11 @@ def register(
     state = RelayState.NEW if known is None else known.state
     return RelayRecord(
         relay_id=body.relay_id,
+        name=terms.name,
+        enrolment=terms.enrolment,
         public_key=body.public_key,
-        endpoints=tuple(check_endpoint(endpoint) for endpoint in body.endpoints),
-        region=body.region,
+        endpoints=terms.endpoints,
+        region=terms.region,
         asn=body.asn,
         max_sessions=body.max_sessions,
         max_bitrate_kbps=body.max_bitrate_kbps,
@@ -254,7 +278,9 @@ def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -
         return RelayState.NEW
     if status.reported == ReportedState.DRAINING:
         return RelayState.DRAINING
-    return RelayState.DEGRADED if status.workers_missing else RelayState.ACTIVE
+    if status.workers_missing:
+        return RelayState.DEGRADED
+    return RelayState.PROBATION if record.is_stranger else RelayState.ACTIVE
 
 
 def commands_for(
@@ -275,6 +301,8 @@ def relay_info(record: RelayRecord, status: RelayReport | None, state: RelayStat
     """Return the row of ``GET /v1/relays``."""
     return RelayInfo(
         relay_id=record.relay_id,
+        name=record.name,
+        enrolment=record.enrolment.value,
         endpoints=record.endpoints,
         region=record.region,
         state=state.value,

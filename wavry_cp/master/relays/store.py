@@ -26,6 +26,16 @@ class RelayStore(Protocol):
         """Write a relay, and with it (both or neither) the act that changed it."""
         ...
 
+    async def enrol_relay(
+        self, record: RelayRecord, token_id: str, now_s: int, audit: AuditEntry
+    ) -> bool:
+        """Write a relay, spend the token that lets it in, and write the act: all or nothing.
+
+        Returns:
+            False where the token has ended, was used or is gone; nothing was written.
+        """
+        ...
+
     async def remove_relay(self, relay_id: str, audit: AuditEntry | None = None) -> None:
         """Forget a relay, and write (both or neither) the act."""
         ...

@@ -10,11 +10,8 @@ import sqlite_utils
 
 from wavry_cp.master.keys.store import KeyUse
 from wavry_cp.master.leases.rules import LeasedSession, LeaseFilter, LeaseSlot
-from wavry_cp.master.relays.rules import RelayRecord
 from wavry_cp.operators.audit import AuditEntry
-from wavry_cp.operators.bans import Ban, BanKind
 from wavry_peer.protocol import constants as c
-from wavry_peer.protocol.relay_terms import RelayState
 
 from .database import Database, Migration
 from .operators import (
@@ -23,9 +20,8 @@ from .operators import (
     create_admin_tables,
     create_token_table,
     forbid_audit_changes,
-    put_ban,
-    remove_ban,
 )
+from .relays import RelaySqlite, add_enrolment
 from .revocations import HIT_SESSIONS, RevocationSqlite, create_revocations
 
 __all__ = ["MIGRATIONS", "MasterSqlite"]
@@ -162,10 +158,11 @@ MIGRATIONS: Final = (
     Migration(4, "revocations", create_revocations),
     Migration(5, "leases without a key end", _only_bound_leases),
     Migration(6, "the request that a lease was issued for", _lease_requests),
+    Migration(7, "names and enrolment of relays", add_enrolment),
 )
 
 
-class MasterSqlite(TokenSqlite):
+class MasterSqlite(TokenSqlite, RelaySqlite):
     """`MasterStore` over a `Database`; `revocations` is the part that `RevocationStore` names."""
 
     def __init__(self, database: Database) -> None:
@@ -184,63 +181,6 @@ class MasterSqlite(TokenSqlite):
     async def check(self) -> None:
         """See `MasterStore`."""
         await self._database.check_write()
-
-    async def relays(self) -> Sequence[RelayRecord]:
-        """See `MasterStore`."""
-        return await self._database.run(
-            lambda db: [
-                _relay_from_row(row) for row in db.query("SELECT * FROM relays ORDER BY relay_id")
-            ]
-        )
-
-    async def save_relay(self, record: RelayRecord, audit: AuditEntry | None = None) -> None:
-        """See `MasterStore`."""
-
-        def save(db: sqlite_utils.Database) -> None:
-            _put_relay(db, record)
-            append_audit(db, audit)
-
-        await self._database.run(save)
-
-    async def remove_relay(self, relay_id: str, audit: AuditEntry | None = None) -> None:
-        """See `MasterStore`."""
-
-        def remove(db: sqlite_utils.Database) -> None:
-            db.execute("DELETE FROM relays WHERE relay_id = ?", (relay_id,))
-            append_audit(db, audit)
-
-        await self._database.run(remove)
-
-    async def ban_relay(self, record: RelayRecord | None, ban: Ban, audit: AuditEntry) -> None:
-        """See `MasterStore`."""
-
-        def save(db: sqlite_utils.Database) -> None:
-            _put_relay(db, record)
-            put_ban(db, ban)
-            append_audit(db, audit)
-
-        await self._database.run(save)
-
-    async def unban_relay(
-        self, record: RelayRecord | None, relay_id: str, audit: AuditEntry
-    ) -> None:
-        """See `MasterStore`."""
-
-        def save(db: sqlite_utils.Database) -> None:
-            _put_relay(db, record)
-            remove_ban(db, BanKind.RELAY, relay_id)
-            append_audit(db, audit)
-
-        await self._database.run(save)
-
-    async def save_heartbeats(self, at_s: Mapping[str, int]) -> None:
-        """See `MasterStore`."""
-        rows = [(instant_s, relay_id) for relay_id, instant_s in at_s.items()]
-        await self._database.run(
-            lambda db: db.conn.executemany(
-                "UPDATE relays SET last_heartbeat_at_s = ? WHERE relay_id = ?", rows
-            )
-        )
 
     async def session(self, session_id: str) -> LeasedSession | None:
         """See `MasterStore`."""
@@ -337,42 +277,6 @@ class MasterSqlite(TokenSqlite):
             append_audit(db, audit)
 
         await self._database.run(record)
-
-
-def _put_relay(db: sqlite_utils.Database, record: RelayRecord | None) -> None:
-    if record is not None:
-        db.table("relays").insert(_row_from_relay(record), pk="relay_id", replace=True)
-
-
-def _row_from_relay(record: RelayRecord) -> dict[str, Any]:
-    return {
-        "relay_id": record.relay_id,
-        "public_key": record.public_key,
-        "endpoints": msgspec.json.encode(record.endpoints).decode(),
-        "region": record.region,
-        "asn": record.asn,
-        "max_sessions": record.max_sessions,
-        "max_bitrate_kbps": record.max_bitrate_kbps,
-        "features": msgspec.json.encode(record.features).decode(),
-        "version": record.version,
-        "state": record.state.value,
-        "undrain_pending": int(record.undrain_pending),
-        "token_hash": record.token_hash,
-        "registered_at_s": record.registered_at_s,
-        "last_heartbeat_at_s": record.last_heartbeat_at_s,
-    }
-
-
-def _relay_from_row(row: dict[str, Any]) -> RelayRecord:
-    return RelayRecord(
-        **{
-            **row,
-            "endpoints": msgspec.json.decode(row["endpoints"], type=tuple[str, ...]),
-            "features": msgspec.json.decode(row["features"], type=tuple[str, ...]),
-            "state": RelayState(row["state"]),
-            "undrain_pending": bool(row["undrain_pending"]),
-        }
-    )
 
 
 def _row_from_session(session: LeasedSession) -> dict[str, Any]:

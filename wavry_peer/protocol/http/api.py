@@ -59,6 +59,11 @@ Password = Annotated[str, msgspec.Meta(min_length=10, max_length=256)]
 Endpoint = Annotated[str, msgspec.Meta(min_length=3, max_length=64)]
 """``203.0.113.7:4500`` or ``[2001:db8::7]:4500``."""
 Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,32}\Z")]
+RelayName = Annotated[
+    str, msgspec.Meta(pattern=r"^(?!rly-)[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?\Z")
+]
+"""1 to 32 of a-z 0-9 . _ -, beginning and ending with a letter or digit; never like an id."""
+EnrolmentSecret = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 SoftwareName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")]
 """A version or a feature: 1 to 64 characters that are safe in logs, metrics and terminals."""
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
@@ -86,7 +91,14 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class RegisterRequest(Body, frozen=True, kw_only=True):
-    """``POST /v1/relays/register``.  `relay_id` must be the one derived from `public_key`."""
+    """``POST /v1/relays/register``.  `relay_id` must be the one derived from `public_key`.
+
+    `enrolment_token` is needed the first time, and then no more: a token of `wavryctl relays
+    enrol`, or the service token of a managed pool.  `name` is a wish of a relay of a pool or of
+    the list of keys; a token brings its own name.
+    """
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"enrolment_token"})
 
     relay_id: Name
     public_key: PublicKeyText
@@ -97,13 +109,20 @@ class RegisterRequest(Body, frozen=True, kw_only=True):
     max_bitrate_kbps: Kbps
     features: Annotated[tuple[SoftwareName, ...], msgspec.Meta(max_length=32)] = ()
     version: SoftwareName
+    name: RelayName | None = None
+    enrolment_token: EnrolmentSecret | None = None
 
 
 class RegisterResponse(Body, frozen=True, kw_only=True):
-    """200: sign the 32 bytes of `challenge` (see `wavry_peer.protocol.registration`)."""
+    """200: sign the 32 bytes of `challenge` (see `wavry_peer.protocol.registration`).
+
+    `master_id` is the root public key of the master; a relay signs for the root that it has pinned
+    and looks at this one only where it has none.
+    """
 
     challenge_id: Uuid
     challenge: ChallengeText
+    master_id: PublicKeyText
 
 
 class VerifyRequest(Body, frozen=True, kw_only=True):
@@ -179,6 +198,8 @@ class RelayInfo(Body, frozen=True, kw_only=True):
     """
 
     relay_id: str
+    name: str = ""
+    enrolment: str = ""
     endpoints: tuple[str, ...]
     region: str | None = None
     state: str

@@ -105,14 +105,33 @@ class ErrorCode(StrEnum):
     STALE_JTI = "stale_jti", 409, "Use the newest lease."
 
     # -- Relays
+    AMBIGUOUS_RELAY = "ambiguous_relay", 409, "Write more of the id, or the name."
+    ENDPOINT_TAKEN = (
+        "endpoint_taken", 409,
+        "Advertise the relay's own address; `wavryctl relays remove` frees that of an old relay.",
+    )  # fmt: skip
+    ENROLMENT_TOKEN_INVALID = (
+        "enrolment_token_invalid", 403,
+        "Make a new token: `wavryctl relays enrol`, and give it to the relay.",
+    )  # fmt: skip
     INVALID_ENDPOINT = "invalid_endpoint", 400, "Correct the relay's public endpoints."
     INVALID_PUBLIC_KEY = "invalid_public_key", 400, "Send the relay's Ed25519 key as base64url."
     INVALID_RELAY_ID = "invalid_relay_id", 400, "Derive the id from the public key."
     INVALID_RELAY_TOKEN = "invalid_relay_token", 401, "Register again."
     INVALID_SIGNATURE = "invalid_signature", 401, "Sign the challenge with the relay's key."
-    RELAY_NOT_ALLOWED = "relay_not_allowed", 403, "Put the relay on the operator's list."
+    RELAY_NOT_ENROLLED = (
+        "relay_not_enrolled", 403,
+        "Give the relay a token of `wavryctl relays enrol` (WAVRY_RELAY_ENROLMENT_TOKEN_FILE).",
+    )  # fmt: skip
+    TOO_MANY_ENROLMENTS = "too_many_enrolments", 409, "Reject tokens that nobody will use."
+    TOO_MANY_STRANGERS = (
+        "too_many_strangers", 403, "Ask the operator for a token of `wavryctl relays enrol`.",
+    )  # fmt: skip
     UNKNOWN_CHALLENGE = "unknown_challenge", 404, "Register again."
     UNKNOWN_RELAY = "unknown_relay", 404, "Register the relay, or check its id."
+    WRONG_REGION = (
+        "wrong_region", 409, "Set WAVRY_RELAY_REGION to the region of the enrolment, or leave it.",
+    )  # fmt: skip
     WRONG_STATE = "wrong_state", 409, "Look at the relay's state: `wavryctl relays list`."
 
     # -- Keys
@@ -133,7 +152,7 @@ class ErrorCode(StrEnum):
 
     # -- Operators
     INVALID_SUBNET = "invalid_subnet", 400, "Write it like 192.0.2.7/32."
-    NAME_TAKEN = "name_taken", 409, "Rotate or revoke the token of this name."
+    NAME_TAKEN = "name_taken", 409, "Choose another name, or free this one."
     NOT_BANNED_HERE = "not_banned_here", 400, "Ask the other service."
     RESERVED_NAME = "reserved_name", 400, "Choose another name."
     TOO_MANY_BANS = "too_many_bans", 409, "Lift some bans."

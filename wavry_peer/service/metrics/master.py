@@ -19,6 +19,9 @@ _ROUTE: Final = route(
     "/v1/admin/status", "/v1/admin/audit", "/v1/admin/revocations",
     "/v1/admin/relays/{relay_id}/drain", "/v1/admin/relays/{relay_id}/undrain",
     "/v1/admin/relays/{relay_id}/blocks/clear", "/v1/admin/blocks",
+    "/v1/admin/enrolments", "/v1/admin/enrolments/{name}",
+    "/v1/admin/relays/{relay_id}/approve", "/v1/admin/relays/{relay_id}/reject",
+    "/v1/admin/relays/{relay_id}/rename",
     "/v1/admin/tokens", "/v1/admin/tokens/check", "/v1/admin/tokens/{name}/rotate",
     "/v1/admin/tokens/{name}/revoke",
     "/v1/admin/switches", "/v1/admin/switches/{switch}", "/v1/admin/bans", "/v1/admin/bans/lift",
@@ -28,9 +31,10 @@ _ROUTE: Final = route(
 )  # fmt: skip
 _UNFINISHED: Final = (Code.STORE_UNAVAILABLE, Code.INTERNAL_ERROR, "client_left")
 _REGISTRATION_REFUSALS: Final = (
-    Code.RATE_LIMITED, Code.UNAUTHORIZED, Code.FORBIDDEN, Code.BANNED, Code.RELAY_NOT_ALLOWED,
-    Code.INVALID_PUBLIC_KEY, Code.INVALID_RELAY_ID, Code.INVALID_ENDPOINT, Code.UNKNOWN_CHALLENGE,
-    Code.INVALID_SIGNATURE, Code.KEY_MISMATCH,
+    Code.RATE_LIMITED, Code.UNAUTHORIZED, Code.FORBIDDEN, Code.BANNED, Code.RELAY_NOT_ENROLLED,
+    Code.ENROLMENT_TOKEN_INVALID, Code.WRONG_REGION, Code.NAME_TAKEN, Code.ENDPOINT_TAKEN,
+    Code.TOO_MANY_STRANGERS, Code.INVALID_PUBLIC_KEY, Code.INVALID_RELAY_ID,
+    Code.INVALID_ENDPOINT, Code.UNKNOWN_CHALLENGE, Code.INVALID_SIGNATURE, Code.KEY_MISMATCH,
 )  # fmt: skip
 _HEARTBEAT_REFUSALS: Final = (
     Code.UNAUTHORIZED, Code.UNKNOWN_RELAY, Code.INVALID_RELAY_TOKEN, Code.BANNED, Code.WRONG_STATE,

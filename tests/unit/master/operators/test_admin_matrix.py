@@ -51,6 +51,15 @@ CALLS = (
     Call("viewer", "GET", "/v1/admin/switches"),
     Call("viewer", "GET", "/v1/admin/bans"),
     Call("viewer", "GET", "/v1/admin/blocks"),
+    Call("viewer", "GET", "/v1/admin/enrolments"),
+    Call("operator", "POST", "/v1/admin/enrolments", {"name": "fra-1", "region": "eu", **WHY},
+         "enrol", "fra-1 in eu"),
+    Call("operator", "DELETE", "/v1/admin/enrolments/fra-1", WHY, "reject", "token for fra-1",
+         "/v1/admin/enrolments/{name}"),
+    Call("operator", "POST", "/v1/admin/relays/{relay}/approve", WHY, "approve", "{relay}"),
+    Call("operator", "POST", "/v1/admin/relays/{relay}/reject", WHY, "reject", "{relay}"),
+    Call("operator", "POST", "/v1/admin/relays/{relay}/rename", {"name": "fra-2", **WHY},
+         "rename", "{relay} to fra-2"),
     Call("operator", "POST", "/v1/leases/revoke", {"session_id": UUID, **WHY}, "revoke_session",
          UUID),
     Call("operator", "POST", "/v1/admin/relays/{relay}/drain", WHY, "drain", "{relay}"),
@@ -80,7 +89,7 @@ CALLS = (
     Call("admin", "POST", "/v1/admin/keys/remove", {"kid": "{pending}", **WHY}, "keys remove",
          "{pending}"),
     Call("admin", "POST", "/v1/admin/keys/root", {"expected_root": "{root}", **WHY}, "keys root"),
-    Call("operator", "DELETE", "/v1/relays/{relay}", WHY, "deregister", "{relay}"),
+    Call("operator", "DELETE", "/v1/relays/{relay}", WHY, "remove", "{relay}"),
 )  # fmt: skip
 OF_OTHERS = {
     ("POST", "/v1/relays/register"),  # the relay's own key

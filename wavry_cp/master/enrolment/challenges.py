@@ -23,7 +23,8 @@ class PendingChallenge:
 
     challenge: bytes
     body: RegisterRequest
-    expires_at_s: float
+    is_managed: bool = False
+    """It showed the service token."""
 
 
 class Challenges:
@@ -31,22 +32,20 @@ class Challenges:
 
     def __init__(self, max_challenges: int = MAX_CHALLENGES) -> None:
         self._max_challenges = max_challenges
-        self._pending: OrderedDict[str, PendingChallenge] = OrderedDict()
+        self._pending: OrderedDict[str, tuple[PendingChallenge, float]] = OrderedDict()
 
     def __len__(self) -> int:
         """Return the challenges kept, expired ones included."""
         return len(self._pending)
 
-    def add(
-        self, challenge_id: str, challenge: bytes, body: RegisterRequest, *, now_s: float
-    ) -> None:
+    def add(self, challenge_id: str, pending: PendingChallenge, *, now_s: float) -> None:
         """Remember a challenge that is sent out now."""
         while self._pending and (
             len(self._pending) >= self._max_challenges
-            or next(iter(self._pending.values())).expires_at_s <= now_s
+            or next(iter(self._pending.values()))[1] <= now_s
         ):
             self._pending.popitem(last=False)
-        self._pending[challenge_id] = PendingChallenge(challenge, body, now_s + CHALLENGE_TTL_S)
+        self._pending[challenge_id] = (pending, now_s + CHALLENGE_TTL_S)
 
     def take(self, challenge_id: str, *, now_s: float) -> PendingChallenge:
         """Take the challenge, for its only use: it is gone afterwards, however that ends.
@@ -54,8 +53,8 @@ class Challenges:
         Raises:
             RefusedError: ``unknown_challenge``: never made, used, or expired.
         """
-        pending = self._pending.pop(challenge_id, None)
-        if pending is None or pending.expires_at_s <= now_s:
+        pending, expires_at_s = self._pending.pop(challenge_id, (None, 0.0))
+        if pending is None or expires_at_s <= now_s:
             raise RefusedError(
                 ErrorCode.UNKNOWN_CHALLENGE, "challenge is used or expired; register again"
             )

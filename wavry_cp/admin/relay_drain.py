@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.endpoints import ServiceEndpoints
 from wavry_cp.admin.output import EXIT_FAILED
+from wavry_cp.admin.relay_names import relay_named, relay_path
 from wavry_peer.protocol.http.admin import Order
 from wavry_peer.protocol.http.api import RelayInfo
 from wavry_peer.protocol.relay_terms import DrainOrder, RelayState, ReportedState
@@ -130,9 +131,9 @@ def progress_for(*, as_json: bool) -> DrainProgress:
 
 
 async def order_relay(
-    endpoints: ServiceEndpoints, relay_id: str, order: DrainOrder, *, reason: str
+    endpoints: ServiceEndpoints, relay: str, order: DrainOrder, *, reason: str
 ) -> RelayInfo:
-    """Give the master an order about a relay; `reason` is for the audit.
+    """Give the master an order about a relay, by name or id; `reason` is for the audit.
 
     Raises:
         CommandError: the master is unreachable, or refuses.
@@ -140,7 +141,7 @@ async def order_relay(
     return await ask_json(
         "master",
         endpoints.need_master(),
-        f"/v1/admin/relays/{relay_id}/{order}",
+        f"/v1/admin/relays/{relay_path(relay)}/{order}",
         RelayInfo,
         method="POST",
         body=Order(reason=reason),
@@ -150,7 +151,7 @@ async def order_relay(
 
 async def drain_relay(
     endpoints: ServiceEndpoints,
-    relay_id: str,
+    named: str,
     *,
     reason: str,
     wait: bool,
@@ -161,7 +162,7 @@ async def drain_relay(
 
     Args:
         endpoints: where the master is.
-        relay_id: of the relay.
+        named: name or id of the relay.
         reason: for the audit log, may be empty.
         wait: until the relay itself says that it drains and has no session.
         timeout_s: longest wait; the drain goes on after it.
@@ -171,7 +172,7 @@ async def drain_relay(
         CommandError: the master is unreachable, or refuses.
     """
     began_s = time.monotonic()
-    relay = await order_relay(endpoints, relay_id, DrainOrder.DRAIN, reason=reason)
+    relay = await order_relay(endpoints, named, DrainOrder.DRAIN, reason=reason)
     at_start = relay.active_sessions
     outcome = "ordered"
     if wait:
@@ -185,13 +186,7 @@ async def drain_relay(
                     outcome = ended
                     break
                 await asyncio.sleep(min(POLL_S, max(0.0, timeout_s - seconds)))
-                relay = await ask_json(
-                    "master",
-                    endpoints.need_master(),
-                    f"/v1/relays/{relay_id}",
-                    RelayInfo,
-                    token=endpoints.admin_token(),
-                )
+                relay = await relay_named(endpoints, relay.relay_id)
     return DrainResult(
         relay=relay,
         outcome=outcome,

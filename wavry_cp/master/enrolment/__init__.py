@@ -1,0 +1,1 @@
+"""Who becomes a relay: tokens, registration, and which addresses may be advertised."""

@@ -1,0 +1,153 @@
+"""Routes of a relay that registers: register, verify.  What is refused is told to the operator."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from wavry_cp.app.http import client_address, rate_limited
+from wavry_cp.app.refusal import RefusedError
+from wavry_cp.app.routes import CallerKind, Route, caller_of
+from wavry_cp.master.master import Master
+from wavry_cp.master.outcome import outcome_of
+from wavry_cp.master.relays.strangers import network_of
+from wavry_cp.operators.audit import AuditEntry
+from wavry_peer.protocol.http.api import (
+    RegisterRequest,
+    RegisterResponse,
+    VerifyRequest,
+    VerifyResponse,
+)
+from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.service.address_key import address_key
+
+__all__ = ["REGISTRATION_ROUTES"]
+
+_log = structlog.get_logger(__name__)
+
+
+def _limit_strangers(master: Master, request: web.Request) -> None:
+    if caller_of(request).kind is CallerKind.ANYONE:
+        key = address_key(client_address(request, master.trusted_proxies))
+        wait_s = master.register_limit.check(key, master.clock.monotonic_s())
+        if wait_s > 0:
+            raise rate_limited(wait_s)
+
+
+def _count_registration(master: Master, error: Exception) -> None:
+    master.metrics.registrations.labels(outcome_of(error)).inc()
+
+
+@asynccontextmanager
+async def _refusals_told(master: Master, network: str, relay_id: str) -> AsyncIterator[None]:
+    """Write a refusal into audit log and log, the first of a minute from each network.
+
+    `Master.tell_refusals` tells the rest as a count.
+    """
+    try:
+        yield
+    except RefusedError as error:
+        if master.refusals.is_first(network, error.code, relay_id, master.clock.monotonic_s()):
+            _log.warning(
+                "registration_refused",
+                relay_id=relay_id,
+                cause=str(error),
+                code=error.code,
+                next_step=error.code.next_step,
+            )
+            now_s = master.clock.now_s()
+            await master.store.record_act(
+                AuditEntry(now_s, "relay", "register", relay_id, str(error), outcome=error.code)
+            )
+        raise
+
+
+def _network(master: Master, request: web.Request) -> str:
+    return network_of(client_address(request, master.trusted_proxies))
+
+
+async def _register(
+    master: Master, request: web.Request, body: RegisterRequest
+) -> RegisterResponse:
+    async with _refusals_told(master, _network(master, request), body.relay_id):
+        managed = caller_of(request).kind is CallerKind.SERVICE
+        if not managed and body.enrolment_token is not None:
+            managed = master.access.is_service_token(body.enrolment_token)
+        answer = master.registrar.challenge(body, is_managed=managed)
+    master.metrics.registrations.labels("challenged").inc()
+    return answer
+
+
+async def _verify(master: Master, request: web.Request, body: VerifyRequest) -> VerifyResponse:
+    network = _network(master, request)
+    pending = master.registrar.take(body.challenge_id)
+    async with _refusals_told(master, network, pending.body.relay_id):
+        master.registrar.check_signature(pending, body)
+        answer, registered = await master.registrar.register(pending, network=network)
+    for relay_id in registered.gone:
+        master.forget_relay(relay_id)
+    record = registered.record
+    master.metrics.registrations.labels("registered").inc()
+    _log.info(
+        "relay_registered",
+        relay_id=record.relay_id,
+        name=record.name,
+        region=record.region,
+        enrolment=record.enrolment.value,
+    )
+    return answer
+
+
+REGISTRATION_ROUTES: Final = (
+    Route[Master](
+        "POST",
+        "/v1/relays/register",
+        (CallerKind.ANYONE, CallerKind.SERVICE),
+        _register,
+        "Give a relay that may come in a challenge; a service token is as good as an enrolment's.",
+        body=RegisterRequest,
+        answer=RegisterResponse,
+        errors=(
+            ErrorCode.BANNED,
+            ErrorCode.ENROLMENT_TOKEN_INVALID,
+            ErrorCode.INVALID_ENDPOINT,
+            ErrorCode.INVALID_PUBLIC_KEY,
+            ErrorCode.INVALID_RELAY_ID,
+            ErrorCode.NAME_TAKEN,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.RELAY_NOT_ENROLLED,
+            ErrorCode.WRONG_REGION,
+        ),
+        in_lockdown=True,
+        before=_limit_strangers,
+        refused=_count_registration,
+    ),
+    Route[Master](
+        "POST",
+        "/v1/relays/register/verify",
+        (CallerKind.ANYONE,),
+        _verify,
+        "Check what the relay signed (challenge, master, endpoints) and register it.",
+        body=VerifyRequest,
+        answer=VerifyResponse,
+        status=201,
+        errors=(
+            ErrorCode.BANNED,
+            ErrorCode.ENDPOINT_TAKEN,
+            ErrorCode.ENROLMENT_TOKEN_INVALID,
+            ErrorCode.INVALID_SIGNATURE,
+            ErrorCode.KEY_MISMATCH,
+            ErrorCode.NAME_TAKEN,
+            ErrorCode.RATE_LIMITED,
+            ErrorCode.RELAY_NOT_ENROLLED,
+            ErrorCode.TOO_MANY_STRANGERS,
+            ErrorCode.UNKNOWN_CHALLENGE,
+            ErrorCode.WRONG_STATE,
+        ),
+        in_lockdown=True,
+        before=_limit_strangers,
+        refused=_count_registration,
+    ),
+)

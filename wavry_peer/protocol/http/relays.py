@@ -1,0 +1,82 @@
+"""HTTP bodies by which operators let relays in, name them and let them go.
+
+Rules of form as in `api`.  Times are unix seconds.
+"""
+
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from .admin import Reason
+from .api import Body, Region, RelayName
+
+__all__ = [
+    "ApproveRequest",
+    "EnrolmentInfo",
+    "EnrolmentList",
+    "EnrolmentRequest",
+    "NewEnrolment",
+    "RelayRemoved",
+    "RenameRequest",
+]
+
+
+class EnrolmentRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/enrolments``; the token is bound to name and region (None: any)."""
+
+    name: RelayName
+    region: Region | None = None
+    life_s: Annotated[int, msgspec.Meta(ge=60, le=90 * 86_400)] = 86_400
+    reason: Reason = ""
+
+
+class EnrolmentInfo(Body, frozen=True, kw_only=True):
+    """A token that waits for its relay, without its secret."""
+
+    name: str
+    region: str | None = None
+    created_at: int
+    expires_at: int
+
+
+class EnrolmentList(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/enrolments``."""
+
+    enrolments: tuple[EnrolmentInfo, ...]
+
+
+class NewEnrolment(Body, frozen=True, kw_only=True):
+    """201: the only time that `token` is told; `replaces` an open one for the same name."""
+
+    SECRET_FIELDS: ClassVar[frozenset[str]] = frozenset({"token"})
+
+    token: str
+    info: EnrolmentInfo
+    replaces: bool = False
+
+
+class ApproveRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/relays/{relay_id}/approve``; without `name` it keeps the one it has."""
+
+    name: RelayName | None = None
+    reason: Reason = ""
+
+
+class RenameRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/admin/relays/{relay_id}/rename``."""
+
+    name: RelayName
+    reason: Reason = ""
+
+
+class RelayRemoved(Body, frozen=True, kw_only=True):
+    """What follows from a removal.
+
+    `state` is what the relay is now: ``BANNED`` where its ban keeps the record, else empty.
+    `enrolment` says by what it was known: ``listed`` and ``pool`` relays may come back as before.
+    """
+
+    relay_id: str
+    name: str
+    enrolment: str
+    state: str = ""
