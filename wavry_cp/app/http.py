@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -42,7 +42,9 @@ from .store_errors import StoreUnavailableError
 from .token_files import TokenFile, TokenFileError
 
 __all__ = [
+    "CONNECTION_BOUNDS",
     "MAX_BODY_BYTES",
+    "NOTE_REFUSAL",
     "Handler",
     "IpNetwork",
     "ReadyFileError",
@@ -68,6 +70,11 @@ BodyType = TypeVar("BodyType", bound=msgspec.Struct)
 
 CONNECTION_BOUNDS: Final = web.AppKey("connection_bounds", ConnectionBounds)
 """Where an application says how many connections it takes."""
+
+NOTE_REFUSAL: Final[web.AppKey[Callable[[web.Request, RefusedError], None]]] = web.AppKey(
+    "note_refusal"
+)
+"""Told of every call that is refused, where an application sets it."""
 
 BODY_TIMEOUT_S: Final = 15.0
 """A body of at most 64 KiB that takes longer is a client that holds connections open."""
@@ -147,6 +154,8 @@ async def _refusals_as_json(request: web.Request, handler: Handler) -> web.Strea
         return await handler(request)
     except RefusedError as error:
         refusal = error
+        if NOTE_REFUSAL in request.app:
+            request.app[NOTE_REFUSAL](request, error)
     except StoreUnavailableError as error:
         _log.error("store_unavailable", route=route_template(request), cause=str(error))
         refusal = RefusedError(

@@ -19,15 +19,23 @@ class RefusedError(WavryError):
         code: stable code of the answer.
         status: HTTP status, of the code unless it is given.
         retry_after_s: seconds after which the same call may work, 0.0 where waiting does not help.
+        about: for the operator only: the account or token that it was about, where one is known.
     """
 
     def __init__(
-        self, code: ErrorCode, message: str, *, retry_after_s: float = 0.0, status: int = 0
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after_s: float = 0.0,
+        status: int = 0,
+        about: str = "",
     ) -> None:
         super().__init__(message)
         self.code = code
         self.status = status or code.status
         self.retry_after_s = retry_after_s
+        self.about = about
 
     def headers(self) -> dict[str, str]:
         """Return the headers that the answer needs beside its body."""

@@ -55,7 +55,10 @@ class GatewayAccess:
         if wait_s:
             gateway.metrics.limited.labels("request").inc()
             raise RefusedError(
-                ErrorCode.RATE_LIMITED, "too many requests; wait", retry_after_s=wait_s
+                ErrorCode.RATE_LIMITED,
+                "too many requests; wait",
+                retry_after_s=wait_s,
+                about=owner.username,
             )
         return owner.username
 

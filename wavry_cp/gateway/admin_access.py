@@ -99,9 +99,11 @@ class AdminAccess:
         if caller is None:
             raise RefusedError(ErrorCode.INVALID_TOKEN, "this call needs a valid admin token")
         if not caller.may(needed):
-            self._failures.wrong_role(request, caller.name)
+            self._failures.wrong_role()
             raise RefusedError(
-                ErrorCode.FORBIDDEN, f"this call needs an admin token with role {needed}"
+                ErrorCode.FORBIDDEN,
+                f"this call needs an admin token with role {needed}",
+                about=caller.name,
             )
         return caller.name
 

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from wavry_cp.app.client_address import is_within
-from wavry_cp.app.http import CONNECTION_BOUNDS, new_application
+from wavry_cp.app.http import CONNECTION_BOUNDS, NOTE_REFUSAL, new_application
 from wavry_cp.app.requests import AccessLog, AccessLogMode, observe_requests
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
@@ -34,6 +34,7 @@ def make_app(gateway: Gateway) -> web.Application:
         config.idle_connections_per_address,
         is_proxy=lambda host: is_within(host, proxies),
     )
+    app[NOTE_REFUSAL] = gateway.refusals.of_request
     app.on_response_prepare.append(origin_marker(config.cors_origins))
     observe_requests(
         app,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from wavry_cp.gateway.accounts.access import UserAccess
 from wavry_cp.gateway.signaling.hub import Hub
+from wavry_cp.operators.refusals import Refusals
 from wavry_peer.service.clock import Clock
 
 from .config import GatewayConfig
@@ -15,7 +16,7 @@ __all__ = ["GatewayCore"]
 
 @dataclass(frozen=True, slots=True)
 class GatewayCore:
-    """Settings, store, connected users, who of them may come in, time and counters."""
+    """Settings, store, connected users, who of them may come in, time, counters, refusals."""
 
     config: GatewayConfig
     store: GatewayStore
@@ -23,3 +24,4 @@ class GatewayCore:
     access: UserAccess
     clock: Clock
     metrics: GatewayMetrics
+    refusals: Refusals

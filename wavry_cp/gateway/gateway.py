@@ -29,6 +29,7 @@ from wavry_cp.gateway.signaling.service import Signaling
 from wavry_cp.operators.auth_failures import AuthFailures
 from wavry_cp.operators.ban_service import BanService
 from wavry_cp.operators.bans import BanKind, BanTable
+from wavry_cp.operators.refusals import Folder, Refusals
 from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import Switch, SwitchState, SwitchTable
 from wavry_cp.store.sqlite.gateway import SqliteGatewayStore
@@ -96,6 +97,7 @@ class Gateway:
         self.store = store
         self.clock = clock
         self.hub = core.hub
+        self.refusals = core.refusals
         self.metrics = core.metrics
         self.switches = switches
         self.bans = bans
@@ -171,11 +173,13 @@ class Gateway:
             await self._sweeper
         await self.broker.close()
         self._hasher.close()
+        await self.refusals.write(ending=True)
 
     async def _sweep(self) -> None:
         clean_at_s = 0.0
         while True:
             try:
+                await self.refusals.write()
                 await self.sessions.expire()
                 self.session_leases.forget_fresh()
                 await self.ban_service.lift_ended()
@@ -219,7 +223,8 @@ async def open_gateway(config: GatewayConfig, clock: Clock | None = None) -> Asy
             switches, bans = SwitchTable(await store.switches()), BanTable(await store.bans())
             metrics = GatewayMetrics()
             access = UserAccess(switches, bans, clock, metrics.banned_refused)
-            core = GatewayCore(config, store, Hub(), access, clock, metrics)
+            refusals = Refusals(store, clock, config.trusted_proxy_networks, Folder())
+            core = GatewayCore(config, store, Hub(), access, clock, metrics, refusals)
             gateway = Gateway(core, tokens, switches, bans)
             try:
                 yield gateway

@@ -99,12 +99,12 @@ class Access:
             raise unauthorized()
         if not any(caller.may(who) for who in needed):
             if caller.role is not None:
-                self._failures.wrong_role(request, caller.name)
+                self._failures.wrong_role()
             wanted = " or ".join(
                 "the service token" if who == SERVICE else f"an admin token with role {who}"
                 for who in needed
             )
-            raise RefusedError(ErrorCode.FORBIDDEN, f"this call needs {wanted}")
+            raise RefusedError(ErrorCode.FORBIDDEN, f"this call needs {wanted}", about=caller.name)
         return caller.name
 
     async def admit(self, request: web.Request, callers: Sequence[CallerKind]) -> Admitted:

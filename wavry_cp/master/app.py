@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from wavry_cp.app.client_address import is_within
-from wavry_cp.app.http import CONNECTION_BOUNDS, new_application
+from wavry_cp.app.http import CONNECTION_BOUNDS, NOTE_REFUSAL, new_application
 from wavry_cp.app.requests import AccessLog, AccessLogMode, observe_requests
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
@@ -34,6 +34,7 @@ def make_app(master: Master) -> web.Application:
         master.config.idle_connections_per_address,
         is_proxy=lambda host: is_within(host, master.trusted_proxies),
     )
+    app[NOTE_REFUSAL] = master.refusals.of_request
     app.router.add_routes(bind(ROUTES, master, master.access))
 
     async def end_waits(_app: web.Application) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,11 +27,10 @@ from wavry_cp.master.relays.event_stream import EventStreams
 from wavry_cp.master.relays.registry import RelayRegistry
 from wavry_cp.master.revocations.service import RevocationIndex, RevocationService
 from wavry_cp.operators.admin_tokens import TokenTable
-from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.auth_failures import AuthFailures
 from wavry_cp.operators.ban_service import BanService
 from wavry_cp.operators.bans import BanKind, BanTable
-from wavry_cp.operators.flood import FloodFold
+from wavry_cp.operators.refusals import Folder, Refusals
 from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import SwitchTable
 from wavry_cp.operators.token_service import TokenService
@@ -83,7 +81,6 @@ class Master:
     block_service: BlockService
     enrolments: EnrolmentService
     registrar: Registrar
-    refusals: FloodFold[str]
     metrics: MasterMetrics
     clock: Clock
     revocations: RevocationService
@@ -92,6 +89,7 @@ class Master:
     open_limit: RateLimiter
     trusted_proxies: tuple[IpNetwork, ...]
     store_probe: StoreProbe
+    refusals: Refusals
     started_s: float
 
     def forget_relay(self, relay_id: str) -> None:
@@ -213,7 +211,6 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
             block_service=BlockService(),
             enrolments=enrolments,
             registrar=Registrar(config, registry, enrolments, keys, bans, clock),
-            refusals=FloodFold(),
             metrics=metrics,
             clock=clock,
             revocations=revocations,
@@ -224,12 +221,14 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
             open_limit=RateLimiter(OPEN_CALLS_PER_S, OPEN_BURST, LIMIT_KEYS),
             trusted_proxies=proxies,
             store_probe=StoreProbe(lambda: store.check(), clock.monotonic_s),
+            refusals=Refusals(store, clock, proxies, Folder()),
             started_s=clock.monotonic_s(),
         )
         upkeep = [
             asyncio.create_task(_watch_relays(master)),
             asyncio.create_task(_prune(master)),
             asyncio.create_task(_lift_bans(master)),
+            asyncio.create_task(_write_refusals(master)),
         ]
         try:
             yield master
@@ -237,6 +236,7 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
             for task in upkeep:
                 task.cancel()
             await asyncio.gather(*upkeep, return_exceptions=True)
+            await master.refusals.write(ending=True)
             with contextlib.suppress(StoreUnavailableError):
                 await registry.save_heartbeats()
     finally:
@@ -291,18 +291,10 @@ async def _lift_bans(master: Master) -> None:
         await asyncio.sleep(LIFT_INTERVAL_S)
 
 
-async def _tell_refusals(master: Master) -> None:
-    """Tell of the refused registrations that came in floods: how many, from how many networks."""
-    counts: Counter[str] = Counter()
-    networks: Counter[str] = Counter()
-    for flood in master.refusals.ended(master.clock.monotonic_s()):
-        counts[flood.cause] += flood.count
-        networks[flood.cause] += 1
-    for code, count in counts.items():
-        text = f"{count} more from {networks[code]} network(s), in the minutes before"
-        entry = AuditEntry(master.clock.now_s(), "relay", "register", "several", text, outcome=code)
-        await master.store.record_act(entry)
-        _log.warning("registrations_refused", code=code, count=count, networks=networks[code])
+async def _write_refusals(master: Master) -> None:
+    while True:
+        await asyncio.sleep(LIFT_INTERVAL_S)
+        await master.refusals.write()
 
 
 async def _prune(master: Master) -> None:
@@ -320,7 +312,6 @@ async def _prune(master: Master) -> None:
                 _log.info(
                     "relay_forgotten", relay_id=relay_id, cause="a stranger, silent for a day"
                 )
-            await _tell_refusals(master)
             await master.revocations.prune(master.clock.now_s())
             await master.store.checkpoint()
         except StoreUnavailableError as error:

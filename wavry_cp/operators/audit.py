@@ -8,24 +8,43 @@ nothing, so its row is all there is to write: `attempted` does that.
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Final, Protocol
 
 from wavry_peer.protocol.errors import WavryError
 
-__all__ = ["DONE", "SYSTEM", "AuditEntry", "AuditLog", "AuditRecord", "attempted"]
+__all__ = [
+    "ADDRESS_PREFIX",
+    "DONE",
+    "SYSTEM",
+    "AuditEntry",
+    "AuditLog",
+    "AuditPart",
+    "AuditRecord",
+    "attempted",
+]
 
 DONE: Final = "done"
+ADDRESS_PREFIX: Final = "address:"
 SYSTEM: Final = "system"
 """Who lifts a ban whose time is over; no token may have this name."""
 
 
+class AuditPart(StrEnum):
+    """``acts`` of operators and users; what somebody at an address was ``refused``."""
+
+    ACTS = "acts"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One act of an operator, kept for ever.
+    """One act of an operator or user, or what was refused; kept for ever.
 
     Attributes:
         at_s: unix seconds.
-        who: name of the token that was shown.
+        who: name of the token that was shown, ``user:NAME``, or ``address:HASH`` where it was
+            refused to somebody there.
         action: e.g. ``"drain"``.
         target: e.g. the relay id.
         reason: in the operator's words, may be empty.
@@ -55,8 +74,17 @@ class AuditLog(Protocol):
         """Write an act that changes nothing in this store, e.g. one that was refused."""
         ...
 
+    async def record_acts(self, entries: Sequence[AuditEntry]) -> None:
+        """Write several at once, in their order."""
+        ...
+
     async def audit_page(
-        self, *, after: int | None, since_s: int | None, limit: int
+        self,
+        *,
+        after: int | None,
+        since_s: int | None,
+        limit: int,
+        only: AuditPart | None = None,
     ) -> Sequence[AuditRecord]:
         """Return the acts in the order of writing.
 
@@ -64,6 +92,7 @@ class AuditLog(Protocol):
             after: only those with a larger number; None gives the last ones.
             since_s: only those at or after this instant, unix seconds.
             limit: most rows.
+            only: a part of the log; None gives all of it.
         """
         ...
 

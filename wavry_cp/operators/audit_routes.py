@@ -5,11 +5,12 @@ from typing import Final, Protocol
 from aiohttp import web
 
 from wavry_cp.app.queries import limit_of, number_of
+from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow
 from wavry_peer.protocol.http.codes import ErrorCode
 
-from .audit import AuditLog, AuditRecord
+from .audit import AuditLog, AuditPart, AuditRecord
 
 __all__ = ["AUDIT_ROUTES", "MAX_AUDIT_ROWS"]
 
@@ -27,8 +28,18 @@ async def _page(service: _Service, request: web.Request) -> AuditPage:
         after=number_of(request, "after"),
         since_s=number_of(request, "since"),
         limit=limit_of(request, DEFAULT_AUDIT_ROWS, MAX_AUDIT_ROWS),
+        only=_only(request),
     )
     return AuditPage(entries=tuple(_row(record) for record in records))
+
+
+def _only(request: web.Request) -> AuditPart | None:
+    text = request.query.get("only")
+    if text is None:
+        return None
+    if text not in tuple(AuditPart):
+        raise RefusedError(ErrorCode.INVALID_QUERY, f"only must be {' or '.join(AuditPart)}")
+    return AuditPart(text)
 
 
 def _row(record: AuditRecord) -> AuditRow:
@@ -50,8 +61,8 @@ AUDIT_ROUTES: Final = (
         "/v1/admin/audit",
         (CallerKind.VIEWER,),
         _page,
-        "List the operators' acts in the order of writing: those behind `after`, or the last ones.",
-        query=("after", "since", "limit"),
+        "List acts and refusals in the order of writing: those behind `after`, or the last ones.",
+        query=("after", "since", "limit", "only"),
         answer=AuditPage,
         errors=(ErrorCode.INVALID_QUERY,),
     ),

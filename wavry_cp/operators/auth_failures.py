@@ -1,4 +1,4 @@
-"""Wrong admin tokens: counted, logged, and slowed down by address.
+"""Wrong admin tokens: counted, and slowed down by address; `Refusals` tells the operator.
 
 A right token is never refused here: behind one proxy many share an address, and whoever fails there
 on purpose must not lock the operator out.  Nothing is won by that: a token has 256 random bits.
@@ -6,18 +6,15 @@ on purpose must not lock the operator out.  Nothing is won by that: a token has 
 
 from collections.abc import Callable, Sequence
 
-import structlog
 from aiohttp import web
 
 from wavry_cp.app.client_address import IpNetwork, client_address
-from wavry_cp.app.http import rate_limited, route_template
+from wavry_cp.app.http import rate_limited
 from wavry_cp.app.metric_families import LabelledCounter
 from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_peer.service.address_key import address_key
 
 __all__ = ["AuthFailures"]
-
-_log = structlog.get_logger(__name__)
 
 
 class AuthFailures:
@@ -48,12 +45,6 @@ class AuthFailures:
             self._counter.labels("limited").inc()
             raise rate_limited(wait_s)
         self._counter.labels("wrong_token").inc()
-        _log.warning(
-            "admin_auth_failed",
-            route=route_template(request),
-            cause="token is unknown, expired or revoked",
-            next_step="if it is yours: `wavryctl tokens list`, then rotate or create one",
-        )
 
     def require_patience(self, request: web.Request) -> None:
         """Refuse a token that would cost a call to check, where its address failed too often.
@@ -66,16 +57,9 @@ class AuthFailures:
             self._counter.labels("limited").inc()
             raise rate_limited(wait_s)
 
-    def wrong_role(self, request: web.Request, name: str) -> None:
+    def wrong_role(self) -> None:
         """Count a valid token that came to a call which its role does not allow."""
         self._counter.labels("forbidden").inc()
-        _log.warning(
-            "admin_call_forbidden",
-            route=route_template(request),
-            by=name,
-            cause="the role of the token does not allow this call",
-            next_step="ask an admin, or `wavryctl tokens create` with another role",
-        )
 
     def address_key(self, request: web.Request) -> str:
         """Return what limits by address count a request under."""

@@ -419,8 +419,14 @@ async def test_removed_relay_needs_a_new_token(master):
 async def test_refused_registrations_are_told_once_a_minute_and_network(master, clock):
     for _ in range(20):
         await FakeRelay(master).challenge(None)
-    rows = [row for row in await audit(master) if row[1] == "register"]
-    assert [(row[0], row[3]) for row in rows] == [("relay", "relay_not_enrolled")]
+    rows = []
+    async with asyncio.timeout(10):
+        while not rows:
+            rows = [row for row in await audit(master) if row[1] == "relay_refused"]
+            await asyncio.sleep(0.05)
+    assert [row[3] for row in rows] == ["relay_not_enrolled"]
+    assert rows[0][0].startswith("address:")
+    assert rows[0][2].startswith("rly-")
 
 
 async def test_relays_of_an_old_database_count_as_enrolled(tmp_path):

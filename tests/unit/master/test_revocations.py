@@ -135,7 +135,7 @@ async def test_revoking_an_unknown_key_is_refused_unless_forced(master, relay):
     assert (answer.status, answer.body["error"]) == (404, "unknown_key")
     assert "keys list" in answer.body["message"]
     assert (await master.get("/v1/admin/revocations", token="admin")).body["revocations"] == []
-    refusal = (await master.get("/v1/admin/audit", token="admin")).body["entries"][-1]
+    refusal = (await master.get("/v1/admin/audit?only=acts", token="admin")).body["entries"][-1]
     assert (refusal["action"], refusal["target"]) == ("revoke_kid", "no-such-key")
     assert (refusal["outcome"], refusal["reason"]) == ("unknown_key", "typo")
     forced = (await revoke(master, kid="no-such-key", force=True)).body
@@ -183,7 +183,7 @@ async def test_revocations_are_audited_listed_and_counted(master, relay, clock):
         }
     ]  # fmt: skip
     assert listed["relays"] == [{"relay_id": relay.relay_id, "connected": False, "acked": 0}]
-    audit = (await master.get("/v1/admin/audit", token="admin")).body["entries"][0]
+    audit = (await master.get("/v1/admin/audit?only=acts", token="admin")).body["entries"][0]
     assert (audit["action"], audit["target"]) == ("revoke_sub", "ann")
     metrics = (await master.get("/metrics")).body
     assert 'wavry_master_revocations_total{kind="sub"} 1.0' in metrics

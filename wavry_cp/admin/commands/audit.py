@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from enum import StrEnum
 from typing import Annotated, Final
 
 import msgspec
@@ -29,6 +30,13 @@ PAGE_ROWS: Final = 1000
 POLL_S: Final = 1.0
 
 
+class AuditPartOption(StrEnum):
+    """Which rows."""
+
+    ACTS = "acts"
+    REFUSED = "refused"
+
+
 class AuditLine(msgspec.Struct, frozen=True):
     """One act and the service that wrote it."""
 
@@ -51,24 +59,32 @@ def audit(
     limit: Annotated[
         int, typer.Option(min=1, max=PAGE_ROWS, help="Most acts of each service, the last ones.")
     ] = 200,
+    only: Annotated[
+        AuditPartOption | None,
+        typer.Option(help="acts of operators and users, or what was refused to addresses."),
+    ] = None,
     *,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on and print each new act; Ctrl-C ends it.")
     ] = False,
     json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Show what operators did: who, what, to whom, why, and the outcome.
+    """Show what operators and users did, and what was refused to whom: wrong logins, limits.
 
+    A flood is one row at once, then a count each minute. An address is a hash, its key new each
+    day.
     With --follow and --json each act is one line.
 
     Examples:
       wavryctl audit --since 24h
 
+      wavryctl audit --only refused --since 1h
+
       wavryctl audit --follow --json
     """
 
     async def work() -> None:
-        reader = _Reader(endpoints_of(context), since, limit)
+        reader = _Reader(endpoints_of(context), since, limit, only)
         lines = await reader.next()
         if not follow:
             _print_list(lines, as_json=json)
@@ -85,10 +101,17 @@ def audit(
 class _Reader:
     """Reads both logs on from where it stopped."""
 
-    def __init__(self, endpoints: ServiceEndpoints, since_s: int | None, limit: int) -> None:
+    def __init__(
+        self,
+        endpoints: ServiceEndpoints,
+        since_s: int | None,
+        limit: int,
+        only: AuditPartOption | None,
+    ) -> None:
         self._urls = {"master": endpoints.need_master(), "gateway": endpoints.need_gateway()}
         self._token = endpoints.admin_token()
         self._since = "" if since_s is None else f"&since={max(0, int(time.time()) - since_s)}"
+        self._only = "" if only is None else f"&only={only.value}"
         self._limit = limit
         self._after: dict[str, int] = {}
         self._missing: set[str] = set()
@@ -129,7 +152,11 @@ class _Reader:
         if not first:
             query = f"limit={PAGE_ROWS}&after={self._after[service]}"
         page = await ask_json(
-            service, self._urls[service], f"/v1/admin/audit?{query}", AuditPage, token=self._token
+            service,
+            self._urls[service],
+            f"/v1/admin/audit?{query}{self._only}",
+            AuditPage,
+            token=self._token,
         )
         last = page.entries[-1].id if page.entries else 0
         self._after[service] = max(last, self._after.get(service, 0))

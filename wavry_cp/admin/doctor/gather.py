@@ -177,7 +177,7 @@ class _Round:
             "revocations": (master, "/v1/admin/revocations"),
             "master_status": (master, "/v1/admin/status"),
             "master_switches": (master, "/v1/admin/switches"),
-            "audit": (master, f"/v1/admin/audit?limit={AUDIT_ROWS}"),
+            "audit": (master, f"/v1/admin/audit?only=acts&limit={AUDIT_ROWS}"),
             "bans": (master, "/v1/admin/bans"),
             "gateway_switches": (gateway, "/v1/admin/switches"),
             "document": (master, "/.well-known/wavry-keys.json"),

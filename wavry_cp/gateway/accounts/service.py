@@ -133,7 +133,8 @@ class AccountService:
             raise
         if not fits or stored is None:
             self._metrics.logins.labels("wrong").inc()
-            raise _wrong()
+            # A name that nobody has may be a password that was typed into the wrong field.
+            raise _wrong("an unknown account" if stored is None else username)
         self._delays.succeeded(username, address)
         # Only now: a ban is told to who holds the account, not to who guesses names.
         try:
@@ -191,7 +192,7 @@ class AccountService:
             max_tokens=self._config.tokens_per_user,
         )
         if ended is None:  # Changed or deleted while the password was checked.
-            raise _wrong()
+            raise _wrong(username)
         self._hub.end_tokens(ended)
         return Login(token, expires_at)
 
@@ -217,8 +218,10 @@ class AccountService:
             )
 
 
-def _wrong() -> RefusedError:
-    return RefusedError(ErrorCode.INVALID_CREDENTIALS, "user name or password is wrong")
+def _wrong(about: str) -> RefusedError:
+    return RefusedError(
+        ErrorCode.INVALID_CREDENTIALS, "user name or password is wrong", about=about
+    )
 
 
 def _invalid_token() -> RefusedError:

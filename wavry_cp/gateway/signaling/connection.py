@@ -64,6 +64,8 @@ class SignalingConnection:
         queue_bytes: int,
         send_timeout_s: float,
     ) -> None:
+        self.address = ""
+        """What limits by address count the client under."""
         self.username: str | None = None
         self.token: TokenHash | None = None
         self.cause: str | None = None

@@ -15,6 +15,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import WSMsgType, web
 
+from wavry_cp.app.client_address import client_address
 from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.store_errors import StoreUnavailableError
@@ -24,11 +25,13 @@ from wavry_cp.gateway.core import GatewayCore
 from wavry_cp.gateway.sessions.leases import SessionLeases, credentials_message
 from wavry_cp.gateway.sessions.rules import Keys, SessionKey, checked_keys
 from wavry_cp.gateway.sessions.service import SessionService
+from wavry_cp.operators.refusals import LIMITED
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http import signaling as wire
 from wavry_peer.protocol.http.api import RelaySessionRequest
 from wavry_peer.protocol.http.codes import ErrorCode
+from wavry_peer.service.address_key import address_key
 from wavry_peer.service.http_server import awaiting_client
 from wavry_peer.service.request_ids import adopt_request_id, current_request_id, quoted
 
@@ -55,6 +58,10 @@ _PREFIX: Final = 16
 RECEIVE_BYTES: Final = 2 * c.MAX_SIGNALING_FRAME_BYTES
 """A frame between the limit and this gets an ERROR first; a larger one is not even read."""
 
+_OUR_FAULT: Final = frozenset(
+    {ErrorCode.STORE_UNAVAILABLE, ErrorCode.INTERNAL_ERROR, ErrorCode.LOCKDOWN}
+)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -77,6 +84,7 @@ class Signaling:
         self._hub = core.hub
         self._clock = core.clock
         self._metrics = core.metrics
+        self._refusals = core.refusals
         self._accounts = accounts
         self._sessions = sessions
         self._session_leases = session_leases
@@ -123,6 +131,9 @@ class Signaling:
             queue_messages=self._config.queue_messages,
             queue_bytes=self._config.queue_bytes,
             send_timeout_s=self._config.send_timeout_s,
+        )
+        connection.address = address_key(
+            client_address(request, self._config.trusted_proxy_networks)
         )
         self._metrics.connections.inc()
         self._hub.add(connection)
@@ -181,6 +192,7 @@ class Signaling:
             owner = await self._accounts.owner(message.token, via="websocket")
         except RefusedError as error:
             if error.code == ErrorCode.INVALID_TOKEN:
+                self._note(connection, error.code)
                 end_for_token(connection)
             else:
                 self._fail(connection, CLOSE_AUTH, error.code, str(error))
@@ -343,10 +355,21 @@ class Signaling:
 
     def _say(self, connection: SignalingConnection, code: str, text: str) -> None:
         self._metrics.message_errors.labels(code).inc()
+        self._note(connection, code)
         connection.send(_error(code, text))
+
+    def _note(self, connection: SignalingConnection, code: str) -> None:
+        """Tell the operator of a BIND that was refused, and of a limit that took hold."""
+        if code in _OUR_FAULT:
+            return
+        if connection.username is None:
+            self._refusals.note("bind_refused", connection.address, "/ws", code)
+        elif code == ErrorCode.RATE_LIMITED:
+            self._refusals.note(LIMITED, connection.address, connection.username, code)
 
     def _fail(self, connection: SignalingConnection, close_code: int, code: str, text: str) -> None:
         if connection.cause is None:
+            self._note(connection, code)
             self._metrics.message_errors.labels(code).inc()
             connection.end(close_code, code, _error(code, text))
 

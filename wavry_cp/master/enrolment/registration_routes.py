@@ -1,7 +1,7 @@
 """Routes of a relay that registers: register, verify.  What is refused is told to the operator."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -13,7 +13,6 @@ from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.master.master import Master
 from wavry_cp.master.outcome import outcome_of
 from wavry_cp.master.relays.strangers import network_of
-from wavry_cp.operators.audit import AuditEntry
 from wavry_peer.protocol.http.api import (
     RegisterRequest,
     RegisterResponse,
@@ -40,38 +39,20 @@ def _count_registration(master: Master, error: Exception) -> None:
     master.metrics.registrations.labels(outcome_of(error)).inc()
 
 
-@asynccontextmanager
-async def _refusals_told(master: Master, network: str, relay_id: str) -> AsyncIterator[None]:
-    """Write a refusal into audit log and log, the first of a minute from each network.
-
-    `Master.tell_refusals` tells the rest as a count.
-    """
+@contextmanager
+def _about(relay_id: str) -> Iterator[None]:
+    """Say of every refusal which relay it is about, for the audit log."""
     try:
         yield
     except RefusedError as error:
-        if master.refusals.is_first(network, error.code, relay_id, master.clock.monotonic_s()):
-            _log.warning(
-                "registration_refused",
-                relay_id=relay_id,
-                cause=str(error),
-                code=error.code,
-                next_step=error.code.next_step,
-            )
-            now_s = master.clock.now_s()
-            await master.store.record_act(
-                AuditEntry(now_s, "relay", "register", relay_id, str(error), outcome=error.code)
-            )
+        error.about = relay_id
         raise
-
-
-def _network(master: Master, request: web.Request) -> str:
-    return network_of(client_address(request, master.trusted_proxies))
 
 
 async def _register(
     master: Master, request: web.Request, body: RegisterRequest
 ) -> RegisterResponse:
-    async with _refusals_told(master, _network(master, request), body.relay_id):
+    with _about(body.relay_id):
         managed = caller_of(request).kind is CallerKind.SERVICE
         if not managed and body.enrolment_token is not None:
             managed = master.access.is_service_token(body.enrolment_token)
@@ -81,9 +62,9 @@ async def _register(
 
 
 async def _verify(master: Master, request: web.Request, body: VerifyRequest) -> VerifyResponse:
-    network = _network(master, request)
+    network = network_of(client_address(request, master.trusted_proxies))
     pending = master.registrar.take(body.challenge_id)
-    async with _refusals_told(master, network, pending.body.relay_id):
+    with _about(pending.body.relay_id):
         master.registrar.check_signature(pending, body)
         answer, registered = await master.registrar.register(pending, network=network)
     for relay_id in registered.gone:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import sqlite_utils
 
 from wavry_cp.operators.admin_tokens import AdminToken
-from wavry_cp.operators.audit import AuditEntry, AuditRecord
+from wavry_cp.operators.audit import ADDRESS_PREFIX, AuditEntry, AuditPart, AuditRecord
 from wavry_cp.operators.bans import Ban, BanKind
 from wavry_cp.operators.roles import AdminRole
 from wavry_cp.operators.switches import Switch, SwitchState
@@ -28,6 +28,10 @@ __all__ = [
 MAX_TARGET_CHARS: Final = 200
 """A refused act names what the caller wrote into the path; the log has no place for all of it."""
 
+_PARTS: Final = {
+    AuditPart.ACTS: f"AND who NOT LIKE '{ADDRESS_PREFIX}%'",
+    AuditPart.REFUSED: f"AND who LIKE '{ADDRESS_PREFIX}%'",
+}
 _AUDIT: Final = "SELECT id, at_s, who, action, target, reason, outcome FROM audit"
 
 
@@ -171,12 +175,27 @@ class AdminSqlite:
         """See `AuditLog`."""
         await self._database.run(lambda db: append_audit(db, entry))
 
+    async def record_acts(self, entries: Sequence[AuditEntry]) -> None:
+        """See `AuditLog`."""
+
+        def write(db: sqlite_utils.Database) -> None:
+            for entry in entries:
+                append_audit(db, entry)
+
+        await self._database.run(write)
+
     async def audit_page(
-        self, *, after: int | None, since_s: int | None, limit: int
+        self,
+        *,
+        after: int | None,
+        since_s: int | None,
+        limit: int,
+        only: AuditPart | None = None,
     ) -> Sequence[AuditRecord]:
         """See `AuditLog`."""
         order = "DESC" if after is None else "ASC"
-        sql = f"{_AUDIT} WHERE id > ? AND at_s >= ? ORDER BY id {order} LIMIT ?"
+        part = "" if only is None else _PARTS[only]
+        sql = f"{_AUDIT} WHERE id > ? AND at_s >= ? {part} ORDER BY id {order} LIMIT ?"
         values = (after or 0, since_s or 0, limit)
 
         def read(db: sqlite_utils.Database) -> list[AuditRecord]:

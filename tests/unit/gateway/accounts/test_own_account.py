@@ -24,7 +24,7 @@ async def login(gateway, name, password=PASSWORD, **more):
 
 
 async def acts(gateway):
-    rows = (await admin(gateway, "GET", "/audit?limit=1000"))[1]["entries"]
+    rows = (await admin(gateway, "GET", "/audit?only=acts&limit=1000"))[1]["entries"]
     return [(row["who"], row["action"], row["target"], row["outcome"]) for row in rows]
 
 

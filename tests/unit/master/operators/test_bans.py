@@ -29,7 +29,7 @@ async def state_of(master, relay):
 
 
 async def audit(master):
-    entries = (await master.get("/v1/admin/audit?after=0", token="admin")).body["entries"]
+    entries = (await master.get("/v1/admin/audit?only=acts&after=0", token="admin")).body["entries"]
     return [(entry["who"], entry["action"], entry["target"]) for entry in entries]
 
 
