@@ -23,6 +23,9 @@ FUZZ_SEED ?= 1
 IMAGE_BASE ?= debootstrap
 LOCK_ARGS ?=
 
+# Where it is set, each of the thousands of interpreters of a run would compile the same files anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-slow lint format release-check bench load chaos fuzz docs lock images images-smoke clean system again fresh-machine
 
 help:  ## list the targets
@@ -44,10 +47,13 @@ demo: $(STAMP)  ## two peers, one relay, a real file and 10 s of media; writes b
 	$(BIN)/wavryctl demo --output build/demo.json
 
 test: $(STAMP)  ## the whole test suite
+	@$(BIN)/python -m compileall -q -j 0 wavry_peer wavry_cp wavry_relay loadtest
+	@printf '%s\n' tests/unit tests/system,tests/docs,tests/release,tests/fuzz | tr , ' ' | \
+		xargs -P 2 -L 1 $(BIN)/python -m pytest --collect-only -q >/dev/null
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## the long form of the tests marked `long` (SLOW_SESSIONS, SLOW_FUZZ_SECONDS), one after the other
-	WAVRY_TEST_INSTALL=1 WAVRY_TEST_SESSIONS=$(SLOW_SESSIONS) WAVRY_FUZZ_SECONDS=$(SLOW_FUZZ_SECONDS) \
+	WAVRY_TEST_LONG=1 WAVRY_FUZZ_SANITIZED_DATAGRAMS=200000 WAVRY_TEST_SESSIONS=$(SLOW_SESSIONS) WAVRY_FUZZ_SECONDS=$(SLOW_FUZZ_SECONDS) \
 		$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## formatting, lint rules, types, import directions

@@ -84,6 +84,8 @@ def extensions() -> list[Any]:
             "-fno-strict-aliasing",
             "-Werror=implicit-function-declaration",
             *sanitizer_flags(),
+            # What Cython writes takes a minute to optimise with all those checks in it.
+            *(["-O0"] if sanitize else []),
         ],
         extra_link_args=sanitizer_flags(),
         optional=wanted != "require",

@@ -39,7 +39,7 @@ from support.relay.udp_peer import UdpPeer
 from support.waiting import wait_until
 
 DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_DATAGRAMS", "500000"))
-SANITIZED_DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_SANITIZED_DATAGRAMS", "200000"))
+SANITIZED_DATAGRAMS = int(os.environ.get("WAVRY_FUZZ_SANITIZED_DATAGRAMS", "60000"))
 SEED = int(os.environ.get("WAVRY_FUZZ_SEED", "1"))
 ROUNDS = 4
 """The first warms everything up; memory must not grow in the others."""
@@ -147,6 +147,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_sanitized(tmp_path_factory.mktemp("sanitized"))
 
 
+@pytest.mark.long
 def test_flood_finds_nothing_under_address_and_undefined_behaviour_sanitizers(
     sanitized: Path, tmp_path: Path
 ) -> None:

@@ -4,14 +4,17 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import pytest
 
 from wavry_relay.engine import EngineUnavailableError, choose_engine
 from wavry_relay.shm.control import EngineKind
 
-__all__ = ["lack", "need_engine", "need_native", "need_program", "need_root"]
+__all__ = ["LONG", "lack", "need_engine", "need_native", "need_program", "need_root"]
+
+LONG: Final = "WAVRY_TEST_LONG" in os.environ
+"""Whether tests marked `long` run in their long form, as in `make test-slow`."""
 
 
 def lack(reason: str) -> NoReturn:

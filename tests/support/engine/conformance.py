@@ -482,7 +482,7 @@ class EngineConformance:
     def test_garbage_never_forwards_and_never_fails(self, world: World) -> None:
         client, server = world.session()
 
-        @settings(max_examples=200, deadline=None)
+        @settings(max_examples=80, deadline=None)
         @given(data=st.binary(max_size=1600))
         def check(data: bytes) -> None:
             assert not isinstance(world.decide(data, client.address), Forward)
@@ -495,7 +495,7 @@ class EngineConformance:
     ) -> None:
         client, server = world.session()
 
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=100, deadline=None)
         @given(
             kind=st.sampled_from([0x01, 0x04, 0x10]),
             flags=st.integers(0, 3),

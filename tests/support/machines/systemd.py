@@ -50,8 +50,8 @@ mkdir /run/python /run/packages
 mount --bind "$BASE" /run/python
 mount --bind "$PACKAGES" /run/packages
 mkdir -p /run/tree
-cp -r "$REPOSITORY"/wavry_peer "$REPOSITORY"/wavry_relay "$REPOSITORY"/wavry_cp \
-  "$REPOSITORY"/systemd-examples /run/tree
+cp -a --no-preserve=ownership "$REPOSITORY"/wavry_peer "$REPOSITORY"/wavry_relay \
+  "$REPOSITORY"/wavry_cp "$REPOSITORY"/systemd-examples /run/tree
 mount -t tmpfs -o mode=755 tmpfs /opt
 mkdir -p /opt/python /opt/wavry/bin /opt/wavry/tree /opt/wavry/packages \
   "/opt/wavry/lib/$PYTHON/site-packages"

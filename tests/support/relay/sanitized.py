@@ -31,7 +31,6 @@ def build_sanitized(directory: Path) -> Path:
             **os.environ,
             "WAVRY_BUILD_NATIVE": "require",
             "WAVRY_BUILD_SANITIZE": SANITIZERS,
-            "CFLAGS": "-O0",  # of the shell, which Cython writes
         },
         capture_output=True,
         text=True,

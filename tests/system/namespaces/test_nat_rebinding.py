@@ -50,9 +50,9 @@ ROUND_TRIP_S = 0.030
 SPACING_S = 0.005
 ALLOWED_S = ROUND_TRIP_S + 0.050
 SO_RCVBUFFORCE, ETH_P_IP = 33, 0x0800
-TRIES = 3
-"""Two busy cores can hold any process for longer than what is measured: the best of so many
-moves counts."""
+TRIES = 6
+"""Two busy cores can hold any process for longer than what is measured: of at most so many moves
+the best one counts."""
 SETTLED_S = 1.2
 """Watched after a move; more than any gap that is judged here."""
 REST_S = 3.0

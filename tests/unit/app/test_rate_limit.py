@@ -13,7 +13,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(steps, st.integers(1, 4), st.sampled_from([0.5, 1.0, 3.0]), st.integers(1, 40))
 def test_no_key_ever_exceeds_its_allowance_however_full_the_table(calls, burst, rate, max_keys):
     limiter = RateLimiter(rate, burst, max_keys, salt=SALT)

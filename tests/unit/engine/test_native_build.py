@@ -145,10 +145,13 @@ def test_a_header_that_an_older_build_left_behind_is_not_used(tmp_path: Path) ->
     left = tmp_path / "build/cython/wavry_relay/engine/fastpath.h"
     left.parent.mkdir(parents=True)
     left.write_text('#error "a copy of an older build"\n')
+    quick = tmp_path / "quick-cc"
+    quick.write_text('#!/bin/sh\nexec gcc "$@" -O0\n')
+    quick.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         cwd=tmp_path,
-        env={**os.environ, "WAVRY_BUILD_NATIVE": "require", "CFLAGS": "-O0"},
+        env={**os.environ, "WAVRY_BUILD_NATIVE": "require", "CC": str(quick)},
         capture_output=True,
         text=True,
         check=False,

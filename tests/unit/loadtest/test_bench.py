@@ -1,4 +1,4 @@
-"""The whole bench in its short form, as `make bench` starts it."""
+"""The bench in its short form, as `make bench` starts it; in `make test` some of its parts."""
 
 import json
 import math
@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.needs import LONG
 from support.paths import REPOSITORY
 
 from loadtest.bench import ENGINES, FULL, QUICK, main
 from loadtest.measures.forward import ForwardCase, case_name
 from loadtest.measures.upgrade import TARGET as UPGRADE_TARGET
 
-pytestmark = pytest.mark.xdist_group("loadtest")
+pytestmark = [pytest.mark.xdist_group("loadtest"), pytest.mark.long]
 
 ROOT = REPOSITORY
+MEASURED = ENGINES if LONG else ("native",)
+PARTS = QUICK.parts if LONG else ("forward", "flood", "admission", "memory", "kill")
 LEFT_BEHIND = "WAVRY_BENCH_TEST"
 
 
@@ -40,6 +43,8 @@ def quick(tmp_path_factory):
     mark = f"{LEFT_BEHIND}={directory}"
     environment = {**os.environ, LEFT_BEHIND: str(directory), "COLUMNS": "200"}
     command = [sys.executable, "-m", "loadtest.bench", "--quick", "--repetitions", "1"]
+    command += [word for engine in MEASURED for word in ("--engine", engine)]
+    command += [word for part in PARTS for word in ("--part", part)]
     done = subprocess.run(
         [*command, "--output", str(output)],
         cwd=ROOT,
@@ -71,7 +76,7 @@ def test_every_subject_and_every_case_is_there_or_said_to_be_missing(quick):
     document = quick[0]
     rows = {(row["bench"], row["case"], row["metric"]): row["median"] for row in document["rows"]}
     missing = {(one["bench"], one["case"]): one["reason"] for one in document["skipped"]}
-    relays = [f"relay-{engine}" for engine in ENGINES]
+    relays = [f"relay-{engine}" for engine in MEASURED]
     for subject in ["floor-plain", "floor-mmsg", "floor-gso", "uvloop-relay", "coturn", *relays]:
         for case in QUICK.forward_cases():
             if ("forward", subject) in missing:
@@ -84,20 +89,11 @@ def test_every_subject_and_every_case_is_there_or_said_to_be_missing(quick):
 
 def test_every_part_of_the_relay_is_measured(quick):
     benches = {row["bench"] for row in quick[0]["rows"]}
-    assert benches == {
-        "forward",
-        "comparison",
-        "idle",
-        "latency",
-        "flood",
-        "admission",
-        "memory",
-        "worker kill",
-        "upgrade",
-    }
+    always = {"forward", "comparison", "idle", "flood", "admission", "memory", "worker kill"}
+    assert benches == always | ({"latency", "upgrade"} if LONG else set())
     promised = [target["name"] for target in quick[0]["targets"]]
     compared = [name for name in promised if " cost at " in name]
-    assert len(promised) - len(compared) == 5 * len(ENGINES) + 1 + 4
+    assert len(promised) - len(compared) == 5 * len(MEASURED) + 4 + LONG
     assert [name for name in compared if "coturn" not in name] == [
         "relay-native cost at burst 1 per cheapest bare C forwarder",
         "relay-native cost at burst 16 per bare C forwarder with GRO and GSO",
@@ -105,6 +101,7 @@ def test_every_part_of_the_relay_is_measured(quick):
     ]
 
 
+@pytest.mark.skipif(not LONG, reason="a part of the long form")
 def test_upgrade_is_measured_beside_the_same_load_without_one(quick):
     rows = [row for row in quick[0]["rows"] if row["bench"] == "upgrade"]
     assert {row["metric"] for row in rows} == {"packets_lost", "longest_gap", "took"}
@@ -124,12 +121,12 @@ def test_media_is_measured_beside_junk_that_was_really_sent(quick):
 
 def test_no_session_is_lost_with_a_worker(quick):
     lost = [row for row in quick[0]["rows"] if row["metric"] == "sessions_lost"]
-    assert [row["max"] for row in lost] == [0] * len(ENGINES)
+    assert [row["max"] for row in lost] == [0] * len(MEASURED)
 
 
 def test_planned_sessions_fit_their_memory(quick):
     memory = [t for t in quick[0]["targets"] if "shared memory for 100000" in t["name"]]
-    assert [target["ok"] for target in memory] == [True] * len(ENGINES)
+    assert [target["ok"] for target in memory] == [True] * len(MEASURED)
 
 
 def test_table_names_what_was_skipped(quick):

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import trustme
+from support.needs import LONG
 from support.paths import REPOSITORY
 from support.system.system import RunningSystem, clean_environment, get_text, running_system
 from support.system.tls import tls_proxy
@@ -39,7 +40,7 @@ max_send_late_p99_ms = 60000
 """
 TIMEOUT_S = 90
 USERS = ("RelayUser", "MasterUser", "GatewayUser", "SessionUser")
-SHAPES = ("step", "spike", "soak")
+SHAPES = ("step", "spike", "soak") if LONG else ("step",)
 
 
 @dataclass
@@ -365,6 +366,7 @@ def shape_runs(
         yield runs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_runs_to_its_end(shape: str, shape_runs: dict[str, Run]) -> None:
     run = shape_runs[shape]
@@ -456,17 +458,20 @@ def other_runs(
                 directory, "variables", "MasterUser", *short, SSL_CERT_FILE=str(roots),
                 WAVRY_MASTER_URL=master, WAVRY_SERVICE_TOKEN_FILE=token,
             ),
-            "untrusted": Run.start(directory, "untrusted", "GatewayUser", *remote, *short),
-            "forbidden": Run.start(
-                directory, "forbidden", "MasterUser", "--wavry-service-token-file", str(wrong),
-                "--wavry-master-url", system.master_url, *short,
-            ),
             "unreachable": Run.start(
                 directory, "unreachable", "GatewayUser", *short,
                 "--wavry-gateway-url", "http://127.0.0.1:9",
             ),
             "usage": Run.start(directory, "usage", *dev, "--fps", "0"),
         }  # fmt: skip
+        if LONG:
+            runs |= {
+                "untrusted": Run.start(directory, "untrusted", "GatewayUser", *remote, *short),
+                "forbidden": Run.start(
+                    directory, "forbidden", "MasterUser", "--wavry-service-token-file", str(wrong),
+                    "--wavry-master-url", system.master_url, *short,
+                ),
+            }  # fmt: skip
         with ended(runs):
             yield runs
 
@@ -485,15 +490,18 @@ def test_a_remote_deployment_over_tls(other_runs: dict[str, Run], system: Runnin
     assert other_runs["variables"].document["requests"]["POST /v1/relays/heartbeat"]["count"] > 0
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "text"),
-    [
-        ("untrusted", 3, "cannot be reached (SSLCertVerificationError)"),
-        ("unreachable", 3, "cannot be reached (ConnectionRefusedError)"),
-        ("forbidden", 4, "does not take the service token"),
-        ("usage", 2, "--fps must be"),
-    ],
-)
+REFUSED = [
+    ("unreachable", 3, "cannot be reached (ConnectionRefusedError)"),
+    ("usage", 2, "--fps must be"),
+]
+REFUSED_LONG = [
+    ("untrusted", 3, "cannot be reached (SSLCertVerificationError)"),
+    ("forbidden", 4, "does not take the service token"),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "status", "text"), REFUSED + REFUSED_LONG if LONG else REFUSED)
 def test_what_cannot_run_says_so_at_once(
     name: str, status: int, text: str, other_runs: dict[str, Run]
 ) -> None:

@@ -208,7 +208,7 @@ def bearer(target, name):
     return [] if token is None else [f"Authorization: Bearer {token}".encode()]
 
 
-@settings(FIXED, max_examples=250)
+@settings(FIXED, max_examples=100)
 @given(methods, st.sampled_from(PATHS), ids, st.binary(max_size=200), headers)
 def test_any_method_path_body_and_header_of_a_stranger(target, method, path, number, body, extra):
     status = check(target.request(method, path.replace("{id}", number), body, extra))
@@ -218,7 +218,7 @@ def test_any_method_path_body_and_header_of_a_stranger(target, method, path, num
     target.is_well()
 
 
-@settings(FIXED, max_examples=250)
+@settings(FIXED, max_examples=100)
 @given(st.sampled_from(POSTS), tokens, st.one_of(json_values.map(json.dumps), st.text(max_size=60)))
 def test_json_garbage_of_someone_with_a_token(target, path, token, text):
     status = check(
@@ -281,7 +281,7 @@ odd_values = st.one_of(
 )
 
 
-@settings(FIXED, max_examples=300)
+@settings(FIXED, max_examples=100)
 @given(st.data(), st.sampled_from(POSTS), st.sampled_from(["service", "relay", None]))
 def test_valid_body_with_something_odd_in_it(target, data, path, token):
     body = dict(valid_bodies(target)[path])
@@ -306,7 +306,7 @@ ORDERS = {
 }
 
 
-@settings(FIXED, max_examples=200)
+@settings(FIXED, max_examples=80)
 @given(st.data(), st.sampled_from(sorted(ORDERS)))
 def test_orders_of_an_operator_with_something_odd_in_them(target, data, path):
     body = dict(ORDERS[path])
@@ -318,7 +318,7 @@ def test_orders_of_an_operator_with_something_odd_in_them(target, data, path):
     target.is_well()
 
 
-@settings(FIXED, max_examples=150)
+@settings(FIXED, max_examples=60)
 @given(
     st.one_of(
         st.binary(min_size=1, max_size=300),

@@ -242,7 +242,7 @@ def test_documents_that_do_not_fit(raw: bytes) -> None:
     assert "does not fit" in text or "not valid JSON" in text
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.binary(max_size=200) | st.data())
 def test_garbage_raises_nothing_but_key_set_error(source: Any) -> None:
     raw = source

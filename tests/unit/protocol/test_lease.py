@@ -372,7 +372,7 @@ def test_every_flipped_bit_of_a_token_is_refused() -> None:
         assert caught.value.reason in (R.INVALID_SIGNATURE, R.UNKNOWN_KEY)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_an_edited_token_is_refused(data: st.DataObject) -> None:
     token = lease.sign_lease(ls.make_claims(), ls.SIGNING).encode()
@@ -387,7 +387,7 @@ def test_an_edited_token_is_refused(data: st.DataObject) -> None:
     assert error.reason in (R.INVALID_SIGNATURE, R.UNKNOWN_KEY)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.binary(max_size=1500) | st.text(max_size=1200).map(str.encode))
 def test_garbage_tokens_raise_nothing_but_lease_error(token: bytes) -> None:
     assert refused(lambda: lease.open_lease(token, ls.KEYS)).reason is R.INVALID_SIGNATURE
@@ -404,7 +404,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.dictionaries(st.sampled_from(sorted(ls.claims_dict())), json_values, max_size=4))
 def test_any_signed_claims_raise_nothing_but_lease_error(changes: dict[str, Any]) -> None:
     try:
@@ -557,7 +557,7 @@ def test_what_is_not_an_instant_is_refused(name: str, value: Any) -> None:
 offsets = st.integers(-1439, 1439).map(lambda m: timezone(timedelta(minutes=m)))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.datetimes(timezones=offsets), st.datetimes(timezones=offsets))
 def test_no_instant_raises_anything_but_lease_error(nbf: datetime, exp: datetime) -> None:
     claims = opened(nbf=nbf.isoformat(), exp=exp.isoformat())

@@ -78,13 +78,13 @@ def test_every_body_and_message_is_known_here() -> None:
 # -- Round trips -------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.sampled_from(BODIES).flatmap(struct_support.instances))
 def test_bodies_round_trip(body: Any) -> None:
     assert api.decode_body(type(body), msgspec.json.encode(body)) == body
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.sampled_from(MESSAGES).flatmap(struct_support.instances), st.booleans())
 def test_messages_round_trip(message: Any, as_bytes: bool) -> None:
     frame = signaling.encode_message(message)
@@ -352,7 +352,7 @@ def test_frame_size_counts_bytes_and_not_characters() -> None:
         assert error.code == "frame_too_large"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(
     st.sampled_from([api.UserCredentials, api.LeaseRequest, api.VerifyResponse, *MESSAGES]),
     st.data(),

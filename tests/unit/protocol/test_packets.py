@@ -19,7 +19,7 @@ SID = SessionId(bytes(range(0x10, 0x20)))
 SID_HEX = "101112131415161718191a1b1c1d1e1f"
 KEY = ed25519.SigningKey.from_seed(b"p" * 32)
 
-quick = settings(deadline=None, max_examples=150)
+quick = settings(deadline=None, max_examples=60)
 session_ids = st.binary(min_size=16, max_size=16).filter(any).map(SessionId)
 roles = st.sampled_from(c.Role)
 tokens = st.binary(min_size=1, max_size=c.MAX_TOKEN_BYTES)
@@ -627,25 +627,25 @@ def parse_everything(datagram: bytes) -> None:
         assert reason is None or reason in REASONS
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=2000))
 def test_garbage_raises_nothing_but_packet_error(datagram: bytes) -> None:
     parse_everything(datagram)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.sampled_from([*c.PacketType, 0x07]), st.integers(0, 3), st.binary(max_size=300))
 def test_garbage_bodies_raise_nothing_but_packet_error(kind: int, flags: int, body: bytes) -> None:
     parse_everything(header_of(kind, flags) + body)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(mutated())
 def test_mutated_packets_raise_nothing_but_packet_error(datagram: bytes) -> None:
     parse_everything(datagram)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(mutated())
 def test_what_parses_is_built_again_to_the_same_bytes(datagram: bytes) -> None:
     try:

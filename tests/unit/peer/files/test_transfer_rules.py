@@ -208,7 +208,7 @@ def test_forged_acks_beyond_what_was_sent_change_nothing() -> None:
     assert link.sender.statistics.acked_bytes == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=1400), st.integers(0, 9))
 def test_any_bytes_are_taken_without_an_exception(noise: bytes, kind: int) -> None:
     offer = TransferOffer(b"transfer", 5000, 1000, bytes(32), "name")

@@ -440,7 +440,7 @@ def _read(token: str) -> OwnLease:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=1600), st.sampled_from([*range(18), 255]), st.integers(0, 3))
 def test_any_datagram_is_taken_without_an_exception(noise: bytes, kind: int, flags: int) -> None:
     path = ready_path()

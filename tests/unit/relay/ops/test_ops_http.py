@@ -165,7 +165,7 @@ GARBAGE = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(raw=GARBAGE)
 def test_no_bytes_get_anything_but_our_answers(
     raw: bytes, caplog: pytest.LogCaptureFixture
