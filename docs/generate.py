@@ -33,8 +33,14 @@ __all__ = ["PAGES", "render"]
 GENERATED = "<!-- Made by `make docs` from the code; edit there. -->\n\n"
 CONFIGURATION_HEAD = """# Configuration
 
-Every role reads environment variables. A value that does not fit ends the start with one line for
-each variable (exit status 2); the value itself is never printed. "live": a reload of the running
+Every role reads environment variables, and below them a file (`--settings-file`, or the variable
+`…_SETTINGS_FILE`): TOML where its name ends in `.toml`, with the names below or their short forms
+(`listen = "127.0.0.1:8090"`), else `NAME=value` lines. A value that does not fit ends the start
+with one line for each variable (exit status 2); the value itself is never printed. `config check`
+of each service judges all of it without starting (exit status 1 where something is insecure, 2
+where it does not fit), `config show` tells what comes from where. A `WAVRY_…` variable that nobody
+reads is named in the log, with the one that is probably meant.
+ "live": a reload of the running
 role puts a new value in force (SIGHUP or `wavry-relay reload`); the others wait for a restart.
 """
 METRICS_HEAD = """# Metrics

@@ -15,7 +15,13 @@ from wavry_peer.protocol import base64url
 from wavry_peer.protocol.errors import LocalError
 from wavry_peer.protocol.keyset import relay_id
 from wavry_peer.service import logs
-from wavry_peer.service.health_command import health_command
+from wavry_peer.service.commands.config import (
+    FILE_FIELD,
+    RoleSettings,
+    config_commands,
+    warn_of_unknown_variables,
+)
+from wavry_peer.service.commands.health import health_command
 from wavry_peer.service.settings import SettingsError, load_layers, load_one
 from wavry_peer.service.version import software_version
 from wavry_relay.ops.control_socket import CONTROL_SOCKET_NAME
@@ -97,7 +103,8 @@ def run(
     settings_file: Annotated[
         Path | None,
         typer.Option(
-            help="File of NAME=value settings, below the environment [WAVRY_RELAY_SETTINGS_FILE]."
+            help="TOML or NAME=value file of settings, below the environment"
+            " [WAVRY_RELAY_SETTINGS_FILE]."
         ),
     ] = None,
     ready_file: Annotated[
@@ -123,7 +130,7 @@ def run(
             load_layers,
             RelayConfig,
             dict(os.environ),
-            file_field="settings_file",
+            file_field=FILE_FIELD,
             settings_file=settings_file,
             listen=tuple(listen) if listen else None,
             workers=workers,
@@ -134,6 +141,7 @@ def run(
         )
         config = read()
         logs.configure("relay", level=config.log_level)
+        warn_of_unknown_variables(RelayConfig, os.environ)
         host = Host.from_environ(os.environ, os.getpid(), read)
         asyncio.run(Supervisor(config, ready_file=ready_file, host=host, take_over=take_over).run())
     except SettingsError as error:
@@ -282,11 +290,25 @@ def _no_worker(body: dict[str, Any]) -> str:
     return "" if workers.get("running") else "no worker runs; the supervisor's log names the cause"
 
 
+app.add_typer(
+    config_commands(
+        RoleSettings(
+            "wavry-relay",
+            RelayConfig,
+            lambda environ, file: load_layers(
+                RelayConfig, environ, file_field=FILE_FIELD, settings_file=file
+            ),
+            RelayConfig.trusted_root,
+            RelayConfig.insecure,
+        )
+    ),
+    name="config",
+)
 app.command("health")(
     health_command(
         "wavry-relay",
         "WAVRY_RELAY_OPS_LISTEN",
-        lambda: str(load_one(RelayConfig, os.environ, "ops_listen", file_field="settings_file")),
+        lambda: str(load_one(RelayConfig, os.environ, "ops_listen", file_field=FILE_FIELD)),
         _no_worker,
     )
 )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from wavry_peer.protocol import base64url
+from wavry_peer.service.http_client import is_readable_on_the_way
 from wavry_peer.service.listen_address import why_unfit
 from wavry_peer.service.settings import SettingsError, parse_address, setting
 from wavry_relay.cpus import usable_cpus
@@ -350,6 +351,12 @@ class RelayConfig:
         default=False,
         doc="Allow listen addresses that other hosts can reach.",
     )
+    allow_http: bool = setting(
+        "WAVRY_RELAY_ALLOW_HTTP",
+        default=False,
+        doc="Let WAVRY_RELAY_MASTER_URL be http:// to another host: only inside a network that you"
+        " trust.",
+    )
     allow_insecure_dev: bool = setting(
         "WAVRY_RELAY_ALLOW_INSECURE_DEV",
         default=False,
@@ -359,8 +366,8 @@ class RelayConfig:
     settings_file: Path | None = setting(
         "WAVRY_RELAY_SETTINGS_FILE",
         None,
-        doc="File of NAME=value lines with any of these settings; the command line and the"
-        " environment win over it. Read again at a reload.",
+        doc="File with any of these settings, TOML (`*.toml`) or NAME=value lines; the command line"
+        " and the environment win over it. Read again at a reload.",
     )
     log_level: str = setting(
         "WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.", live=True
@@ -440,7 +447,22 @@ class RelayConfig:
             parts = urlsplit(self.master_url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 faults.append("WAVRY_RELAY_MASTER_URL must be an http:// or https:// URL")
+            elif not self.allow_http and is_readable_on_the_way(self.master_url):
+                faults.append(
+                    "WAVRY_RELAY_MASTER_URL is http:// to another host, so the relay's token could"
+                    " be read on the way: use https://, or set WAVRY_RELAY_ALLOW_HTTP=1 inside a"
+                    " network that you trust"
+                )
         return faults
+
+    def insecure(self) -> list[str]:
+        """Name what should not be so in production."""
+        found = []
+        if self.allow_insecure_dev:
+            found.append("WAVRY_RELAY_ALLOW_INSECURE_DEV trusts the first key set that it is given")
+        if self.master_url and is_readable_on_the_way(self.master_url):
+            found.append("WAVRY_RELAY_MASTER_URL is http:// to another host")
+        return found
 
     @property
     def listen_addresses(self) -> tuple[ListenAddress, ...]:

@@ -135,7 +135,7 @@ def find_target(environ: Mapping[str, str], options: TargetOptions) -> SystemUnd
         gateway, master = gateway or dev.gateway_url, master or dev.master_url
         token_file = token_file or dev.service_token_file
     try:
-        token = TokenFile.load(Path(token_file), "service").token if token_file else None
+        token = TokenFile(Path(token_file), "service").token if token_file else None
     except TokenFileError as error:
         raise TargetError(str(error)) from error
     return SystemUnderTest(

@@ -111,7 +111,7 @@ def test_every_setting_variable_that_documents_name_exists() -> None:
     others = {"WAVRY_GATEWAY_URL", "WAVRY_MASTER_URL", "WAVRY_ADMIN_TOKEN", "WAVRY_DEV_DIR",
               "WAVRY_ADMIN_TOKEN_FILE", "WAVRY_PASSWORD", "WAVRY_PEER_HOME",
               "WAVRY_BUILD_SANITIZE", "WAVRY_BUILD_NATIVE", "WAVRY_VERSION",
-              "WAVRY_SERVICE_TOKEN_FILE"}  # fmt: skip
+              "WAVRY_SERVICE_TOKEN_FILE", "WAVRY_ALLOW_HTTP", "WAVRY_PEER_ALLOW_HTTP"}  # fmt: skip
     for document in (path.read_text() for path in DOCUMENTS):
         for variable in set(re.findall(r"\bWAVRY_[A-Z0-9_]*[A-Z0-9]\b", document)):
             assert variable in reference or variable in others, variable

@@ -17,12 +17,14 @@ import msgspec
 import typer
 
 from wavry_cp.app.token_files import TokenFile, TokenFileError
+from wavry_peer.service.http_client import is_readable_on_the_way
 
 from .output import EXIT_FORBIDDEN, EXIT_USAGE, CommandError
 
 __all__ = [
     "DEFAULT_DEV_DIR",
     "DEV_FILE",
+    "VARIABLES",
     "DevRelay",
     "DevSystemFile",
     "ServiceEndpoints",
@@ -33,6 +35,12 @@ __all__ = [
 DEFAULT_DEV_DIR: Final = Path(".wavry-dev")
 DEV_FILE: Final = "dev.json"
 STDIN: Final = Path("-")
+VARIABLES: Final = (
+    "WAVRY_ADMIN_TOKEN", "WAVRY_ADMIN_TOKEN_FILE", "WAVRY_ALLOW_HTTP", "WAVRY_DEV_DIR",
+    "WAVRY_GATEWAY_URL", "WAVRY_MASTER_URL",
+)  # fmt: skip
+"""What these commands read of the environment."""
+_YES: Final = frozenset({"1", "true", "yes", "on"})
 
 
 class DevRelay(msgspec.Struct, frozen=True):
@@ -107,7 +115,7 @@ class ServiceEndpoints:
                 exit_code=EXIT_FORBIDDEN,
             )
         try:
-            return TokenFile.load(self.admin_token_file, "admin").token
+            return TokenFile(self.admin_token_file, "admin").token
         except TokenFileError as error:
             raise CommandError(str(error), code="no_token", exit_code=EXIT_FORBIDDEN) from error
 
@@ -167,17 +175,19 @@ def find_endpoints(
     master_url: str | None = None,
     admin_token_file: Path | None = None,
     ask_token: bool = False,
+    allow_http: bool = False,
 ) -> ServiceEndpoints:
     """Gather where the services are; see the module for the order.
 
     Raises:
-        CommandError: a ``dev.json`` was named and cannot be read.
+        CommandError: a ``dev.json`` was named and cannot be read; or a service is asked by
+            ``http://`` on another host, and `allow_http` or WAVRY_ALLOW_HTTP does not let it.
     """
     dev = _read_dev_file(dev_dir, environ)
     # A directory that was named outright wins over variables that may be another system's.
     variables = {} if dev_dir is not None else environ
     file_text = variables.get("WAVRY_ADMIN_TOKEN_FILE") or (dev.admin_token_file if dev else None)
-    return ServiceEndpoints(
+    endpoints = ServiceEndpoints(
         gateway_url=gateway_url
         or variables.get("WAVRY_GATEWAY_URL")
         or (dev.gateway_url if dev else None),
@@ -188,6 +198,21 @@ def find_endpoints(
         admin_token_text=None if admin_token_file else variables.get("WAVRY_ADMIN_TOKEN"),
         relays=dev.relays if dev else (),
         ask_token=ask_token,
+    )
+    if not allow_http and environ.get("WAVRY_ALLOW_HTTP", "").lower() not in _YES:
+        for url in filter(None, (endpoints.gateway_url, endpoints.master_url)):
+            if is_readable_on_the_way(url):
+                raise _plain_http(url)
+    return endpoints
+
+
+def _plain_http(url: str) -> CommandError:
+    return CommandError(
+        f"{url} is http:// on another machine, so the admin token could be read on the way: use "
+        "https://, or give --allow-http (or set WAVRY_ALLOW_HTTP=1) inside a network that you "
+        "trust",
+        code="plain_http",
+        exit_code=EXIT_USAGE,
     )
 
 

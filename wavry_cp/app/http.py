@@ -40,11 +40,13 @@ from wavry_peer.service.systemd import Notifier
 from .client_address import IpNetwork, client_address, is_within, parse_networks
 from .store_errors import StoreUnavailableError
 from .token_files import TokenFile, TokenFileError
+from .transport.tls import TlsFiles
 
 __all__ = [
     "CONNECTION_BOUNDS",
     "MAX_BODY_BYTES",
     "NOTE_REFUSAL",
+    "TLS",
     "Handler",
     "IpNetwork",
     "ReadyFileError",
@@ -75,6 +77,9 @@ NOTE_REFUSAL: Final[web.AppKey[Callable[[web.Request, RefusedError], None]]] = w
     "note_refusal"
 )
 """Told of every call that is refused, where an application sets it."""
+
+TLS: Final = web.AppKey("tls", TlsFiles)
+"""Where an application says with which certificate it is served; without it, by plain HTTP."""
 
 BODY_TIMEOUT_S: Final = 15.0
 """A body of at most 64 KiB that takes longer is a client that holds connections open."""
@@ -208,13 +213,14 @@ async def listening(
     server: HttpListener | None = None
     try:
         try:
+            bounds, tls = app.get(CONNECTION_BOUNDS, ConnectionBounds()), app.get(TLS)
             server = await open_server(
-                runner, (host, port), app.get(CONNECTION_BOUNDS, ConnectionBounds())
+                runner, (host, port), bounds, None if tls is None else tls.context
             )
         except OSError as error:
             reason = why_not_bound(error, host, port, variable)
             raise ListenError(f"cannot listen: {reason}") from error
-        yield server_url(server.sock)
+        yield server_url(server.sock, tls=tls is not None)
     finally:
         if server is not None:
             server.close()

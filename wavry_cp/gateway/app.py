@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from wavry_cp.app.client_address import is_within
-from wavry_cp.app.http import CONNECTION_BOUNDS, NOTE_REFUSAL, new_application
+from wavry_cp.app.http import CONNECTION_BOUNDS, NOTE_REFUSAL, TLS, new_application
 from wavry_cp.app.requests import AccessLog, AccessLogMode, observe_requests
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
@@ -30,6 +30,8 @@ def make_app(gateway: Gateway) -> web.Application:
             refused=gateway.metrics.lockdown_refused,
         ),
     )
+    if gateway.tls is not None:
+        app[TLS] = gateway.tls
     app[CONNECTION_BOUNDS] = ConnectionBounds(
         config.idle_connections_per_address,
         is_proxy=lambda host: is_within(host, proxies),

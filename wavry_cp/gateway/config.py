@@ -7,9 +7,11 @@ from urllib.parse import urlsplit
 
 from wavry_cp.app.http import IpNetwork, parse_networks
 from wavry_cp.app.requests import ACCESS_LOG_DOC, check_access_log
+from wavry_cp.app.transport.guards import is_public, listen_faults, plain_origins, wide_networks
 from wavry_cp.gateway.accounts.passwords import PasswordCost
 from wavry_cp.gateway.sessions.rules import CallLimits
 from wavry_peer.protocol import constants as c
+from wavry_peer.service.http_client import is_readable_on_the_way
 from wavry_peer.service.http_listener import IDLE_PER_ADDRESS
 from wavry_peer.service.listen_address import parse_listen_address
 from wavry_peer.service.settings import SettingsError, setting
@@ -17,6 +19,7 @@ from wavry_peer.service.settings import SettingsError, setting
 __all__ = ["GatewayConfig"]
 
 DAY_S: Final = 86_400
+OWASP_MEMORY_KIB: Final = 19_456
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +29,36 @@ class GatewayConfig:
     listen: str = setting(
         "WAVRY_GATEWAY_LISTEN",
         "127.0.0.1:8090",
-        doc="Address for HTTP and WebSocket; TLS is the proxy's in front. Port 0 takes a free one.",
+        doc="Address for HTTP and WebSocket; another than loopback needs TLS. Port 0 is any free"
+        " one.",
+    )
+    tls_certificate_file: Path | None = setting(
+        "WAVRY_GATEWAY_TLS_CERTIFICATE_FILE",
+        None,
+        doc="PEM file with the certificate and its chain: then this service speaks TLS itself. Read"
+        " again when it changes.",
+    )
+    tls_key_file: Path | None = setting(
+        "WAVRY_GATEWAY_TLS_KEY_FILE",
+        None,
+        doc="PEM file (mode 0600) with the key of WAVRY_GATEWAY_TLS_CERTIFICATE_FILE.",
+    )
+    allow_public_bind: bool = setting(
+        "WAVRY_GATEWAY_ALLOW_PUBLIC_BIND",
+        default=False,
+        doc="Allow an address that other hosts can reach, without TLS of its own.",
     )
     data_dir: Path = setting(
         "WAVRY_GATEWAY_DATA_DIR", doc="Directory of gateway.db; made with mode 0700 if missing."
     )
     master_url: str = setting(
         "WAVRY_GATEWAY_MASTER_URL", doc="Base URL of the master, e.g. http://127.0.0.1:8091."
+    )
+    allow_http: bool = setting(
+        "WAVRY_GATEWAY_ALLOW_HTTP",
+        default=False,
+        doc="Let WAVRY_GATEWAY_MASTER_URL be http:// to another host: only inside a network that"
+        " you trust.",
     )
     service_token_file: Path = setting(
         "WAVRY_GATEWAY_SERVICE_TOKEN_FILE",
@@ -67,6 +93,12 @@ class GatewayConfig:
         doc="Networks that may read /metrics without the admin token.",
     )
     access_log: str = setting("WAVRY_GATEWAY_ACCESS_LOG", "off", doc=ACCESS_LOG_DOC)
+    settings_file: Path | None = setting(
+        "WAVRY_GATEWAY_SETTINGS_FILE",
+        None,
+        doc="File with any of these settings, TOML (`*.toml`) or NAME=value lines; the command line"
+        " and the environment win over it.",
+    )
     log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
 
     argon2_passes: int = setting(
@@ -315,9 +347,8 @@ class GatewayConfig:
         Raises:
             SettingsError: names each variable that does not fit.
         """
-        faults = []
+        faults = self._listen_faults()
         for variable, check in (
-            ("WAVRY_GATEWAY_LISTEN", lambda: parse_listen_address(self.listen)),
             ("WAVRY_GATEWAY_TRUSTED_PROXIES", lambda: self.trusted_proxy_networks),
             ("WAVRY_GATEWAY_METRICS_NETWORKS", lambda: self.open_metrics_networks),
             ("WAVRY_GATEWAY_MASTER_URL", lambda: _check_url(self.master_url, with_path=True)),
@@ -330,11 +361,50 @@ class GatewayConfig:
                 check()
             except ValueError as error:
                 faults.append(f"{variable} {error}")
+        if not self.allow_http and is_readable_on_the_way(self.master_url):
+            faults.append(
+                "WAVRY_GATEWAY_MASTER_URL is http:// to another host, so the service token could be"
+                " read on the way: use https://, or set WAVRY_GATEWAY_ALLOW_HTTP=1 inside a network"
+                " that you trust"
+            )
         if self.log_level.lower() not in {"debug", "info", "warning", "error"}:
             faults.append("WAVRY_LOG_LEVEL must be debug, info, warning or error")
         faults += check_access_log("WAVRY_GATEWAY_ACCESS_LOG", self.access_log)
         if faults:
             raise SettingsError("\n".join(faults))
+
+    def _listen_faults(self) -> list[str]:
+        try:
+            parse_listen_address(self.listen)
+        except ValueError as error:
+            return [f"WAVRY_GATEWAY_LISTEN {error}"]
+        return list(
+            listen_faults(
+                "GATEWAY",
+                self.listen,
+                certificate=self.tls_certificate_file,
+                key=self.tls_key_file,
+                allow_public_bind=self.allow_public_bind,
+            )
+        )
+
+    def insecure(self) -> list[str]:
+        """Name what should not be so in production."""
+        found = [
+            *wide_networks("WAVRY_GATEWAY_TRUSTED_PROXIES", self.trusted_proxy_networks),
+            *wide_networks("WAVRY_GATEWAY_METRICS_NETWORKS", self.open_metrics_networks),
+            *plain_origins("WAVRY_GATEWAY_CORS_ORIGINS", self.cors_origins),
+        ]
+        if is_public(self.listen) and self.tls_certificate_file is None:
+            found.append("WAVRY_GATEWAY_LISTEN can be reached by other hosts, without TLS")
+        if is_readable_on_the_way(self.master_url):
+            found.append("WAVRY_GATEWAY_MASTER_URL is http:// to another host")
+        if self.argon2_memory_kib < OWASP_MEMORY_KIB:
+            found.append(
+                f"WAVRY_GATEWAY_ARGON2_MEMORY_KIB is below {OWASP_MEMORY_KIB}: stolen hashes are"
+                " cheap to guess"
+            )
+        return found
 
     @property
     def trusted_proxy_networks(self) -> tuple[IpNetwork, ...]:

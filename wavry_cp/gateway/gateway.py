@@ -16,6 +16,7 @@ from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import TokenFile, require_different
+from wavry_cp.app.transport.tls import TlsFiles
 from wavry_cp.gateway.accounts.access import UserAccess
 from wavry_cp.gateway.accounts.changes import KEEP_NAMES_S, AccountChanges
 from wavry_cp.gateway.accounts.passwords import PasswordHasher
@@ -43,7 +44,7 @@ from .config import GatewayConfig
 from .core import GatewayCore
 from .metrics import GatewayMetrics
 
-__all__ = ["Gateway", "open_gateway"]
+__all__ = ["Gateway", "GatewayTokens", "open_gateway"]
 
 DATABASE_FILE: Final = "gateway.db"
 SWEEP_S: Final = 1.0
@@ -70,10 +71,10 @@ class GatewayTokens:
             SettingsError: both hold the same token.
         """
         variables = ("WAVRY_GATEWAY_SERVICE_TOKEN_FILE", "WAVRY_GATEWAY_ADMIN_TOKEN_FILE")
-        service = TokenFile.load(config.service_token_file, "service", variables[0])
+        service = TokenFile(config.service_token_file, "service", variables[0])
         if config.admin_token_file is None:
             return cls(service, None)
-        admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
+        admin = TokenFile(config.admin_token_file, "admin", variables[1])
         require_different(service, admin, variables)
         return cls(service, admin)
 
@@ -91,6 +92,7 @@ class Gateway:
         tokens: GatewayTokens,
         switches: SwitchTable,
         bans: BanTable,
+        tls: TlsFiles | None = None,
     ) -> None:
         config, store, clock = core.config, core.store, core.clock
         self.config = config
@@ -101,9 +103,11 @@ class Gateway:
         self.metrics = core.metrics
         self.switches = switches
         self.bans = bans
+        self.tls = tls
         self.started_s = clock.monotonic_s()
         self.stopping = False
         self.metrics.watch_online(lambda: self.hub.online)
+        self.metrics.watch_tls(tls)
         self.metrics.watch_switches(switches)
         self.metrics.watch_bans(bans, clock.now_s)
         self.slots = ConnectionSlots(
@@ -121,7 +125,7 @@ class Gateway:
         )
         self.broker = Broker(
             config.master_url,
-            tokens.service.token,
+            lambda: tokens.service.token,
             timeout_s=config.master_timeout_s,
             clock=clock,
             metrics=self.metrics,
@@ -208,12 +212,14 @@ async def open_gateway(config: GatewayConfig, clock: Clock | None = None) -> Asy
 
     Raises:
         TokenFileError: a token file is missing or not fit, or holds no token.
+        TlsFileError: certificate and key do not fit.
         SettingsError: both token files hold the same token.
         DirectoryInUseError: another process has the data directory.
         StoreVersionError, StoreUnavailableError: the store cannot be opened.
     """
     clock = clock or Clock()
     tokens = GatewayTokens.load(config)
+    tls = TlsFiles.of(config.tls_certificate_file, config.tls_key_file, "GATEWAY")
     with data_directory(config.data_dir, "wavry-gateway", "WAVRY_GATEWAY_DATA_DIR"):
         try:
             store = await SqliteGatewayStore.open(config.data_dir / DATABASE_FILE)
@@ -225,7 +231,7 @@ async def open_gateway(config: GatewayConfig, clock: Clock | None = None) -> Asy
             access = UserAccess(switches, bans, clock, metrics.banned_refused)
             refusals = Refusals(store, clock, config.trusted_proxy_networks, Folder())
             core = GatewayCore(config, store, Hub(), access, clock, metrics, refusals)
-            gateway = Gateway(core, tokens, switches, bans)
+            gateway = Gateway(core, tokens, switches, bans, tls)
             try:
                 yield gateway
             finally:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from wavry_cp.app.metric_families import Families
+from wavry_cp.app.transport.tls import TlsFiles
 from wavry_cp.operators.bans import BanTable
 from wavry_cp.operators.switches import SwitchTable
 from wavry_peer.service import log_stream
@@ -34,6 +35,7 @@ class GatewayMetrics:
         self.binds = made.labelled_counter("wavry_gateway_binds_total")
         self.limited = made.labelled_counter("wavry_gateway_rate_limited_total")
         self.admin_auth_failures = made.labelled_counter("wavry_gateway_admin_auth_failures_total")
+        self._tls_stale = made.gauge("wavry_gateway_tls_certificate_stale")
         self.lockdown = made.gauge("wavry_gateway_lockdown")
         self.lockdown_refused = made.counter("wavry_gateway_lockdown_refused_total")
         self.bans = made.gauge("wavry_gateway_bans")
@@ -57,6 +59,10 @@ class GatewayMetrics:
         """Count one answer, see `observe_requests`."""
         self.http_requests.labels(method, route, str(status)).inc()
         self.http_seconds.labels(route).observe(seconds)
+
+    def watch_tls(self, tls: TlsFiles | None) -> None:
+        """Read from `tls` at each scrape whether its files changed and could not be taken."""
+        self._tls_stale.set_function(lambda: float(tls is not None and tls.is_stale))
 
     def watch_switches(self, table: SwitchTable) -> None:
         """Read the switches from `table` at each scrape."""

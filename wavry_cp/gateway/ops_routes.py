@@ -10,6 +10,7 @@ from wavry_cp.app.http import json_response
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.app.transport.tls import tls_state
 from wavry_peer.protocol.http.api import UserInfo, UserList
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.http.ops import GatewayReady, GatewayStatus, ServiceHealth
@@ -32,6 +33,7 @@ async def _health(gateway: Gateway, _request: web.Request) -> ServiceHealth:
         now=gateway.clock.now_s(),
         uptime_s=_uptime_s(gateway),
         lockdown=gateway.switches.lockdown,
+        tls=tls_state(gateway.tls),
     )
 
 

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from wavry_cp.app.client_address import is_within
-from wavry_cp.app.http import CONNECTION_BOUNDS, NOTE_REFUSAL, new_application
+from wavry_cp.app.http import CONNECTION_BOUNDS, NOTE_REFUSAL, TLS, new_application
 from wavry_cp.app.requests import AccessLog, AccessLogMode, observe_requests
 from wavry_cp.app.routes import bind
 from wavry_cp.operators.lockdown import lockdown_middleware
@@ -30,6 +30,8 @@ def make_app(master: Master) -> web.Application:
         AccessLog(AccessLogMode(master.config.access_log), master.trusted_proxies),
         master.clock.monotonic_s,
     )
+    if master.tls is not None:
+        app[TLS] = master.tls
     app[CONNECTION_BOUNDS] = ConnectionBounds(
         master.config.idle_connections_per_address,
         is_proxy=lambda host: is_within(host, master.trusted_proxies),

@@ -3,25 +3,34 @@
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import structlog
 import typer
 
 from wavry_cp.app.http import TokenFileError, serve
 from wavry_cp.app.store_errors import StoreUnavailableError
+from wavry_cp.app.transport.tls import TlsFileError, TlsFiles
 from wavry_cp.master.keys.files import KeyFileError
+from wavry_cp.master.keys.live import LiveKeys
 from wavry_peer.protocol.errors import LocalError
-from wavry_peer.service import logs, settings
-from wavry_peer.service.health_command import health_command
-from wavry_peer.service.settings import SettingsError, parse_address
+from wavry_peer.service import logs
+from wavry_peer.service.commands.config import (
+    FILE_FIELD,
+    RoleSettings,
+    config_commands,
+    warn_of_unknown_variables,
+)
+from wavry_peer.service.commands.health import health_command
+from wavry_peer.service.settings import SettingsError, load_layers, load_one, parse_address
 from wavry_peer.service.version import software_version
 
 from . import config as configuration
 from .app import make_app
 from .config import MasterConfig
-from .master import open_master
+from .master import MasterTokens, open_master
 
 __all__ = ["app", "main"]
 
@@ -56,6 +65,14 @@ def _options(
     """Run the Wavry master, which knows the relays and signs leases."""
 
 
+def _load(environ: Mapping[str, str], file: Path | None, **options: Any) -> MasterConfig:
+    config = load_layers(
+        MasterConfig, environ, file_field=FILE_FIELD, settings_file=file, **options
+    )
+    configuration.check(config)
+    return config
+
+
 @app.command()
 def run(
     *,
@@ -65,6 +82,13 @@ def run(
     data_dir: Annotated[Path | None, typer.Option(help="Directory of the database.")] = None,
     keys_dir: Annotated[
         Path | None, typer.Option(help="Directory made by `wavryctl keys init`.")
+    ] = None,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML or NAME=value file of settings, below the environment"
+            " [WAVRY_MASTER_SETTINGS_FILE]."
+        ),
     ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Write {url, pid} here once serving.", readable=False)
@@ -77,13 +101,13 @@ def run(
     Example: wavry-master run --data-dir data --keys-dir keys --listen 127.0.0.1:8091
     """
     try:
-        config = settings.load(
-            MasterConfig, os.environ, listen=listen, data_dir=data_dir, keys_dir=keys_dir
+        config = _load(
+            os.environ, settings_file, listen=listen, data_dir=data_dir, keys_dir=keys_dir
         )
-        configuration.check(config)
         logs.configure("master", level=config.log_level)
+        warn_of_unknown_variables(MasterConfig, os.environ)
         asyncio.run(_run(config, ready_file))
-    except (SettingsError, KeyFileError, TokenFileError) as error:
+    except (SettingsError, KeyFileError, TokenFileError, TlsFileError) as error:
         typer.echo(f"wavry-master: {error}", err=True)
         sys.exit(EXIT_SETTINGS)
     except (LocalError, StoreUnavailableError) as error:
@@ -98,11 +122,28 @@ async def _run(config: MasterConfig, ready_file: Path | None) -> None:
     structlog.get_logger(__name__).info("stopped")
 
 
+def _setting(name: str) -> Any:
+    return load_one(MasterConfig, os.environ, name, file_field=FILE_FIELD)
+
+
+def _open_files(config: MasterConfig) -> None:
+    LiveKeys.open(config.keys_dir)
+    MasterTokens.load(config)
+    TlsFiles.of(config.tls_certificate_file, config.tls_key_file, "MASTER")
+
+
+app.add_typer(
+    config_commands(
+        RoleSettings("wavry-master", MasterConfig, _load, _open_files, configuration.insecure)
+    ),
+    name="config",
+)
 app.command("health")(
     health_command(
         "wavry-master",
         "WAVRY_MASTER_LISTEN",
-        lambda: str(settings.load_one(MasterConfig, os.environ, "listen")),
+        lambda: str(_setting("listen")),
+        has_tls=lambda: _setting("tls_certificate_file") is not None,
     )
 )
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from wavry_cp.app.http import parse_networks
 from wavry_cp.app.requests import ACCESS_LOG_DOC, check_access_log
+from wavry_cp.app.transport.guards import is_public, listen_faults, wide_networks
 from wavry_peer.protocol import constants as c
 from wavry_peer.service.http_listener import IDLE_PER_ADDRESS
 from wavry_peer.service.listen_address import parse_listen_address
 from wavry_peer.service.settings import SettingsError, setting
 
-__all__ = ["MasterConfig", "check"]
+__all__ = ["MasterConfig", "check", "insecure"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,23 @@ class MasterConfig:
     listen: str = setting(
         "WAVRY_MASTER_LISTEN",
         "127.0.0.1:8091",
-        doc="Address and port; put a TLS proxy before it where relays are on other hosts.",
+        doc="Address and port; another than loopback needs TLS.",
+    )
+    tls_certificate_file: Path | None = setting(
+        "WAVRY_MASTER_TLS_CERTIFICATE_FILE",
+        None,
+        doc="PEM file with the certificate and its chain: then this service speaks TLS itself. Read"
+        " again when it changes.",
+    )
+    tls_key_file: Path | None = setting(
+        "WAVRY_MASTER_TLS_KEY_FILE",
+        None,
+        doc="PEM file (mode 0600) with the key of WAVRY_MASTER_TLS_CERTIFICATE_FILE.",
+    )
+    allow_public_bind: bool = setting(
+        "WAVRY_MASTER_ALLOW_PUBLIC_BIND",
+        default=False,
+        doc="Allow an address that other hosts can reach, without TLS of its own.",
     )
     heartbeat_interval_ms: int = setting(
         "WAVRY_MASTER_HEARTBEAT_INTERVAL_MS",
@@ -127,6 +144,12 @@ class MasterConfig:
         doc="Networks (CIDR) that may read /metrics; the admin token may from anywhere.",
     )
     access_log: str = setting("WAVRY_MASTER_ACCESS_LOG", "off", doc=ACCESS_LOG_DOC)
+    settings_file: Path | None = setting(
+        "WAVRY_MASTER_SETTINGS_FILE",
+        None,
+        doc="File with any of these settings, TOML (`*.toml`) or NAME=value lines; the command line"
+        " and the environment win over it.",
+    )
     log_level: str = setting("WAVRY_LOG_LEVEL", "info", doc="debug, info, warning or error.")
 
 
@@ -141,6 +164,14 @@ def check(config: MasterConfig) -> None:
         parse_listen_address(config.listen)
     except ValueError as error:
         faults.append(f"WAVRY_MASTER_LISTEN {error}")
+    else:
+        faults += listen_faults(
+            "MASTER",
+            config.listen,
+            certificate=config.tls_certificate_file,
+            key=config.tls_key_file,
+            allow_public_bind=config.allow_public_bind,
+        )
     for variable, networks in (
         ("WAVRY_MASTER_TRUSTED_PROXIES", config.trusted_proxies),
         ("WAVRY_MASTER_METRICS_NETWORKS", config.metrics_networks),
@@ -156,3 +187,14 @@ def check(config: MasterConfig) -> None:
     faults += check_access_log("WAVRY_MASTER_ACCESS_LOG", config.access_log)
     if faults:
         raise SettingsError("\n".join(faults))
+
+
+def insecure(config: MasterConfig) -> list[str]:
+    """Name what should not be so in production."""
+    found = [
+        *wide_networks("WAVRY_MASTER_TRUSTED_PROXIES", parse_networks(config.trusted_proxies)),
+        *wide_networks("WAVRY_MASTER_METRICS_NETWORKS", parse_networks(config.metrics_networks)),
+    ]
+    if is_public(config.listen) and config.tls_certificate_file is None:
+        found.append("WAVRY_MASTER_LISTEN can be reached by other hosts, without TLS")
+    return found

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
@@ -16,6 +16,7 @@ from wavry_cp.app.rate_limit import LIMIT_KEYS, RateLimiter
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import StoreProbe
 from wavry_cp.app.token_files import require_different
+from wavry_cp.app.transport.tls import TlsFiles
 from wavry_cp.master.blocks.service import BlockService
 from wavry_cp.master.enrolment.registrar import Registrar
 from wavry_cp.master.enrolment.service import EnrolmentService
@@ -45,7 +46,7 @@ from .config import MasterConfig
 from .metrics import MasterMetrics
 from .store import MasterStore
 
-__all__ = ["Master", "open_master"]
+__all__ = ["Master", "MasterTokens", "open_master"]
 
 PROGRAM: Final = "wavry-master"
 DATABASE_FILE: Final = "master.db"
@@ -59,6 +60,28 @@ KEEP_EXPIRED_S: Final = 3600
 """An expired session is kept for an hour, so that a late caller is told why and not "unknown"."""
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MasterTokens:
+    """Tokens of the operator's files."""
+
+    service: TokenFile
+    admin: TokenFile
+
+    @classmethod
+    def load(cls, config: MasterConfig) -> Self:
+        """Read the files.
+
+        Raises:
+            TokenFileError: a file is missing or not fit, or holds no token.
+            SettingsError: both hold the same token.
+        """
+        variables = ("WAVRY_MASTER_SERVICE_TOKEN_FILE", "WAVRY_MASTER_ADMIN_TOKEN_FILE")
+        service = TokenFile(config.service_token_file, "service", variables[0])
+        admin = TokenFile(config.admin_token_file, "admin", variables[1])
+        require_different(service, admin, variables)
+        return cls(service, admin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +114,7 @@ class Master:
     store_probe: StoreProbe
     refusals: Refusals
     started_s: float
+    tls: TlsFiles | None
 
     def forget_relay(self, relay_id: str) -> None:
         """Forget what was told about a relay whose record is gone."""
@@ -105,6 +129,7 @@ async def open_master(config: MasterConfig, clock: Clock | None = None) -> Async
     Raises:
         KeyFileError: no keys; says which command makes them.
         TokenFileError: a token file is missing or open to others, or holds no token.
+        TlsFileError: certificate and key do not fit.
         SettingsError: both token files hold the same token.
         DirectoryInUseError: another process has the data or the key directory.
         StoreUnavailableError: the database cannot be opened.
@@ -140,10 +165,8 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         keys = LiveKeys.open(config.keys_dir)
     except KeyFileError as error:
         raise KeyFileError(f"WAVRY_MASTER_KEYS_DIR: {error}") from error
-    variables = ("WAVRY_MASTER_SERVICE_TOKEN_FILE", "WAVRY_MASTER_ADMIN_TOKEN_FILE")
-    service = TokenFile.load(config.service_token_file, "service", variables[0])
-    admin = TokenFile.load(config.admin_token_file, "admin", variables[1])
-    require_different(service, admin, variables)
+    files = MasterTokens.load(config)
+    tls = TlsFiles.of(config.tls_certificate_file, config.tls_key_file, "MASTER")
     try:
         store = await MasterSqlite.open(
             config.data_dir / DATABASE_FILE, used_before=_signs_of_use(keys)
@@ -156,6 +179,7 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         tokens = TokenTable(await store.admin_tokens())
         switches = SwitchTable(await store.switches())
         metrics.watch_switches(switches)
+        metrics.watch_tls(tls)
         bans = BanTable(await store.bans())
         metrics.watch_bans(bans, clock.now_s)
         registry = RelayRegistry(
@@ -165,8 +189,8 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         )
         await registry.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
         access = Access(
-            service,
-            admin,
+            files.service,
+            files.admin,
             tokens,
             relays=registry,
             near=MetricsReaders(parse_networks(config.metrics_networks), proxies),
@@ -223,6 +247,7 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
             store_probe=StoreProbe(lambda: store.check(), clock.monotonic_s),
             refusals=Refusals(store, clock, proxies, Folder()),
             started_s=clock.monotonic_s(),
+            tls=tls,
         )
         upkeep = [
             asyncio.create_task(_watch_relays(master)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from wavry_cp.app.metric_families import Families
+from wavry_cp.app.transport.tls import TlsFiles
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
@@ -75,12 +76,17 @@ class MasterMetrics:
         self.key_steps = made.labelled_counter("wavry_master_key_steps_total")
         self.admin_auth_failures = made.labelled_counter("wavry_master_admin_auth_failures_total")
         self._relay_mode = made.gauge("wavry_master_relay_mode")
+        self._tls_stale = made.gauge("wavry_master_tls_certificate_stale")
         self._lockdown = made.gauge("wavry_master_lockdown")
         self.lockdown_refused = made.counter("wavry_master_lockdown_refused_total")
         self._bans = made.labelled_gauge("wavry_master_bans")
         made.counter_of("wavry_master_log_lines_lost_total", log_stream.lines_lost)
         made.counter_of("wavry_master_connections_given_up_total", lambda: HttpListener.given_up)
         made.require_all_made()
+
+    def watch_tls(self, tls: TlsFiles | None) -> None:
+        """Read from `tls` at each scrape whether its files changed and could not be taken."""
+        self._tls_stale.set_function(lambda: float(tls is not None and tls.is_stale))
 
     def watch_switches(self, table: SwitchTable) -> None:
         """Read the switches from `table` at each scrape."""

@@ -11,6 +11,7 @@ from wavry_cp.app.http import json_response
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import PROBE_TIMEOUT_S
+from wavry_cp.app.transport.tls import tls_state
 from wavry_peer.protocol.http.ops import MasterHealth, MasterStatus, ServiceReady
 from wavry_peer.service.version import software_version
 
@@ -33,6 +34,7 @@ async def _health(master: Master, _request: web.Request) -> MasterHealth:
         relays=_relays(master),
         relay_mode=_relay_mode(master),
         lockdown=master.switches.lockdown,
+        tls=tls_state(master.tls),
     )
 
 

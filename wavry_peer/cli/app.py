@@ -1,6 +1,7 @@
 """``wavry-peer``: accounts, encrypted sessions, files and pings from the command line."""
 
 import logging
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +15,13 @@ from wavry_peer.home.identity import IDENTITY_FILE, default_home, fingerprint, l
 from wavry_peer.home.known_peers import KnownPeers
 from wavry_peer.home.logins import LoginStore
 from wavry_peer.protocol.errors import LocalError
+from wavry_peer.service.settings import unknown_text, unknown_variables
 from wavry_peer.service.version import software_version
 
 from .account import account_app, logins_app
 from .chat import StandardInput, chat
 from .files import receive_files, send_one
-from .login import CommandUser, read_password
+from .login import VARIABLES, CommandUser, read_password
 from .options import As, Gateway, Home, Json, PasswordFile
 from .output import EXIT_STATUSES, Output, run_command
 from .ping import ping_session
@@ -70,6 +72,8 @@ def options(
 
     Example: wavry-peer register alice; wavry-peer login alice; wavry-peer connect bob
     """
+    for name, meant in unknown_variables(VARIABLES, os.environ).items():
+        typer.echo(f"warning: {unknown_text(name, meant)}", err=True)
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR,
         stream=sys.stderr,

@@ -11,15 +11,20 @@ import typer
 
 from wavry_peer.errors import GatewayAuthError
 from wavry_peer.gateway.client import GatewayClient, normalize_gateway_url
+from wavry_peer.home.identity import HOME_VARIABLE
 from wavry_peer.home.logins import LoginStore
 from wavry_peer.home.private_files import read_private
 from wavry_peer.peer import Peer
 from wavry_peer.protocol.errors import LocalError
 
-__all__ = ["CommandUser", "check_password", "check_username", "read_password"]
+__all__ = ["VARIABLES", "CommandUser", "check_password", "check_username", "read_password"]
 
 PASSWORD_VARIABLE: Final = "WAVRY_PASSWORD"
 ALLOW_HTTP_VARIABLE: Final = "WAVRY_PEER_ALLOW_HTTP"
+VARIABLES: Final = (
+    ALLOW_HTTP_VARIABLE, HOME_VARIABLE, PASSWORD_VARIABLE, "WAVRY_GATEWAY_URL",
+)  # fmt: skip
+"""What the commands read of the environment."""
 
 
 _USER_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?")

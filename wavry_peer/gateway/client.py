@@ -4,7 +4,6 @@ What a peer asks for, it asks for here, so that every answer and every error bel
 question; the WebSocket (`wavry_peer.signaling`) brings the news.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Final, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -19,7 +18,12 @@ from wavry_peer.home.logins import SavedLogin
 from wavry_peer.protocol.errors import LocalError, MessageError, ProtocolError
 from wavry_peer.protocol.http import accounts, api
 from wavry_peer.protocol.http.codes import ERROR_HEADER, ErrorCode
-from wavry_peer.service.http_client import CallError, JsonAnswer, JsonCaller
+from wavry_peer.service.http_client import (
+    CallError,
+    JsonAnswer,
+    JsonCaller,
+    is_readable_on_the_way,
+)
 from wavry_peer.service.request_ids import REQUEST_ID_HEADER, request_id_of
 
 __all__ = ["GatewayClient", "normalize_gateway_url"]
@@ -51,19 +55,12 @@ def normalize_gateway_url(text: str, *, allow_http: bool = False) -> str:
         raise LocalError("the gateway URL has the wrong form: use https://HOST[:PORT]") from error
     if url.scheme not in ("http", "https") or not host or url.query_string or url.user:
         raise LocalError("the gateway URL has the wrong form: use https://HOST[:PORT]")
-    if url.scheme == "http" and not allow_http and not _is_this_machine(host):
+    if not allow_http and is_readable_on_the_way(text):
         raise LocalError(
             "http:// to another machine would show your password on the way: use https://, or "
             "set WAVRY_PEER_ALLOW_HTTP=1 inside a network that you trust"
         )
     return str(url).rstrip("/")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 class GatewayClient:

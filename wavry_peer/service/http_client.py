@@ -6,6 +6,7 @@ whoever wants a whole body has to loop.  It is done here, once.
 
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -15,6 +16,7 @@ from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.redaction import fault_text
 
+from .listen_address import is_this_machine
 from .request_ids import (
     REQUEST_ID_HEADER,
     current_request_id,
@@ -22,9 +24,21 @@ from .request_ids import (
     request_id_of,
 )
 
-__all__ = ["CallError", "JsonAnswer", "JsonCaller"]
+__all__ = ["CallError", "JsonAnswer", "JsonCaller", "is_readable_on_the_way"]
 
 Kind = TypeVar("Kind")
+
+
+def is_readable_on_the_way(url: str) -> bool:
+    """Return whether a URL is plain ``http://`` to another machine.
+
+    Tokens, passwords and leases that go there can be read and changed by everybody on the way.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False  # No URL: whoever takes it says so.
+    return parts.scheme == "http" and not is_this_machine(parts.hostname or "")
 
 
 class CallError(ProtocolError):

@@ -13,10 +13,12 @@ another.
 import asyncio
 import contextlib
 import errno
+import functools
 import resource
 import socket
+import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, Self
 
@@ -29,6 +31,7 @@ __all__ = [
     "IDLE_PER_ADDRESS",
     "ConnectionBounds",
     "HttpListener",
+    "TlsContext",
     "WaitingConnection",
     "connections_at_most",
 ]
@@ -36,6 +39,8 @@ __all__ = [
 BACKLOG: Final = 1024
 ACCEPTED_AT_ONCE: Final = 64
 """Before other work gets its turn."""
+HANDSHAKE_S: Final = 10.0
+"""As long as a first request may take: see `http_server`."""
 PAUSE_S: Final = 0.1
 """Until somebody has given up a descriptor."""
 LOG_EVERY_S: Final = 60.0
@@ -51,6 +56,9 @@ _SHARE_SEARCHED: Final = 64
 _SHORTAGE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _log = structlog.get_logger(__name__)
+
+
+TlsContext = Callable[[], ssl.SSLContext]
 
 
 class WaitingConnection(Protocol):
@@ -85,21 +93,28 @@ class HttpListener:
         sock: listens already; closed by `close`.
         connect: makes the protocol of a connection, which is also a `WaitingConnection`.
         bounds: of what is open at once.
+        tls: gives what the next connection is served with; None where there is no TLS.
     """
 
     given_up: ClassVar[int] = 0
     """Connections of this process that were closed or refused for others."""
 
     def __init__(
-        self, sock: socket.socket, connect: Callable[[], Any], bounds: ConnectionBounds
+        self,
+        sock: socket.socket,
+        connect: Callable[[], Any],
+        bounds: ConnectionBounds,
+        tls: TlsContext | None = None,
     ) -> None:
         self.sock = sock
         self._connect = connect
         self._bounds = bounds
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._keys: dict[WaitingConnection, str] = {}
         self._open: dict[str, dict[WaitingConnection, None]] = {}  # in the order they came in
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[WaitingConnection, asyncio.Task[None]] = {}
+        """Until TCP and TLS are done with; a client that delays its handshake is waited for too."""
         self._logged_s = -LOG_EVERY_S
         self._given_up_at_log = 0
         sock.settimeout(0)
@@ -107,7 +122,14 @@ class HttpListener:
         self._loop.add_reader(sock, self._accept)
 
     @classmethod
-    def on(cls, host: str, port: int, connect: Callable[[], Any], bounds: ConnectionBounds) -> Self:
+    def on(
+        cls,
+        host: str,
+        port: int,
+        connect: Callable[[], Any],
+        bounds: ConnectionBounds,
+        tls: TlsContext | None = None,
+    ) -> Self:
         """Listen on an address.
 
         Raises:
@@ -115,13 +137,16 @@ class HttpListener:
         """
         family, address = socket_address(host, port, socket.SOCK_STREAM)
         sock = socket.create_server(address, family=family, backlog=BACKLOG)
-        return cls(sock, connect, bounds)
+        return cls(sock, connect, bounds, tls)
 
     def close(self) -> None:
         """Accept no more; connections go on."""
         if self.sock.fileno() >= 0:
             self._loop.remove_reader(self.sock)
             self.sock.close()
+        if self._tls is not None:
+            for task in self._under_way.values():
+                task.cancel()
 
     def forget(self, connection: WaitingConnection) -> None:
         """Count a connection that has ended no longer."""
@@ -156,8 +181,8 @@ class HttpListener:
             self._keys[connection] = key
             self._open.setdefault(key, {})[connection] = None
             task = self._loop.create_task(self._begin(accepted, connection))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            self._under_way[connection] = task
+            task.add_done_callback(functools.partial(self._begun, connection, accepted))
             if short:
                 return  # the next one when what was given up is free
 
@@ -180,9 +205,24 @@ class HttpListener:
                 accepted.fileno() >= connections_at_most()
             ):  # What was given up for it is free by now.
                 accepted = _renumbered(accepted)
-            await self._loop.connect_accepted_socket(lambda: connection, accepted)
-        except OSError:  # it has gone already
+            await self._loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=self._tls() if self._tls is not None else None,
+                ssl_handshake_timeout=HANDSHAKE_S if self._tls is not None else None,
+            )
+        except OSError:  # it has gone already, or speaks no TLS, or takes too long for it
             self.forget(connection)
+            accepted.close()
+        except asyncio.CancelledError:  # given up
+            accepted.close()
+            raise
+
+    def _begun(
+        self, connection: WaitingConnection, accepted: socket.socket, task: asyncio.Task[None]
+    ) -> None:
+        del self._under_way[connection]
+        if task.cancelled():  # perhaps before it did anything
             accepted.close()
 
     def _refuse(self, accepted: socket.socket) -> None:
@@ -190,12 +230,16 @@ class HttpListener:
         HttpListener.given_up += 1
 
     def _waiting(self, key: str) -> list[WaitingConnection]:
-        return [one for one in self._open[key] if one.awaits_client]
+        handshakes: Collection[WaitingConnection] = self._under_way if self._tls else ()
+        return [one for one in self._open[key] if one.awaits_client or one in handshakes]
 
     def _give_up(self, connections: list[WaitingConnection]) -> None:
         for one in connections:
             self.forget(one)
-            one.give_up()
+            if one in self._under_way:
+                self._under_way[one].cancel()
+            else:
+                one.give_up()
         HttpListener.given_up += len(connections)
 
     def _make_room(self) -> bool:

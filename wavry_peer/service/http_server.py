@@ -18,7 +18,7 @@ from wavry_peer.protocol.errors import MessageError
 from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
 from wavry_peer.protocol.http.codes import ERROR_HEADER, ErrorCode
 
-from .http_listener import ConnectionBounds, HttpListener
+from .http_listener import ConnectionBounds, HttpListener, TlsContext
 from .listen_address import bound_to, format_endpoint
 from .request_ids import (
     REQUEST_ID_HEADER,
@@ -146,6 +146,7 @@ async def open_server(
     runner: web.AppRunner,
     where: socket.socket | tuple[str, int],
     bounds: ConnectionBounds,
+    tls: TlsContext | None = None,
 ) -> HttpListener:
     """Serve an application.
 
@@ -153,6 +154,7 @@ async def open_server(
         runner: of the application, not yet set up.
         where: a socket that listens already, or host and port.
         bounds: of what is open at once.
+        tls: gives what the next connection is served with; None where there is no TLS.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -175,9 +177,9 @@ async def open_server(
         )
 
     if isinstance(where, tuple):
-        listener = HttpListener.on(*where, connect, bounds)
+        listener = HttpListener.on(*where, connect, bounds, tls)
     else:
-        listener = HttpListener(where, connect, bounds)
+        listener = HttpListener(where, connect, bounds, tls)
     return listener
 
 
@@ -193,9 +195,9 @@ def awaiting_client(request: web.Request) -> Iterator[None]:
         connection.is_held_up = False
 
 
-def server_url(sock: socket.socket) -> str:
+def server_url(sock: socket.socket, *, tls: bool = False) -> str:
     """Return the URL of a listening socket."""
-    return f"http://{format_endpoint(*bound_to(sock))}"
+    return f"{'https' if tls else 'http'}://{format_endpoint(*bound_to(sock))}"
 
 
 class _HttpConnection(web.RequestHandler):

@@ -10,11 +10,20 @@ from .settings import parse_address
 __all__ = [
     "bound_to",
     "format_endpoint",
+    "is_this_machine",
     "parse_listen_address",
     "socket_address",
     "why_not_bound",
     "why_unfit",
 ]
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether an IP address without brackets, or a name, is this machine's loopback."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def why_unfit(host: str, port: int) -> str:

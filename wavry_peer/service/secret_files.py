@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["is_open_to_others"]
+__all__ = ["file_mark", "is_open_to_others"]
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
@@ -28,3 +28,12 @@ def is_open_to_others(path: Path, mode: int, environ: Mapping[str, str] = os.env
     given = environ.get(_DIRECTORY)
     allowed = stat.S_IRGRP if given and path.parent == Path(given) else 0
     return bool(mode & _OTHERS & ~allowed)
+
+
+def file_mark(path: Path) -> tuple[int, ...]:
+    """Return what differs when a file has changed; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

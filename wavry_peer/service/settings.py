@@ -1,8 +1,8 @@
 """Settings from environment variables: declared once, validated once, documented from the code.
 
 A role declares a frozen dataclass whose fields are made by `setting`; `load` reads it from the
-environment and names every variable that does not fit in one error.  `load_layers` reads a file of
-``NAME=value`` lines below the environment, so that a running role can read its settings again.
+environment and names every variable that does not fit in one error.  `load_layers` reads a file
+below the environment, so that a running role can read its settings again.
 `describe` gives the rows from which docs/configuration.md is generated.
 """
 
@@ -12,14 +12,15 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from wavry_peer.protocol.errors import LocalError
+from .settings_file import SettingsError, nearest, read_settings_file, short_name
 
 __all__ = [
     "SettingRow",
+    "SettingValue",
     "SettingsError",
     "describe",
     "differing",
@@ -30,7 +31,11 @@ __all__ = [
     "parse_address",
     "read_settings_file",
     "setting",
+    "unknown_text",
+    "unknown_variables",
+    "values_of",
     "variable_of",
+    "variables_of",
 ]
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -38,16 +43,22 @@ _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _META: Final = "wavry_setting"
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ESCAPED: Final = re.compile(r"\\(.)")
-_FILE_LIMIT_BYTES: Final = 65_536
-"""Every setting of a role with a comment for each is a tenth of it."""
+
+_ROLES: Final = (
+    "WAVRY_GATEWAY_", "WAVRY_MASTER_", "WAVRY_RELAY_", "WAVRY_PEER_",
+    # Not of a running role.
+    "WAVRY_BUILD_", "WAVRY_TEST_", "WAVRY_FUZZ_", "WAVRY_BENCH_",
+)  # fmt: skip
+_SHARED: Final = frozenset(
+    {
+        "WAVRY_ADMIN_TOKEN", "WAVRY_ADMIN_TOKEN_FILE", "WAVRY_ALLOW_HTTP", "WAVRY_DEV_DIR",
+        "WAVRY_GATEWAY_URL", "WAVRY_LOG_LEVEL", "WAVRY_MASTER_URL", "WAVRY_PASSWORD",
+        "WAVRY_ROOT_KEY_FILE", "WAVRY_SERVICE_TOKEN_FILE", "WAVRY_VERSION",
+    }
+)  # fmt: skip
+"""Read by commands of several roles, or by docker/compose.yml."""
 
 Config = TypeVar("Config")
-
-
-class SettingsError(LocalError):
-    """One or more settings do not fit; the message has one line for each."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -219,7 +230,9 @@ def load_layers(
 
     The file has the form of a systemd EnvironmentFile: ``NAME=value`` lines, ``#`` and ``;`` begin
     comments, quotes around a value are taken off, the last of two equal names wins.  Unlike there,
-    a line cannot be continued, and a name must be one of the role's settings.
+    a line cannot be continued, and a name must be one of the role's settings.  Or it is TOML
+    (``*.toml``) without tables: names as there, or in short (``listen``); numbers, true and false,
+    and lists of texts are written as TOML has them.
 
     Args:
         kind: as for `load`.
@@ -231,21 +244,40 @@ def load_layers(
         SettingsError: the file cannot be read, a line of it does not fit (named by its number,
             never with its value), or `load` refuses the result.
     """
+    below = _from_file(kind, environ, file_field, overrides.get(file_field))
+    unset = {name for name, hint in _hints_by_variable(kind).items()
+             if not _is_set(environ, name, hint)}  # fmt: skip
+    wins = {name: text for name, text in environ.items() if name not in unset}
+    return load(kind, {**environ, **below, **wins}, **overrides)
+
+
+def _hints_by_variable(kind: type[Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
-    # kind is a dataclass by contract
-    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return {variable_of(kind, item.name): hints[item.name] for item in dataclasses.fields(kind)}
+
+
+def _from_file(
+    kind: type[Any], environ: Mapping[str, str], file_field: str, path: Path | None = None
+) -> dict[str, str]:
+    """Return what the settings file of a role says, by variables; nothing where there is none.
+
+    Args:
+        kind: as for `load`.
+        environ: as for `load`.
+        file_field: as for `load_layers`.
+        path: of the file, where the command line names it.
+
+    Raises:
+        SettingsError: the file's fault.
+    """
+    variables = _hints_by_variable(kind)
     own = variable_of(kind, file_field)
-    path = overrides.get(file_field)
-    if path is None and _is_set(environ, own, hints[file_field]):
+    if path is None and _is_set(environ, own, variables[own]):
         path = _path(environ[own])
     if path is None:
-        return load(kind, environ, **overrides)
-    variables = {item.metadata[_META].variable: hints[name] for name, item in fields.items()}
+        return {}
     known = variables.keys() - {own}
-    below = read_settings_file(path, known.__contains__)
-    wins = {name: text for name, text in environ.items() if name not in variables}
-    wins |= {name: environ[name] for name in variables if _is_set(environ, name, variables[name])}
-    return load(kind, {**below, **wins}, **overrides)
+    return read_settings_file(path, known.__contains__, {short_name(name): name for name in known})
 
 
 def load_one(
@@ -268,10 +300,7 @@ def load_one(
     hint = hints[field]
     layers = [environ]
     if file_field is not None:
-        own = variable_of(kind, file_field)
-        if _is_set(environ, own, hints[file_field]):
-            known = {row.variable for row in describe(kind)} - {own}
-            layers.append(read_settings_file(_path(environ[own]), known.__contains__))
+        layers.append(_from_file(kind, environ, file_field))
     for layer in layers:
         if _is_set(layer, declared.variable, hint):
             try:
@@ -283,61 +312,71 @@ def load_one(
     return item.default
 
 
-def read_settings_file(path: Path, is_known: Callable[[str], bool]) -> dict[str, str]:
-    """Read ``NAME=value`` lines, in the form that `load_layers` describes.
+@dataclasses.dataclass(frozen=True, slots=True)
+class SettingValue:
+    """One setting as a role would have it: its text, and where that comes from.
 
-    Args:
-        path: of a regular file.
-        is_known: whether a setting of this name may be in it.
+    `source` is ``command line``, ``environment``, ``file`` or ``default``.
+    """
+
+    variable: str
+    value: str
+    source: str
+
+
+def values_of(
+    config: Any, environ: Mapping[str, str], *, file_field: str, **overrides: Any
+) -> list[SettingValue]:
+    """Return every setting of loaded settings; arguments as those of `load_layers`.
+
+    Secrets are in files, and a file is shown by its path; so nothing here is hidden.
 
     Raises:
-        SettingsError: the file cannot be read, or a line of it does not fit.
+        SettingsError: the file's fault.
     """
-    try:
-        if not path.is_file():  # A pipe would never end, and the role would wait for it.
-            raise SettingsError(f"settings file {path} is not there, or is no regular file")
-        with path.open("rb") as file:
-            raw = file.read(_FILE_LIMIT_BYTES + 1)
-        text = raw.decode()
-    except OSError as error:
-        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise SettingsError(f"settings file {path} is not UTF-8 text") from None
-    if len(raw) > _FILE_LIMIT_BYTES:
-        raise SettingsError(f"settings file {path} has more than {_FILE_LIMIT_BYTES} bytes")
-    values = {}
-    faults = []
-    for number, line in enumerate(text.splitlines(), 1):
-        content = line.strip()
-        if not content or content[0] in "#;":
-            continue
-        try:
-            name, value = _parse_line(content, is_known)
-        except ValueError as error:
-            faults.append(f"settings file {path}, line {number}: {error}")
+    kind = type(config)
+    below = _from_file(kind, environ, file_field, overrides.get(file_field))
+    hints = _hints_by_variable(kind)
+    found = []
+    for item in dataclasses.fields(kind):
+        variable = variable_of(kind, item.name)
+        if overrides.get(item.name) is not None:
+            source = "command line"
+        elif _is_set(environ, variable, hints[variable]):
+            source = "environment"
         else:
-            values[name] = value
-    if faults:
-        raise SettingsError("\n".join(faults))
-    return values
+            source = "file" if _is_set(below, variable, hints[variable]) else "default"
+        found.append(SettingValue(variable, _show(getattr(config, item.name)), source))
+    return found
 
 
-def _parse_line(line: str, is_known: Callable[[str], bool]) -> tuple[str, str]:
-    name, equals, value = line.partition("=")
-    name, value = name.strip(), value.strip()
-    if not equals or not _VARIABLE.fullmatch(name):
-        # What stands there may be half a secret: it is not quoted.
-        raise ValueError("must be NAME=value or a comment")
-    if not is_known(name):
-        raise ValueError(f"{name} is not a setting that this file may have")
-    if value.endswith("\\") and not value.endswith("\\\\"):
-        raise ValueError(f"{name} must stand on one line")
-    if value[:1] in ("'", '"'):
-        if len(value) < 2 or value[-1] != value[0]:
-            raise ValueError(f"{name} has a quote that does not end")
-        quoted = value[1:-1]
-        return name, _ESCAPED.sub(r"\1", quoted) if value[0] == '"' else quoted
-    return name, value
+def unknown_variables(own: Collection[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the ``WAVRY_…`` variables that nobody reads, each with the one probably meant.
+
+    Those that begin as another role's do are left to that role.
+
+    Args:
+        own: variables that this role reads.
+        environ: usually ``os.environ``.
+    """
+    known = {*own, *_SHARED}
+    mine = known - _SHARED
+    others = tuple(role for role in _ROLES if not any(name.startswith(role) for name in mine))
+    return {
+        name: nearest(name, known)
+        for name in sorted(environ)
+        if name.startswith("WAVRY_") and name not in known and not name.startswith(others)
+    }
+
+
+def unknown_text(name: str, meant: str) -> str:
+    """Return a sentence about one of `unknown_variables`."""
+    return f"{name} is read by nobody" + (f"; is {meant} meant?" if meant else "")
+
+
+def variables_of(kind: type[Any]) -> list[str]:
+    """Return the environment variables of all fields."""
+    return [variable_of(kind, item.name) for item in dataclasses.fields(kind)]
 
 
 def variable_of(kind: type[Any], field: str) -> str:

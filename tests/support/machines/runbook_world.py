@@ -118,6 +118,7 @@ class World:
         machine.add(
             MASTER, "wavry_cp.master", notifies=False,
             WAVRY_MASTER_LISTEN="0.0.0.0:8091",
+            WAVRY_MASTER_ALLOW_PUBLIC_BIND="1",
             WAVRY_MASTER_DATA_DIR=str(machine.directory / "master"),
             WAVRY_MASTER_KEYS_DIR=str(keys),
             WAVRY_MASTER_HEARTBEAT_INTERVAL_MS=str(HEARTBEAT_MS),
@@ -129,8 +130,10 @@ class World:
         machine.add(
             GATEWAY, "wavry_cp.gateway", notifies=False,
             WAVRY_GATEWAY_LISTEN="0.0.0.0:8090",
+            WAVRY_GATEWAY_ALLOW_PUBLIC_BIND="1",
             WAVRY_GATEWAY_DATA_DIR=str(self.gateway_data),
             WAVRY_GATEWAY_MASTER_URL=MASTER_URL,
+            WAVRY_GATEWAY_ALLOW_HTTP="1",
             WAVRY_GATEWAY_SERVICE_TOKEN_FILE=str(self.tokens["service"]),
             WAVRY_GATEWAY_ADMIN_TOKEN_FILE=str(self.tokens["admin"]),
             WAVRY_GATEWAY_METRICS_NETWORKS=OPERATORS,
@@ -153,6 +156,7 @@ class World:
             WAVRY_RELAY_ROOT_KEY=self._root_key,
             WAVRY_RELAY_ENROLMENT_TOKEN_FILE=str(self.tokens["service"]),
             WAVRY_RELAY_MASTER_URL=PROXY_URL,
+            WAVRY_RELAY_ALLOW_HTTP="1",
         )  # fmt: skip
 
     # -- Places and values -----------------------------------------------------------------
@@ -205,6 +209,7 @@ class World:
         return {
             "WAVRY_GATEWAY_URL": GATEWAY_URL,
             "WAVRY_MASTER_URL": MASTER_URL,
+            "WAVRY_ALLOW_HTTP": "1",
             "WAVRY_ADMIN_TOKEN_FILE": str(self.tokens["admin"]),
         }
 

@@ -26,6 +26,7 @@ class NetworkPatient(Patient):
     def start(self, name: str) -> None:
         if name == "master":
             self.settings["master"]["WAVRY_MASTER_LISTEN"] = f"0.0.0.0:{self.master_port}"
+            self.settings["master"]["WAVRY_MASTER_ALLOW_PUBLIC_BIND"] = "1"
         else:
             way = FROM_GATEWAY if name == "gateway" else FROM_RELAY
             variable = f"WAVRY_{name.upper()}_MASTER_URL"

@@ -42,7 +42,8 @@ def answer(body: Any, status: int = 200) -> HttpAnswer:
 def service(name: str, **health: Any) -> ServiceFacts:
     body = {
         "status": "ok", "role": name, "version": "1", "now": int(time.time()), "uptime_s": 60,
-        "lockdown": False, "keyset_serial": 3, "relays": {}, "relay_mode": "on", **health,
+        "lockdown": False, "tls": "off", "keyset_serial": 3, "relays": {}, "relay_mode": "on",
+        **health,
     }  # fmt: skip
     ready = {"ready": True, "reason": "", "warning": "", "store": "ok", "master": "ok"}
     return ServiceFacts(f"http://{name}", answer(body), answer(ready), ({"errors": 0},) * 2)

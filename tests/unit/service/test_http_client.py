@@ -201,7 +201,7 @@ async def test_the_broker_takes_its_bound_in_pieces_and_no_more(serve: Serve) ->
     known = {"valid": True, "name": "carol", "role": "admin"}
     for size, error in ((MAX_BODY_BYTES, ""), (4_000_000, f"over {MAX_BODY_BYTES} bytes")):
         url = await serve(padded(known, size))
-        broker = Broker(url, TOKEN, timeout_s=20, clock=Clock(), metrics=GatewayMetrics())
+        broker = Broker(url, lambda: TOKEN, timeout_s=20, clock=Clock(), metrics=GatewayMetrics())
         try:
             if error:
                 with pytest.raises(RefusedError):

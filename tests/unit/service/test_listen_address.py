@@ -21,7 +21,11 @@ FILES = Path("unused")
 
 def gateway(listen: str) -> Any:
     return GatewayConfig(
-        listen=listen, data_dir=FILES, master_url="http://127.0.0.1:1", service_token_file=FILES
+        listen=listen,
+        data_dir=FILES,
+        master_url="http://127.0.0.1:1",
+        service_token_file=FILES,
+        allow_public_bind=True,
     )
 
 
@@ -33,6 +37,7 @@ def master(listen: str) -> Any:
             keys_dir=FILES,
             service_token_file=FILES,
             admin_token_file=FILES,
+            allow_public_bind=True,
         )
     )
 
@@ -59,7 +64,7 @@ LINK_LOCAL = """
 import asyncio
 from aiohttp import web
 from wavry_cp.app.http import listening, new_application
-from wavry_peer.service.health_command import probe
+from wavry_peer.service.commands.health import probe
 
 async def main():
     app = new_application()

@@ -15,7 +15,10 @@ from wavry_peer.service.settings import (
     load_layers,
     load_one,
     setting,
+    unknown_variables,
+    values_of,
     variable_of,
+    variables_of,
 )
 
 
@@ -142,3 +145,105 @@ def test_live_marks() -> None:
     assert not is_live(Sample, "region")
     assert variable_of(Sample, "limit") == "SAMPLE_LIMIT"
     assert differing(Sample(1, "a"), Sample(2, "b", strict=False)) == ("limit", "region")
+
+
+# -- TOML --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RelayLike:
+    listen: tuple[str, ...] = setting("WAVRY_RELAY_LISTEN", (), doc="Where.")
+    workers: int = setting("WAVRY_RELAY_WORKERS", 0, doc="How many.")
+    strict: bool = setting("WAVRY_RELAY_STRICT", default=True, doc="Flag.")
+    poll_s: float = setting("WAVRY_RELAY_POLL_S", 1.0, doc="How often.")
+    level: str = setting("WAVRY_LOG_LEVEL", "info", doc="Level.")
+    settings_file: Path | None = setting("WAVRY_RELAY_SETTINGS_FILE", None, doc="File.")
+
+
+def read_toml(path: Path, text: str, environ: dict[str, str] | None = None) -> RelayLike:
+    path.write_text(text)
+    return load_layers(RelayLike, environ or {}, file_field="settings_file", settings_file=path)
+
+
+def test_toml_has_short_names_and_its_own_types(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    text = (
+        '# a comment\nlisten = ["192.0.2.7:1", "[::1]:2"]\nworkers = 3\nstrict = false\n'
+        'poll_s = 0.5\nlog_level = "debug"\n'
+    )
+    assert read_toml(path, text) == RelayLike(
+        ("192.0.2.7:1", "[::1]:2"), 3, strict=False, poll_s=0.5, level="debug", settings_file=path
+    )
+    assert read_toml(path, 'WAVRY_RELAY_WORKERS = "4"\n').workers == 4
+    assert read_toml(path, "workers = 3\n", {"WAVRY_RELAY_WORKERS": "9"}).workers == 9
+    assert load_one(
+        RelayLike, {"WAVRY_RELAY_SETTINGS_FILE": str(path)}, "workers", file_field="settings_file"
+    ) == 3  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("worker = 3", "worker is not a setting that this file may have; is workers meant?"),
+        ("settings_file = '/x'", "settings_file is not a setting that this file may have"),
+        ("PATH = '/bin'", "PATH is not a setting that this file may have"),
+        ("[relay]\nworkers = 3", "relay must be a text, a number, true, false or a list of texts"),
+        ("workers = [1]", "workers must be a text"),
+        ("workers = 1979-05-27", "workers must be a text"),
+        ("workers 3", "is not TOML"),
+        ("workers = 'many'", "WAVRY_RELAY_WORKERS must be a whole number"),
+    ],
+)
+def test_faults_of_toml_are_named(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_toml(tmp_path / "relay.toml", text)
+    assert fault in str(caught.value)
+
+
+def test_unknown_line_of_an_environment_file_names_the_nearest(path: Path) -> None:
+    assert "SAMPLE_LIMITS is not a setting that this file may have; is SAMPLE_LIMIT meant?" in (
+        faults(path, "SAMPLE_LIMITS=1\n")
+    )
+
+
+# -- Where values come from, and names that nobody reads -------------------------------------------
+
+
+def test_each_value_has_its_source(path: Path) -> None:
+    path.write_text("SAMPLE_LIMIT=20\nSAMPLE_REGION=east\n")
+    environ = {"SAMPLE_REGION": "west", "SAMPLE_FILE": str(path)}
+    config = load_layers(Sample, environ, file_field="file", strict=True)
+    found = values_of(config, environ, file_field="file", strict=True)
+    assert [(row.variable, row.value, row.source) for row in found] == [
+        ("SAMPLE_LIMIT", "20", "file"),
+        ("SAMPLE_REGION", "west", "environment"),
+        ("SAMPLE_STRICT", "1", "command line"),
+        ("SAMPLE_FILE", str(path), "environment"),
+    ]
+    assert {row.source for row in values_of(Sample(), {}, file_field="file")} == {"default"}
+
+
+def test_variables_that_nobody_reads_are_found_with_the_nearest_name() -> None:
+    environ = {
+        "WAVRY_RELAY_WORKER": "2",
+        "WAVRY_REALY_LISTEN": "x",
+        "WAVRY_LOGLEVEL": "debug",
+        "WAVRY_QUITE_SOMETHING_ELSE": "1",
+        # Read here, or by others, or not ours.
+        "WAVRY_RELAY_LISTEN": "x",
+        "WAVRY_LOG_LEVEL": "info",
+        "WAVRY_MASTER_LISTN": "left to the master",
+        "WAVRY_GATEWAY_URL": "https://gateway.example",
+        "WAVRY_PEER_HOME": "/root",
+        "PATH": "/bin",
+    }
+    assert unknown_variables(variables_of(RelayLike), environ) == {
+        "WAVRY_LOGLEVEL": "WAVRY_LOG_LEVEL",
+        "WAVRY_QUITE_SOMETHING_ELSE": "",
+        "WAVRY_REALY_LISTEN": "WAVRY_RELAY_LISTEN",
+        "WAVRY_RELAY_WORKER": "WAVRY_RELAY_WORKERS",
+    }
+    of_a_command = ("WAVRY_GATEWAY_URL", "WAVRY_ALLOW_HTTP")
+    assert unknown_variables(
+        of_a_command, {"WAVRY_GATEWAY_LISTEN": "x", "WAVRY_ALOW_HTTP": "1"}
+    ) == {"WAVRY_ALOW_HTTP": "WAVRY_ALLOW_HTTP"}

@@ -1,5 +1,6 @@
 """The commands of wavryctl."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from wavry_cp.admin.dev.demo import run_demo
 from wavry_cp.admin.dev.system import run_dev_system
-from wavry_cp.admin.endpoints import DEFAULT_DEV_DIR, endpoints_of
+from wavry_cp.admin.endpoints import DEFAULT_DEV_DIR, VARIABLES, endpoints_of
 from wavry_cp.admin.output import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -18,7 +19,7 @@ from wavry_cp.admin.output import (
     run,
 )
 from wavry_cp.admin.relay_control import DEFAULT_STATE_DIR, upgrade_relay
-from wavry_peer.service.settings import SettingsError
+from wavry_peer.service.settings import SettingsError, unknown_text, unknown_variables
 from wavry_peer.service.version import software_version
 
 from .audit import audit
@@ -93,17 +94,28 @@ def _root(
     ask_token: Annotated[
         bool, typer.Option("--ask-token", help="Ask for the admin token, without showing it.")
     ] = False,
+    allow_http: Annotated[
+        bool,
+        typer.Option(
+            "--allow-http",
+            help="Ask services on other hosts by http:// too [WAVRY_ALLOW_HTTP]; a token can be"
+            " read on the way.",
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     del version
+    for name, meant in unknown_variables(VARIABLES, os.environ).items():
+        typer.echo(f"warning: {unknown_text(name, meant)}", err=True)
     context.obj = {
         "dev_dir": dev,
         "gateway_url": gateway_url,
         "master_url": master_url,
         "admin_token_file": admin_token_file,
         "ask_token": ask_token,
+        "allow_http": allow_http,
     }
 
 

@@ -66,7 +66,8 @@ def _reachable(name: str, layer: Layer, service: ServiceFacts) -> Finding:
             "address and what filters in between",
             unreachable=True,
         )
-    if service.health.status != 200 or service.health.read(ServiceHealth) is None:
+    health = service.health.read(ServiceHealth)
+    if service.health.status != 200 or health is None:
         return finding(
             "fail",
             f"{service.url} answers /health with status {service.health.status}, as no {name} does",
@@ -84,6 +85,13 @@ def _reachable(name: str, layer: Layer, service: ServiceFacts) -> Finding:
             f"data were lost: {ready.warning}",
             f"stop the {name} and `wavryctl restore` its last backup, or accept this database: its"
             " log names the file to remove",
+        )
+    if health.tls == "stale":
+        return finding(
+            "warn",
+            "answers and is ready, but with an old certificate: the new files do not fit",
+            f"tls_files_refused in the {name}'s log says why; write both files again before the"
+            " old certificate ends",
         )
     return finding("ok", "answers and is ready")
 

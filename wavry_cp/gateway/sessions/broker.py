@@ -4,6 +4,7 @@ Every call has one total time-out below 2 s.  What the master refuses keeps its 
 can act on it; everything else is ``relay_unavailable``, and the log says why.
 """
 
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 import aiohttp
@@ -55,12 +56,15 @@ class _Unanswered(Exception):  # noqa: N818  # private, and not an error of the 
 
 
 class Broker:
-    """Client of the master, made inside a running event loop."""
+    """Client of the master, made inside a running event loop.
+
+    `service_token` is asked for each call: the operator may replace it at any time.
+    """
 
     def __init__(
         self,
         base_url: str,
-        service_token: str,
+        service_token: Callable[[], str],
         *,
         timeout_s: float,
         clock: Clock,
@@ -74,7 +78,7 @@ class Broker:
         self._probe_error = ""
         self._call_error = ""
         self._base_url = base_url.rstrip("/")
-        self._token = service_token
+        self._service_token = service_token
         self._http = JsonCaller(aiohttp.ClientTimeout(total=timeout_s))
 
     @property
@@ -150,7 +154,7 @@ class Broker:
         started_s = self._clock.monotonic_s()
         try:
             url = self._base_url + path
-            answer = await self._http.call("POST", url, body, token=self._token)
+            answer = await self._http.call("POST", url, body, token=self._service_token())
             usable = self._read(name, answer, kind)
         except RefusedError:
             self._succeeded()

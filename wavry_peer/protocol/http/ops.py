@@ -29,7 +29,11 @@ __all__ = [
 
 
 class ServiceHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /health`` of gateway and master; `now` is the clock of the process, unix seconds."""
+    """``GET /health`` of gateway and master; `now` is the clock of the process, unix seconds.
+
+    `tls` is ``off`` (plain HTTP, a proxy may stand before it), ``ok``, or ``stale``: the files of
+    its certificate changed and do not fit, so the old one is in use.
+    """
 
     status: str
     role: str
@@ -37,6 +41,7 @@ class ServiceHealth(msgspec.Struct, frozen=True, kw_only=True):
     now: int
     uptime_s: int
     lockdown: bool
+    tls: str
 
 
 class MasterHealth(ServiceHealth, frozen=True, kw_only=True):

@@ -118,6 +118,10 @@ GATEWAY: Final[tuple[MetricSpec, ...]] = (
         "Admin calls refused for their token, by cause (forbidden: its role is not enough).",
         ADMIN_AUTH_CAUSE,
     ),
+    _gauge(
+        "tls_certificate_stale",
+        "1 where the TLS files changed and do not fit, so that the old certificate is in use.",
+    ),
     _gauge("lockdown", "1 where only admin calls pass, else 0."),
     _counter("lockdown_refused", "Calls turned away by the lockdown."),
     _gauge("bans", "Bans of users that hold."),

@@ -172,6 +172,10 @@ MASTER: Final[tuple[MetricSpec, ...]] = (
         ADMIN_AUTH_CAUSE,
     ),
     _gauge("relay_mode", "1 where new leases are given, 0 where the kill switch has ended that."),
+    _gauge(
+        "tls_certificate_stale",
+        "1 where the TLS files changed and do not fit, so that the old certificate is in use.",
+    ),
     _gauge("lockdown", "1 where only admin calls pass, else 0."),
     _counter("lockdown_refused", "Calls turned away by the lockdown."),
     _gauge("bans", "Bans that hold, by kind.", closed("kind", "user", "relay")),

@@ -128,7 +128,7 @@ def token_file(tmp_path, text, mode=0o600):
 
 
 def test_token_matches_itself_only(tmp_path):
-    token = TokenFile.load(token_file(tmp_path, "t" * 32 + "\n"), "service")
+    token = TokenFile(token_file(tmp_path, "t" * 32 + "\n"), "service")
     assert token.matches("t" * 32)
     for given in (None, "", "t" * 31, "t" * 33, "T" * 32, "\udcff", "é"):
         assert not token.matches(given)
@@ -143,19 +143,20 @@ def test_token_matches_itself_only(tmp_path):
         ("t" * 31, 0o600),
         ("", 0o600),
         ("t" * 20 + " " + "t" * 20, 0o600),
-        ("t" * 32 + "\n" + "t" * 32, 0o600),
+        ("\n".join(["t" * 32] * 3), 0o600),
+        ("t" * 32 + "\n\n" + "t" * 32, 0o600),
         ("é" * 40, 0o600),
     ],
 )
 def test_bad_token_file_is_refused_without_quoting_it(tmp_path, text, mode):
     with pytest.raises(TokenFileError) as caught:
-        TokenFile.load(token_file(tmp_path, text, mode), "service")
+        TokenFile(token_file(tmp_path, text, mode), "service")
     assert "ttt" not in str(caught.value)
 
 
 def test_missing_token_file_is_refused(tmp_path):
     with pytest.raises(TokenFileError, match="No such file"):
-        TokenFile.load(tmp_path / "none", "service")
+        TokenFile(tmp_path / "none", "service")
 
 
 @pytest.mark.parametrize("name", ["root.key", "signing-", "keys.json"])

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,8 +18,7 @@ from urllib.parse import urlsplit
 import typer
 
 from wavry_peer.protocol.errors import LocalError
-
-from .listen_address import format_endpoint, parse_listen_address
+from wavry_peer.service.listen_address import format_endpoint, parse_listen_address
 
 __all__ = [
     "EXIT_UNHEALTHY",
@@ -64,13 +64,20 @@ class HealthAnswer:
         return EXIT_UNREACHABLE if self.status is None else EXIT_UNHEALTHY
 
 
-def probe(url: str, *, timeout_s: float, judge: Judge | None = None) -> HealthAnswer:
+def probe(
+    url: str,
+    *,
+    timeout_s: float,
+    judge: Judge | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> HealthAnswer:
     """Ask a service once; redirects are not followed, proxies not used.
 
     Args:
         url: of /health or /ready.
         timeout_s: of each step: connecting, sending, reading.
         judge: looks into the body of a good answer.
+        tls: how https is checked; as by default where it is None.
 
     Raises:
         LocalError: not a URL of HTTP.
@@ -78,8 +85,11 @@ def probe(url: str, *, timeout_s: float, judge: Judge | None = None) -> HealthAn
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise LocalError("--url must be an http:// or https:// URL, e.g. http://127.0.0.1:8090")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=timeout_s)
+    connection = (
+        http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout_s, context=tls)
+        if parts.scheme == "https"
+        else http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+    )
     try:
         connection.request("GET", parts.path, headers={"Connection": "close"})
         response = connection.getresponse()
@@ -112,7 +122,7 @@ def _judged(url: str, status: int, raw: bytes, judge: Judge | None) -> HealthAns
     return HealthAnswer(healthy=not reason, url=url, status=status, reason=reason)
 
 
-def _own_url(listen: str, variable: str) -> str:
+def _own_url(listen: str, variable: str, *, tls: bool) -> str:
     """Return the URL of a service that listens at HOST:PORT on this machine."""
     try:
         host, port = parse_listen_address(listen)
@@ -124,11 +134,24 @@ def _own_url(listen: str, variable: str) -> str:
         address = ipaddress.ip_address(host)
         if address.is_unspecified:  # Every address of this machine; the nearest one will do.
             host = "127.0.0.1" if address.version == 4 else "::1"
-    return f"http://{format_endpoint(host, port)}"
+    return f"{'https' if tls else 'http'}://{format_endpoint(host, port)}"
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """Return how the service of this machine is asked: its certificate is for its public name."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def health_command(
-    command: str, variable: str, read_listen: Callable[[], str], judge: Judge | None = None
+    command: str,
+    variable: str,
+    read_listen: Callable[[], str],
+    judge: Judge | None = None,
+    *,
+    has_tls: Callable[[], bool] = lambda: False,
 ) -> Callable[..., None]:
     """Make the ``health`` command of a role.
 
@@ -137,6 +160,7 @@ def health_command(
         variable: setting with the address of /health and /ready.
         read_listen: reads that setting alone; the others need not be there.
         judge: see `Judge`; of /health only.
+        has_tls: reads whether the service speaks TLS itself.
     """
 
     def health(
@@ -157,9 +181,14 @@ def health_command(
         ] = False,
     ) -> None:
         try:
-            base = (url or _own_url(read_listen(), variable)).rstrip("/")
+            base = (url or _own_url(read_listen(), variable, tls=has_tls())).rstrip("/")
             path = "/ready" if ready else "/health"
-            found = probe(base + path, timeout_s=timeout, judge=None if ready else judge)
+            found = probe(
+                base + path,
+                timeout_s=timeout,
+                judge=None if ready else judge,
+                tls=None if url else _any_certificate(),
+            )
         except LocalError as error:
             typer.echo(f"{command}: {error}", err=True)
             raise typer.Exit(EXIT_USAGE) from error

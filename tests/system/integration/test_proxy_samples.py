@@ -1,0 +1,206 @@
+"""The samples of TLS proxies let pass what peers, relays and gateways call, and nothing else."""
+
+import asyncio
+import fnmatch
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+from aiohttp import web
+from support.waiting import wait_until
+
+from wavry_cp.app.routes import CallerKind, Route
+from wavry_cp.gateway.routes import ROUTES as GATEWAY_ROUTES
+from wavry_cp.master.routes import ROUTES as MASTER_ROUTES
+
+SAMPLES = Path(__file__).parents[3] / "docs" / "tls"
+NGINX, CADDY = (SAMPLES / name for name in ("nginx.conf", "Caddyfile"))
+OTHERS = {
+    CallerKind.USER, CallerKind.LOGIN, CallerKind.RELAY, CallerKind.RELAY_IN_BODY,
+    CallerKind.SERVICE, CallerKind.ANYONE,
+}  # fmt: skip
+FOR_MONITORS = {"/health", "/ready", "/openapi.json"}
+"""Open to all who reach them, but meant for the operator's machines."""
+OF_GATEWAYS = {"/health"}
+"""A gateway asks it of the master."""
+
+
+def called_by_others(routes: tuple[Route[Any], ...]) -> set[str]:
+    """Paths that somebody on another host must reach, without a token of an operator."""
+    return {
+        route.shown_path
+        for route in routes
+        if OTHERS & set(route.callers) and route.shown_path not in FOR_MONITORS
+    }
+
+
+def for_operators(routes: tuple[Route[Any], ...]) -> set[str]:
+    return {route.shown_path for route in routes} - called_by_others(routes)
+
+
+class Rules:
+    """Patterns of paths that one host of a sample lets pass."""
+
+    def __init__(self, prefixes: list[str], exact: list[str], patterns: list[str]) -> None:
+        self.prefixes, self.exact, self.patterns = prefixes, exact, patterns
+
+    def pass_on(self, path: str) -> bool:
+        return (
+            path in self.exact
+            or path.startswith(tuple(self.prefixes))
+            or any(fnmatch.fnmatchcase(path, pattern) for pattern in self.patterns)
+        )
+
+
+def nginx_rules(port: int) -> Rules:
+    found = re.findall(rf"location (= )?(\S+) +{{ proxy_pass http://127.0.0.1:{port}; }}",
+                       NGINX.read_text())  # fmt: skip
+    return Rules([p for exact, p in found if not exact], [p for exact, p in found if exact], [])
+
+
+def caddy_rules(port: int) -> Rules:
+    (site,) = (part for part in CADDY.read_text().split("\n}\n") if f"127.0.0.1:{port}" in part)
+    (paths,) = re.findall(r"@\w+ path (.+)", site)
+    return Rules([], [], paths.split())
+
+
+@pytest.mark.parametrize("rules", [nginx_rules, caddy_rules])
+@pytest.mark.parametrize(("port", "routes"), [(8090, GATEWAY_ROUTES), (8091, MASTER_ROUTES)])
+def test_every_call_of_others_passes_and_no_call_of_operators(
+    rules: Any, port: int, routes: tuple[Route[Any], ...]
+) -> None:
+    found = rules(port)
+    passed = {path for path in called_by_others(routes) if found.pass_on(path)}
+    assert passed == called_by_others(routes)
+    more = {path for path in for_operators(routes) if found.pass_on(path)}
+    assert more <= (OF_GATEWAYS if port == 8091 else set())
+
+
+# -- nginx itself ------------------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class RunningNginx:
+    """nginx with the sample, its names and ports those of this test."""
+
+    def __init__(self, directory: Path, backend_port: int) -> None:
+        self.port = _free_port()
+        authority = trustme.CA()
+        self.trusted = ssl.create_default_context()
+        authority.configure_trust(self.trusted)
+        text = NGINX.read_text().replace("listen [::]:443 ssl;", "")
+        for name in ("gateway", "master"):
+            issued = authority.issue_cert(f"{name}.example.net")
+            issued.private_key_pem.write_to_path(str(directory / f"{name}.key"))
+            chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
+            (directory / f"{name}.pem").write_bytes(chain)
+        text = text.replace("443", f"127.0.0.1:{self.port}").replace(
+            "/etc/wavry/tls", str(directory)
+        )
+        text = text.replace("127.0.0.1:8090", f"127.0.0.1:{backend_port}")
+        text = text.replace("127.0.0.1:8091", f"127.0.0.1:{backend_port}")
+        temporary = "".join(
+            f"{kind}_temp_path {directory}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (directory / "nginx.conf").write_text(
+            f"daemon off; pid {directory}/pid; error_log {directory}/error.log;"
+            f"events {{}} http {{ access_log off; {temporary}\n{text} }}"
+        )
+        self.command = [str(shutil.which("nginx")), "-p", str(directory), "-c", "nginx.conf"]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        tested = subprocess.run([*self.command, "-t"], capture_output=True, text=True, check=False)
+        assert tested.returncode == 0, tested.stderr
+        process = subprocess.Popen(self.command, stderr=sys.stderr)
+        try:
+            wait_until(self._answers, what="nginx answers")
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+    def _answers(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+async def test_nginx_passes_calls_and_websockets_with_the_clients_address(tmp_path: Path) -> None:
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed here; apt-get install nginx-light")
+
+    async def tell(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers["X-Forwarded-For"])
+
+    async def echo(request: web.Request) -> web.WebSocketResponse:
+        socket_ = web.WebSocketResponse()
+        await socket_.prepare(request)
+        await socket_.send_str((await socket_.receive_str()).upper())
+        await socket_.close()
+        return socket_
+
+    app = web.Application()
+    app.router.add_get("/ws", echo)
+    app.router.add_route("*", "/{path:.*}", tell)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    backend_port = runner.addresses[0][1]
+    nginx = RunningNginx(tmp_path, backend_port)
+    connector = aiohttp.TCPConnector(resolver=_Here(), ssl=nginx.trusted)
+    try:
+        with nginx.running():
+            async with aiohttp.ClientSession(connector=connector) as client:
+                gateway = f"https://gateway.example.net:{nginx.port}"
+                master = f"https://master.example.net:{nginx.port}"
+                liar = {"X-Forwarded-For": "198.51.100.1"}
+                async with client.post(gateway + "/auth/login", headers=liar) as answer:
+                    assert await answer.text() == "127.0.0.1", "what the client says is replaced"
+                async with client.ws_connect(gateway + "/ws") as opened:
+                    await opened.send_str("ping")
+                    assert await opened.receive_str() == "PING"
+                for url, status in (
+                    (master + "/v1/relays/register", 200),
+                    (gateway + "/metrics", 404),
+                    (gateway + "/v1/admin/users", 404),
+                    (master + "/v1/admin/tokens", 404),
+                    (master + "/v1/leases/revoke", 404),
+                ):
+                    async with client.get(url) as answer:
+                        assert answer.status == status, url
+    finally:
+        await runner.cleanup()
+
+
+class _Here(aiohttp.abc.AbstractResolver):
+    """Every name is this machine."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        await asyncio.sleep(0)
+        return [
+            aiohttp.abc.ResolveResult(
+                hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=0
+            )
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""

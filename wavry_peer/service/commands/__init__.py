@@ -1,0 +1,1 @@
+"""Commands that every service has: `health` and `config`."""
