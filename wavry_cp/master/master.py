@@ -204,7 +204,9 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         )
         index = RevocationIndex(await store.revocations.revocation_log())
         events = EventStreams()
-        revocations = RevocationService(store.revocations, index, events.wake_all)
+        revocations = RevocationService(
+            store.revocations, index, events.wake_all, registry.strangers
+        )
         key_service = KeyService(keys, store, registry, clock, metrics)
         await key_service.load()
         key_service.on_change.append(lambda _keyset: events.wake_all())

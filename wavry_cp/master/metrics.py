@@ -11,7 +11,7 @@ from wavry_cp.app.transport.tls import TlsFiles
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
-from wavry_peer.protocol.relay_terms import RelayState
+from wavry_peer.protocol.relay_terms import Enrolment, RelayState
 from wavry_peer.service import log_stream
 from wavry_peer.service.http_listener import HttpListener
 from wavry_peer.service.metrics import MASTER
@@ -28,6 +28,8 @@ class PoolFacts:
 
     Attributes:
         by_state: how many.
+        by_enrolment: how many that came in by each way.
+        enrolment_tokens: how many wait for their relays.
         heartbeat_age_s: oldest last heartbeat by state.
         sessions: at relays that are not OFFLINE.
         sessions_max: room of ACTIVE relays.
@@ -35,6 +37,8 @@ class PoolFacts:
     """
 
     by_state: Mapping[RelayState, int]
+    by_enrolment: Mapping[Enrolment, int]
+    enrolment_tokens: int
     heartbeat_age_s: Mapping[RelayState, int]
     sessions: int
     sessions_max: int
@@ -60,6 +64,9 @@ class MasterMetrics:
         self.registrations = made.labelled_counter("wavry_master_registrations_total")
         self.heartbeats = made.labelled_counter("wavry_master_heartbeats_total")
         self._relays = made.labelled_gauge("wavry_master_relays")
+        self._relays_enrolled = made.labelled_gauge("wavry_master_relays_enrolled")
+        self._enrolment_tokens = made.gauge("wavry_master_enrolment_tokens")
+        self.probation_sessions = made.counter("wavry_master_probation_sessions_total")
         self._heartbeat_age = made.labelled_gauge("wavry_master_relay_heartbeat_age_seconds")
         self._heartbeat_interval = made.gauge("wavry_master_heartbeat_interval_seconds")
         self._pool_sessions = made.gauge("wavry_master_pool_sessions")
@@ -116,6 +123,9 @@ class MasterMetrics:
         """Note the relays as they are now."""
         for state in RelayState:
             self._relays.labels(state.value).set(pool.by_state.get(state, 0))
+        for kind in Enrolment:
+            self._relays_enrolled.labels(kind.value).set(pool.by_enrolment.get(kind, 0))
+        self._enrolment_tokens.set(pool.enrolment_tokens)
         for state in _HEARD:
             self._heartbeat_age.labels(state.value).set(pool.heartbeat_age_s.get(state, 0))
         self._heartbeat_interval.set(heartbeat_interval_s)

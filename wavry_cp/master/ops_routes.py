@@ -80,6 +80,8 @@ async def _note_all(master: Master) -> None:
     metrics.note_pool(
         PoolFacts(
             by_state=master.registry.count_by_state(monotonic_s),
+            by_enrolment=master.registry.count_by_enrolment(),
+            enrolment_tokens=master.enrolments.open_count,
             heartbeat_age_s=master.registry.heartbeat_ages_s(now_s=now_s, monotonic_s=monotonic_s),
             sessions=held,
             sessions_max=room,

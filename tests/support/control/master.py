@@ -256,6 +256,12 @@ class FakeRelay:
     enrolment_token: str | None = None
     """Of the operator; without one it shows the service token."""
     name: str | None = None
+    host: str | None = None
+    """That a trusted proxy names as its address."""
+
+    async def _post(self, path: str, body: Any, token: str | None = None) -> Answer:
+        headers = {"X-Forwarded-For": self.host} if self.host else None
+        return await self.client.post(path, body, token=token, headers=headers)
 
     @property
     def relay_id(self) -> str:
@@ -279,7 +285,7 @@ class FakeRelay:
         """Ask for a challenge; `token` None shows nothing but the relay's own token, if any."""
         if self.enrolment_token is not None:
             token = None
-        return await self.client.post("/v1/relays/register", self.registration(), token=token)
+        return await self._post("/v1/relays/register", self.registration(), token)
 
     async def verify(
         self, challenge: dict[str, Any], key: ed25519.SigningKey | None = None, **signed: Any
@@ -291,7 +297,7 @@ class FakeRelay:
             signed.get("master_id", base64url.decode(challenge["master_id"])),
             signed.get("endpoints", self.endpoints),
         )
-        answer = await self.client.post(
+        answer = await self._post(
             "/v1/relays/register/verify",
             {
                 "challenge_id": challenge["challenge_id"],
@@ -325,9 +331,8 @@ class FakeRelay:
             "state": "ready",
             **fields,
         }
-        return await self.client.post(
-            "/v1/relays/heartbeat", body, token=self.token if token is None else token
-        )
+        token = self.token if token is None else token
+        return await self._post("/v1/relays/heartbeat", body, token)
 
     def _events_path(self, after: int) -> str:
         return f"/v1/relays/events?relay_id={self.relay_id}&after={after}"

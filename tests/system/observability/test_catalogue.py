@@ -116,7 +116,9 @@ def test_refusals_of_the_master_are_declared() -> None:
         for value in _values(MASTER, f"wavry_master_{name}_total", "result")
     }
     assert directory <= declared
-    registration = _codes(REFUSED, "master/relays/challenges.py", "master/relays/endpoints.py")
+    rooms = ("challenges", "endpoints", "registrar", "tokens")
+    registration = _codes(REFUSED, *(f"master/enrolment/{name}.py" for name in rooms))
+    registration |= _codes(REFUSED, "master/relays/claims.py", "master/relays/strangers.py")
     assert registration <= _values(MASTER, "wavry_master_registrations_total", "result")
     ends = _codes(r'self\.end\(\s*"([a-z_]+)"', "master/relays/event_stream.py")
     assert ends <= _values(MASTER, "wavry_master_event_stream_ends_total", "cause")

@@ -252,7 +252,7 @@ async def test_relay_that_does_not_read_is_cut_and_others_are_served(master, rel
         await revoke(master, sub=f"{number:064}")
     index_rows = event_stream.RevocationIndex.after
 
-    def endless(index, number, limit):
+    def endless(index, number, limit, *, names):
         """The same rows again and again under growing numbers: more than any buffer holds."""
         rows = index_rows(index, number % 400, limit)
         return [

@@ -21,6 +21,8 @@ __all__ = ["LEASE_ROUTES"]
 async def _issue(master: Master, _request: web.Request, body: LeaseRequest) -> LeaseResponse:
     answer = await master.lease_service.issue(body)
     master.metrics.leases_issued.inc(2)
+    if master.registry.is_stranger(answer.relay.relay_id):
+        master.metrics.probation_sessions.inc()
     return answer
 
 

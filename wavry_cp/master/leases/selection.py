@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Choice", "RelayCandidate", "choose", "weight"]
+__all__ = ["Choice", "ProbationShare", "RelayCandidate", "choose", "choose_stranger", "weight"]
 
 MIN_WEIGHT: Final = 0.01
 """A relay that calls itself fully loaded yet has sessions left is the last resort."""
@@ -89,6 +89,48 @@ def choose(
         return None
     rest = [item for item in free if item.relay_id != relay_id]
     return Choice(relay_id, _pick(_in_region(rest, region, weights), weights, random))
+
+
+class ProbationShare:
+    """What relays that nobody enrolled may get of new sessions, all of them together.
+
+    Counted and not drawn: a stranger gets one when so many went to enrolled relays, and never
+    two in a row; so no run of luck, and no number of strangers, makes it more.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._due = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next new session may go to a stranger."""
+        return self._due >= 1.0
+
+    def note_given(self, *, to_stranger: bool) -> None:
+        """Count a new session."""
+        self._due = 0.0 if to_stranger else min(self._due + self._share, 1.0)
+
+
+def choose_stranger(
+    strangers: Sequence[RelayCandidate],
+    *,
+    region: str | None,
+    exclude: Collection[str],
+    random: Callable[[], float],
+) -> str | None:
+    """Choose a relay in PROBATION, each as likely as the others.
+
+    What it says of itself may rule it out, and never in.
+    """
+    free = [
+        item
+        for item in strangers
+        if item.relay_id not in exclude
+        and region in (None, item.region)
+        and item.active_sessions + item.recent_picks < item.max_sessions
+    ]
+    return free[int(random() * len(free))].relay_id if free else None
 
 
 def _in_region(

@@ -11,6 +11,7 @@ from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.rules import may_sign_for
 from wavry_cp.master.relays.registry import RelayRegistry
+from wavry_cp.master.relays.strangers import PICK_SHARE
 from wavry_cp.master.revocations.service import RevocationIndex
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
@@ -33,6 +34,7 @@ from wavry_peer.service.request_ids import current_request_id
 from . import rules as leases
 from . import selection
 from .rules import LeasedSession, LeaseFilter, LeaseRenewal, LeaseTerms
+from .selection import ProbationShare
 from .store import LeaseStore
 
 __all__ = ["LeaseService", "Vetoes"]
@@ -72,6 +74,7 @@ class LeaseService:
         self._clock = clock
         self._vetoes = vetoes
         self._pick = pick
+        self._probation = ProbationShare(PICK_SHARE)
 
     async def found(self, wanted: LeaseFilter, *, limit: int) -> Sequence[LeasedSession]:
         """Return sessions for an operator, newest first."""
@@ -107,6 +110,7 @@ class LeaseService:
                 relay_id, standby_id = self._relay_for(request, stay_at=known.relay_id)
             else:
                 relay_id, standby_id = self._relay_for(request, stay_at=None)
+                relay_id = self._stranger_for(request) or relay_id
             session = leases.issue(
                 request,
                 known,
@@ -129,6 +133,8 @@ class LeaseService:
             if await self._store.swap_session(None if known is None else known.revision, session):
                 self._require_good(session)
                 self._registry.note_pick(relay_id)
+                if known is None:
+                    self._probation.note_given(to_stranger=self._registry.is_stranger(relay_id))
                 return answer
         raise _busy()
 
@@ -218,6 +224,23 @@ class LeaseService:
                 "no healthy relay has room now; try again in a few seconds",
             )
         return choice.relay_id, choice.standby_id
+
+    def _stranger_for(self, request: LeaseRequest) -> str | None:
+        """Return the relay in PROBATION that gets this new session, for once in a while one does.
+
+        Asked only where an enrolled relay would do as well: strangers are no way out of a shortage,
+        or who brings one about would have all sessions.
+        """
+        if not self._probation.is_due:
+            return None
+        return selection.choose_stranger(
+            self._registry.on_probation(
+                self._clock.monotonic_s(), active_kid=self._keys.active_kid
+            ),
+            region=request.region,
+            exclude=request.exclude_relays,
+            random=self._pick,
+        )
 
     def _relay_holds_key(self, relay_id: str) -> bool:
         held = self._registry.held_kids(relay_id)

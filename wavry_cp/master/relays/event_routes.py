@@ -38,7 +38,7 @@ def _page(master: Master, relay_id: str, token: str, after: int) -> EventPage:
     if state is None:  # Nothing was awaited since it was authenticated.
         raise unauthorized("relay token is wrong; register again")
     index = master.revocations.index
-    rows = index.after(after, PAGE_ROWS + 1)
+    rows = index.after(after, PAGE_ROWS + 1, names=state.names)
     return EventPage(
         log=index.log_id,
         number=index.head,
@@ -95,7 +95,9 @@ def _state_of(master: Master, relay_id: str, token: str) -> PresentState | None:
             if error.code == ErrorCode.BANNED
             else None
         )
-    return PresentState(serial, drain=record.state is RelayState.DRAINING)
+    return PresentState(
+        serial, drain=record.state is RelayState.DRAINING, names=not record.is_stranger
+    )
 
 
 def _number(text: str) -> int:

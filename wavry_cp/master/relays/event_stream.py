@@ -57,6 +57,8 @@ class PresentState:
     drain: bool
     banned: bool = False
     """Told as a drain, so that the sessions leave; then the stream ends."""
+    names: bool = True
+    """Revocations that name a user are told too."""
 
 
 class StateOf(Protocol):
@@ -161,7 +163,7 @@ class EventStream:
                     self.end("banned", CLOSE_POLICY)
                     return
                 told = state
-                if not await self._send_rows():
+                if not await self._send_rows(names=state.names):
                     await self._wait()
         except TimeoutError:
             self.end("slow_relay", CLOSE_POLICY)
@@ -175,10 +177,10 @@ class EventStream:
         if state.drain != told.drain:
             await self._send(DrainFrame(drain=state.drain))
 
-    async def _send_rows(self) -> bool:
+    async def _send_rows(self, *, names: bool) -> bool:
         """Send the next rows; False where there is nothing to send now."""
         room = MAX_UNACKED - len(self._unacked)
-        rows = self._index.after(self._sent, min(_BATCH, room)) if room > 0 else ()
+        rows = self._index.after(self._sent, min(_BATCH, room), names=names) if room > 0 else ()
         for row in rows:
             self._unacked.append((row.number, self._now_s()))
             self._sent = row.number

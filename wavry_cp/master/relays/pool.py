@@ -88,6 +88,11 @@ class RelayPool:
             if relay.status is not None
         }
 
+    def is_stranger(self, relay_id: str) -> bool:
+        """Return whether nobody enrolled this relay."""
+        record = self.record(relay_id)
+        return record is not None and record.is_stranger
+
     def strangers(self) -> frozenset[str]:
         """Return the ids of the relays that nobody enrolled."""
         return frozenset(
@@ -95,7 +100,7 @@ class RelayPool:
         )
 
     def candidates(self, monotonic_s: float, *, active_kid: str) -> list[RelayCandidate]:
-        """Return the relays that may get new sessions.
+        """Return the enrolled relays that may get new sessions.
 
         Those that reported that they are ready and hold the signing key; only where there is
         none, right after a start, those that are presumed alive.
@@ -115,6 +120,17 @@ class RelayPool:
             ):
                 presumed.append(_candidate(relay, None))
         return heard or presumed
+
+    def on_probation(self, monotonic_s: float, *, active_kid: str) -> list[RelayCandidate]:
+        """Return the relays that nobody enrolled and that may get their small share."""
+        return [
+            _candidate(relay, relay.status)
+            for relay in self._relays
+            if relay.record.is_stranger
+            and relay.status is not None
+            and active_kid in relay.status.held_kids
+            and self._state(relay, monotonic_s) is RelayState.PROBATION
+        ]
 
     def infos(self, monotonic_s: float) -> list[RelayInfo]:
         """Return all rows of ``GET /v1/relays`` by relay id."""

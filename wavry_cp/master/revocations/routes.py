@@ -65,7 +65,13 @@ async def _knows(master: Master, kind: RevocationKind, value: str) -> bool:
 
 async def _list(master: Master, _request: web.Request) -> RevocationList:
     index, events = master.revocations.index, master.events
-    relays = master.registry.infos(master.clock.monotonic_s())
+    # Who waits for all relays must not wait for a stranger's word.
+    strangers = master.registry.strangers()
+    relays = [
+        relay
+        for relay in master.registry.infos(master.clock.monotonic_s())
+        if relay.relay_id not in strangers
+    ]
     return RevocationList(
         number=index.head,
         revocations=tuple(map(_info, index.rows)),

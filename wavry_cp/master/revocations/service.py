@@ -6,8 +6,9 @@ queue of every relay's event stream: a stream only remembers how far it has come
 """
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
@@ -31,6 +32,9 @@ HORIZON_S: Final = c.LEASE_HORIZON_S
 
 KEEP_S: Final = 60
 """A row is kept this much longer, in case the wall clock is set back."""
+
+_NAMES: Final = frozenset({"sub", "unban"})
+"""Kinds whose value is the name of a user."""
 
 _ONCE: Final = frozenset({"jti", "session"})
 """Values that are never given out again: the row hits whatever carries them."""
@@ -76,10 +80,20 @@ class RevocationIndex:
         """Rows in force, by number."""
         return self._rows
 
-    def after(self, number: int, limit: int) -> Sequence[Revocation]:
-        """Return at most `limit` rows behind a number, as relays read them."""
+    def after(self, number: int, limit: int, *, names: bool = True) -> Sequence[Revocation]:
+        """Return at most `limit` rows behind a number, as relays read them.
+
+        Args:
+            number: of the last row that the relay has.
+            limit: most rows.
+            names: also those that name a user; `RevocationService` revokes his sessions at a relay
+                that does not get them.
+        """
         first = bisect.bisect_right(self._rows, number, key=lambda row: row.number)
-        return [_frame(row) for row in self._rows[first : first + limit]]
+        if names:
+            return [_frame(row) for row in self._rows[first : first + limit]]
+        told = (self._rows[at] for at in range(first, len(self._rows)))
+        return [_frame(row) for row in islice((r for r in told if r.kind not in _NAMES), limit)]
 
     def hits(self, session: LeasedSession) -> bool:
         """Return whether a lease of a session is revoked."""
@@ -114,14 +128,20 @@ class RevocationService:
         store: of the master.
         index: of the same store.
         announce: called after each change of the index.
+        strangers: tells the relays that must not hear names of users.
     """
 
     def __init__(
-        self, store: RevocationStore, index: RevocationIndex, announce: Callable[[], None]
+        self,
+        store: RevocationStore,
+        index: RevocationIndex,
+        announce: Callable[[], None],
+        strangers: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._store = store
         self.index = index
         self._announce = announce
+        self._strangers = strangers
 
     async def revoke(
         self,
@@ -166,8 +186,28 @@ class RevocationService:
         rows, live_sessions = await self._store.add_revocation(new, audit)
         for row in rows:
             self.index.add(row)
+        if kind == "sub":
+            await self._revoke_at_strangers(new)
         self._announce()
         return Revoked(rows[0], live_sessions)
+
+    async def _revoke_at_strangers(self, new: NewRevocation) -> None:
+        """Revoke by their ids the sessions of a user at the relays that do not hear his name."""
+        strangers = self._strangers()
+        if not strangers:
+            return
+        for session_id in await self._store.sessions_of(new.value, strangers, new.at_s):
+            row = replace(
+                new,
+                kind="session",
+                value=session_id,
+                issued_until_s=FOREVER_S,
+                expires_at_s=new.at_s + HORIZON_S,
+            )
+            audit = AuditEntry(new.at_s, new.who, "revoke_session", session_id, new.reason)
+            rows, _ = await self._store.add_revocation(row, audit)
+            for written in rows:
+                self.index.add(written)
 
     async def knows(self, kind: RevocationKind, value: str) -> bool:
         """Return whether there is or was a session, or a key that signed, with this value."""

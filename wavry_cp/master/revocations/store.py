@@ -1,6 +1,6 @@
 """What the master asks of a store about revocations."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,10 @@ class RevocationStore(Protocol):
         Returns:
             The rows that were written, and the number of live sessions that they hit.
         """
+        ...
+
+    async def sessions_of(self, sub: str, relays: Collection[str], now_s: int) -> Sequence[str]:
+        """Return the ids of the live sessions that a user has at some relays."""
         ...
 
     async def knows(self, kind: RevocationKind, value: str) -> bool:

@@ -1,7 +1,7 @@
 """Revocations in the master's SQLite file."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -85,6 +85,20 @@ class RevocationSqlite:
             return rows, hit
 
         return await self._database.run(add)
+
+    async def sessions_of(self, sub: str, relays: Collection[str], now_s: int) -> Sequence[str]:
+        """See `RevocationStore`."""
+        wanted = frozenset(relays)
+
+        def find(db: sqlite_utils.Database) -> Sequence[str]:
+            rows = db.execute(
+                f"SELECT session_id, relay_id FROM sessions WHERE expires_at_s > :now_s"  # noqa: S608  # ours
+                f" AND ({HIT_SESSIONS['sub']})",
+                {"now_s": now_s, "value": sub},
+            )
+            return [session_id for session_id, relay_id in rows if relay_id in wanted]
+
+        return await self._database.run(find)
 
     async def knows(self, kind: RevocationKind, value: str) -> bool:
         """See `RevocationStore`."""

@@ -3,7 +3,7 @@
 from typing import Final
 
 from wavry_peer.protocol.http.codes import ErrorCode as Code
-from wavry_peer.protocol.relay_terms import RelayState
+from wavry_peer.protocol.relay_terms import Enrolment, RelayState
 
 from .http import ADMIN_AUTH_CAUSE, BODY_FAULTS, HTTP_METHOD, HTTP_STATUS, route
 from .process import PROCESS, build_info
@@ -113,6 +113,13 @@ MASTER: Final[tuple[MetricSpec, ...]] = (
         closed("result", "accepted", *_HEARTBEAT_REFUSALS, *BODY_FAULTS, *_UNFINISHED, OTHER),
     ),
     _gauge("relays", "Relays by state.", closed("state", *RelayState)),
+    _gauge(
+        "relays_enrolled",
+        "Relays by what let them in; open are those that nobody enrolled.",
+        closed("enrolment", *Enrolment),
+    ),
+    _gauge("enrolment_tokens", "Enrolment tokens that wait for their relays."),
+    _counter("probation_sessions", "New sessions given to relays that nobody enrolled."),
     _gauge(
         "relay_heartbeat_age_seconds",
         "Age of the oldest last heartbeat among the relays of a state; 0 where there is none.",
