@@ -19,7 +19,7 @@ _ROUTE: Final = route(
     "/v1/admin/status", "/v1/admin/audit", "/v1/admin/revocations",
     "/v1/admin/relays/{relay_id}/drain", "/v1/admin/relays/{relay_id}/undrain",
     "/v1/admin/relays/{relay_id}/blocks/clear", "/v1/admin/blocks",
-    "/v1/admin/enrolments", "/v1/admin/enrolments/{name}",
+    "/v1/admin/leases", "/v1/admin/enrolments", "/v1/admin/enrolments/{name}",
     "/v1/admin/relays/{relay_id}/approve", "/v1/admin/relays/{relay_id}/reject",
     "/v1/admin/relays/{relay_id}/rename",
     "/v1/admin/tokens", "/v1/admin/tokens/check", "/v1/admin/tokens/{name}/rotate",
