@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from wavry_cp.admin.endpoints import find_endpoints
 from wavry_cp.app.token_files import TokenFile, TokenFileError, require_different
 from wavry_peer.service.settings import SettingsError
 
@@ -93,3 +94,8 @@ def test_service_and_admin_share_no_token_in_either_line(tmp_path: Path) -> None
 def test_message_names_setting_and_file(tmp_path: Path) -> None:
     with pytest.raises(TokenFileError, match=r"service token file WAVRY_X .*none: No such file"):
         TokenFile(tmp_path / "none", "service", "WAVRY_X")
+
+
+def test_wavryctl_sends_the_first_line(rotating: Rotating) -> None:
+    rotating.write(NEW, OLD)
+    assert find_endpoints({"WAVRY_ADMIN_TOKEN_FILE": str(rotating.path)}).admin_token() == NEW

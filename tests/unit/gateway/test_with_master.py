@@ -3,10 +3,11 @@
 import time
 
 import msgspec
-from support.control.gateway import accepted_call, make_config, running_gateway
+from support.control.gateway import accepted_call, make_config, running_gateway, write_token
 from support.control.master import FakeRelay, MasterFiles
 from support.control.master import running_master as running_real_master
 
+from wavry_cp.app import token_files
 from wavry_peer.protocol import base64url, keyset, lease
 from wavry_peer.protocol.http import signaling as wire
 from wavry_peer.protocol.http.api import Credentials
@@ -94,3 +95,34 @@ async def test_the_id_of_a_request_goes_through_both_services_into_the_lease(tmp
                 opened_as, _, number = error.message.rpartition("(request ")[2].rpartition("-")
                 assert len(opened_as) == 16
                 assert number.rstrip(")").isdecimal()
+
+
+async def test_service_token_is_replaced_while_calls_go_on(tmp_path, monkeypatch):
+    """Master takes both, then the gateway sends the new one, then the old one goes."""
+    monkeypatch.setattr(token_files, "LOOK_EVERY_S", 0.0)
+    old, new = "o" * 40, "n" * 40
+    files = MasterFiles.make(tmp_path / "master")
+    at_master = files.service_token_file
+    at_gateway = write_token(tmp_path / "gateway.token", old)
+    at_master.write_text(f"{old}\n")
+    async with running_real_master(tmp_path / "master", files=files) as master:
+        config = make_config(tmp_path / "gateway", master.url, service_token_file=at_gateway)
+        async with running_gateway(config) as running:
+            ann, bob = await running.user("ann"), await running.user("bob")
+            async with ann.online() as a, bob.online() as b:
+                await accepted_call(ann, a, bob, b)
+
+                async def is_asked() -> bool:
+                    """Whether the master judged our call; else relays cannot be asked for now."""
+                    await a.send(wire.RequestRelay(target_username="bob"))
+                    return (await a.next(wire.Error)).code == "no_relay_available"
+
+                assert await is_asked()
+                at_master.write_text(f"{old}\n{new}\n")
+                assert await is_asked()
+                at_gateway.write_text(f"{new}\n{old}\n")
+                assert await is_asked()
+                at_master.write_text(f"{new}\n")
+                assert await is_asked()
+                at_gateway.write_text("x" * 40 + "\n")
+                assert not await is_asked()
