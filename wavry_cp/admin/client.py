@@ -55,9 +55,8 @@ async def ask(
                 f"the {service} at {base_url}: {error}: ask for less at once, if you can",
                 code="answer_too_large",
             ) from error
-        cause = "no answer in time" if isinstance(error.error, TimeoutError) else str(error)
         raise CommandError(
-            f"the {service} at {base_url} cannot be reached ({cause}): is it running, and is the "
+            f"the {service} at {base_url} cannot be reached ({error}): is it running, and is the "
             "address right?",
             code="unreachable",
             exit_code=EXIT_UNREACHABLE,

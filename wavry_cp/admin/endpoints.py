@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -77,21 +78,21 @@ class ServiceEndpoints:
         """Return the URL of the gateway.
 
         Raises:
-            CommandError: not known.
+            CommandError: not known, or no URL.
         """
         if self.gateway_url is None:
             raise _unknown("gateway", "--gateway-url", "WAVRY_GATEWAY_URL")
-        return self.gateway_url
+        return _url(self.gateway_url, "gateway")
 
     def need_master(self) -> str:
         """Return the URL of the master.
 
         Raises:
-            CommandError: not known.
+            CommandError: not known, or no URL.
         """
         if self.master_url is None:
             raise _unknown("master", "--master-url", "WAVRY_MASTER_URL")
-        return self.master_url
+        return _url(self.master_url, "master")
 
     def admin_token(self) -> str:
         """Return the admin token.
@@ -139,6 +140,17 @@ def _asked_token() -> str:
             exit_code=EXIT_FORBIDDEN,
         )
     return getpass.getpass("admin token: ").strip()
+
+
+def _url(text: str, service: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return text
+    raise CommandError(
+        f"the address of the {service} must be like https://{service}.example.net, not {text[:80]}",
+        code="wrong_address",
+        exit_code=EXIT_USAGE,
+    )
 
 
 def _unknown(service: str, option: str, variable: str) -> CommandError:

@@ -8,10 +8,12 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from textwrap import wrap
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -73,19 +75,37 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table on stdout; without rows it says so."""
+    """Print a table on stdout; without rows it says so.
+
+    Where it is wider than the terminal each row becomes a paragraph of lines ``column: text``, so
+    that an id is always whole: it is there to be copied.
+    """
     # A pipe has no width: ids must come out whole for grep.
     out = Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
     if not rows:
         out.print(f"{title}: none")
         return
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    needed = 1
+    for column, *cells in zip(columns, *rows, strict=True):
+        words = max(map(cell_len, " ".join((column, *cells)).split()))
+        table.add_column(column, min_width=words)
+        needed += words + 3  # a line and two spaces
     for row in rows:
         # What services answer is text, never markup: an endpoint like [fd00::1]:4500 is no style.
         table.add_row(*(Text(cell) for cell in row))
-    out.print(table)
+    if needed <= out.width:
+        out.print(table)
+        return
+    out.print(title, style="italic", highlight=False)
+    label = max(map(len, columns))
+    for row in rows:
+        out.print()
+        for column, cell in zip(columns, row, strict=True):
+            room = max(1, out.width - label - 2)
+            lines = wrap(cell, room, break_long_words=False, break_on_hyphens=False) or [""]
+            for name, line in zip((column, *[""] * len(lines)), lines, strict=False):
+                out.print(Text(f"{name:{label}}  {line}"), soft_wrap=True)
 
 
 def fail(error: CommandError, *, as_json: bool) -> NoReturn:

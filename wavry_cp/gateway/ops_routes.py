@@ -42,7 +42,7 @@ async def _ready(gateway: Gateway, _request: web.Request) -> web.Response:
     ready = not fault and not gateway.stopping
     reason = "stopping" if gateway.stopping else fault
     if not reason and master != "ok":
-        reason = "no master: direct paths only"
+        reason = "no master: no call gets a relay"
     body = GatewayReady(
         ready=ready,
         reason=reason,

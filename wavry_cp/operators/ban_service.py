@@ -6,12 +6,14 @@ does (connections, sessions, relays) is the service's `BanEffects`, and follows.
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
+import msgspec
 import structlog
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_peer.protocol.http.admin import BanInfo, BanList, BanRequest, LiftBanRequest
+from wavry_peer.protocol.http.api import Username
 from wavry_peer.protocol.http.codes import ErrorCode
 
 from .audit import SYSTEM, AuditEntry, AuditLog, attempted
@@ -21,6 +23,15 @@ __all__ = ["BanEffects", "BanService"]
 
 MAX_BANS: Final = 10_000
 """They are kept in memory; a need of more is another problem than bans."""
+
+_NAMES: Final = {
+    BanKind.USER: Username,
+    BanKind.RELAY: Annotated[str, msgspec.Meta(pattern=r"^rly-[0-9a-f]{24}\Z")],
+}
+_HOW_NAMED: Final = {
+    BanKind.USER: "`wavryctl users list` shows names",
+    BanKind.RELAY: "`wavryctl relays list` shows ids",
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +88,7 @@ class BanService:
 
         Raises:
             RefusedError: 400 ``not_banned_here``: this service has no such kind;
-                409 ``too_many_bans``.
+                400 ``invalid_body``: nobody can have this name; 409 ``too_many_bans``.
         """
         now_s = self._now_s()
         kind = BanKind(order.kind)
@@ -85,6 +96,7 @@ class BanService:
         async with self._changing:
             async with attempted(self._audit_log, audit):
                 self._check_kind(kind)
+                _check_name(kind, order.value)
                 older = self._table.find(kind, order.value)
                 if older is None and len(self._table) >= MAX_BANS:
                     raise RefusedError(
@@ -150,6 +162,17 @@ class BanService:
                 ErrorCode.NOT_BANNED_HERE,
                 f"this service does not ban a {kind.value}: ask the master",
             )
+
+
+def _check_name(kind: BanKind, value: str) -> None:
+    """Refuse a ban that would hit nobody: its operator believes that it holds."""
+    try:
+        msgspec.convert(value, _NAMES[kind])
+    except msgspec.ValidationError:
+        raise RefusedError(
+            ErrorCode.INVALID_BODY,
+            f"no {kind.value} can have this name; {_HOW_NAMED[kind]}",
+        ) from None
 
 
 def _why(order: BanRequest) -> str:

@@ -18,6 +18,7 @@ from wavry_peer.home.logins import SavedLogin
 from wavry_peer.protocol.errors import LocalError, MessageError, ProtocolError
 from wavry_peer.protocol.http import accounts, api
 from wavry_peer.protocol.http.codes import ERROR_HEADER, ErrorCode
+from wavry_peer.service.connection_faults import connection_fault
 from wavry_peer.service.http_client import (
     CallError,
     JsonAnswer,
@@ -338,14 +339,9 @@ def _not_ours(url: str, error: ProtocolError) -> GatewayUnreachableError:
 
 
 def _unreachable(url: str, error: BaseException) -> GatewayUnreachableError:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        cause = "its certificate is not valid for this name"
-    elif isinstance(error, TimeoutError):
-        cause = "no answer in time"
-    else:
-        cause = type(error).__name__
     return GatewayUnreachableError(
-        f"the gateway {url} cannot be reached ({cause}); check the URL and that it runs"
+        f"the gateway {url} cannot be reached ({connection_fault(error)}); check the URL and that "
+        "it runs"
     )
 
 

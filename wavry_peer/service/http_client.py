@@ -16,6 +16,7 @@ from wavry_peer.protocol.http.api import MAX_BODY_BYTES, ErrorBody
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.redaction import fault_text
 
+from .connection_faults import connection_fault
 from .listen_address import is_this_machine
 from .request_ids import (
     REQUEST_ID_HEADER,
@@ -177,7 +178,7 @@ class JsonCaller:
             ) as response:
                 raw = await _read_bounded(response.content, limit)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise CallError(type(error).__name__, error, request_id) from error
+            raise CallError(connection_fault(error), error, request_id) from error
         if len(raw) > limit and response.status < 300:
             raise CallError(f"the answer is over {limit} bytes", None, request_id)
         return JsonAnswer(response.status, raw, response.headers, request_id)

@@ -1,11 +1,14 @@
 """An operator finds a session, its leases and their cause, and ends it."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from support.system.real_peers import echo_one, two_peers
-from support.system.system import RunningSystem
+from support.system.system import RunningSystem, clean_environment
 
 import wavry_peer
 
@@ -79,3 +82,18 @@ def test_unknown_sessions_are_refused_by_name(system: RunningSystem) -> None:
     assert done.returncode == 1
     assert "state must be one of" in done.stderr
     assert "(request " in done.stderr, "what to look for in the gateway's log"
+
+
+def test_status_is_watched_until_it_is_interrupted(system: RunningSystem) -> None:
+    command = [sys.executable, "-m", "wavry_cp.admin", "--dev", str(system.directory)]
+    with subprocess.Popen(
+        [*command, "status", "--watch", "0.2"], stdout=subprocess.PIPE, env=clean_environment()
+    ) as watching:
+        assert watching.stdout is not None
+        seen = 0
+        for line in watching.stdout:
+            seen += b"master" in line
+            if seen == 3:
+                break
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 130

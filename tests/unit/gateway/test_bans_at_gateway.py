@@ -94,14 +94,15 @@ async def test_ban_with_expiry_lifts_by_itself_and_is_audited(gateway):
     assert status == 200
     for _ in range(200):
         _, body, _ = await gateway.call("GET", "/v1/admin/audit?after=0", token=ADMIN_TOKEN)
-        if len(body["entries"]) == 2:
+        acts = [e for e in body["entries"] if not e["who"].startswith("address:")]
+        if len(acts) == 2:
             break
         await asyncio.sleep(0.05)
-    assert [(e["who"], e["action"], e["target"]) for e in body["entries"]] == [
+    assert [(e["who"], e["action"], e["target"]) for e in acts] == [
         ("admin", "ban_user", "ann"),
         ("system", "unban_user", "ann"),
     ]
-    assert body["entries"][0]["reason"] == "spam (for 1 s)"
+    assert acts[0]["reason"] == "spam (for 1 s)"
 
 
 async def test_ban_outlives_a_restart(tmp_path, master):
@@ -127,6 +128,7 @@ async def test_ban_tells_when_nobody_has_the_name(gateway):
     [
         ({"kind": "relay", "value": "rly-1", "reason": "x"}, 400, "not_banned_here"),
         ({"kind": "user", "value": "ann"}, 400, "invalid_body"),
+        ({"kind": "user", "value": "Ann", "reason": "x"}, 400, "invalid_body"),
     ],
 )
 async def test_ban_orders_that_do_not_fit(gateway, body, status, code):

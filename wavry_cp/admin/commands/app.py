@@ -1,9 +1,12 @@
 """The commands of wavryctl."""
 
+import asyncio
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from wavry_cp.admin.dev.demo import run_demo
@@ -185,16 +188,34 @@ def demo(
 
 
 @app.command()
-def status(context: typer.Context, *, json: Json = False) -> None:
+def status(
+    context: typer.Context,
+    watch: Annotated[
+        float | None,
+        typer.Option(min=0.2, metavar="SECONDS", help="Show it again and again; Ctrl-C ends it."),
+    ] = None,
+    *,
+    json: Json = False,
+) -> None:
     """Show every service in one table; exits 1 if one is not ready, 3 if one is unreachable.
 
     Examples:
       wavryctl status
 
+      wavryctl status --watch 2
+
       wavryctl --dev /tmp/wavry status --json
     """
 
     async def work() -> int:
+        while watch is not None:
+            if sys.stdout.isatty():
+                click.clear()
+            await look()
+            await asyncio.sleep(watch)
+        return await look()
+
+    async def look() -> int:
         endpoints = endpoints_of(context)
         endpoints.need_gateway()
         endpoints.need_master()

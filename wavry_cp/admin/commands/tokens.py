@@ -167,7 +167,7 @@ def tokens_list(context: typer.Context, *, json: Json = False) -> None:
             ("name", "role", "id", "created", "expires", "valid"),
             [
                 (token.name, token.role, token.token_id, moment(token.created_at),
-                 _expiry(token), "yes" if token.valid else "no")
+                 moment(token.expires_at), "yes" if token.valid else "no")
                 for token in answer.tokens
             ],
         )  # fmt: skip

@@ -218,6 +218,6 @@ def unavailable() -> RefusedError:
     """Return the one answer for a master that does not answer."""
     return RefusedError(
         ErrorCode.RELAY_UNAVAILABLE,
-        "relays cannot be asked for now; the direct path still works, try again shortly",
+        "relays cannot be asked for now; sessions that run go on, try again shortly",
         retry_after_s=1,
     )

@@ -67,7 +67,7 @@ class ServiceReady(msgspec.Struct, frozen=True, kw_only=True):
 class GatewayReady(msgspec.Struct, frozen=True, kw_only=True):
     """``GET /ready`` of the gateway: 200 where users can be served.
 
-    Without a master the gateway is ready, for signaling and direct paths work; `master` tells.
+    Without a master the gateway is ready, for accounts and signaling work; `master` tells.
     """
 
     ready: bool

@@ -51,7 +51,7 @@ def _gauge(name: str, text: str, *labels: Label) -> MetricSpec:
 GATEWAY: Final[tuple[MetricSpec, ...]] = (
     build_info("gateway"),
     _gauge("ready", "1 while users can be served, as /ready says."),
-    _gauge("master_reachable", "1 while the master answers; without it only direct paths work."),
+    _gauge("master_reachable", "1 while the master answers; without it no call gets a relay."),
     _counter("log_lines_lost", "Log lines that could not be written."),
     _counter("connections_given_up", "HTTP connections closed or refused: there were too many."),
     _counter(

@@ -295,6 +295,9 @@ async def test_lift_shortens_the_rows_of_that_user_alone_also_after_a_restart(tm
         (BANS, {"kind": "user", "value": "", "reason": "x"}, 400, "invalid_body"),
         (BANS, {"kind": "address", "value": "a", "reason": "x"}, 400, "invalid_body"),
         (BANS, {"kind": "user", "value": "a", "reason": "x", "life_s": 0}, 400, "invalid_body"),
+        (BANS, {"kind": "user", "value": "No Body", "reason": "x"}, 400, "invalid_body"),
+        (BANS, {"kind": "user", "value": "x" * 33, "reason": "x"}, 400, "invalid_body"),
+        (BANS, {"kind": "relay", "value": "fra-1", "reason": "x"}, 400, "invalid_body"),
         (LIFT, {"kind": "user", "value": "nobody"}, 404, "unknown_ban"),
     ],
 )
