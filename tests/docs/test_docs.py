@@ -11,6 +11,9 @@ import pytest
 import typer
 from support.paths import REPOSITORY
 
+from wavry_cp.master.config import MasterConfig, check
+from wavry_peer.service.settings import load_layers
+
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text()
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
@@ -115,3 +118,12 @@ def test_every_setting_variable_that_documents_name_exists() -> None:
     for document in (path.read_text() for path in DOCUMENTS):
         for variable in set(re.findall(r"\bWAVRY_[A-Z0-9_]*[A-Z0-9]\b", document)):
             assert variable in reference or variable in others, variable
+
+
+def test_the_settings_file_of_the_guide_fits(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", (DOCS / "operating.md").read_text(), re.M | re.S)
+    file = tmp_path / "master.toml"
+    file.write_text(text)
+    config = load_layers(MasterConfig, {}, file_field="settings_file", settings_file=file)
+    check(config)
+    assert config.trusted_proxies == ("127.0.0.0/8",)

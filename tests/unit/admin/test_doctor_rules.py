@@ -21,7 +21,7 @@ from wavry_cp.admin.doctor.key_checks import check_keys
 from wavry_cp.admin.doctor.pool_checks import check_pool
 from wavry_cp.admin.doctor.reach import Asker, HttpAnswer
 from wavry_cp.admin.doctor.relay_checks import check_relays
-from wavry_cp.admin.doctor.service_checks import check_gateway, check_master_link
+from wavry_cp.admin.doctor.service_checks import check_gateway, check_master, check_master_link
 from wavry_cp.admin.doctor.sign_checks import check_capacity, check_errors, check_revocations
 from wavry_cp.admin.doctor.udp_probe import UdpAnswer, probe_udp
 from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
@@ -414,3 +414,12 @@ def test_a_key_that_was_renamed_does_not_read_as_fine(renamed: str) -> None:
     broken = replace(seen, gateway=replace(seen.gateway, health=answer(health)))
     assert failing(check_gateway(broken)) == [("gateway", "reachable")]
     assert not failing(check_gateway(seen))
+
+
+@pytest.mark.parametrize("name", ["gateway", "master"])
+def test_a_certificate_that_could_not_be_replaced_is_a_warning(name: str) -> None:
+    check = {"gateway": check_gateway, "master": check_master}[name]
+    for state, verdict in (("stale", "warn"), ("ok", "ok"), ("off", "ok")):
+        (found,) = check(facts(relay(row()), **{name: service(name, tls=state)}))
+        assert found.verdict == verdict
+        assert ("tls_files_refused" in found.next_step) == (verdict == "warn")

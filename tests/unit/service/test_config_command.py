@@ -9,8 +9,10 @@ import typer
 from support.control.master import MasterFiles
 from typer.testing import CliRunner
 
+from wavry_cp.admin.commands.app import app as wavryctl
 from wavry_cp.gateway.cli import app as gateway_app
 from wavry_cp.master.cli import app as master_app
+from wavry_peer.cli.app import app as wavry_peer
 from wavry_relay.cli import app as relay_app
 
 SERVICE, ADMIN = "s" * 32, "a" * 32
@@ -112,3 +114,18 @@ def test_files_that_run_would_refuse_are_refused(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert files.admin_token not in shown.output
     assert files.service_token not in shown.output
+
+
+@pytest.mark.parametrize("command", ["wavryctl", "wavry-peer"])
+def test_commands_of_people_tell_of_variables_that_nobody_reads(command: str) -> None:
+    app, arguments = {
+        "wavryctl": (wavryctl, ["relays", "list", "--help"]),
+        "wavry-peer": (wavry_peer, ["identity", "--help"]),
+    }[command]
+    # What a service on the same host has in its environment is not theirs to judge.
+    known = {"WAVRY_GATEWAY_LISTEN": "x", "WAVRY_RELAY_WORKERS": "2", "WAVRY_GATEWAY_URL": "x"}
+    assert "is read by nobody" not in CliRunner().invoke(app, arguments, env=known).output
+    told = CliRunner().invoke(app, arguments, env=known | {"WAVRY_GATEWAY_URI": "x"}).output
+    assert "WAVRY_GATEWAY_URI" not in told, "the gateway names its own"
+    told = CliRunner().invoke(app, arguments, env=known | {"WAVRY_ADMIN_TOKENFILE": "x"}).output
+    assert "warning: WAVRY_ADMIN_TOKENFILE is read by nobody; is WAVRY_ADMIN_TOKEN" in told
