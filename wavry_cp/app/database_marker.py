@@ -24,12 +24,13 @@ class DatabaseMarker(msgspec.Struct, frozen=True):
     Attributes:
         database_id: of the database; empty where it is known only that there was one.
         since_s: when the directory was first used, unix seconds.
-        state: ``new`` until its database is made, so that a start that is cut off is no loss.
+        state: ``new`` until its database is made, so that a start that is cut off is no loss;
+            ``restored`` until a service has started on the database of a backup.
     """
 
     database_id: str
     since_s: int
-    state: Literal["new", "used"] = "used"
+    state: Literal["new", "used", "restored"] = "used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,9 @@ def judge(
         The marker to keep, and a warning in words or an empty text.
     """
     name = found.path.name
-    if marker is not None and marker.state == "used":
+    if marker is not None and marker.state != "new":
         if marker.database_id == database_id:
-            return marker, ""
+            return DatabaseMarker(database_id, marker.since_s), ""
         since = datetime.fromtimestamp(marker.since_s, UTC).strftime("%Y-%m-%d")
         what = "is new and empty" if found.is_empty else "is another database"
         return marker, f"{name} {what}, but its directory has been in use since {since}"

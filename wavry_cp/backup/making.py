@@ -7,6 +7,7 @@ the database for as long as that takes, with no name as soon as it is whole.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import sqlite3
@@ -93,7 +94,7 @@ class _Facts:
 @contextmanager
 def _copy_of(database: Path) -> Iterator[tuple[BinaryIO, _Facts]]:
     """Give a copy of a database as an open file that has no name any more."""
-    _remove_left_copies(database.parent)
+    _remove_left(database.parent, f"{_COPY_PREFIX}*.db*")
     path = database.with_name(f"{_COPY_PREFIX}{os.getpid()}.db")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "rb") as file:
@@ -152,9 +153,9 @@ def _facts(copy: sqlite3.Connection) -> _Facts:
     return _Facts(schema, database_id, rows)
 
 
-def _remove_left_copies(directory: Path) -> None:
-    """Remove copies of backups that were killed; one that is being made is locked."""
-    for path in directory.glob(f"{_COPY_PREFIX}*.db"):
+def _remove_left(directory: Path, pattern: str) -> None:
+    """Remove what backups that were killed left; what one is writing now is locked."""
+    for path in directory.glob(pattern):
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
@@ -220,10 +221,12 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 @contextmanager
 def _new_file(target: Path) -> Iterator[BinaryIO]:
     """Give a file of mode 0600 that takes the place of `target` when the block has ended well."""
+    _remove_left(target.parent, f".{glob.escape(target.name)}.*.partial")
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -256,7 +256,7 @@ def _put(staged: dict[Item, tuple[Path, Path]], places: Places, manifest: Manife
         sync_directory(directory)
     if manifest.database_id:
         path = marker_path(places.database)
-        write_marker(path, DatabaseMarker(manifest.database_id, manifest.created_at))
+        write_marker(path, DatabaseMarker(manifest.database_id, manifest.created_at, "restored"))
         _own(path)
     unfinished.unlink()
     sync_directory(places.data_dir)

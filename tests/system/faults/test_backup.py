@@ -23,6 +23,7 @@ from support.control.gateway import (
 from support.control.lease_parts import parties, renewal
 from support.control.master import FakeRelay, MasterProcess, client_for
 from support.system.system import clean_environment
+from support.waiting import wait_until
 
 PASSPHRASE = "a passphrase of the test"
 
@@ -184,6 +185,17 @@ async def test_a_master_is_restored_with_its_keys_tokens_settings_and_leases(tmp
             assert answer_again.status in (200, 503), answer_again  # Its relay has not come back.
             ready = await client.get("/ready")
             assert ready.body["warning"] == ""
+    # Relays that knew rows behind those of the backup must not pass over new ones.
+    assert log_id(home / "data") != log_id(old.files.data_dir)
+    before = log_id(home / "data")
+    with new:
+        pass
+    assert log_id(home / "data") == before
+
+
+def log_id(data: Path) -> str:
+    with contextlib.closing(sqlite3.connect(data / "master.db")) as db:
+        return str(db.execute("SELECT log_id FROM revocation_log").fetchone()[0])
 
 
 def test_a_restore_that_is_killed_is_finished_by_the_same_command(tmp_path):
@@ -208,3 +220,49 @@ def test_a_restore_that_is_killed_is_finished_by_the_same_command(tmp_path):
     assert {path.name for path in (target / "data").iterdir()} == {
         "gateway.db", "gateway.marker", "in-use.lock",
     }  # fmt: skip
+
+
+def test_a_used_directory_that_meets_an_empty_database_is_told_until_it_is_back(tmp_path):
+    with gateway_process(tmp_path, "http://127.0.0.1:1") as process:
+        assert process.stop() == 0
+        kept = process.data_dir / "gateway.db"
+        kept.rename(tmp_path / "kept.db")
+        process.start()
+        assert "database_is_not_the_one_before" in process.log
+        urls = {"WAVRY_GATEWAY_URL": process.url, "WAVRY_MASTER_URL": "http://127.0.0.1:1"}
+        diagnosis = ctl("doctor", "--watch", "0", "--json", **urls)
+        findings = json.loads(diagnosis.stdout)["findings"]
+        (found,) = [
+            one for one in findings if one["subject"] == "gateway" and "lost" in one["evidence"]
+        ]
+        assert found["verdict"] == "warn"
+        assert "wavryctl restore" in found["next_step"]
+        assert process.stop() == 0
+        for path in process.data_dir.glob("gateway.db*"):
+            path.unlink()
+        (tmp_path / "kept.db").rename(kept)
+        lines = process.log.count("database_is_not_the_one_before")
+        process.start()
+        assert process.log.count("database_is_not_the_one_before") == lines
+
+
+def test_a_backup_that_is_killed_leaves_nothing_that_the_next_one_does_not_remove(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    with contextlib.closing(sqlite3.connect(data / "gateway.db")) as db:
+        db.execute("CREATE TABLE filler (content BLOB)")
+        db.executemany("INSERT INTO filler VALUES (?)", [(bytes(1_000_000),)] * 60)
+        db.commit()
+    file, where = tmp_path / "b", ("--data-dir", data, "--passphrase-file", secret(tmp_path))
+    command = [sys.executable, "-m", "wavry_cp.admin", "backup", file, *where]
+    with subprocess.Popen(list(map(str, command)), env=clean_environment()) as process:
+        wait_until(lambda: list(data.glob(".backup-*")) or list(tmp_path.glob(".b.*")))
+        process.kill()
+    assert not file.exists()
+    done("backup", file, *where)
+    assert {path.name for path in data.iterdir()} <= {
+        "gateway.db",
+        "gateway.db-shm",
+        "gateway.db-wal",
+    }
+    assert not list(tmp_path.glob(".b.*"))

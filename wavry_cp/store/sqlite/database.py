@@ -101,7 +101,12 @@ class Database:
 
     @classmethod
     async def open(
-        cls, path: Path, migrations: Sequence[Migration], *, used_before: str = ""
+        cls,
+        path: Path,
+        migrations: Sequence[Migration],
+        *,
+        used_before: str = "",
+        after_restore: Callable[[sqlite_utils.Database], None] | None = None,
     ) -> Self:
         """Open the file (made with mode 0600 where missing) and bring its schema up to date.
 
@@ -109,6 +114,7 @@ class Database:
             path: of the file.
             migrations: all of them.
             used_before: a sign outside of the directory that it was used before, in words.
+            after_restore: run inside a transaction at the first start after a restore.
 
         Raises:
             StoreVersionError: the file knows a migration that `migrations` does not.
@@ -120,7 +126,7 @@ class Database:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store-{path.stem}")
         database = cls(path, executor)
         try:
-            await database._call(lambda: database._open(migrations, used_before))
+            await database._call(lambda: database._open(migrations, used_before, after_restore))
         except BaseException:
             await database.close()
             raise
@@ -182,7 +188,12 @@ class Database:
     def _call_ended(self, _future: Any) -> None:
         self._pending -= 1
 
-    def _open(self, migrations: Sequence[Migration], used_before: str) -> None:
+    def _open(
+        self,
+        migrations: Sequence[Migration],
+        used_before: str,
+        after_restore: Callable[[sqlite_utils.Database], None] | None,
+    ) -> None:
         try:
             exists = self._path.exists()
             # Made by us before SQLite sees it: the -wal and -shm files inherit the mode.
@@ -199,7 +210,10 @@ class Database:
             found = FoundDatabase(self._path, exists, not db.table_names(), used_before)
             marker = _marker_before(found)
             _migrate(db, self._path, migrations)
-            self._compare(found, marker, _identity(db, marker))
+            own_id = _identity(db, marker)
+            if after_restore and marker is not None and marker.state == "restored":
+                _transaction(db, after_restore)
+            self._compare(found, marker, own_id)
             _checkpoint(conn)
         except sqlite3.DatabaseError as error:
             conn.close()

@@ -22,7 +22,7 @@ from .operators import (
     forbid_audit_changes,
 )
 from .relays import RelaySqlite, add_enrolment
-from .revocations import HIT_SESSIONS, RevocationSqlite, create_revocations
+from .revocations import HIT_SESSIONS, RevocationSqlite, begin_another_log, create_revocations
 
 __all__ = ["MIGRATIONS", "MasterSqlite"]
 
@@ -172,7 +172,11 @@ class MasterSqlite(TokenSqlite, RelaySqlite):
     @classmethod
     async def open(cls, path: Path, *, used_before: str = "") -> Self:
         """Open or make the file; arguments and errors as in `Database.open`."""
-        return cls(await Database.open(path, MIGRATIONS, used_before=used_before))
+        return cls(
+            await Database.open(
+                path, MIGRATIONS, used_before=used_before, after_restore=begin_another_log
+            )
+        )
 
     async def close(self) -> None:
         """See `MasterStore`."""

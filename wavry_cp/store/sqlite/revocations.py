@@ -14,7 +14,7 @@ from wavry_peer.protocol.http.relay_events import RevocationKind
 from .database import Database
 from .operators import append_audit
 
-__all__ = ["HIT_SESSIONS", "RevocationSqlite", "create_revocations"]
+__all__ = ["HIT_SESSIONS", "RevocationSqlite", "begin_another_log", "create_revocations"]
 
 HIT_SESSIONS: Final = {
     "jti": "client_jti = :value OR server_jti = :value"
@@ -45,6 +45,15 @@ def create_revocations(db: sqlite_utils.Database) -> None:
     db.execute("CREATE INDEX revocations_by_expiry ON revocations (expires_at_s)")
     db.execute("CREATE TABLE revocation_log (log_id TEXT NOT NULL) STRICT")
     db.execute("INSERT INTO revocation_log VALUES (?)", (secrets.token_hex(16),))
+
+
+def begin_another_log(db: sqlite_utils.Database) -> None:
+    """Give the log another id: relays read all of it, and keep what they know beyond it.
+
+    The database of a backup ends before numbers that relays have seen; new rows would have these
+    numbers again, and relays would pass them over.
+    """
+    db.execute("UPDATE revocation_log SET log_id = ?", (secrets.token_hex(16),))
 
 
 class RevocationSqlite:
