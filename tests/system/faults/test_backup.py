@@ -230,7 +230,7 @@ def test_a_used_directory_that_meets_an_empty_database_is_told_until_it_is_back(
         process.start()
         assert "database_is_not_the_one_before" in process.log
         urls = {"WAVRY_GATEWAY_URL": process.url, "WAVRY_MASTER_URL": "http://127.0.0.1:1"}
-        diagnosis = ctl("doctor", "--watch", "0", "--json", **urls)
+        diagnosis = ctl("doctor", "--watch", "1", "--json", **urls)
         findings = json.loads(diagnosis.stdout)["findings"]
         (found,) = [
             one for one in findings if one["subject"] == "gateway" and "lost" in one["evidence"]

@@ -85,7 +85,8 @@ def test_errors_of_the_gateway_are_declared() -> None:
     http_only = {
         "invalid_credentials", "admin_disabled", "forbidden", "origin_not_allowed",
         "username_taken", "too_many_attempts", "too_many_connections", "admin_check_unavailable",
-        "busy_session", "invalid_query", "shutting_down", "websocket_required",
+        "busy_session", "invalid_query", "shutting_down", "websocket_required", "invalid_reset",
+        "unknown_login", "unknown_user",
     }  # fmt: skip
     texts = [path.read_text() for path in (REPOSITORY / "wavry_cp/gateway").rglob("*.py")]
     used = {name.lower() for text in texts for name in re.findall(r"ErrorCode\.([A-Z_]+)", text)}

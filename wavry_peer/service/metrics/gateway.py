@@ -11,12 +11,17 @@ from .spec import OTHER, Label, MetricSpec, closed, counter, gauge, histogram
 __all__ = ["GATEWAY"]
 
 _ROUTE: Final = route(
-    "/auth/register", "/auth/login", "/auth/logout", "/ws",
+    "/auth/register", "/auth/login", "/auth/logout", "/auth/password", "/auth/reset",
+    "/auth/delete", "/auth/export", "/auth/logins", "/auth/logins/end-others",
+    "/auth/logins/{login_id}", "/ws",
     "/v1/sessions", "/v1/sessions/{session_id}", "/v1/sessions/{session_id}/accept",
     "/v1/sessions/{session_id}/path", "/v1/sessions/{session_id}/relay",
     "/v1/sessions/{session_id}/renew",
     "/health", "/ready", "/metrics", "/openapi.json",
-    "/v1/admin/users", "/v1/admin/status", "/v1/admin/audit",
+    "/v1/admin/users", "/v1/admin/users/{username}", "/v1/admin/users/{username}/reset",
+    "/v1/admin/users/{username}/logout", "/v1/admin/users/{username}/delete",
+    "/v1/admin/sessions", "/v1/admin/sessions/{session_id}", "/v1/admin/sessions/{session_id}/end",
+    "/v1/admin/status", "/v1/admin/audit",
     "/v1/admin/switches", "/v1/admin/switches/{switch}", "/v1/admin/bans", "/v1/admin/bans/lift",
 )  # fmt: skip
 _FRAME_FAULTS: Final = (
