@@ -33,6 +33,8 @@ class StateDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.unwritten: set[str] = set()
+        """Names of files whose last writing failed."""
         self._lock_fd = -1
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,4 +135,6 @@ class StateDirectory:
                 os.fsync(fd)
             temporary.replace(path)
         except OSError as error:
+            self.unwritten.add(name)
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
+        self.unwritten.discard(name)

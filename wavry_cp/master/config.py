@@ -102,6 +102,15 @@ class MasterConfig:
         doc="Let enrolled relays advertise loopback and private addresses: for one host, or one"
         " network that all peers are in.",
     )
+    probe_interval_ms: int = setting(
+        "WAVRY_MASTER_PROBE_INTERVAL_MS",
+        60_000,
+        doc="How often the master sends datagrams of its own through each endpoint of each relay,"
+        " which it did once before the relay is ACTIVE; 0 takes relays at their word.",
+        unit="ms",
+        minimum=0,
+        maximum=600_000,
+    )
     register_per_minute: int = setting(
         "WAVRY_MASTER_REGISTER_PER_MINUTE",
         60,

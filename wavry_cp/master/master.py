@@ -20,6 +20,9 @@ from wavry_cp.app.transport.tls import TlsFiles
 from wavry_cp.master.blocks.service import BlockService
 from wavry_cp.master.enrolment.registrar import Registrar
 from wavry_cp.master.enrolment.service import EnrolmentService
+from wavry_cp.master.health.prober import RelayProber
+from wavry_cp.master.health.state_watch import StateWatch
+from wavry_cp.master.health.store import HistoryStore
 from wavry_cp.master.keys.files import DOCUMENT_FILE, KeyFileError
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.master.keys.service import KeyService
@@ -36,8 +39,6 @@ from wavry_cp.operators.switch_service import SwitchService
 from wavry_cp.operators.switches import SwitchTable
 from wavry_cp.operators.token_service import TokenService
 from wavry_cp.store.sqlite.master import MasterSqlite
-from wavry_peer.protocol.http.api import RelayInfo
-from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.clock import Clock
 
 from .access import Access
@@ -106,6 +107,7 @@ class Master:
     registrar: Registrar
     metrics: MasterMetrics
     clock: Clock
+    history: HistoryStore
     revocations: RevocationService
     events: EventStreams
     register_limit: RateLimiter
@@ -186,6 +188,7 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
             store,
             heartbeat_interval_s=config.heartbeat_interval_ms / 1000,
             is_door_open=config.open_enrolment,
+            probe_interval_s=config.probe_interval_ms / 1000,
         )
         await registry.load(now_s=clock.now_s(), monotonic_s=clock.monotonic_s())
         access = Access(
@@ -212,15 +215,20 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
         key_service.on_change.append(lambda _keyset: events.wake_all())
         enrolments = EnrolmentService(store, registry, clock)
         await enrolments.load()
+        lease_service = LeaseService(
+            config, store, registry, keys, clock, Vetoes(switches, bans, index)
+        )
+        await lease_service.load()
+        watch = StateWatch(store.history)
+        await watch.load()
+        registry.on_state.append(lambda _relay_id: watch.changed.set())
         master = Master(
             config=config,
             store=store,
             registry=registry,
             keys=keys,
             key_service=key_service,
-            lease_service=LeaseService(
-                config, store, registry, keys, clock, Vetoes(switches, bans, index)
-            ),
+            lease_service=lease_service,
             access=access,
             tokens=tokens,
             token_service=TokenService(store, tokens, clock),
@@ -239,6 +247,7 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
             registrar=Registrar(config, registry, enrolments, keys, bans, clock),
             metrics=metrics,
             clock=clock,
+            history=store.history,
             revocations=revocations,
             events=events,
             register_limit=RateLimiter(
@@ -252,11 +261,21 @@ async def _opened(config: MasterConfig, clock: Clock) -> AsyncIterator[Master]:
             tls=tls,
         )
         upkeep = [
-            asyncio.create_task(_watch_relays(master)),
+            asyncio.create_task(_watch_relays(master, watch)),
             asyncio.create_task(_prune(master)),
             asyncio.create_task(_lift_bans(master)),
             asyncio.create_task(_write_refusals(master)),
         ]
+        if config.probe_interval_ms:
+            prober = RelayProber(registry, keys, clock, metrics.note_probe)
+            registry.on_ready.append(prober.wake)
+            upkeep.append(asyncio.create_task(prober.run()))
+        else:
+            _log.warning(
+                "relays_not_probed",
+                cause="WAVRY_MASTER_PROBE_INTERVAL_MS=0",
+                effect="relays are taken at their word",
+            )
         try:
             yield master
         finally:
@@ -276,36 +295,42 @@ def _signs_of_use(keys: LiveKeys) -> str:
     return f"its keys were changed {serial - 1} times by a master" if serial > 1 else ""
 
 
-def _tell_state(info: RelayInfo, before: str) -> None:
-    log = _log.bind(relay_id=info.relay_id, before=before, now=info.state)
-    if info.state == RelayState.OFFLINE:
-        log.warning("relay_state")
-    elif info.state == RelayState.DEGRADED:
-        log.warning(
-            "relay_state",
-            cause=f"{info.workers_missing} of its {info.workers_wanted} workers are missing",
-            effect="it gets no new session; its sessions renew",
-            next_step="its log names why workers die; it is ACTIVE again when they run",
-        )
-    else:
-        log.info("relay_state")
-
-
-async def _watch_relays(master: Master) -> None:
-    """Log changes of state and write heartbeats, once in each heartbeat interval."""
-    seen: dict[str, str] = {}
+async def _watch_relays(master: Master, watch: StateWatch) -> None:
+    """See states change, and write heartbeats once in each heartbeat interval."""
+    interval_s = master.config.heartbeat_interval_ms / 1000
+    saved_s = master.clock.monotonic_s()
+    silent = False
     while True:
-        infos = master.registry.infos(master.clock.monotonic_s())
-        for info in infos:
-            before = seen.get(info.relay_id)
-            if before is not None and before != info.state:
-                _tell_state(info, before)
-        seen = {info.relay_id: info.state for info in infos}
-        try:
-            await master.registry.save_heartbeats()
-        except StoreUnavailableError as error:
-            _log.error("heartbeats_not_saved", cause=str(error))
-        await asyncio.sleep(master.config.heartbeat_interval_ms / 1000)
+        watch.changed.clear()
+        now_s = master.clock.monotonic_s()
+        await watch.step(
+            master.registry.seen_infos(now_s),
+            now_s=master.clock.now_s(),
+            is_known=master.registry.record,
+        )
+        silent = _tell_silence(silent, master.registry.is_pool_silent(now_s))
+        if now_s - saved_s >= interval_s:
+            saved_s = now_s
+            try:
+                await master.registry.save_heartbeats()
+            except StoreUnavailableError as error:
+                _log.error("heartbeats_not_saved", cause=str(error))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await watch.changed.wait()
+
+
+def _tell_silence(before: bool, now: bool) -> bool:  # noqa: FBT001  # two answers to one question
+    if now and not before:
+        _log.error(
+            "relays_all_silent",
+            cause="no relay answers this master's probes any more",
+            effect="new sessions still get relays: this host's own network is as likely the cause",
+            next_step="can this host send UDP? `wavryctl doctor` from here and from elsewhere",
+        )
+    elif before and not now:
+        _log.info("relays_answer_again")
+    return now
 
 
 async def _lift_bans(master: Master) -> None:

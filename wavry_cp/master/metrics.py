@@ -8,10 +8,11 @@ from functools import partial
 
 from wavry_cp.app.metric_families import Families
 from wavry_cp.app.transport.tls import TlsFiles
+from wavry_cp.master.health.probe_outcome import ProbeOutcome
 from wavry_cp.master.keys.live import LiveKeys
 from wavry_cp.operators.bans import BanKind, BanTable
 from wavry_cp.operators.switches import SwitchTable
-from wavry_peer.protocol.relay_terms import Enrolment, RelayState
+from wavry_peer.protocol.relay_terms import DegradedCause, Enrolment, RelayState
 from wavry_peer.service import log_stream
 from wavry_peer.service.http_listener import HttpListener
 from wavry_peer.service.metrics import MASTER
@@ -34,6 +35,10 @@ class PoolFacts:
         sessions: at relays that are not OFFLINE.
         sessions_max: room of ACTIVE relays.
         without_key: live relays that have not reported the active key.
+        degraded: DEGRADED relays by cause.
+        clock_off_s: the most that a live relay's clock differs from ours.
+        probe_rtt_s: the longest of an ACTIVE relay.
+        is_silent: no relay answers the probes although some did.
     """
 
     by_state: Mapping[RelayState, int]
@@ -43,6 +48,10 @@ class PoolFacts:
     sessions: int
     sessions_max: int
     without_key: int
+    degraded: Mapping[str, int]
+    clock_off_s: float
+    probe_rtt_s: float
+    is_silent: bool
 
 
 class MasterMetrics:
@@ -68,6 +77,11 @@ class MasterMetrics:
         self._enrolment_tokens = made.gauge("wavry_master_enrolment_tokens")
         self.probation_sessions = made.counter("wavry_master_probation_sessions_total")
         self._heartbeat_age = made.labelled_gauge("wavry_master_relay_heartbeat_age_seconds")
+        self._degraded = made.labelled_gauge("wavry_master_relays_degraded")
+        self._clock_off = made.gauge("wavry_master_relays_clock_off_seconds")
+        self._probes = made.labelled_counter("wavry_master_probes_total")
+        self._probe_rtt = made.gauge("wavry_master_relays_probe_rtt_seconds")
+        self._pool_silent = made.gauge("wavry_master_pool_silent")
         self._heartbeat_interval = made.gauge("wavry_master_heartbeat_interval_seconds")
         self._pool_sessions = made.gauge("wavry_master_pool_sessions")
         self._pool_sessions_max = made.gauge("wavry_master_pool_sessions_max")
@@ -132,6 +146,21 @@ class MasterMetrics:
         self._pool_sessions.set(pool.sessions)
         self._pool_sessions_max.set(pool.sessions_max)
         self._relays_without_key.set(pool.without_key)
+        for cause in DegradedCause:
+            self._degraded.labels(cause.value).set(pool.degraded.get(cause, 0))
+        self._clock_off.set(pool.clock_off_s)
+        self._probe_rtt.set(pool.probe_rtt_s)
+        self._pool_silent.set(pool.is_silent)
+
+    def note_probe(self, outcome: ProbeOutcome) -> None:
+        """Count a probe of one endpoint."""
+        if not outcome.has_route:
+            result = "no_route"
+        elif not outcome.is_conclusive:
+            result = "late"
+        else:
+            result = "passed" if outcome.fault is None else outcome.fault.value
+        self._probes.labels(result).inc()
 
     def note_keys(self, keys: LiveKeys, *, now_s: int, lifetime_s: int) -> None:
         """Note the published keys; `lifetime_s` is the planned life of an active one."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from typing import Final
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from wavry_cp.app.store_errors import StoreUnavailableError
 from wavry_cp.app.store_probe import PROBE_TIMEOUT_S
 from wavry_cp.app.transport.tls import tls_state
 from wavry_peer.protocol.http.ops import MasterHealth, MasterStatus, ServiceReady
+from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.version import software_version
 
 from .master import Master
@@ -76,6 +78,7 @@ async def _note_all(master: Master) -> None:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 sessions = await master.store.live_sessions(now_s)
     metrics.note_store(ready=ready, sessions=sessions)
+    infos = master.registry.infos(monotonic_s)
     held, room = master.registry.pool_sessions(monotonic_s)
     metrics.note_pool(
         PoolFacts(
@@ -86,6 +89,29 @@ async def _note_all(master: Master) -> None:
             sessions=held,
             sessions_max=room,
             without_key=_relays_without_key(master),
+            degraded=Counter(
+                fault.cause
+                for info in infos
+                if info.state == RelayState.DEGRADED
+                for fault in info.faults
+            ),
+            clock_off_s=max(
+                (
+                    abs(info.clock_ahead_s)
+                    for info in infos
+                    if info.clock_ahead_s is not None and info.state != RelayState.OFFLINE
+                ),
+                default=0.0,
+            ),
+            probe_rtt_s=max(
+                (
+                    info.probe_rtt_ms / 1000
+                    for info in infos
+                    if info.probe_rtt_ms is not None and info.state == RelayState.ACTIVE
+                ),
+                default=0.0,
+            ),
+            is_silent=master.registry.is_pool_silent(monotonic_s),
         ),
         heartbeat_interval_s=master.config.heartbeat_interval_ms / 1000,
     )

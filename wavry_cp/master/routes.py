@@ -12,6 +12,7 @@ from wavry_cp.operators.switches import Switch
 from .blocks.routes import BLOCK_ROUTES
 from .enrolment.registration_routes import REGISTRATION_ROUTES
 from .enrolment.routes import ENROLMENT_ROUTES
+from .health.routes import HEALTH_ROUTES
 from .keys.routes import KEY_ROUTES
 from .leases.admin_routes import LEASE_ADMIN_ROUTES
 from .leases.routes import LEASE_ROUTES
@@ -30,6 +31,7 @@ ROUTES: Final[tuple[Route[Master], ...]] = with_document(
         *EVENT_ROUTES,  # before /v1/relays/{relay_id}
         *REGISTRATION_ROUTES,
         *RELAY_ROUTES,
+        *HEALTH_ROUTES,
         *ENROLMENT_ROUTES,
         *LEASE_ROUTES,
         *LEASE_ADMIN_ROUTES,

@@ -3,10 +3,12 @@
 from enum import StrEnum
 
 __all__ = [
+    "DegradedCause",
     "DrainOrder",
     "Enrolment",
     "LimitLayer",
     "MasterLinkState",
+    "ProbeFault",
     "RelayState",
     "ReportedState",
 ]
@@ -15,8 +17,8 @@ __all__ = [
 class RelayState(StrEnum):
     """State of a relay at its master.
 
-    PROBATION (it came in by the open door), DEGRADED (it lacks workers) and OFFLINE are never
-    stored.
+    PROBATION (it came in by the open door), DEGRADED (see `DegradedCause`) and OFFLINE are
+    never stored.
     """
 
     NEW = "NEW"
@@ -26,6 +28,17 @@ class RelayState(StrEnum):
     DRAINING = "DRAINING"
     OFFLINE = "OFFLINE"
     BANNED = "BANNED"
+
+
+class DegradedCause(StrEnum):
+    """Why a relay that is there gets no new sessions."""
+
+    CLOCK = "clock"
+    DISK = "disk"
+    LOSS = "loss"
+    PROBES = "probes"
+    """The master's own sessions do not get through."""
+    WORKERS = "workers"
 
 
 class Enrolment(StrEnum):
@@ -41,6 +54,19 @@ class Enrolment(StrEnum):
     """An operator approved it; also who was registered before there was enrolment."""
     OPEN = "open"
     """Nobody knows it: it came in by the open door."""
+
+
+class ProbeFault(StrEnum):
+    """What is wrong with an endpoint of a relay, by how far a session of the master's own got."""
+
+    SILENT = "silent"
+    """No answer of any kind: the relay, or the network between, or the master's own."""
+    REFUSED = "refused"
+    UNACKNOWLEDGED = "unacknowledged"
+    NO_PAYLOAD = "no_payload"
+    ONE_WAY = "one_way"
+    LARGE_LOST = "large_lost"
+    ALTERED = "altered"
 
 
 class ReportedState(StrEnum):

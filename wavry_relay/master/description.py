@@ -1,6 +1,7 @@
 """What a relay tells its master: of itself at registration, of its load in each heartbeat."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wavry_peer.protocol.ed25519 import SigningKey
@@ -36,4 +37,6 @@ class RelayLoad:
     draining: bool
     workers_wanted: int = 0
     workers_missing: int = 0
+    disk_failing: bool = False
+    rejects: Mapping[str, int] = field(default_factory=dict)
     blocks: tuple[BlockedHost, ...] = ()

@@ -41,6 +41,7 @@ class KeyRing:
         self._control = control
         self._root = root_public_key
         self._pinned = root_public_key is not None
+        self._uncached: bytes | None = None
         self.serial = 0
         self.key_ids: tuple[str, ...] = ()
         self.refused: str | None = None
@@ -110,15 +111,27 @@ class KeyRing:
         if keyset.serial == self.serial:
             return False
         self._use(keyset)
+        self._uncached = encode_keyset(keyset)
+        self.cache_again()
+        return True
+
+    def cache_again(self) -> None:
+        """Write the document that the disk did not take yet, if there is one."""
+        if self._uncached is None:
+            return
+        told = _CACHE_NAME in self._state.unwritten
         try:
-            self._state.write(_CACHE_NAME, encode_keyset(keyset))
+            self._state.write(_CACHE_NAME, self._uncached)
         except StateError as error:
+            if told:
+                return
             _log.warning(
                 "keyset_not_cached",
                 cause=str(error),
                 next_step="free the disk; until then the relay needs the master to start",
             )
-        return True
+        else:
+            self._uncached = None
 
     def _check(self, raw: bytes) -> KeySet:
         root = self._root

@@ -289,6 +289,7 @@ class MasterLink:
         self._accept_keys(encode_keyset(answer.keyset))
 
     async def _heartbeat(self) -> tuple[api.Command, ...]:
+        self._keyring.cache_again()
         load = self._measure_load()
         # An operator waits for the end of a drain, callers for the end of a shortage.
         self._is_watched = load.draining or load.workers_missing > 0
@@ -308,6 +309,9 @@ class MasterLink:
                 state=ReportedState.DRAINING if load.draining else ReportedState.READY,
                 workers_wanted=load.workers_wanted,
                 workers_missing=load.workers_missing,
+                clock_ms=self._clock.now().wall_ms,
+                disk_failing=load.disk_failing,
+                rejects=dict(load.rejects),
                 blocks=load.blocks,
             ),
         )

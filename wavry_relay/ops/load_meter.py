@@ -4,6 +4,7 @@ from typing import Final
 
 from wavry_peer.protocol.http.api import MAX_BLOCKS_TOLD
 from wavry_peer.service.clock import Clock
+from wavry_relay.identity import StateDirectory
 from wavry_relay.master.description import RelayLoad
 from wavry_relay.shm.counters import totals
 from wavry_relay.shm.tables import SegmentTables
@@ -15,6 +16,7 @@ __all__ = ["LoadMeter"]
 
 _LOSSES: Final = ("drop_send_blocked", "drop_send_failed", "drop_lock_busy", "drop_global_rate")
 """What the relay itself loses; limits of a lease and bad packets are the sender's."""
+_REJECT: Final = "reject_"
 
 
 class LoadMeter:
@@ -24,6 +26,7 @@ class LoadMeter:
         tables: shared memory.
         workers: of the relay.
         max_bitrate_kbps: setting; 0 is no limit.
+        state: kept on disk.
         clock: time.
 
     Attributes:
@@ -31,11 +34,17 @@ class LoadMeter:
     """
 
     def __init__(
-        self, tables: SegmentTables, workers: Workers, max_bitrate_kbps: int, clock: Clock
+        self,
+        tables: SegmentTables,
+        workers: Workers,
+        max_bitrate_kbps: int,
+        state: StateDirectory,
+        clock: Clock,
     ) -> None:
         self.max_bitrate_kbps = max_bitrate_kbps
         self._tables = tables
         self._workers = workers
+        self._state = state
         self._clock = clock
         self._last = (clock.now().mono_ns, totals(tables.segment))
 
@@ -69,5 +78,11 @@ class LoadMeter:
             draining=bool(self._tables.control.drain),
             workers_wanted=self._workers.count,
             workers_missing=self._workers.count - self._workers.running(),
+            disk_failing=bool(self._state.unwritten),
+            rejects={
+                name.removeprefix(_REJECT): count
+                for name, count in counts.items()
+                if name.startswith(_REJECT) and count
+            },
             blocks=tuple(blocked_hosts(self._tables.blocks.live(now_ms))[:MAX_BLOCKS_TOLD]),
         )

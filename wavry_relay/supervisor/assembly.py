@@ -66,7 +66,7 @@ class Assembler:
         segment = tables.segment
         pool = WorkerPool(segment, groups, config.hang_timeout_s, clock, placement)
         orders = RelayOrders(tables, clock)
-        load = LoadMeter(tables, pool, config.max_bitrate_kbps, clock)
+        load = LoadMeter(tables, pool, config.max_bitrate_kbps, self.state, clock)
         keyring = KeyRing(self.state, tables.control, self.root)
         revocations = RelayRevocations(
             self.state,

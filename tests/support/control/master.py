@@ -86,6 +86,8 @@ class MasterFiles:
             "WAVRY_MASTER_ADMIN_TOKEN_FILE": str(self.admin_token_file),
             "WAVRY_MASTER_LISTEN": "127.0.0.1:0",
             "WAVRY_MASTER_PRIVATE_ENDPOINTS": "1",
+            # A `FakeRelay` speaks HTTP alone.
+            "WAVRY_MASTER_PROBE_INTERVAL_MS": "0",
         }
 
     def config(self, **settings: Any) -> MasterConfig:
@@ -96,6 +98,7 @@ class MasterFiles:
             admin_token_file=self.admin_token_file,
             listen="127.0.0.1:0",
             private_endpoints=True,
+            probe_interval_ms=0,
         )
         return replace(config, **settings)
 

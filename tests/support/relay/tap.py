@@ -22,6 +22,8 @@ class Passed(NamedTuple):
 
 def kind_of(datagram: bytes) -> str:
     """Tell what a packet is for."""
+    if datagram[0] != c.MAGIC:
+        return "STUN"
     kind = c.PacketType(datagram[2])
     if kind is c.PacketType.FORWARD:
         is_data = datagram[c.HEADER_BYTES + c.FORWARD_SEQUENCE_BYTES] in TRANSPORT_KINDS
@@ -39,6 +41,7 @@ class Tap:
         address: where peers send to; a relay that advertises it is behind the tap.
         relay: where the relay listens; set before anything comes.
         holds_proofs: keep every PROOF of a peer back until DATA of its session has passed.
+        drops_payload: let all pass but what peers say to each other.
         flows: what passed, by peer, in the order of their first packets.
     """
 
@@ -48,6 +51,7 @@ class Tap:
         self.address = "{}:{}".format(*self._front.getsockname())
         self.relay: Endpoint = ("", 0)
         self.holds_proofs = False
+        self.drops_payload = False
         self.flows: dict[Endpoint, list[Passed]] = {}
         self._behind: dict[Endpoint, socket.socket] = {}
         self._held: dict[Endpoint, list[bytes]] = {}
@@ -98,7 +102,10 @@ class Tap:
         self._pass(datagram, peer, is_outgoing=False)
 
     def _pass(self, datagram: bytes, peer: Endpoint, *, is_outgoing: bool) -> None:
-        self.flows[peer].append(Passed(is_outgoing, kind_of(datagram)))
+        kind = kind_of(datagram)
+        if self.drops_payload and kind in ("DATA", "HANDSHAKE"):
+            return
+        self.flows[peer].append(Passed(is_outgoing, kind))
         if is_outgoing:
             self._behind[peer].send(datagram)
         else:

@@ -142,6 +142,8 @@ class World:
         self.tap = stack.enter_context(Tap())
         self.services = Services(directory / "services")
         self.services.settings["relay"]["WAVRY_RELAY_ADVERTISE"] = self.tap.address
+        # The tap leads nowhere until the relay has said where it listens.
+        self.services.settings["master"]["WAVRY_MASTER_PROBE_INTERVAL_MS"] = "0"
         stack.enter_context(self.services)
         host, port = self.services.ready["relay"]["udp"][0].rsplit(":", 1)
         self.tap.relay = (host, int(port))

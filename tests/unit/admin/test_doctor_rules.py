@@ -13,6 +13,7 @@ import pytest
 from support.relay.health import RELAY, relay_health
 
 from wavry_cp.admin.doctor.clock_checks import check_clocks, off_by, true_offset
+from wavry_cp.admin.doctor.condition_checks import check_rejects
 from wavry_cp.admin.doctor.diagnosis import diagnose, exit_code
 from wavry_cp.admin.doctor.facts import RelayFacts, ServiceFacts, SystemFacts
 from wavry_cp.admin.doctor.finding import Finding
@@ -26,7 +27,7 @@ from wavry_cp.admin.doctor.sign_checks import check_capacity, check_errors, chec
 from wavry_cp.admin.doctor.udp_probe import UdpAnswer, probe_udp
 from wavry_cp.admin.endpoints import DevRelay, ServiceEndpoints
 from wavry_peer.protocol.http.admin import AuditPage, AuditRow, BanInfo, BanList
-from wavry_peer.protocol.http.api import RelayInfo, RelayList
+from wavry_peer.protocol.http.api import RelayFault, RelayInfo, RelayList
 from wavry_peer.protocol.http.keys import KeysStatus, KeyStatusRow, RelayKeyState
 from wavry_peer.protocol.http.ops import GatewayStatus, RelayHealth
 from wavry_peer.service.metrics import CATALOGUE, by_name
@@ -60,7 +61,8 @@ def gateway_status(**changes: Any) -> GatewayStatus:
 
 def row(**changes: Any) -> RelayInfo:
     values: dict[str, Any] = {
-        "relay_id": RELAY, "endpoints": (ENDPOINT,), "state": "ACTIVE", "load_pct": 1.0,
+        "relay_id": RELAY, "name": "fra-1", "enrolment": "token", "endpoints": (ENDPOINT,),
+        "state": "ACTIVE", "load_pct": 1.0,
         "active_sessions": 1, "max_sessions": 100, "version": "1", "held_kids": ("k",),
         "keyset_serial": 3, "registered_at": 1, "last_heartbeat_at": int(time.time()),
         "reported": "ready",
@@ -423,3 +425,58 @@ def test_a_certificate_that_could_not_be_replaced_is_a_warning(name: str) -> Non
         (found,) = check(facts(relay(row()), **{name: service(name, tls=state)}))
         assert found.verdict == verdict
         assert ("tls_files_refused" in found.next_step) == (verdict == "warn")
+
+
+# -- What heartbeats and probes told the master ------------------------------------------------
+
+
+def fault(cause: str, text: str = "why") -> RelayFault:
+    return RelayFault(cause=cause, text=text)
+
+
+@pytest.mark.parametrize(
+    ("cause", "layer"),
+    [("probes", "network"), ("loss", "network"), ("clock", "relay"), ("disk", "relay")],
+)
+def test_why_a_relay_is_degraded_is_told_without_its_ops_url(cause: str, layer: str) -> None:
+    one = relay(row(state="DEGRADED", faults=(fault(cause, "its text"),)))
+    diagnosis = diagnose(facts(one, master=service("master", relays={"DEGRADED": 1})))
+    assert (diagnosis.broken_layer, diagnosis.root and diagnosis.root.check) == (layer, "condition")
+    assert "its text" in diagnosis.summary
+
+
+def test_a_blocked_port_explains_that_probes_fail() -> None:
+    one = relay(row(state="DEGRADED", faults=(fault("probes"),)), udp="silent")
+    root = diagnose(facts(one)).root
+    assert root is not None
+    assert root.check == "udp"
+
+
+def test_a_skewed_clock_is_found_by_heartbeats_alone() -> None:
+    one = relay(row(clock_ahead_s=-42.0))
+    found = {check.subject: check for check in check_clocks(facts(one))}
+    assert found[RELAY].verdict == "fail"
+    assert "42 s behind" in found[RELAY].evidence
+    well = {check.subject: check for check in check_clocks(facts(relay(row(clock_ahead_s=0.2))))}
+    assert well[RELAY].verdict == "ok"
+
+
+def test_rejects_are_told_by_heartbeats_alone() -> None:
+    told = row(clock_ahead_s=0.0, rejects_last_minute={"expired": 40, "rate_limited": 2})
+    (finding,) = check_rejects(facts(relay(told)))
+    assert finding.verdict == "warn"
+    assert "40 EXPIRED, 2 RATE_LIMITED" in finding.evidence
+    (finding,) = check_rejects(facts(relay(row(clock_ahead_s=0.0))))
+    assert finding.verdict == "ok"
+
+
+def test_nothing_is_broken_is_said_only_where_everything_was_looked_at() -> None:
+    whole = diagnose(facts(relay(row(), relay_health()), gateway_status=gateway_status()))
+    partial = diagnose(facts(relay(row()), gateway_status=gateway_status()))
+    assert partial.ok
+    assert "nothing is broken" not in partial.summary
+    assert f"not looked at: the ops port of {RELAY} (--relay-ops)" in partial.summary
+    if not any(one.verdict == "unknown" for one in whole.findings):
+        assert whole.summary.startswith("nothing is broken")
+    bare = diagnose(facts(relay(row()), token="none", listed=None, keys=None))
+    assert any("admin token" in text for text in bare.not_looked_at)

@@ -116,8 +116,11 @@ def test_state_that_others_see(stored, reported, alive, seen):
     said = None
     if reported is not None:
         word, _, lacking = reported.partition(", ")
-        said = status(reported=word, workers_wanted=2, workers_missing=1 if lacking else 0)
-    assert registry.state_now(record(state=stored), said, alive=alive) is seen
+        said = status(reported=word)
+    found = registry.state_now(
+        record(state=stored), said, alive=alive, degraded=reported is not None and bool(lacking)
+    )
+    assert found is seen
 
 
 def test_relay_without_token_is_offline():

@@ -1,10 +1,12 @@
 """``wavryctl relays``: the relays that the master knows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
@@ -30,6 +32,7 @@ from wavry_peer.protocol.http.relays import (
     EnrolmentList,
     EnrolmentRequest,
     NewEnrolment,
+    RelayHistory,
     RelayRemoved,
     RenameRequest,
 )
@@ -46,10 +49,8 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the au
 
 
 def _state_text(relay: RelayInfo) -> str:
-    if not relay.workers_missing:
-        return relay.state
-    running = relay.workers_wanted - relay.workers_missing
-    return f"{relay.state} ({running} of {relay.workers_wanted} workers)"
+    why = "; ".join(fault.text for fault in relay.faults)
+    return f"{relay.state} ({why})" if why else relay.state
 
 
 def _relay_row(relay: RelayInfo) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ _RELAY_COLUMNS = (
 
 @relays_app.command("list")
 def relays_list(context: typer.Context, *, json: Json = False) -> None:
-    """List the relays with state, load and last heartbeat.
+    """List the relays with state and why, load and last heartbeat.
 
     Examples:
       wavryctl relays list
@@ -92,14 +93,66 @@ def relays_list(context: typer.Context, *, json: Json = False) -> None:
 
 @relays_app.command("show")
 def relays_show(context: typer.Context, relay: RelayArgument, *, json: Json = False) -> None:
-    """Show one relay.
+    """Show one relay: also its clock, what probes of it find, and what leases it refuses.
 
     Examples:
       wavryctl relays show fra-1
 
       wavryctl relays show rly-0123 --json
     """
-    _show(run(lambda: relay_named(endpoints_of(context), relay), as_json=json), as_json=json)
+    found = run(lambda: relay_named(endpoints_of(context), relay), as_json=json)
+    _show(found, as_json=json)
+    if not json:
+        for line in _condition(found):
+            typer.echo(line)
+
+
+def _condition(relay: RelayInfo) -> Iterator[str]:
+    """Tell what the master found out about a relay."""
+    rtt_ms, loss_pct, ahead_s = relay.probe_rtt_ms, relay.probe_loss_pct, relay.clock_ahead_s
+    if rtt_ms is None:
+        yield "probes: no datagram of the master came through yet"
+    else:
+        lost = "too few to say what is lost" if loss_pct is None else f"{loss_pct:g} % lost"
+        yield f"probes: {rtt_ms:g} ms through it and back, {lost}"
+    if ahead_s is not None:
+        way = "ahead of" if ahead_s > 0 else "behind"
+        yield f"clock: {abs(ahead_s):.1f} s {way} the master's"
+    refused = ", ".join(
+        f"{count} {reason}" for reason, count in sorted(relay.rejects_last_minute.items())
+    )
+    yield f"leases refused in the last minute: {refused or 'none'}"
+
+
+@relays_app.command("history")
+def relays_history(
+    context: typer.Context,
+    relay: RelayArgument,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many changes.")] = 50,
+    *,
+    json: Json = False,
+) -> None:
+    """Show when a relay's state changed, and why; the master keeps the last 200 changes of each.
+
+    Examples:
+      wavryctl relays history fra-1
+
+      wavryctl relays history rly-0123 --limit 10 --json
+    """
+    path = f"/v1/relays/{relay_path(relay)}/history"
+    found = run(lambda: _ask(endpoints_of(context), "GET", path, RelayHistory), as_json=json)
+    found = replace(found, changes=found.changes[-limit:])
+    if json:
+        print_json(found)
+        return
+    print_rows(
+        f"History of {found.name} ({found.relay_id})",
+        ("when", "before", "after", "why"),
+        [
+            (moment(change.at), change.before or "-", change.after, change.text)
+            for change in found.changes
+        ],
+    )
 
 
 # -- Who may be one ----------------------------------------------------------------------

@@ -8,8 +8,9 @@ from typing import Final
 
 from wavry_peer.protocol import constants as c
 from wavry_peer.protocol.http.ops import ServiceHealth
+from wavry_peer.protocol.relay_terms import RelayState
 
-from .facts import SystemFacts
+from .facts import RelayFacts, SystemFacts
 from .finding import GATEWAY, HERE, MASTER, RELAY, Finding, Layer
 from .reach import HttpAnswer
 
@@ -46,12 +47,21 @@ def _offsets(facts: SystemFacts) -> dict[str, tuple[Layer, float, float]]:
         if offset is not None:
             found[name] = (layer, offset, c.NOT_BEFORE_SKEW_S)
     for relay in facts.relays:
-        if relay.ops is None or relay.health is None:
-            continue
-        offset = off_by(relay.ops, relay.health.now)
+        offset, tolerance_s = None, float(c.NOT_BEFORE_SKEW_S)
+        if relay.ops is not None and relay.health is not None:
+            offset = off_by(relay.ops, relay.health.now)
+            tolerance_s = float(relay.health.not_before_skew_s)
+        elif "master" in found and (ahead_s := _told_to_master(relay)) is not None:
+            offset = found["master"][1] + ahead_s
         if offset is not None:
-            found[relay.name] = (RELAY, offset, float(relay.health.not_before_skew_s))
+            found[relay.name] = (RELAY, offset, tolerance_s)
     return found
+
+
+def _told_to_master(relay: RelayFacts) -> float | None:
+    """Return the seconds that it is ahead of the master, which its heartbeats tell."""
+    row = relay.row
+    return None if row is None or row.state == RelayState.OFFLINE else row.clock_ahead_s
 
 
 def off_by(answer: HttpAnswer, now: int) -> float | None:

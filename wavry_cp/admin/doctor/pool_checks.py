@@ -117,7 +117,11 @@ def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
         alive = relay.udp_reach == "ok" or (relay.ops is not None and relay.ops.is_reached)
         return "is offline", link_fault(relay) if alive else relay_down(relay), ""
     if row.state == RelayState.DEGRADED:
-        return "lacks workers", relay_down(relay), ""
+        why = "; ".join(fault.text for fault in row.faults)
+        cause = relay_down(relay) if row.workers_missing else f"{relay.name}: condition"
+        return f"is DEGRADED: {why}", cause, ""
+    if row.state == RelayState.NEW and row.faults:
+        return f"is NEW: {row.faults[0].text}", f"{relay.name}: condition", ""
     if row.state != RelayState.ACTIVE:
         return f"is {row.state}", "", f"wait for the next heartbeat of {relay.name}"
     if facts.active_kid and facts.active_kid not in row.held_kids:

@@ -4,19 +4,39 @@ Strategy: first who *may* (capacity left, not excluded), then the region asked f
 has room, then a random choice weighted by free capacity.  Random, because "always the emptiest"
 sends every session between two heartbeats to the same relay; for the same reason what was given
 to a relay since it last reported counts as load already.
+
+What a relay says of itself may only make it look fuller, never emptier than what its sessions show.
+*Proven* sessions are the master's own figure: leases that both peers renewed (`tally`).  A relay
+with fewer of them than its neighbours is taken to be as full as they are, and believed in the
+measure in which it has proved itself; and its room is taken to be at most `GROWTH` times what it
+once carried.  So who says "load 0, room for a million" gets no more than an honest relay, and a
+new relay of a busy pool begins with the share of its neighbours.  Loss is the larger of what it
+says and what the master's own sessions lost (`health`).
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Choice", "ProbationShare", "RelayCandidate", "choose", "choose_stranger", "weight"]
+__all__ = [
+    "Choice",
+    "ProbationShare",
+    "RelayCandidate",
+    "choose",
+    "choose_stranger",
+    "weigh",
+    "weight",
+]
 
 MIN_WEIGHT: Final = 0.01
 """A relay that calls itself fully loaded yet has sessions left is the last resort."""
 
 CROWDED_WEIGHT: Final = 0.05
 """Where every relay of the region is fuller than this, a farther relay serves better."""
+
+GROWTH: Final = 4
+START_ROOM: Final = 64
+"""Sessions that a relay is believed to have room for before it has carried any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +47,12 @@ class RelayCandidate:
         relay_id: names it.
         region: where it says it is, or None.
         load_pct: 0 to 100, of its last heartbeat.
-        packet_loss_pct: 0 to 100, of its last heartbeat.
+        packet_loss_pct: 0 to 100: the larger one of its last heartbeat and of the probes.
         active_sessions: of its last heartbeat.
         max_sessions: capacity.
         recent_picks: sessions given to it since that heartbeat.
+        proven_sessions: live ones whose leases both peers renewed, by the master's own book.
+        proven_peak: the most that these ever were.
     """
 
     relay_id: str
@@ -40,6 +62,8 @@ class RelayCandidate:
     active_sessions: int
     max_sessions: int
     recent_picks: int
+    proven_sessions: int = 0
+    proven_peak: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +74,51 @@ class Choice:
     standby_id: str | None
 
 
-def weight(candidate: RelayCandidate) -> float:
-    """Return how much a relay is preferred: 0 is full, 1 is idle."""
-    sessions = candidate.active_sessions + candidate.recent_picks
-    if sessions >= candidate.max_sessions:
+def weigh(candidates: Sequence[RelayCandidate]) -> dict[str, float]:
+    """Return by id how much each relay is preferred, no one believed beyond what it has proved.
+
+    Each proven session is one voice on how full relays are; without any, all are taken at their
+    word.
+    """
+    voices = sum(item.proven_sessions for item in candidates)
+    typical_use, typical_proof = 0.0, 1.0
+    if voices:
+        typical_use = sum(_use(item) * item.proven_sessions for item in candidates) / voices
+        typical_proof = sum(item.proven_sessions**2 for item in candidates) / voices
+    return {
+        item.relay_id: weight(
+            item, least_use=typical_use * (1 - min(1.0, item.proven_sessions / typical_proof))
+        )
+        for item in candidates
+    }
+
+
+def weight(candidate: RelayCandidate, *, least_use: float = 0.0) -> float:
+    """Return how much a relay is preferred: 0 is full, 1 is idle.
+
+    Args:
+        candidate: the relay.
+        least_use: share of its room that counts as used whatever it says.
+    """
+    if candidate.active_sessions + candidate.recent_picks >= candidate.max_sessions:
         return 0.0
-    used = max(candidate.load_pct / 100, sessions / candidate.max_sessions)
+    used = max(_use(candidate), least_use)
     penalty = 1 + candidate.recent_picks / 4
     return max(MIN_WEIGHT, (1 - used) * (1 - candidate.packet_loss_pct / 100) / penalty)
+
+
+def _use(candidate: RelayCandidate) -> float:
+    """Return the share of its room that is used, by its own word and by the master's book."""
+    said = max(candidate.active_sessions, candidate.proven_sessions) + candidate.recent_picks
+    believed_room = max(START_ROOM, GROWTH * candidate.proven_peak)
+    return min(
+        1.0,
+        max(
+            candidate.load_pct / 100,
+            said / candidate.max_sessions,
+            candidate.proven_sessions / believed_room,
+        ),
+    )
 
 
 def choose(
@@ -78,11 +139,7 @@ def choose(
     Returns:
         None where no relay has room.
     """
-    weights = {
-        candidate.relay_id: weight(candidate)
-        for candidate in candidates
-        if candidate.relay_id not in exclude
-    }
+    weights = {key: value for key, value in weigh(candidates).items() if key not in exclude}
     free = [item for item in candidates if weights.get(item.relay_id, 0.0) > 0]
     relay_id = _pick(_in_region(free, region, weights), weights, random)
     if relay_id is None:

@@ -4,6 +4,7 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
@@ -36,6 +37,7 @@ from . import selection
 from .rules import LeasedSession, LeaseFilter, LeaseRenewal, LeaseTerms
 from .selection import ProbationShare
 from .store import LeaseStore
+from .tally import LeaseTally
 
 __all__ = ["LeaseService", "Vetoes"]
 
@@ -75,6 +77,12 @@ class LeaseService:
         self._vetoes = vetoes
         self._pick = pick
         self._probation = ProbationShare(PICK_SHARE)
+        self._tally = LeaseTally(now_s=clock.now_s())
+
+    async def load(self) -> None:
+        """Read how many sessions each relay has; called once, before anything else."""
+        now_s = self._clock.now_s()
+        self._tally = LeaseTally(await self._store.live_leases(now_s), now_s=now_s)
 
     async def found(self, wanted: LeaseFilter, *, limit: int) -> Sequence[LeasedSession]:
         """Return sessions for an operator, newest first."""
@@ -131,6 +139,7 @@ class LeaseService:
                 expires_at=session.expires_at_s,
             )
             if await self._store.swap_session(None if known is None else known.revision, session):
+                self._tally.change(known, session, now_s)
                 self._require_good(session)
                 self._registry.note_pick(relay_id)
                 if known is None:
@@ -175,13 +184,17 @@ class LeaseService:
                     "the session's relay has not fetched the signing key yet; try again",
                 )
             token = self._sign(renewal.session, role)
-            if renewal.repeated or await self._store.swap_session(
-                session.revision, renewal.session
-            ):
+            if renewal.repeated or await self._swap_renewed(session, renewal.session):
                 self._require_good(renewal.session)
                 expires_at_s = renewal.session.slot(role).expires_at_s
                 return RenewResponse(lease=token, expires_at=expires_at_s), renewal
         raise _busy()
+
+    async def _swap_renewed(self, session: LeasedSession, renewed: LeasedSession) -> bool:
+        if not await self._store.swap_session(session.revision, renewed):
+            return False
+        self._tally.change(session, renewed, self._clock.now_s())
+        return True
 
     def _check_bans(self, *subs: str) -> None:
         now_s = self._clock.now_s()
@@ -209,7 +222,11 @@ class LeaseService:
         if stay_at is not None:
             exclude.add(stay_at)  # staying takes no new place there, and moving means elsewhere
         choice = selection.choose(
-            self._registry.candidates(monotonic_s, active_kid=self._keys.active_kid),
+            self._registry.candidates(
+                monotonic_s,
+                active_kid=self._keys.active_kid,
+                live=partial(self._tally.live, now_s=self._clock.now_s()),
+            ),
             region=request.region,
             exclude=exclude,
             random=self._pick,
@@ -258,8 +275,7 @@ class LeaseService:
         )
 
     def _relay(self, relay_id: str) -> LeaseRelay:
-        record = self._registry.record(relay_id)
-        return LeaseRelay(relay_id=relay_id, endpoints=record.endpoints if record else ())
+        return LeaseRelay(relay_id=relay_id, endpoints=self._registry.usable_endpoints(relay_id))
 
     def _sign(self, session: LeasedSession, role: c.Role) -> str:
         claims = leases.claims_of(session, role)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from .rules import LeasedSession, LeaseFilter
+from .tally import LiveLeasesRow
 
 __all__ = ["LeaseStore"]
 
@@ -37,6 +38,10 @@ class LeaseStore(Protocol):
 
     async def live_sessions(self, now_s: int) -> int:
         """Return the number of sessions with a lease that still runs."""
+        ...
+
+    async def live_leases(self, now_s: int) -> Sequence[LiveLeasesRow]:
+        """Return the sessions with a lease that still runs, counted by relay and end."""
         ...
 
     async def prune_sessions(self, expired_before_s: int, limit: int) -> int:

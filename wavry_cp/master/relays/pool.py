@@ -1,20 +1,27 @@
 """The relays of one master as others may ask about them; `RelayRegistry` changes them."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from typing import Final
+
+from msgspec.structs import replace
 
 from wavry_cp.app.refusal import RefusedError
+from wavry_cp.master.health.probe_outcome import ProbeTarget
 from wavry_cp.master.leases.selection import RelayCandidate
+from wavry_cp.master.leases.tally import LiveLeases
 from wavry_peer.protocol.http.api import RelayInfo
 from wavry_peer.protocol.http.codes import ErrorCode
-from wavry_peer.protocol.relay_terms import Enrolment, RelayState
+from wavry_peer.protocol.relay_terms import Enrolment, RelayState, ReportedState
 
 from . import rules
-from .rules import RelayRecord, RelayReport
+from .rules import RelayRecord
 from .table import KnownRelay, RelayTable
 
 __all__ = ["RelayPool"]
+
+_WITH_FAULTS: Final = frozenset({RelayState.NEW, RelayState.DEGRADED})
 
 
 class RelayPool:
@@ -22,9 +29,11 @@ class RelayPool:
 
     Args:
         heartbeat_interval_s: three missed ones and a second make a relay OFFLINE.
+        probe_interval_s: between two probes of a relay; 0 takes relays at their word.
     """
 
-    def __init__(self, heartbeat_interval_s: float) -> None:
+    def __init__(self, heartbeat_interval_s: float, probe_interval_s: float = 0.0) -> None:
+        self._probe_interval_s = probe_interval_s
         self._offline_after_s = rules.offline_after_s(heartbeat_interval_s)
         self._relays = RelayTable()
 
@@ -99,32 +108,90 @@ class RelayPool:
             relay.record.relay_id for relay in self._relays if relay.record.is_stranger
         )
 
-    def candidates(self, monotonic_s: float, *, active_kid: str) -> list[RelayCandidate]:
+    def probe_targets(self, monotonic_s: float, *, active_kid: str) -> list[ProbeTarget]:
+        """Return the relays that can be probed now: those that could take a session.
+
+        A relay that drains refuses new sessions, and one without the key can check none.
+        """
+        return [
+            ProbeTarget(
+                relay.record.relay_id,
+                relay.record.endpoints,
+                relay.condition.verdict.unproved(),
+            )
+            for relay in self._relays
+            if relay.status is not None
+            and relay.status.reported == ReportedState.READY
+            and active_kid in relay.status.held_kids
+            and relay.record.state is not RelayState.DRAINING
+            and relay.record.token_hash is not None
+            and self.is_heard(relay.record.relay_id, monotonic_s)
+            and self._state(relay, monotonic_s) is not RelayState.BANNED
+        ]
+
+    def usable_endpoints(self, relay_id: str) -> tuple[str, ...]:
+        """Return the endpoints of a relay that peers may be sent to."""
+        relay = self._relays.get(relay_id)
+        if relay is None:
+            return ()
+        return (
+            relay.condition.verdict.usable() if self._probe_interval_s else relay.record.endpoints
+        )
+
+    def is_pool_silent(self, monotonic_s: float) -> bool:
+        """Whether no relay that is heard answers the master's own sessions, though some did.
+
+        Then the master's own network is as likely the cause as all of theirs.
+        """
+        states = [
+            (self._state(relay, monotonic_s), self._is_only_silent(relay)) for relay in self._relays
+        ]
+        silent = any(state is RelayState.DEGRADED and only for state, only in states)
+        return silent and not any(state is RelayState.ACTIVE for state, _ in states)
+
+    def candidates(
+        self,
+        monotonic_s: float,
+        *,
+        active_kid: str,
+        live: Callable[[str], LiveLeases],
+    ) -> list[RelayCandidate]:
         """Return the enrolled relays that may get new sessions.
 
-        Those that reported that they are ready and hold the signing key; only where there is
-        none, right after a start, those that are presumed alive.
+        Those that reported that they are ready and hold the signing key.  Where there is none,
+        those of which the master's own sessions have no answer any more and nothing else is wrong:
+        its own network may be at fault, and no relay at all would be the worse guess.  Else,
+        right after a start, those that are presumed alive.
+
+        Args:
+            monotonic_s: monotonic seconds.
+            active_kid: key that they must hold.
+            live: gives the sessions of a relay by the master's own book.
         """
         heard = []
+        silent = []
         presumed = []
         for relay in self._relays:
             state = self._state(relay, monotonic_s)
-            if state is RelayState.ACTIVE and relay.status is not None:
-                if active_kid in relay.status.held_kids:
-                    heard.append(_candidate(relay, relay.status))
+            if relay.status is not None and active_kid not in relay.status.held_kids:
+                continue
+            if state is RelayState.ACTIVE:
+                heard.append(_candidate(relay, live))
+            elif state is RelayState.DEGRADED and self._is_only_silent(relay):
+                silent.append(_candidate(relay, live))
             elif (
                 relay.presumed
                 and not relay.record.is_stranger
                 and relay.record.state is RelayState.ACTIVE
                 and self.serves_sessions(relay.record.relay_id, monotonic_s)
             ):
-                presumed.append(_candidate(relay, None))
-        return heard or presumed
+                presumed.append(_candidate(relay, live))
+        return heard or silent or presumed
 
     def on_probation(self, monotonic_s: float, *, active_kid: str) -> list[RelayCandidate]:
         """Return the relays that nobody enrolled and that may get their small share."""
         return [
-            _candidate(relay, relay.status)
+            _candidate(relay, _no_book)
             for relay in self._relays
             if relay.record.is_stranger
             and relay.status is not None
@@ -136,6 +203,18 @@ class RelayPool:
         """Return all rows of ``GET /v1/relays`` by relay id."""
         relays = sorted(self._relays, key=lambda relay: relay.record.relay_id)
         return [self._info(relay, monotonic_s) for relay in relays]
+
+    def seen_infos(self, monotonic_s: float) -> list[RelayInfo]:
+        """Return the rows of the relays whose state this process knows.
+
+        One that is only presumed alive is left out as long as it may still be: its state is what
+        it was.
+        """
+        return [
+            self._info(relay, monotonic_s)
+            for relay in self._relays
+            if not (relay.presumed and self._alive(relay, monotonic_s))
+        ]
 
     def info(self, relay_id: str, monotonic_s: float) -> RelayInfo:
         """Return one row, of the relay that `find` finds.
@@ -230,19 +309,51 @@ class RelayPool:
 
     def _state(self, relay: KnownRelay, monotonic_s: float) -> RelayState:
         alive = not relay.presumed and self._alive(relay, monotonic_s)
-        return rules.state_now(relay.record, relay.status, alive=alive)
+        return rules.state_now(
+            relay.record,
+            relay.status,
+            alive=alive,
+            reached=relay.condition.is_reached,
+            degraded=relay.condition.is_degraded,
+        )
+
+    @staticmethod
+    def _is_only_silent(relay: KnownRelay) -> bool:
+        return relay.condition.is_only_silent and not relay.record.is_stranger
 
     def _info(self, relay: KnownRelay, monotonic_s: float) -> RelayInfo:
-        return rules.relay_info(relay.record, relay.status, self._state(relay, monotonic_s))
+        state, condition = self._state(relay, monotonic_s), relay.condition
+        info = rules.relay_info(relay.record, relay.status, state)
+        return replace(
+            info,
+            faults=condition.faults() if state in _WITH_FAULTS else (),
+            probe_loss_pct=_rounded(condition.verdict.loss_pct()),
+            probe_rtt_ms=_rounded(condition.verdict.rtt_ms()),
+            clock_ahead_s=_rounded(condition.heartbeats.clock_ahead_s),
+            rejects_last_minute=condition.heartbeats.rejects_last_minute,
+        )
 
 
-def _candidate(relay: KnownRelay, status: RelayReport | None) -> RelayCandidate:
+def _no_book(_relay_id: str) -> LiveLeases:
+    return LiveLeases()
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _candidate(relay: KnownRelay, live: Callable[[str], LiveLeases]) -> RelayCandidate:
+    status = relay.status
+    proven = live(relay.record.relay_id).proven
+    relay.proven_peak = max(relay.proven_peak, proven)
     return RelayCandidate(
         relay_id=relay.record.relay_id,
         region=relay.record.region,
         load_pct=status.load_pct if status else 0.0,
-        packet_loss_pct=status.packet_loss_pct if status else 0.0,
+        packet_loss_pct=relay.condition.loss_pct(status),
         active_sessions=status.active_sessions if status else 0,
         max_sessions=relay.record.max_sessions,
         recent_picks=relay.recent_picks,
+        proven_sessions=proven,
+        proven_peak=relay.proven_peak,
     )

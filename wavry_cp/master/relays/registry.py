@@ -8,12 +8,14 @@ relay.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
 from wavry_cp.master.enrolment.tokens import EnrolmentToken, Entry, refused_token
+from wavry_cp.master.health.condition import RelayCondition
+from wavry_cp.master.health.probe_outcome import ProbeOutcome
 from wavry_cp.operators.audit import AuditEntry
 from wavry_cp.operators.bans import Ban
 from wavry_peer.protocol.http.api import HeartbeatRequest, RegisterRequest
@@ -53,13 +55,22 @@ class RelayRegistry(RelayPool):
     """All relays of one master, and every change of them."""
 
     def __init__(
-        self, store: RelayStore, *, heartbeat_interval_s: float, is_door_open: bool = False
+        self,
+        store: RelayStore,
+        *,
+        heartbeat_interval_s: float,
+        is_door_open: bool = False,
+        probe_interval_s: float = 0.0,
     ) -> None:
-        super().__init__(heartbeat_interval_s)
+        super().__init__(heartbeat_interval_s, probe_interval_s)
         self._store = store
         self._is_door_open = is_door_open
         self._unsaved: dict[str, int] = {}
         self._changing = asyncio.Lock()
+        self.on_ready: list[Callable[[str], None]] = []
+        """Called with the id of a relay that may be probed from now on."""
+        self.on_state: list[Callable[[str], None]] = []
+        """Called with the id of a relay whose state may have changed."""
 
     async def load(self, *, now_s: int, monotonic_s: float) -> None:
         """Read the records; called once, before anything else."""
@@ -70,7 +81,9 @@ class RelayRegistry(RelayPool):
             heard_at_s = max(record.last_heartbeat_at_s, record.registered_at_s)
             presumed = now_s - heard_at_s <= PRESUME_WITHIN_S
             seen_s = monotonic_s if presumed else monotonic_s - self._offline_after_s - 1
-            self._relays.put(KnownRelay(record, seen_s, presumed=presumed))
+            was_reached = record.state is not RelayState.NEW and not record.is_stranger
+            condition = self._condition(record, presumed=was_reached)
+            self._relays.put(KnownRelay(record, seen_s, condition, presumed=presumed))
 
     # -- Changing --------------------------------------------------------------------------
 
@@ -121,7 +134,8 @@ class RelayRegistry(RelayPool):
                 )
                 if not await self._store.enrol_relay(record, entry.token.token_id, now_s, audit):
                     raise refused_token("was used or replaced meanwhile")
-            self._relays.put(KnownRelay(record, monotonic_s, source=network))
+            condition = self._condition_after(record)
+            self._relays.put(KnownRelay(record, monotonic_s, condition, source=network))
             return Registered(record, gone, entry.token)
 
     def _name_for(self, relay_id: str, name: str | None) -> str:
@@ -144,32 +158,89 @@ class RelayRegistry(RelayPool):
         token: str | None,
         *,
         network: str = "",
-        now_s: int,
+        wall_s: float,
         monotonic_s: float,
     ) -> tuple[RelayRecord, RelayReport]:
-        """Take a heartbeat, which came from `network`.
+        """Take a heartbeat, which came from `network`; `wall_s` is unix seconds.
 
         Raises:
             RefusedError: ``unknown_relay``, ``invalid_relay_token`` or ``banned``.
         """
         relay = self._authenticated(body.relay_id, token)
         rules.transition(relay.record.state, RelayEvent.HEARTBEAT)
+        now_s = int(wall_s)
         status = RelayReport.from_heartbeat(body, now_s)
-        if relay.record.state is RelayState.NEW or (
-            relay.record.undrain_pending and status.reported == ReportedState.READY
-        ):
+        is_ready = status.reported == ReportedState.READY
+        if relay.record.undrain_pending and is_ready:
             async with self._changing:
                 relay = self._authenticated(body.relay_id, token)
                 record = rules.after_event(relay.record, RelayEvent.HEARTBEAT)
-                pending = record.undrain_pending and status.reported != ReportedState.READY
-                await self._save(relay, replace(record, undrain_pending=pending))
+                await self._save(relay, replace(record, undrain_pending=False))
+        await self._note_reached(body.relay_id)
+        relay = self._authenticated(body.relay_id, token)
+        before = self._state(relay, monotonic_s)
+        became_ready = is_ready and (relay.status is None or relay.status.reported != body.state)
         relay.status = status
+        relay.condition.heartbeats.take(
+            status, clock_ahead_s=body.clock_ms / 1000 - wall_s if body.clock_ms else None
+        )
         relay.seen_s = monotonic_s
         relay.presumed = False
         relay.recent_picks = 0
         relay.source = network
         self._unsaved[body.relay_id] = now_s
+        if became_ready:
+            self._tell(self.on_ready, body.relay_id)
+        if self._state(relay, monotonic_s) is not before:
+            self._tell(self.on_state, body.relay_id)
         return relay.record, status
+
+    async def take_probes(self, relay_id: str, outcomes: Sequence[ProbeOutcome]) -> float:
+        """See `ProbedRelays`."""
+        relay = self._relays.get(relay_id)
+        if relay is None:
+            return self._probe_interval_s
+        status = relay.status
+        is_full = status is not None and status.active_sessions >= relay.record.max_sessions
+        for outcome in outcomes:
+            relay.condition.take_probe(outcome, is_full=is_full)
+        await self._note_reached(relay_id)
+        self._tell(self.on_state, relay_id)
+        return relay.condition.verdict.next_in_s(self._probe_interval_s)
+
+    async def _note_reached(self, relay_id: str) -> None:
+        """Record it where sessions get through to a relay for the first time."""
+        if not self._is_new_and_reached(relay_id):
+            return
+        async with self._changing:
+            relay = self._relays.get(relay_id)
+            if relay is not None and self._is_new_and_reached(relay_id):
+                await self._save(relay, rules.after_event(relay.record, RelayEvent.REACHED))
+
+    def _is_new_and_reached(self, relay_id: str) -> bool:
+        relay = self._relays.get(relay_id)
+        is_new = relay is not None and relay.record.state is RelayState.NEW
+        return is_new and relay is not None and relay.condition.is_reached
+
+    def _condition(self, record: RelayRecord, *, presumed: bool = False) -> RelayCondition:
+        return RelayCondition(
+            record.endpoints,
+            presumed=presumed,
+            strict=record.is_stranger,
+            is_probed=self._probe_interval_s > 0,
+        )
+
+    def _condition_after(self, record: RelayRecord) -> RelayCondition:
+        """Return what is known of a relay that registered (again), at its present endpoints."""
+        known = self._relays.get(record.relay_id)
+        if known is not None and known.record.endpoints == record.endpoints:
+            return known.condition
+        return self._condition(record)
+
+    @staticmethod
+    def _tell(listeners: Iterable[Callable[[str], None]], relay_id: str) -> None:
+        for listener in listeners:
+            listener(relay_id)
 
     async def order(
         self, relay_id: str, event: RelayEvent, *, who: str, now_s: int, reason: str = ""

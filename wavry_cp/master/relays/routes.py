@@ -43,7 +43,7 @@ async def _heartbeat(
         body,
         bearer_token(request) or "",
         network=network_of(client_address(request, master.trusted_proxies)) if is_stranger else "",
-        now_s=master.clock.now_s(),
+        wall_s=master.clock.wall_s(),
         monotonic_s=master.clock.monotonic_s(),
     )
     commands = rules.commands_for(

@@ -3,14 +3,16 @@
 Two kinds of facts make the state that others see.  The *recorded state* (NEW, ACTIVE, DRAINING,
 BANNED) is durable and moves only along `TRANSITIONS`.  Being OFFLINE is no event but a fact about
 time: it is worked out from the last sign of life whenever somebody asks, so that no time-out
-depends on a message that never comes.  DEGRADED is what the last heartbeat said: workers are
-missing; such a relay gets nothing new, its sessions renew, and the next heartbeat may end it.
+depends on a message that never comes.  DEGRADED is what `health` finds: workers are missing, the
+master's own sessions do not get through, and the like; such a relay gets nothing new and its
+sessions renew.  ACTIVE is recorded when such a session got through each of its endpoints.
 PROBATION is what a relay that nobody enrolled is in place of ACTIVE, until an operator approves it.
 """
 
 import hashlib
 import hmac
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -47,6 +49,8 @@ class RelayEvent(StrEnum):
 
     REGISTERED = "registered"
     HEARTBEAT = "heartbeat"
+    REACHED = "reached"
+    """A session of the master's own got through each of its endpoints."""
     DRAIN = DrainOrder.DRAIN.value
     UNDRAIN = DrainOrder.UNDRAIN.value
     BAN = "ban"
@@ -55,7 +59,8 @@ class RelayEvent(StrEnum):
 
 TRANSITIONS: Final[dict[tuple[RelayState, RelayEvent], RelayState]] = {
     (RelayState.NEW, RelayEvent.REGISTERED): RelayState.NEW,
-    (RelayState.NEW, RelayEvent.HEARTBEAT): RelayState.ACTIVE,
+    (RelayState.NEW, RelayEvent.HEARTBEAT): RelayState.NEW,
+    (RelayState.NEW, RelayEvent.REACHED): RelayState.ACTIVE,
     (RelayState.NEW, RelayEvent.DRAIN): RelayState.DRAINING,
     (RelayState.NEW, RelayEvent.UNDRAIN): RelayState.NEW,
     (RelayState.NEW, RelayEvent.BAN): RelayState.BANNED,
@@ -135,6 +140,8 @@ class RelayReport:
     reported: str
     workers_wanted: int = 0
     workers_missing: int = 0
+    disk_failing: bool = False
+    rejects: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_heartbeat(cls, body: HeartbeatRequest, now_s: int) -> "RelayReport":
@@ -149,6 +156,8 @@ class RelayReport:
             reported=body.state,
             workers_wanted=body.workers_wanted,
             workers_missing=body.workers_missing,
+            disk_failing=body.disk_failing,
+            rejects=body.rejects,
         )
 
 
@@ -222,6 +231,8 @@ def register(
     if known is not None and known.public_key != body.public_key:
         raise RefusedError(ErrorCode.KEY_MISMATCH, "relay_id is registered with another key")
     state = RelayState.NEW if known is None else known.state
+    if state is RelayState.ACTIVE and known is not None and known.endpoints != terms.endpoints:
+        state = RelayState.NEW  # Nobody has reached it there.
     return RelayRecord(
         relay_id=body.relay_id,
         name=terms.name,
@@ -260,13 +271,22 @@ def offline_after_s(heartbeat_interval_s: float) -> float:
     return MISSED_HEARTBEATS * heartbeat_interval_s + HEARTBEAT_MARGIN_S
 
 
-def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -> RelayState:
+def state_now(
+    record: RelayRecord,
+    status: RelayReport | None,
+    *,
+    alive: bool,
+    reached: bool = True,
+    degraded: bool = False,
+) -> RelayState:
     """Return the state that others see.
 
     Args:
         record: with the recorded state.
         status: last heartbeat since the relay registered, if any.
         alive: a sign of life came within `offline_after_s`.
+        reached: sessions get through to it.
+        degraded: there is a fault for which it gets nothing new.
     """
     if record.state is RelayState.BANNED:
         return RelayState.BANNED
@@ -278,7 +298,9 @@ def state_now(record: RelayRecord, status: RelayReport | None, *, alive: bool) -
         return RelayState.NEW
     if status.reported == ReportedState.DRAINING:
         return RelayState.DRAINING
-    if status.workers_missing:
+    if not reached:
+        return RelayState.NEW
+    if degraded:
         return RelayState.DEGRADED
     return RelayState.PROBATION if record.is_stranger else RelayState.ACTIVE
 
@@ -298,7 +320,7 @@ def commands_for(
 
 
 def relay_info(record: RelayRecord, status: RelayReport | None, state: RelayState) -> RelayInfo:
-    """Return the row of ``GET /v1/relays``."""
+    """Return the row of ``GET /v1/relays`` as far as relay and operator made it."""
     return RelayInfo(
         relay_id=record.relay_id,
         name=record.name,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wavry_cp.app.refusal import RefusedError
+from wavry_cp.master.health.condition import RelayCondition
 from wavry_peer.protocol.http.codes import ErrorCode
 
 from .rules import RelayRecord, RelayReport
@@ -38,10 +39,13 @@ class KnownRelay:
     record: RelayRecord
     seen_s: float
     """Monotonic seconds of the last sign of life."""
+    condition: RelayCondition
     status: RelayReport | None = None
     presumed: bool = False
     """No sign of life came to this process yet."""
     recent_picks: int = 0
+    proven_peak: int = 0
+    """The most sessions that it had at once and that both peers renewed."""
     source: str = ""
     """Network that it called from, of a stranger; empty where this process has not seen it."""
 

@@ -10,6 +10,7 @@ import sqlite_utils
 
 from wavry_cp.master.keys.store import KeyUse
 from wavry_cp.master.leases.rules import LeasedSession, LeaseFilter, LeaseSlot
+from wavry_cp.master.leases.tally import LiveLeasesRow
 from wavry_cp.operators.audit import AuditEntry
 from wavry_peer.protocol import constants as c
 
@@ -21,6 +22,7 @@ from .operators import (
     create_token_table,
     forbid_audit_changes,
 )
+from .relay_history import HistorySqlite, create_history
 from .relays import RelaySqlite, add_enrolment
 from .revocations import HIT_SESSIONS, RevocationSqlite, begin_another_log, create_revocations
 
@@ -159,15 +161,17 @@ MIGRATIONS: Final = (
     Migration(5, "leases without a key end", _only_bound_leases),
     Migration(6, "the request that a lease was issued for", _lease_requests),
     Migration(7, "names and enrolment of relays", add_enrolment),
+    Migration(8, "history of relays' states", create_history),
 )
 
 
 class MasterSqlite(TokenSqlite, RelaySqlite):
-    """`MasterStore` over a `Database`; `revocations` is the part that `RevocationStore` names."""
+    """`MasterStore` over a `Database`; the attributes are what further Protocols name."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         self.revocations = RevocationSqlite(database)
+        self.history = HistorySqlite(database)
 
     @classmethod
     async def open(cls, path: Path, *, used_before: str = "") -> Self:
@@ -247,6 +251,20 @@ class MasterSqlite(TokenSqlite, RelaySqlite):
             return int(db.execute(sql, (now_s,)).fetchone()[0])
 
         return await self._database.run(count)
+
+    async def live_leases(self, now_s: int) -> Sequence[LiveLeasesRow]:
+        """See `MasterStore`."""
+        sql = """
+            SELECT relay_id, expires_at_s, count(*),
+                client_previous_jti IS NOT NULL AND server_previous_jti IS NOT NULL AS proven
+            FROM sessions WHERE expires_at_s > ? GROUP BY relay_id, expires_at_s, proven
+            """
+        return await self._database.run(
+            lambda db: [
+                LiveLeasesRow(relay_id, expires_at_s, bool(proven), count)
+                for relay_id, expires_at_s, count, proven in db.execute(sql, (now_s,)).fetchall()
+            ]
+        )
 
     async def prune_sessions(self, expired_before_s: int, limit: int) -> int:
         """See `MasterStore`."""

@@ -35,6 +35,7 @@ __all__ = [
     "PathReport",
     "RegisterRequest",
     "RegisterResponse",
+    "RelayFault",
     "RelayInfo",
     "RelayList",
     "RelaySessionRequest",
@@ -63,6 +64,7 @@ RelayName = Annotated[
     str, msgspec.Meta(pattern=r"^(?!rly-)[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?\Z")
 ]
 """1 to 32 of a-z 0-9 . _ -, beginning and ending with a letter or digit; never like an id."""
+RejectName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,32}\Z")]
 EnrolmentSecret = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 SoftwareName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")]
 """A version or a feature: 1 to 64 characters that are safe in logs, metrics and terminals."""
@@ -171,6 +173,14 @@ class HeartbeatRequest(Body, frozen=True, kw_only=True):
     workers_wanted: Count = 0
     workers_missing: Count = 0
     """Of those wanted: the master gives a relay that lacks any nothing new."""
+    clock_ms: Count = 0
+    """Unix milliseconds by the relay's clock as it sent this; 0 of a relay that does not tell."""
+    disk_failing: bool = False
+    """Its state directory does not take what must outlast a restart."""
+    rejects: Annotated[dict[RejectName, Count], msgspec.Meta(max_length=32)] = msgspec.field(
+        default_factory=dict
+    )
+    """Leases refused since the relay began, by reason."""
     blocks: Annotated[tuple[BlockedHost, ...], msgspec.Meta(max_length=MAX_BLOCKS_TOLD)] = ()
     """Those that last longest.  Absent where there are none, so that a master which does not know
     the field takes the heartbeat."""
@@ -188,6 +198,16 @@ class HeartbeatResponse(Body, frozen=True, kw_only=True):
     """200.  Command types: ``drain``, ``undrain``, ``refresh_keys``, ``clear_blocks``."""
 
     commands: tuple[Command, ...] = ()
+
+
+class RelayFault(Body, frozen=True, kw_only=True):
+    """Why a relay is DEGRADED, or NEW for longer than a moment.
+
+    `cause` is ``workers``, ``probes``, ``loss``, ``clock`` or ``disk``; `text` is for people.
+    """
+
+    cause: str
+    text: str
 
 
 class RelayInfo(Body, frozen=True, kw_only=True):
@@ -214,6 +234,14 @@ class RelayInfo(Body, frozen=True, kw_only=True):
     reported: str = ""
     workers_wanted: int = 0
     workers_missing: int = 0
+    faults: tuple[RelayFault, ...] = ()
+    probe_loss_pct: float | None = None
+    """Of the master's own sessions in the last minutes; None where too few datagrams were sent."""
+    probe_rtt_ms: float | None = None
+    """From the master through the relay and back."""
+    clock_ahead_s: float | None = None
+    """Seconds that its clock is ahead of the master's; None of a relay that does not tell."""
+    rejects_last_minute: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class RelayList(Body, frozen=True, kw_only=True):

@@ -16,7 +16,9 @@ __all__ = [
     "EnrolmentList",
     "EnrolmentRequest",
     "NewEnrolment",
+    "RelayHistory",
     "RelayRemoved",
+    "RelayStateChange",
     "RenameRequest",
 ]
 
@@ -67,6 +69,27 @@ class RenameRequest(Body, frozen=True, kw_only=True):
 
     name: RelayName
     reason: Reason = ""
+
+
+class RelayStateChange(Body, frozen=True, kw_only=True):
+    """From `at` on the relay was `after`; `before` is empty where nothing is known.
+
+    `causes` are those of `RelayInfo.faults`; `text` is for people.
+    """
+
+    at: int
+    before: str
+    after: str
+    causes: tuple[str, ...] = ()
+    text: str = ""
+
+
+class RelayHistory(Body, frozen=True, kw_only=True):
+    """``GET /v1/relays/{relay_id}/history``: the newest changes of state, in their order."""
+
+    relay_id: str
+    name: str
+    changes: tuple[RelayStateChange, ...]
 
 
 class RelayRemoved(Body, frozen=True, kw_only=True):

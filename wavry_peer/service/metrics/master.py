@@ -3,7 +3,7 @@
 from typing import Final
 
 from wavry_peer.protocol.http.codes import ErrorCode as Code
-from wavry_peer.protocol.relay_terms import Enrolment, RelayState
+from wavry_peer.protocol.relay_terms import DegradedCause, Enrolment, ProbeFault, RelayState
 
 from .http import ADMIN_AUTH_CAUSE, BODY_FAULTS, HTTP_METHOD, HTTP_STATUS, route
 from .process import PROCESS, build_info
@@ -14,6 +14,7 @@ __all__ = ["MASTER"]
 _ROUTE: Final = route(
     "/v1/relays/events", "/v1/relays/register", "/v1/relays/register/verify",
     "/v1/relays/heartbeat", "/v1/relays", "/v1/relays/{relay_id}",
+    "/v1/relays/{relay_id}/history",
     "/v1/leases", "/v1/leases/renew", "/v1/leases/revoke",
     "/health", "/ready", "/metrics", "/openapi.json", "/.well-known/wavry-keys.json",
     "/v1/admin/status", "/v1/admin/audit", "/v1/admin/revocations",
@@ -124,6 +125,29 @@ MASTER: Final[tuple[MetricSpec, ...]] = (
         "relay_heartbeat_age_seconds",
         "Age of the oldest last heartbeat among the relays of a state; 0 where there is none.",
         closed("state", *_STATES),
+    ),
+    _gauge(
+        "relays_degraded",
+        "DEGRADED relays by cause; one with several causes counts under each.",
+        closed("cause", *DegradedCause),
+    ),
+    _gauge(
+        "relays_clock_off_seconds",
+        "The most that the clock of a live relay differs from the master's.",
+    ),
+    _counter(
+        "probes",
+        "Sessions of the master's own through an endpoint of a relay: passed, what failed, or why"
+        " nothing could be concluded.",
+        closed("result", "passed", "late", "no_route", *ProbeFault),
+    ),
+    _gauge(
+        "relays_probe_rtt_seconds",
+        "The longest time that a datagram of a probe takes through an ACTIVE relay and back.",
+    ),
+    _gauge(
+        "pool_silent",
+        "1 while no relay answers the master's probes although some did before.",
     ),
     _gauge("heartbeat_interval_seconds", "How often relays are told to report."),
     _gauge("pool_sessions", "Sessions at the relays that are not OFFLINE, as they reported."),

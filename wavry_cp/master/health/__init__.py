@@ -1,0 +1,1 @@
+"""Whether relays do what they say: the master's own sessions, what heartbeats show, and when."""
