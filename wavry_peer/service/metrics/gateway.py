@@ -33,7 +33,14 @@ _BIND_CODES: Final = (
     Code.BIND_TIMEOUT, Code.BIND_REQUIRED, Code.INVALID_TOKEN, Code.BANNED, Code.LOCKDOWN,
     *_FRAME_FAULTS, Code.STORE_UNAVAILABLE, Code.INTERNAL_ERROR,
 )  # fmt: skip
-_BIND_FAULTS: Final = (*_BIND_CODES, "shutdown", "client_left", "gone", "slow_reader")
+_BIND_FAULTS: Final = (
+    *_BIND_CODES,
+    Code.RATE_LIMITED,
+    "shutdown",
+    "client_left",
+    "gone",
+    "slow_reader",
+)
 _PATH: Final = ("direct", "relay")
 _CALL: Final = closed("call", "issue", "renew", "check_token")
 _ERROR_CODE: Final = closed(
