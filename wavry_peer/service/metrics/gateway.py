@@ -143,7 +143,7 @@ GATEWAY: Final[tuple[MetricSpec, ...]] = (
     _counter(
         "websockets_closed",
         "Ended WebSockets by cause.",
-        closed("cause", *_BIND_FAULTS, Code.DISPLACED, Code.RATE_LIMITED, OTHER),
+        closed("cause", *_BIND_FAULTS, Code.DISPLACED, OTHER),
     ),
     _gauge("users_online", "Bound users."),
     _counter(
