@@ -59,6 +59,7 @@ class Containers:
         self.secrets.mkdir()
         for name in ("service_token", "admin_token", "password"):
             self._secret(name, secrets.token_urlsafe(32))
+        self._secret("enrolment_token", "")
         self.root_key = ""
 
     def _secret(self, name: str, text: str) -> None:
@@ -76,9 +77,21 @@ class Containers:
         return found
 
     def options(self, name: str) -> list[str]:
-        return podman_options(
+        options = podman_options(
             self.service(name), secrets=self.secrets, volume_prefix=f"{self.podman.prefix}-"
         )
+        # Its addresses are this machine's own.
+        private = ["--env", "WAVRY_MASTER_PRIVATE_ENDPOINTS=1"] if name == "master" else []
+        return [*options, *private]
+
+    def enrol_relay(self) -> None:
+        """As docs/containers.md says, with the master that runs."""
+        made = self.podman.run_in(
+            "master", "wavryctl", "--master-url", "http://127.0.0.1:8091",
+            "--admin-token-file", "/run/secrets/admin_token", "relays", "enrol",
+            "--name", "relay-1",
+        )  # fmt: skip
+        self._secret("enrolment_token", made.stdout.strip())
 
     def make_keys(self) -> None:
         """The service ``keys`` of compose.yml."""
@@ -151,8 +164,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
         cleanup.callback(podman.close)
         containers = Containers(podman, namespace, directory)
         containers.make_keys()
-        for name in ("master", "gateway", "relay"):
+        for name in ("master", "gateway"):
             containers.start(name)
+        containers.enrol_relay()
+        containers.start("relay")
         containers.wait(
             "relay",
             lambda: podman.run_in("relay", "wavry-relay", "health", "--ready", check=False)

@@ -75,7 +75,19 @@ def install(machine: Machine) -> None:
     (gateway,) = commands("Gateway")
     shell(machine, gateway)
     files, start = commands("Relay")
-    shell(machine, files.replace("ROOT_PUBLIC_KEY", root[1]))
+    with machine.path("/etc/wavry/master.env").open("a") as settings:
+        settings.write("WAVRY_MASTER_PRIVATE_ENDPOINTS=1\n")
+    shell(machine, f"systemctl restart {MASTER}")
+    made = machine.run(
+        "/opt/wavry/bin/wavryctl",
+        *("--master-url", "http://127.0.0.1:8091"),
+        *("--admin-token-file", "/etc/wavry/credentials/admin-token"),
+        *("relays", "enrol", "--name", "relay-1", "--region", "eu-central"),
+    )
+    token = re.search(r"wve_\S+", made)
+    assert token is not None, made
+    files = files.replace("ROOT_PUBLIC_KEY", root[1])
+    shell(machine, files.replace("ENROLMENT_TOKEN", token[0]))
     change(
         machine,
         "/etc/wavry/relay.conf",
@@ -201,7 +213,7 @@ def test_secrets_are_in_no_environment(machine: Machine, unit: str) -> None:
         for path in machine.path("/etc/wavry/credentials").iterdir()
         if path.name != "root-key"
     ]
-    assert len(secrets) == 3
+    assert len(secrets) == 4
     assert not [secret for secret in secrets if secret in environment]
 
 

@@ -17,6 +17,7 @@ from wavry_cp.admin.output import (
     JsonOption,
     moment,
     print_json,
+    print_note,
     print_rows,
     run,
 )
@@ -201,10 +202,11 @@ def relays_enrol(
         print_json(shown | ({"token": made.token} if output is None else {"file": str(output)}))
         return
     if made.replaces:
-        typer.echo(f"the token made for {name} before is worth nothing now")
-    typer.echo(f"{name} may come in until {moment(made.info.expires_at)}")
+        print_note(f"the token made for {name} before is worth nothing now")
+    print_note(f"{name} may come in until {moment(made.info.expires_at)}")
     if output is None:
-        typer.echo(f"keep it now, it is not shown again:\n{made.token}")
+        # Alone on stdout, so that it can go into a file elsewhere.
+        typer.echo(made.token)
     else:
         typer.echo(f"written to {output}: the relay's WAVRY_RELAY_ENROLMENT_TOKEN_FILE")
 
