@@ -179,6 +179,12 @@ def test_the_accounts_of_a_file_are_made_once(system: RunningSystem, tmp_path: P
     assert "chmod 600" in done.stderr
 
 
+def test_a_run_with_accounts_of_its_own_leaves_none_behind(system: RunningSystem) -> None:
+    before = system.ctl_json("users", "list")
+    assert system.ctl("smoke", "--only", "auth").returncode == 0
+    assert system.ctl_json("users", "list") == before
+
+
 @pytest.mark.parametrize(
     "options",
     [

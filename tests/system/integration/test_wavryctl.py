@@ -94,7 +94,7 @@ async def test_a_drained_relay_gets_no_new_session_and_keeps_the_live_one(
         (("relays", "drain", "rly-does-not-exist"), 1, "unknown_relay"),
         (("--master-url", "http://127.0.0.1:9", "relays", "list"), 3, "unreachable"),
         (("--master-url", "http://127.0.0.1:9", "status"), 3, None),
-        (("--gateway-url", "not a url", "users", "list"), 3, "unreachable"),
+        (("--gateway-url", "not a url", "users", "list"), 2, "wrong_address"),
     ],
 )
 def test_failures_have_a_code_a_message_and_an_exit_code(

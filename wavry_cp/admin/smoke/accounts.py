@@ -1,7 +1,7 @@
 """The two accounts of the smoke test: thrown away, or the same ones each time from a file.
 
-No call of the gateway removes an account, so a check that runs every hour on a live system should
-name a file: it is made at the first run and used by the next ones.
+The names of deleted accounts stay taken for a year, so a check that runs every minute on a live
+system should name a file: it is made at the first run and used by the next ones.
 """
 
 import secrets

@@ -95,7 +95,7 @@ async def run_smoke(endpoints: ServiceEndpoints, wishes: Wishes, *, tell: bool) 
                 if tell and result.verdict != "skipped":
                     print_note(f"{name}: {result.verdict}")
         finally:
-            await stage.log_out()
+            await stage.leave()
     return results
 
 

@@ -280,13 +280,18 @@ class SmokeContext:
         # No application gives a session its lease, so there is no public way.
         session._connection.adopt(credentials)  # noqa: SLF001 - see above.
 
-    async def log_out(self) -> None:
-        """End the log-ins; what fails is left to their own end."""
-        for token in self._tokens.values():
+    async def leave(self) -> None:
+        """Delete the accounts that were made for this run, log out of those of a file."""
+        for account in self.accounts:
+            token = self._tokens.pop(account.username, None)
+            if token is None:
+                continue
             with contextlib.suppress(wavry_peer.PeerError, TimeoutError):
                 async with (
                     asyncio.timeout(2.0),
                     GatewayClient(self.gateway_url, token=token) as gateway,
                 ):
-                    await gateway.logout()
-        self._tokens.clear()
+                    if self.accounts_may_exist:
+                        await gateway.logout()
+                    else:
+                        await gateway.delete_account(account.password)
