@@ -50,6 +50,14 @@ class ListenAddress(NamedTuple):
         return ":" in self.host and ipaddress.ip_address(self.host).is_link_local
 
 
+def _is_service_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+
+
 def _parse_ip(text: str) -> ListenAddress:
     host, port = parse_address(text)
     return ListenAddress(str(ipaddress.ip_address(host)), port)
@@ -444,9 +452,10 @@ class RelayConfig:
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):
             faults.append("WAVRY_LOG_LEVEL must be debug, info, warning or error")
         if self.master_url is not None:
-            parts = urlsplit(self.master_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                faults.append("WAVRY_RELAY_MASTER_URL must be an http:// or https:// URL")
+            if not _is_service_url(self.master_url):
+                faults.append(
+                    "WAVRY_RELAY_MASTER_URL must be an http:// or https:// URL without a user in it"
+                )
             elif not self.allow_http and is_readable_on_the_way(self.master_url):
                 faults.append(
                     "WAVRY_RELAY_MASTER_URL is http:// to another host, so the relay's token could"

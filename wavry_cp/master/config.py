@@ -204,6 +204,8 @@ def insecure(config: MasterConfig) -> list[str]:
         *wide_networks("WAVRY_MASTER_TRUSTED_PROXIES", parse_networks(config.trusted_proxies)),
         *wide_networks("WAVRY_MASTER_METRICS_NETWORKS", parse_networks(config.metrics_networks)),
     ]
+    if config.open_enrolment:
+        found.append("WAVRY_MASTER_OPEN_ENROLMENT lets relays of strangers register")
     if is_public(config.listen) and config.tls_certificate_file is None:
         found.append("WAVRY_MASTER_LISTEN can be reached by other hosts, without TLS")
     return found

@@ -141,6 +141,14 @@ def test_files_that_do_not_fit_keep_the_old_ones_and_are_told_once(files: Files)
     assert (tls.is_stale, tls_state(tls), tls_state(None)) == (False, "ok", "off")
 
 
+def test_who_asks_is_told_although_no_client_came(files: Files) -> None:
+    tls = files.read()
+    files.write(b"junk", b"junk")
+    assert tls.is_stale
+    files.issue()
+    assert tls_state(tls) == "ok"
+
+
 def test_start_is_refused_with_the_variable_and_the_next_step(files: Files) -> None:
     files.key.chmod(0o644)
     with pytest.raises(TlsFileError, match=r"WAVRY_MASTER_TLS_KEY_FILE .*chmod 600"):

@@ -129,3 +129,14 @@ def test_commands_of_people_tell_of_variables_that_nobody_reads(command: str) ->
     assert "WAVRY_GATEWAY_URI" not in told, "the gateway names its own"
     told = CliRunner().invoke(app, arguments, env=known | {"WAVRY_ADMIN_TOKENFILE": "x"}).output
     assert "warning: WAVRY_ADMIN_TOKENFILE is read by nobody; is WAVRY_ADMIN_TOKEN" in told
+
+
+def test_no_password_can_stand_in_a_url_and_so_none_is_shown() -> None:
+    url = {
+        "WAVRY_RELAY_ROOT_KEY": "A" * 43,
+        "WAVRY_RELAY_MASTER_URL": "https://me:hunter2@m.example",
+    }
+    shown = Role(relay_app, url, {}).config("show")
+    assert shown.exit_code == 2
+    assert "without a user in it" in shown.output
+    assert "hunter2" not in shown.output

@@ -38,9 +38,6 @@ class TlsFiles:
         role: of the variables that name them, e.g. ``"MASTER"``.
         monotonic_s: seconds.
 
-    Attributes:
-        is_stale: whether the files changed and could not be taken.
-
     Raises:
         TlsFileError: they do not fit.
     """
@@ -59,7 +56,7 @@ class TlsFiles:
         self._look_at_s = monotonic_s() + LOOK_EVERY_S
         self._seen = self._marks()
         self._context = self._read()
-        self.is_stale = False
+        self._is_stale = False
 
     @classmethod
     def of(cls, certificate: Path | None, key: Path | None, role: str) -> "TlsFiles | None":
@@ -69,6 +66,12 @@ class TlsFiles:
             TlsFileError: the files do not fit.
         """
         return cls(certificate, key, role) if certificate and key else None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the files changed and could not be taken; looks, as no client may come anew."""
+        self.context()
+        return self._is_stale
 
     def context(self) -> ssl.SSLContext:
         """Return what the next connection is served with."""
@@ -83,7 +86,7 @@ class TlsFiles:
         try:
             self._context = self._read()
         except TlsFileError as error:
-            self.is_stale = True
+            self._is_stale = True
             _log.error(
                 "tls_files_refused",
                 cause=str(error),
@@ -91,7 +94,7 @@ class TlsFiles:
                 next_step="write both files again; they are looked at with each connection",
             )
         else:
-            self.is_stale = False
+            self._is_stale = False
             _log.info("tls_files_read", certificate=str(self._certificate))
 
     def _marks(self) -> tuple[tuple[int, ...], ...]:
