@@ -20,8 +20,9 @@ class PeerOptions:
 
     Attributes:
         token: of a login.
-        credentials: user name and password, to log in with; used rather than a token.  Without
-            both, the login kept by ``wavry-peer login`` is used.
+        credentials: user name and password, to log in with; used rather than a token, again when
+            the login has ended, and the login ends with the peer.  Without both, the login kept by
+            ``wavry-peer login`` is used.
         home: directory of the peer's files; default: see `wavry_peer.home.identity.default_home`.
         identity: default: the one in `home`, made on first use.
         known_peers: pinned keys; default: those in `home`.

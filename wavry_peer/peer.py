@@ -113,6 +113,7 @@ class Peer:
         try:
             if options.credentials is not None:
                 await gateway.login(*options.credentials, temporary=True)
+                gateway.credentials = options.credentials
                 self._logs_out = True
             elif gateway.token is None:
                 gateway.token = self._stored_token()
@@ -207,6 +208,7 @@ class Peer:
         try:
             if self._logs_out:
                 self._logs_out = False
+                gateway.credentials = None
                 async with asyncio.timeout(LOGOUT_TIMEOUT_S):
                     await gateway.logout()
         except (GatewayError, GatewayUnreachableError, TimeoutError) as error:

@@ -4,6 +4,7 @@ What a peer asks for, it asks for here, so that every answer and every error bel
 question; the WebSocket (`wavry_peer.signaling`) brings the news.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -78,6 +79,9 @@ class GatewayClient:
     ) -> None:
         self.url = url
         self.token = token
+        self.credentials: tuple[str, str] | None = None
+        """User name and password to log in with again, where a program holds them."""
+        self._logging_in = asyncio.Lock()
         self._http = JsonCaller(aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 5.0)))
 
     async def __aenter__(self) -> Self:
@@ -119,6 +123,25 @@ class GatewayClient:
             raise GatewayUnreachableError("the gateway's answer to the login has no token")
         self.token = answer.token
         return SavedLogin(answer.username, answer.token, answer.expires_at)
+
+    async def log_in_again(self, refused_token: str | None) -> bool:
+        """Make a new login in place of one that the gateway has ended, where we hold the password.
+
+        Args:
+            refused_token: of the call that was refused; a newer one was made by somebody else.
+
+        Returns:
+            False where we hold no password.
+
+        Raises:
+            GatewayError, GatewayUnreachableError: as `login`.
+        """
+        if self.credentials is None:
+            return False
+        async with self._logging_in:
+            if self.token == refused_token:
+                await self.login(*self.credentials, temporary=True)
+        return True
 
     async def logout(self) -> None:
         """End the login at the gateway.
@@ -305,6 +328,17 @@ class GatewayClient:
             raise _unreachable(self.url, error) from error
 
     async def _call(
+        self, method: str, path: str, body: api.Body | None, kind: type[Answer] | None
+    ) -> Answer:
+        token = self.token
+        try:
+            return await self._call_once(method, path, body, kind)
+        except GatewayAuthError as error:
+            if error.code != ErrorCode.INVALID_TOKEN or not await self.log_in_again(token):
+                raise
+        return await self._call_once(method, path, body, kind)
+
+    async def _call_once(
         self, method: str, path: str, body: api.Body | None, kind: type[Answer] | None
     ) -> Answer:
         try:

@@ -170,7 +170,7 @@ class SignalingLink:
         try:
             while True:
                 final = await self._serve(socket)
-                if final is not None:
+                if final is not None and not self._may_log_in_again(final):
                     self._end(final)
                     return
                 while True:
@@ -179,8 +179,10 @@ class SignalingLink:
                     try:
                         socket, _ = await self._connect()
                     except GatewayAuthError as error:
-                        self._end(error)
-                        return
+                        if (ended := await self._log_in_again(error)) is not None:
+                            self._end(ended)
+                            return
+                        continue
                     except (GatewayUnreachableError, GatewayError) as error:
                         _log.info("signaling_reconnect_failed", cause=str(error))
                         continue
@@ -190,6 +192,25 @@ class SignalingLink:
             if self._socket is not None:
                 await self._socket.close()
                 self._socket = None
+
+    def _may_log_in_again(self, error: GatewayError) -> bool:
+        return error.code == ErrorCode.INVALID_TOKEN and self._gateway.credentials is not None
+
+    async def _log_in_again(self, error: GatewayAuthError) -> GatewayError | None:
+        """Make a new login where we hold the password; return why the link is over for good."""
+        if not self._may_log_in_again(error):
+            return error
+        try:
+            await self._gateway.log_in_again(self._gateway.token)
+        except GatewayAuthError as refused:
+            return refused
+        except GatewayError as refused:
+            if refused.code == ErrorCode.BANNED:
+                return refused
+            _log.info("login_failed", cause=str(refused))  # A limit or a lockdown: later.
+        except GatewayUnreachableError as refused:
+            _log.info("login_failed", cause=str(refused))
+        return None
 
     async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> GatewayError | None:
         """Read until the connection is lost; return the reason if that is final."""

@@ -229,6 +229,33 @@ async def test_calls_come_again_after_the_connection_was_lost(world: PeerWorld) 
             pass
 
 
+async def test_who_holds_the_password_logs_in_again_when_the_login_has_ended(
+    world: PeerWorld, tmp_path: Path
+) -> None:
+    world.gateway.users["bob"] = PASSWORD
+    options = {"credentials": ("bob", PASSWORD), "home": tmp_path / "bob", "link_times": QUICK}
+    async with wavry_peer.Peer(world.gateway.url, **options) as peer:
+        listener = peer.listen(accept="all")
+        world.gateway.tokens.clear()
+        world.gateway.fail("login", 503, "busy", times=1)  # It tries again.
+        await world.gateway.drop_sockets()
+        await eventually(lambda: "bob" in world.gateway.sockets)
+        async with world.connect("alice", "bob"), await listener.accept():
+            pass
+        # A call over HTTP finds out first, as a renewal does; it is made again.
+        world.gateway.tokens.clear()
+        async with world.listen("carol"):
+            session = await peer.connect("carol")
+            await session.aclose()
+        # The password was changed: that is the end.
+        world.gateway.users["bob"] = "another password"
+        world.gateway.tokens.clear()
+        await world.gateway.drop_sockets()
+        with pytest.raises(wavry_peer.GatewayAuthError):
+            async with asyncio.timeout(5):
+                await listener.accept()
+
+
 async def test_closing_a_listener_ends_its_iteration(world: PeerWorld) -> None:
     async with world.listen("bob") as listener:
         task = asyncio.create_task(_collect(listener))
