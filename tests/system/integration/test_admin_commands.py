@@ -395,6 +395,48 @@ def test_relays_drain_and_undrain_keep_the_reason_in_the_audit(
         assert (last["action"], last["reason"]) == (order, reason)
 
 
+def test_relays_are_enrolled_named_and_removed(system: RunningSystem, tmp_path: Path) -> None:
+    relay_id = str(system.relay["relay_id"])
+    shown = system.ctl_json("relays", "show", relay_id[:16])
+    assert (shown["relay_id"], shown["name"], shown["enrolment"]) == (relay_id, "relay-0", "token")
+    assert system.ctl_json("relays", "rename", "relay-0", "fra-1")["name"] == "fra-1"
+    try:
+        for words in (("drain", "fra-1"), ("undrain", relay_id[4:12]), ("show", "fra-1")):
+            assert system.ctl_json("relays", *words)["relay_id"] == relay_id
+        assert system.ctl_json("blocks", "list", "--relay", "fra-1") == {"blocks": []}
+        assert system.ctl_json("sessions", "list", "--relay", "fra-1")["sessions"] == []
+        assert "fra-1" in system.ctl("relays", "list").stdout
+        file = tmp_path / "new.token"
+        made = system.ctl_json(
+            "relays", "enrol", "--name", "fra-2", "--region", "eu", "--for", "2h",
+            "--output", str(file),
+        )  # fmt: skip
+        assert (made["info"]["name"], made["file"]) == ("fra-2", str(file))
+        assert "token" not in made
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert file.read_text().startswith("wve_")
+        alone = system.ctl("relays", "enrol", "--name", "fra-2")
+        assert alone.stdout.startswith("wve_"), "alone, to be put into a file"
+        assert "before is worth nothing" in alone.stderr
+        waiting = system.ctl_json("relays", "tokens")["enrolments"]
+        assert [one["name"] for one in waiting] == ["fra-2"]
+        assert "worth nothing" in system.ctl("relays", "reject", "fra-2").stdout
+        for words, code, says in (
+            (("enrol", "--name", "fra-1"), 1, "name_taken"),
+            (("enrol", "--name", "rly-1"), 2, "name"),
+            (("show", "nobody"), 1, "unknown_relay"),
+            (("remove", "nobody"), 1, "unknown_relay"),
+            (("approve", "fra-1"), 1, "wrong_state"),
+            (("reject", "fra-1"), 1, "wrong_state"),
+        ):
+            done = system.ctl("relays", *words, check=False)
+            assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+        done = system.ctl("bans", "add", "relay", "nobody", "--reason", "typo", check=False)
+        assert (done.returncode, "unknown_relay" in done.stderr) == (1, True)
+    finally:
+        system.ctl("relays", "rename", relay_id, "relay-0")
+
+
 def test_commands_of_leases_blocks_and_keys_from_afar_with_json(
     system: RunningSystem, tmp_path: Path
 ) -> None:

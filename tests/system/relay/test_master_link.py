@@ -213,6 +213,31 @@ def test_relay_starts_with_its_cached_keys_while_the_master_is_away(
     assert reasons(relay) == ["master_registering"]
 
 
+def test_relay_waits_for_its_token_tells_what_to_do_and_shows_it_until_it_is_in(
+    start: Start, master: FakeMaster, tmp_path: Path
+) -> None:
+    """It asks rarely while it is refused, and reads the file anew each time it asks."""
+    token = tmp_path / "relay.token"
+    master.register_status, master.refusal_code = 403, "relay_not_enrolled"
+    relay = start(WAVRY_RELAY_ENROLMENT_TOKEN_FILE=str(token), WAVRY_RELAY_NAME="fra-1")
+    wait_until(lambda: relay.events("registration_failed"), what="refusal")
+    said = relay.events("registration_failed")[0]
+    assert "relay_not_enrolled: as told" in said["cause"]
+    assert "wavryctl relays enrol" in said["next_step"]
+    assert said["retry_in_s"] >= 5
+    token.touch(mode=0o600)
+    token.write_text("wve_of_the_operator\n")
+    master.register_status = 200
+    wait_until(lambda: master.registered, timeout_s=90, what="registration")
+    facts = master.registered[0]
+    assert (facts["enrolment_token"], facts["name"]) == ("wve_of_the_operator", "fra-1")
+    master.heartbeat_status = 404
+    wait_until(lambda: len(master.registered) > 1, what="another registration")
+    assert "enrolment_token" not in master.registered[-1], "it is used up"
+    assert not relay.events("enrolment_token_unfit"), "a file that is not there yet is no fault"
+    assert "wve_of_the_operator" not in relay.log()
+
+
 def test_key_set_of_another_root_is_refused(start: Start, master: FakeMaster) -> None:
     relay = start()
     wait_until(lambda: is_ready(relay), what="ready")
