@@ -172,7 +172,8 @@ def test_a_wrong_clock_is_named(patient: Patient, tmp_path: Path, name: str, shi
     assert root(answer) == (name, "clock", subject)
     way = "120 s ahead of" if shift_s > 0 else "120 s behind"
     assert way in answer["root"]["evidence"]
-    assert list(failed(answer)) == [f"{subject}: clock"]
+    # The master gives a relay with such a clock nothing new: that follows from it.
+    assert [key for key, cause in failed(answer).items() if not cause] == [f"{subject}: clock"]
 
 
 def test_missing_workers_are_named_without_the_ops_url(patient: Patient) -> None:

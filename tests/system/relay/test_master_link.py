@@ -58,6 +58,11 @@ def test_registration_heartbeats_and_farewell(start: Start, master: FakeMaster) 
     assert list(facts["endpoints"]) == relay.udp
     assert facts["region"] == "eu-test"
     assert facts["max_sessions"] == 100
+    session = uuid.uuid4()
+    with UdpPeer(MINT, "rly-elsewhere", relay.udp[0], session, c.Role.CLIENT) as stranger:
+        assert stranger.ask(stranger.present_datagram()).body == packets.LeaseReject(
+            c.RejectReason.WRONG_RELAY
+        )
     with active_session(relay, MINT) as (client, server):
         client.forward()
         assert server.receive() == (1, b"hello")
@@ -67,6 +72,9 @@ def test_registration_heartbeats_and_farewell(start: Start, master: FakeMaster) 
     assert last["active_sessions"] == 1
     assert list(last["held_kids"]) == [MINT.kid]
     assert (last["keyset_serial"], last["state"]) == (1, "ready")
+    assert last["rejects"] == {"wrong_relay": 1}
+    assert abs(last["clock_ms"] / 1000 - time.time()) < 60
+    assert "disk_failing" not in last
     assert relay.metric("wavry_relay_master_state", state="registered") == 1
     assert relay.metric("wavry_relay_master_heartbeats_total", result="ok") >= 2
     assert relay.stop() == 0

@@ -69,6 +69,8 @@ _NO_ANSWER: Final = ("silent", "closed")
 def _explained_by(relay: RelayFacts, cause: DegradedCause | None) -> str:
     if relay.missed_heartbeat:
         return relay_down(relay)
+    if cause is DegradedCause.CLOCK:
+        return f"{relay.name}: clock"
     unanswered = cause is DegradedCause.PROBES and relay.udp_reach in _NO_ANSWER
     return f"{relay.name}: udp" if unanswered else ""
 

@@ -152,3 +152,24 @@ def test_a_relay_that_pins_the_new_root_reads_the_cache_of_before(
     again = KeyRing(StateDirectory(tmp_path), world.control, NEW_ROOT.public_key)
     again.load_cached()
     assert again.serial == 4
+
+
+def test_a_document_that_the_disk_did_not_take_is_written_when_it_does(
+    world: World, tmp_path: Path
+) -> None:
+    """What heartbeats tell of the disk is `unwritten`."""
+    state = StateDirectory(tmp_path / "state")
+    keys = KeyRing(state, world.control, world.mint.root.public_key)
+    keys.cache_again()
+    blocked = state.path / ".keyset.json.new"
+    blocked.mkdir()
+    keys.accept(document(world.mint, 7))
+    assert state.unwritten == {"keyset.json"}
+    keys.cache_again()
+    assert state.unwritten == {"keyset.json"}
+    blocked.rmdir()
+    keys.cache_again()
+    assert state.unwritten == set()
+    again = ring(world, state.path, world.mint)
+    again.load_cached()
+    assert again.serial == 7
