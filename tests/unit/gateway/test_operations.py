@@ -1,3 +1,6 @@
+import contextlib
+import shutil
+import sqlite3
 import time
 
 import msgspec
@@ -170,3 +173,11 @@ async def test_requests_of_one_user_are_limited(tmp_path, master):
         ann, bob = await running.user("ann"), await running.user("bob")
         assert [(await ann.call("GET", "/v1/sessions"))[0] for _ in range(4)] == [200] * 3 + [429]
         assert (await bob.call("GET", "/v1/sessions"))[0] == 200
+
+
+async def test_each_minute_the_main_file_gets_what_was_written(gateway, tmp_path):
+    await gateway.user("ann")
+    await gateway.gateway._clean()
+    shutil.copy(gateway.gateway.config.data_dir / "gateway.db", tmp_path / "copy.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as db:
+        assert db.execute("SELECT username FROM users").fetchall() == [("ann",)]
