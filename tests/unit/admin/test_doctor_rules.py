@@ -168,6 +168,13 @@ def test_what_is_seen_of_a_relay_names_the_layer(
     assert all(finding.next_step for finding in found if finding.verdict != "ok")
 
 
+def test_relay_that_is_not_enrolled_is_told_how_it_gets_in() -> None:
+    error = "/v1/relays/register: 403 relay_not_enrolled: this relay is not enrolled (request 1)"
+    refused = relay(row(), relay_health(master={**REFUSED, "error": error}))
+    (link,) = [one for one in check_relays(facts(refused)) if one.check == "master link"]
+    assert "wavryctl relays enrol" in link.next_step
+
+
 def test_a_machine_without_ipv6_does_not_blame_a_relay_that_has_it() -> None:
     both = RelayFacts(
         RELAY, row(), udp=(UdpAnswer(ENDPOINT, "ok", 1.0), UdpAnswer("[2001:db8::7]:1", "no_route"))
@@ -261,6 +268,7 @@ def drained(who: str = "ann") -> dict[str, Any]:
         (relay(row(active_sessions=100)), {}, "is full (100 sessions)"),
         (relay(row(), relay_health(shedding=["bandwidth"])), {}, "sheds load (bandwidth)"),
         (relay(row(state="NEW")), {}, "is NEW"),
+        (relay(row(state="PROBATION")), {}, "is in PROBATION"),
         (
             relay(row(state="BANNED")),
             {"bans": BanList(bans=(

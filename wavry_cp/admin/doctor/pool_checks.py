@@ -122,6 +122,12 @@ def _obstacle(relay: RelayFacts, facts: SystemFacts) -> tuple[str, str, str]:
         return f"is DEGRADED: {why}", cause, ""
     if row.state == RelayState.NEW and row.faults:
         return f"is NEW: {row.faults[0].text}", f"{relay.name}: condition", ""
+    if row.state == RelayState.PROBATION:
+        return (
+            "is in PROBATION: nobody enrolled it, so it gets a fiftieth of the sessions at most",
+            "",
+            f"`wavryctl relays approve {relay.name}`, or `relays reject` it",
+        )
     if row.state != RelayState.ACTIVE:
         return f"is {row.state}", "", f"wait for the next heartbeat of {relay.name}"
     if facts.active_kid and facts.active_kid not in row.held_kids:

@@ -8,6 +8,7 @@ tells whether the relay is broken or the network between two of them.
 import re
 from typing import Final
 
+from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.protocol.relay_terms import MasterLinkState, RelayState
 
 from .facts import RelayFacts, SystemFacts
@@ -177,7 +178,8 @@ def _broken_link(relay: RelayFacts, facts: SystemFacts, error: str) -> Finding:
             f"{told}: the master answers, and refuses it",
             f"`wavryctl bans list`; `wavryctl bans lift relay {relay.name}`"
             if banned
-            else f"status {match[1]}: the master's log says why it refuses this relay",
+            else _next_step(error)
+            or f"status {match[1]}: the master's log says why it refuses this relay",
         )
     if facts.master.url is not None and not facts.master.is_reached:
         return _finding(
@@ -195,6 +197,11 @@ def _broken_link(relay: RelayFacts, facts: SystemFacts, error: str) -> Finding:
         "on the relay's host ask the master's /health; check WAVRY_RELAY_MASTER_URL and what "
         "filters between relay and master",
     )
+
+
+def _next_step(error: str) -> str:
+    """Return what the code of a refusal asks for, empty where the error has none that we know."""
+    return next((code.next_step for code in ErrorCode if f" {code.value}:" in error), "")
 
 
 def _link_seen_by_master(relay: RelayFacts, facts: SystemFacts) -> Finding:
