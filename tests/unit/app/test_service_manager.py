@@ -94,6 +94,6 @@ def test_credentials_that_root_owns_are_taken(role: str, tmp_path: Path) -> None
                 assert process.returncode in (1, 2)
                 continue
             assert process.stdout is not None
-            assert b'"serving"' in process.stdout.readline(), ready
+            assert any(b'"serving"' in line for line in process.stdout), ready
             process.terminate()
             assert process.wait(30) == 0
