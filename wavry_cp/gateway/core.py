@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from wavry_cp.gateway.accounts.access import UserAccess
+from wavry_cp.gateway.sessions.events import SessionEvents
 from wavry_cp.gateway.signaling.hub import Hub
 from wavry_cp.operators.refusals import Refusals
 from wavry_peer.service.clock import Clock
@@ -16,7 +17,7 @@ __all__ = ["GatewayCore"]
 
 @dataclass(frozen=True, slots=True)
 class GatewayCore:
-    """Settings, store, connected users, who of them may come in, time, counters, refusals."""
+    """Settings, store, connected users, who of them may come in, time, counters, refusals, news."""
 
     config: GatewayConfig
     store: GatewayStore
@@ -25,3 +26,4 @@ class GatewayCore:
     clock: Clock
     metrics: GatewayMetrics
     refusals: Refusals
+    events: SessionEvents

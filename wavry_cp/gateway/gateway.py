@@ -22,6 +22,7 @@ from wavry_cp.gateway.accounts.changes import KEEP_NAMES_S, AccountChanges
 from wavry_cp.gateway.accounts.passwords import PasswordHasher
 from wavry_cp.gateway.accounts.service import AccountService
 from wavry_cp.gateway.sessions.broker import Broker
+from wavry_cp.gateway.sessions.events import SessionEvents
 from wavry_cp.gateway.sessions.leases import SessionLeases
 from wavry_cp.gateway.sessions.service import SessionService
 from wavry_cp.gateway.signaling.hub import Hub
@@ -100,6 +101,7 @@ class Gateway:
         self.clock = clock
         self.hub = core.hub
         self.refusals = core.refusals
+        self.session_events = core.events
         self.metrics = core.metrics
         self.switches = switches
         self.bans = bans
@@ -230,7 +232,8 @@ async def open_gateway(config: GatewayConfig, clock: Clock | None = None) -> Asy
             metrics = GatewayMetrics()
             access = UserAccess(switches, bans, clock, metrics.banned_refused)
             refusals = Refusals(store, clock, config.trusted_proxy_networks, Folder())
-            core = GatewayCore(config, store, Hub(), access, clock, metrics, refusals)
+            events = SessionEvents(metrics.sessions, clock.now_s)
+            core = GatewayCore(config, store, Hub(), access, clock, metrics, refusals, events)
             gateway = Gateway(core, tokens, switches, bans, tls)
             try:
                 yield gateway

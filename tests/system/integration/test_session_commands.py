@@ -68,6 +68,15 @@ def check_ended(system: RunningSystem, session_id: str, caller: str) -> None:
         if act["target"] == session_id
     ]
     assert ("gateway", "end_session", "case 7") in mine
+    events = system.ctl_json("events", "--limit", "200")["events"]
+    steps = [one["event"] for one in events if one["target"] == session_id]
+    assert steps[:3] == ["called", "accepted", "relayed"]
+    assert {"closed", "end_session"} <= set(steps)
+    assert ("relay", "ACTIVE", system.relay["relay_id"]) in {
+        (one["kind"], one["event"], one["target"]) for one in events
+    }
+    shown = system.ctl("events", "--limit", "200").stdout
+    assert f"session closed {session_id}: {caller} > " in shown
     again = system.ctl("sessions", "end", session_id)
     assert again.returncode == 0, "ordered again it is the same order"
 

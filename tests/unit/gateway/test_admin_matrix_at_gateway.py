@@ -23,6 +23,7 @@ CALLS = (
     ("viewer", "GET", "/v1/admin/audit", None, None),
     ("viewer", "GET", "/v1/admin/switches", None, None),
     ("viewer", "GET", "/v1/admin/sessions", None, None),
+    ("viewer", "GET", "/v1/admin/session-news", None, None),
     ("viewer", "GET", SESSION, None, None),
     ("operator", "POST", f"{SESSION}/end", WHY, "end_session"),
     ("viewer", "GET", BANS, None, None),

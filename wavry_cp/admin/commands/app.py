@@ -25,7 +25,7 @@ from wavry_cp.admin.relay_control import DEFAULT_STATE_DIR, upgrade_relay
 from wavry_peer.service.settings import SettingsError, unknown_text, unknown_variables
 from wavry_peer.service.version import software_version
 
-from .audit import audit
+from .audit import audit, events
 from .backup import backup_app, restore_backup
 from .bans import bans_app
 from .blocks import blocks_app
@@ -67,6 +67,7 @@ app.add_typer(blocks_app, name="blocks")
 app.add_typer(backup_app, name="backup")
 app.command("restore")(restore_backup)
 app.command("audit")(audit)
+app.command("events")(events)
 app.command("relay-mode")(relay_mode)
 app.command("lockdown")(lockdown)
 app.command()(doctor)

@@ -1,10 +1,11 @@
-"""``wavryctl audit``: who did what, of master and gateway in one list."""
+"""``wavryctl audit`` and ``wavryctl events``: who did what, and what happens, of both services."""
 
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -12,21 +13,13 @@ import typer
 from wavry_cp.admin.client import ask_json
 from wavry_cp.admin.durations import duration_s
 from wavry_cp.admin.endpoints import ServiceEndpoints, endpoints_of
-from wavry_cp.admin.output import (
-    EXIT_UNREACHABLE,
-    CommandError,
-    JsonOption,
-    moment,
-    print_json,
-    print_note,
-    print_rows,
-    run,
-)
-from wavry_peer.protocol.http.admin import AuditPage, AuditRow
+from wavry_cp.admin.news_feed import PAGE_ROWS, AskPage, NewsFeed, Page
+from wavry_cp.admin.output import JsonOption, moment, print_json, print_rows, run
+from wavry_peer.protocol.http.admin import AuditPage, AuditRow, SessionNews, SessionNewsPage
+from wavry_peer.protocol.http.relays import RelayNews, RelayNewsPage
 
-__all__ = ["audit"]
+__all__ = ["audit", "events"]
 
-PAGE_ROWS: Final = 1000
 POLL_S: Final = 1.0
 
 
@@ -48,6 +41,20 @@ class AuditLine(msgspec.Struct, frozen=True):
     target: str
     reason: str
     outcome: str
+
+
+class EventLine(msgspec.Struct, frozen=True):
+    """One event; `target` is the id of the session or relay, or what an act was about."""
+
+    at: int
+    service: str
+    kind: Literal["act", "session", "relay"]
+    event: str
+    target: str
+    detail: str
+
+
+Line = TypeVar("Line", AuditLine, EventLine)
 
 
 def audit(
@@ -84,83 +91,151 @@ def audit(
     """
 
     async def work() -> None:
-        reader = _Reader(endpoints_of(context), since, limit, only)
-        lines = await reader.next()
-        if not follow:
-            _print_list(lines, as_json=json)
-            return
-        while True:
-            for line in lines:
-                _print_line(line, as_json=json)
-            await asyncio.sleep(POLL_S)
-            lines = await reader.next(patient=True)
+        endpoints = endpoints_of(context)
+        part = "" if only is None else f"&only={only.value}"
+        from_s = "" if since is None else f"&since={max(0, int(time.time()) - since)}"
+        feed = NewsFeed(audit_logs(endpoints, part), f"limit={limit}{from_s}")
+        if follow:
+            await _follow(feed, _told, as_json=json)
+        _print_list(await feed.next(), as_json=json)
 
     run(work, as_json=json)
 
 
-class _Reader:
-    """Reads both logs on from where it stopped."""
+def events(
+    context: typer.Context,
+    limit: Annotated[
+        int, typer.Option(min=1, max=200, help="Most events of each kind, the last ones.")
+    ] = 20,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on and print each new one; Ctrl-C ends it.")
+    ] = False,
+    json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Show what happens: sessions that begin, move and end, states of relays, acts and refusals.
 
-    def __init__(
-        self,
-        endpoints: ServiceEndpoints,
-        since_s: int | None,
-        limit: int,
-        only: AuditPartOption | None,
-    ) -> None:
-        self._urls = {"master": endpoints.need_master(), "gateway": endpoints.need_gateway()}
-        self._token = endpoints.admin_token()
-        self._since = "" if since_s is None else f"&since={max(0, int(time.time()) - since_s)}"
-        self._only = "" if only is None else f"&only={only.value}"
-        self._limit = limit
-        self._after: dict[str, int] = {}
-        self._missing: set[str] = set()
+    The ids are those that `sessions show`, `relays show` and `leases revoke` take. Sessions are
+    told from memory: a gateway that was started again knows only what came after.
+    With --follow and --json each event is one line.
 
-    async def next(self, *, patient: bool = False) -> list[AuditLine]:
-        """Return what is new, by time.
+    Examples:
+      wavryctl events
 
-        Raises:
-            CommandError: a service refuses, or (unless `patient`) cannot be reached.
-        """
-        found = await asyncio.gather(
-            *(self._service(service, patient=patient) for service in self._urls)
-        )
-        lines = [line for some in found for line in some]
-        return sorted(lines, key=lambda line: (line.at, line.service, line.id))
+      wavryctl events --follow --json
+    """
 
-    async def _service(self, service: str, *, patient: bool) -> list[AuditLine]:
-        rows: list[AuditRow] = []
-        try:
-            first = service not in self._after
-            rows += await self._page(service, first=first)
-            while not first and len(rows) % PAGE_ROWS == 0 and rows:
-                page = await self._page(service, first=False)
-                rows += page
-                if not page:
-                    break
-            self._missing.discard(service)
-        except CommandError as error:
-            if not patient or error.exit_code != EXIT_UNREACHABLE:
-                raise
-            if service not in self._missing:
-                self._missing.add(service)
-                print_note(f"{error}; waiting for it")
-        return [_line(service, row) for row in rows]
+    async def work() -> None:
+        endpoints = endpoints_of(context)
+        feed = NewsFeed(_all_logs(endpoints), f"limit={limit}")
+        if follow:
+            await _follow(feed, _told_event, as_json=json)
+        lines = await feed.next()
+        if json:
+            print_json({"events": lines})
+            return
+        for line in lines:
+            _print_line(line, _told_event, as_json=False)
 
-    async def _page(self, service: str, *, first: bool) -> tuple[AuditRow, ...]:
-        query = f"limit={self._limit}{self._since}"
-        if not first:
-            query = f"limit={PAGE_ROWS}&after={self._after[service]}"
-        page = await ask_json(
-            service,
-            self._urls[service],
-            f"/v1/admin/audit?{query}{self._only}",
-            AuditPage,
-            token=self._token,
-        )
-        last = page.entries[-1].id if page.entries else 0
-        self._after[service] = max(last, self._after.get(service, 0))
-        return page.entries
+    run(work, as_json=json)
+
+
+async def _follow(feed: NewsFeed[Line], told: Callable[[Line], str], *, as_json: bool) -> NoReturn:
+    lines = await feed.next()
+    while True:
+        for line in lines:
+            _print_line(line, told, as_json=as_json)
+        await asyncio.sleep(POLL_S)
+        lines = await feed.next(patient=True)
+
+
+def audit_logs(endpoints: ServiceEndpoints, part: str = "") -> dict[str, AskPage[AuditLine]]:
+    """Return the audit logs of both services."""
+    urls = {"master": endpoints.need_master(), "gateway": endpoints.need_gateway()}
+    token = endpoints.admin_token()
+
+    def log_of(service: str) -> AskPage[AuditLine]:
+        last = 0
+
+        async def ask(query: str) -> Page[AuditLine]:
+            nonlocal last
+            path = f"/v1/admin/audit?{query}{part}"
+            page = await ask_json(service, urls[service], path, AuditPage, token=token)
+            last = page.entries[-1].id if page.entries else last
+            return [_line(service, row) for row in page.entries], f"after={last}"
+
+        return ask
+
+    return {service: log_of(service) for service in urls}
+
+
+def _all_logs(endpoints: ServiceEndpoints) -> dict[str, AskPage[EventLine]]:
+    gateway, master = endpoints.need_gateway(), endpoints.need_master()
+    token = endpoints.admin_token()
+    last = 0
+
+    async def sessions(query: str) -> Page[EventLine]:
+        path = f"/v1/admin/session-news?{query}"
+        page = await ask_json("gateway", gateway, path, SessionNewsPage, token=token)
+        end = page.news[-1].number if page.news else page.last
+        return [_session_event(one) for one in page.news], f"log={page.log_id}&after={end}"
+
+    async def relays(query: str) -> Page[EventLine]:
+        nonlocal last
+        path = f"/v1/admin/relay-news?{query.replace(f'limit={PAGE_ROWS}', 'limit=200')}"
+        page = await ask_json("master", master, path, RelayNewsPage, token=token)
+        last = page.news[-1].id if page.news else last
+        return [_relay_event(one) for one in page.news], f"after={last}"
+
+    def acts_of(ask: AskPage[AuditLine]) -> AskPage[EventLine]:
+        async def acts(query: str) -> Page[EventLine]:
+            page, following = await ask(query)
+            return [_act_event(line) for line in page], following
+
+        return acts
+
+    audited = {name: acts_of(ask) for name, ask in audit_logs(endpoints).items()}
+    return {**audited, "sessions": sessions, "relays": relays}
+
+
+def _session_event(one: SessionNews) -> EventLine:
+    over = f", relay {one.relay_id}" if one.relay_id else ""
+    return EventLine(
+        one.at,
+        "gateway",
+        "session",
+        one.event,
+        one.session_id,
+        f"{one.caller} > {one.callee}{over}",
+    )
+
+
+def _relay_event(one: RelayNews) -> EventLine:
+    why = f": {one.text}" if one.text else ""
+    return EventLine(
+        one.at,
+        "master",
+        "relay",
+        one.after,
+        one.relay_id,
+        f"{one.name}, {one.before or 'new'}{why}",
+    )
+
+
+def _act_event(line: AuditLine) -> EventLine:
+    why = f" ({line.reason})" if line.reason else ""
+    return EventLine(
+        line.at, line.service, "act", line.action, line.target, f"{line.who}{why}: {line.outcome}"
+    )
+
+
+def _told_event(line: EventLine) -> str:
+    return f"{line.service} {line.kind} {line.event} {line.target}: {line.detail}"
+
+
+def _told(line: AuditLine) -> str:
+    why = f" ({line.reason})" if line.reason else ""
+    return f"{line.service} {line.who} {line.action} {line.target}{why}: {line.outcome}"
 
 
 def _line(service: str, row: AuditRow) -> AuditLine:
@@ -184,12 +259,7 @@ def _print_list(lines: list[AuditLine], *, as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _print_line(line: AuditLine, *, as_json: bool) -> None:
-    if as_json:
-        text = msgspec.json.encode(line).decode()
-    else:
-        why = f" ({line.reason})" if line.reason else ""
-        what = f"{line.who} {line.action} {line.target}{why}: {line.outcome}"
-        text = f"{moment(line.at)} {line.service} {what}"
+def _print_line(line: Line, told: Callable[[Line], str], *, as_json: bool) -> None:
+    text = msgspec.json.encode(line).decode() if as_json else f"{moment(line.at)} {told(line)}"
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

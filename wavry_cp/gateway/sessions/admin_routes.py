@@ -9,7 +9,7 @@ from wavry_cp.app.refusal import RefusedError
 from wavry_cp.app.routes import CallerKind, Route, caller_of
 from wavry_cp.gateway.gateway import Gateway
 from wavry_cp.operators.audit import AuditEntry, attempted
-from wavry_peer.protocol.http.admin import CallInfo, CallPage, Order
+from wavry_peer.protocol.http.admin import CallInfo, CallPage, Order, SessionNews, SessionNewsPage
 from wavry_peer.protocol.http.codes import ErrorCode
 
 from .routes import session_id_of
@@ -47,6 +47,32 @@ async def _end(gateway: Gateway, request: web.Request, order: Order) -> CallInfo
     return _info(*await gateway.sessions.numbered(session_id))
 
 
+async def _news(gateway: Gateway, request: web.Request) -> SessionNewsPage:
+    events = gateway.session_events
+    limit = limit_of(request, DEFAULT_ROWS, MAX_ROWS)
+    after = number_of(request, "after")
+    if after is None:
+        after = max(0, events.last - limit)
+    elif request.query.get("log") != events.log_id:
+        after = 0
+    return SessionNewsPage(
+        log_id=events.log_id,
+        last=events.last,
+        news=tuple(
+            SessionNews(
+                number=one.number,
+                at=one.at_s,
+                event=one.event,
+                session_id=one.session.session_id,
+                caller=one.session.caller,
+                callee=one.session.callee,
+                relay_id=one.session.relay_id,
+            )
+            for one in events.after(after, limit)
+        ),
+    )
+
+
 def _state(request: web.Request) -> SessionState | None:
     text = request.query.get("state")
     for state in STATES:
@@ -74,6 +100,16 @@ def _info(number: int, session: CallSession) -> CallInfo:
 
 
 SESSION_ADMIN_ROUTES: Final = (
+    Route[Gateway](
+        "GET",
+        "/v1/admin/session-news",
+        (CallerKind.VIEWER,),
+        _news,
+        "Tell what happened to sessions lately: behind `after`, or the newest.",
+        query=("log", "after", "limit"),
+        answer=SessionNewsPage,
+        errors=(ErrorCode.INVALID_QUERY,),
+    ),
     Route[Gateway](
         "GET",
         "/v1/admin/sessions",

@@ -50,6 +50,7 @@ class SessionLeases:
         self._access = core.access
         self._clock = core.clock
         self._metrics = core.metrics
+        self._events = core.events
         self._broker = broker
         self._limit = RateLimiter.per_minute(
             config.relay_requests_per_minute, config.relay_requests_burst
@@ -167,7 +168,7 @@ class SessionLeases:
             raise RefusedError(
                 ErrorCode.UNKNOWN_SESSION, "you have no such session; make a new call"
             )
-        self._metrics.sessions.labels("moved" if changed[0].relay_id else "relayed").inc()
+        self._events.note("moved" if changed[0].relay_id else "relayed", changed[1])
         other = sessions.other_user(session, username)
         other_role = sessions.role_of(session, other)
         if len(self._fresh) < MAX_SHARED:
@@ -193,7 +194,7 @@ class SessionLeases:
             raise RefusedError(
                 ErrorCode.UNKNOWN_SESSION, "you have no such session; make a new call"
             )
-        self._metrics.sessions.labels("renewed").inc()
+        self._events.note("renewed", changed[1])
         return changed[1]
 
     def _check_limit(self, username: str, session_id: SessionKey) -> None:

@@ -45,6 +45,7 @@ class SessionService:
         self._hub = core.hub
         self._clock = core.clock
         self._metrics = core.metrics
+        self._events = core.events
         self._new_id = new_id
         self._pending = PendingAllowances()
         self._call_limit = RateLimiter.per_minute(config.calls_per_minute, config.calls_burst)
@@ -75,7 +76,7 @@ class SessionService:
             raise _offline()
         if not await self._store.add_session(session, self._config.call_limits):
             raise self._limited("too many calls wait for an answer; end one first", 5.0)
-        self._metrics.sessions.labels("called").inc()
+        self._events.note("called", session)
         try:
             self._pass_on(session, caller, offer)
         except RefusedError:
@@ -191,7 +192,7 @@ class SessionService:
             raise _unknown()
         before, after = changed
         if before.state != "closed":
-            self._metrics.sessions.labels("closed").inc()
+            self._events.note("closed", after)
             for username in (after.caller, after.callee):
                 self._hub.deliver(username, Bye(session_id=session_id))
         return after
@@ -207,7 +208,7 @@ class SessionService:
                 username, now_s=self._clock.now_s(), limit=ENDED_AT_ONCE
             )
             for session in closed:
-                self._metrics.sessions.labels("closed").inc()
+                self._events.note("closed", session)
                 other = sessions.other_user(session, username)
                 self._hub.deliver(other, Bye(session_id=session.session_id))
 
@@ -215,7 +216,7 @@ class SessionService:
         """Close sessions whose time is over and tell both users, as for a ban; return how many."""
         closed = await self._store.expire_sessions(now_s=self._clock.now_s(), limit=1000)
         for session in closed:
-            self._metrics.sessions.labels("expired").inc()
+            self._events.note("expired", session)
             for username in (session.caller, session.callee):
                 self._hub.deliver(username, Bye(session_id=session.session_id))
         return len(closed)
@@ -286,7 +287,7 @@ class SessionService:
         before, after = changed
         if before.state == "pending":
             self._pending.forget(session_id)
-            self._metrics.sessions.labels("accepted").inc()
+            self._events.note("accepted", after)
             # A caller who came over HTTP need not be online: he reads the state of the session.
             self._hub.deliver(after.caller, _signed(answer, username, after))
         return after
@@ -297,13 +298,13 @@ class SessionService:
                 ErrorCode.NOT_CALLED_USER, "only the called user can refuse; send BYE"
             )
         if await self._close(session.session_id):
-            self._metrics.sessions.labels("refused").inc()
+            self._events.note("refused", session)
             self._hub.deliver(session.caller, _signed(message, username, session))
 
     async def _end(self, session_id: SessionKey, username: str) -> None:
         session = await self._close(session_id)
         if session is not None:
-            self._metrics.sessions.labels("closed").inc()
+            self._events.note("closed", session)
             other = sessions.other_user(session, username)
             self._hub.deliver(other, Bye(from_username=username, session_id=session_id))
 

@@ -37,6 +37,15 @@ class HistoryStore(Protocol):
         """Return the newest changes of a relay, the oldest of these first."""
         ...
 
+    async def changes_after(
+        self, after: int | None, limit: int
+    ) -> Sequence[tuple[int, StateChange]]:
+        """Return changes of all relays with their numbers: the oldest behind `after`, or the last.
+
+        Numbers grow by the order of writing.
+        """
+        ...
+
     async def last_changes(self) -> Sequence[StateChange]:
         """Return the newest change of each relay."""
         ...

@@ -72,6 +72,19 @@ class HistorySqlite:
 
         return await self._database.run(read)
 
+    async def changes_after(
+        self, after: int | None, limit: int
+    ) -> Sequence[tuple[int, StateChange]]:
+        """See `HistoryStore`."""
+        order = "DESC" if after is None else "ASC"
+        sql = f"SELECT id, {_COLUMNS} FROM relay_history WHERE id > ? ORDER BY id {order} LIMIT ?"  # noqa: S608  # constants
+
+        def read(db: sqlite_utils.Database) -> list[tuple[int, StateChange]]:
+            rows = db.execute(sql, (after or 0, limit)).fetchall()
+            return sorted((row[0], StateChange(*row[1:])) for row in rows)
+
+        return await self._database.run(read)
+
     async def last_changes(self) -> Sequence[StateChange]:
         """See `HistoryStore`."""
 

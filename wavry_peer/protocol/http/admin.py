@@ -30,6 +30,8 @@ __all__ = [
     "RelayBlock",
     "RevokeTokenRequest",
     "RotateTokenRequest",
+    "SessionNews",
+    "SessionNewsPage",
     "SwitchInfo",
     "SwitchList",
     "SwitchRequest",
@@ -104,6 +106,29 @@ class CallPage(Body, frozen=True, kw_only=True):
     """
 
     sessions: tuple[CallInfo, ...]
+
+
+class SessionNews(Body, frozen=True, kw_only=True):
+    """One step of a session; `event` is ``called``, ``accepted``, ``relayed``, ``closed`` or so."""
+
+    number: int
+    at: int
+    event: str
+    session_id: str
+    caller: str
+    callee: str
+    relay_id: str | None = None
+
+
+class SessionNewsPage(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/session-news?log=ID&after=NUMBER&limit=N``: those behind `after`.
+
+    Numbers begin anew with another `log_id`: the gateway was started again.
+    """
+
+    log_id: str
+    last: int
+    news: tuple[SessionNews, ...]
 
 
 class LeaseInfo(Body, frozen=True, kw_only=True):

@@ -17,6 +17,8 @@ __all__ = [
     "EnrolmentRequest",
     "NewEnrolment",
     "RelayHistory",
+    "RelayNews",
+    "RelayNewsPage",
     "RelayRemoved",
     "RelayStateChange",
     "RenameRequest",
@@ -90,6 +92,24 @@ class RelayHistory(Body, frozen=True, kw_only=True):
     relay_id: str
     name: str
     changes: tuple[RelayStateChange, ...]
+
+
+class RelayNews(Body, frozen=True, kw_only=True):
+    """A change of state of any relay; `id` grows by the order of writing."""
+
+    id: int
+    at: int
+    relay_id: str
+    name: str
+    before: str
+    after: str
+    text: str
+
+
+class RelayNewsPage(Body, frozen=True, kw_only=True):
+    """``GET /v1/admin/relay-news?after=ID&limit=N``: those behind `after`, or the last ones."""
+
+    news: tuple[RelayNews, ...]
 
 
 class RelayRemoved(Body, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ _ROUTE: Final = route(
     "/v1/admin/users", "/v1/admin/users/{username}", "/v1/admin/users/{username}/reset",
     "/v1/admin/users/{username}/logout", "/v1/admin/users/{username}/delete",
     "/v1/admin/sessions", "/v1/admin/sessions/{session_id}", "/v1/admin/sessions/{session_id}/end",
-    "/v1/admin/status", "/v1/admin/audit",
+    "/v1/admin/session-news", "/v1/admin/status", "/v1/admin/audit",
     "/v1/admin/switches", "/v1/admin/switches/{switch}", "/v1/admin/bans", "/v1/admin/bans/lift",
 )  # fmt: skip
 _FRAME_FAULTS: Final = (

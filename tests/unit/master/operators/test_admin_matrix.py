@@ -43,6 +43,7 @@ CALLS = (
     Call("viewer", "GET", "/v1/relays/{relay}", also_service=True),
     Call("viewer", "GET", "/v1/relays/{relay}/history", also_service=True),
     Call("viewer", "GET", "/v1/admin/leases"),
+    Call("viewer", "GET", "/v1/admin/relay-news"),
     Call("viewer", "GET", "/v1/admin/revocations"),
     Call("viewer", "GET", "/v1/admin/keys"),
     Call("viewer", "GET", "/v1/admin/keys/status"),
