@@ -42,6 +42,8 @@ from .tally import LeaseTally
 __all__ = ["LeaseService", "Vetoes"]
 
 _RANDOM: Final = random.SystemRandom()  # nobody may foretell the next relay
+_LEFT_BY_WHO_ASKS: Final = frozenset({RelayState.DRAINING, RelayState.DEGRADED})
+"""A session whose peers ask for a relay goes elsewhere from these, where there is another one."""
 _ATTEMPTS: Final = 4
 """Each failed attempt means that another call of the same session succeeded meanwhile."""
 
@@ -232,8 +234,8 @@ class LeaseService:
             random=self._pick,
         )
         if stays and stay_at is not None:
-            draining = self._registry.state(stay_at, monotonic_s) is RelayState.DRAINING
-            if choice is None or not draining:
+            leaves = self._registry.state(stay_at, monotonic_s) in _LEFT_BY_WHO_ASKS
+            if choice is None or not leaves:
                 return stay_at, None if choice is None else choice.relay_id
         if choice is None:
             raise RefusedError(

@@ -164,9 +164,25 @@ async def test_a_relay_that_begins_to_drop_is_found_gets_nothing_new_and_comes_b
     assert set(await pool.shares(40)) == {"honest"}
     renewed = await pool.master.post("/v1/leases/renew", session, token="service")
     assert renewed.status == 200
+    # Who asks for a relay, as peers do whose packets do not arrive, is given another one.
+    moved = await pool.master.post(
+        "/v1/leases", {**PARTIES, "session_id": session["session_id"]}, token="service"
+    )
+    assert moved.body["relay"]["relay_id"] == pool.members["honest"].http.relay_id
     dropper.udp.behaviour = SimulatedRelay()
     await pool.until("dropper", is_state("ACTIVE"))
     assert (await pool.shares(60))["dropper"] > 10
+
+
+async def test_each_endpoint_is_reached_by_a_session_of_its_own_ipv6_too(pool):
+    async with UdpRelay.running() as four, UdpRelay.running(host="::1") as six:
+        six.behaviour = SimulatedRelay(passes=nothing)
+        await pool.join("dual", endpoints=(four.endpoint, six.endpoint))
+        await pool.until("dual", lambda row: six.endpoint in row["faults"][0]["text"])
+        assert (await pool.row("dual"))["state"] == "NEW"
+        six.behaviour = SimulatedRelay()
+        await pool.until("dual", is_state("ACTIVE"))
+        assert four.behaviour.released == six.behaviour.released == set(c.Role)
 
 
 async def test_lost_datagrams_do_not_make_a_relay_flap(pool):
@@ -248,6 +264,31 @@ async def test_a_master_that_begins_again_gives_relays_at_once_and_probes_them_a
             history = (await again.get(f"{path}/history", token="service")).body["changes"]
     assert [change["after"] for change in history][-2:] == ["ACTIVE", "DEGRADED"]
     assert "forwards nothing" in history[-1]["text"]
+
+
+async def test_strangers_that_no_session_gets_through_get_none(tmp_path):
+    """25 come in by the open door with addresses that lead nowhere, and say they are idle."""
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        running_master(tmp_path, probe_interval_ms=INTERVAL_MS, open_enrolment=True) as master,
+    ):
+        pool = Pool(master, stack)
+        await pool.join("honest", load_pct=60.0, active_sessions=600)
+        admitted = []
+        for number in range(25):
+            stranger = FakeRelay(
+                master, endpoints=(f"192.0.2.{number + 1}:4500",), max_sessions=10_000_000
+            )
+            challenge = await stranger.challenge(None)
+            if challenge.status == 200 and (await stranger.verify(challenge.body)).status == 201:
+                await stranger.heartbeat(load_pct=0.0)
+                admitted.append(stranger.relay_id)
+        await pool.until("honest", is_state("ACTIVE"))
+        assert await pool.shares(200) == {"honest": 200}
+        rows = (await master.get("/v1/relays", token="service")).body["relays"]
+        states = {row["relay_id"]: row["state"] for row in rows}
+        assert {states[relay_id] for relay_id in admitted} == {"NEW"}
+        assert 1 <= len(admitted) < 25  # Of one network.
 
 
 async def test_the_share_that_liars_get(pool):
