@@ -29,9 +29,10 @@ from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.keys.files import DOCUMENT_FILE, init_keys, load_keys
 from wavry_peer.protocol.http.api import RelayList
 from wavry_peer.protocol.http.ops import RelayHealth
-from wavry_peer.protocol.http.relays import EnrolmentRequest, NewEnrolment
 from wavry_peer.protocol.relay_terms import RelayState
 from wavry_peer.service.settings import SettingsError, describe, read_settings_file
+
+from .enrolment import enrol_relays, token_path, write_private
 
 __all__ = ["DevSystem", "run_dev_system", "say_slow_engine"]
 
@@ -135,7 +136,8 @@ class DevSystem:
             },
         )
         master_url = str(master.ready["url"])
-        await self._enrol_relays(master_url, admin_token.read_text().strip())
+        names = tuple(f"relay-{index}" for index in range(self.relays))
+        await enrol_relays(self.directory, master_url, admin_token.read_text().strip(), names)
         gateway, *relays = await asyncio.gather(
             self._spawn(
                 "gateway",
@@ -219,32 +221,13 @@ class DevSystem:
                 "WAVRY_RELAY_WORKERS": str(self.workers),
                 "WAVRY_RELAY_MASTER_URL": master_url,
                 "WAVRY_RELAY_ROOT_KEY": root_public_key,
-                "WAVRY_RELAY_ENROLMENT_TOKEN_FILE": str(self.directory / f"relay-{index}.token"),
+                "WAVRY_RELAY_ENROLMENT_TOKEN_FILE": str(
+                    token_path(self.directory, f"relay-{index}")
+                ),
                 "WAVRY_RELAY_STATE_DIR": str(self.directory / f"relay-{index}"),
                 "WAVRY_RELAY_DRAIN_TIMEOUT_S": DRAIN_TIMEOUT_S,
             },
         )
-
-    async def _enrol_relays(self, master_url: str, admin_token: str) -> None:
-        """Make a token for each relay that the master does not know from an earlier run."""
-        known = await ask_json("master", master_url, "/v1/relays", RelayList, token=admin_token)
-        named = {relay.name for relay in known.relays}
-        for index in range(self.relays):
-            name = f"relay-{index}"
-            if name in named:
-                continue
-            made = await ask_json(
-                "master",
-                master_url,
-                "/v1/admin/enrolments",
-                NewEnrolment,
-                method="POST",
-                token=admin_token,
-                body=EnrolmentRequest(name=name, reason="wavryctl dev up"),
-            )
-            path = self.directory / f"{name}.token"
-            path.unlink(missing_ok=True)
-            _write_private(path, made.token)
 
     async def launch(
         self, log: Path, command: Sequence[str], environment: Mapping[str, str]
@@ -278,7 +261,7 @@ class DevSystem:
     def _token_file(self, name: str) -> Path:
         path = self.directory / name
         if not path.exists():
-            _write_private(path, secrets.token_urlsafe(32))
+            write_private(path, secrets.token_urlsafe(32))
         return path
 
     async def _spawn(self, name: str, module: list[str], settings: dict[str, str]) -> _Service:
@@ -337,12 +320,6 @@ class DevSystem:
         partial = path.with_suffix(".tmp")
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=2) + b"\n")
         partial.replace(path)
-
-
-def _write_private(path: Path, line: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(line + "\n")
 
 
 async def _until(condition: Callable[[], bool], service: _Service) -> None:
