@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,10 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
-import pytest
 from support.control.gateway import (
     PASSWORD,
-    GatewayProcess,
     eventually,
     gateway_process,
     http_call,
@@ -112,9 +108,6 @@ async def test_a_gateway_is_restored_with_every_account_answered_before_its_back
 
     data = new / "data"
     where = ("--data-dir", data, *options)
-    assert refused("restore", file, "--data-dir", old / "data", *options)["error"] == (
-        "would_replace"
-    )
     assert done("restore", file, *where)["service"] == "gateway"
     assert {path.stat().st_mode & 0o077 for path in (data, *data.iterdir())} == {0}
     with gateway_process(new, "http://127.0.0.1:1", limits) as process:
@@ -196,30 +189,6 @@ async def test_a_master_is_restored_with_its_keys_tokens_settings_and_leases(tmp
 def log_id(data: Path) -> str:
     with contextlib.closing(sqlite3.connect(data / "master.db")) as db:
         return str(db.execute("SELECT log_id FROM revocation_log").fetchone()[0])
-
-
-def test_a_restore_that_is_killed_is_finished_by_the_same_command(tmp_path):
-    data, file = tmp_path / "data", tmp_path / "b"
-    with gateway_process(tmp_path / "old", "http://127.0.0.1:1") as process:
-        options = ("--passphrase-file", secret(tmp_path))
-        done("backup", file, "--data-dir", process.data_dir, *options)
-    done("restore", file, "--data-dir", data, *options)
-    # As a kill between two names leaves it.
-    (data / "restore-unfinished").touch()
-    (data / "gateway.db").rename(data / ".restoring-gateway.db")
-    target = tmp_path / "service"
-    shutil.copytree(data, target / "data")
-    gateway = GatewayProcess(target, "http://127.0.0.1:1")
-    with pytest.raises(AssertionError, match="was cut off"):
-        gateway.start()
-    done("restore", file, "--data-dir", target / "data", *options)
-    gateway.start()
-    assert gateway.process is not None
-    gateway.process.send_signal(signal.SIGTERM)
-    assert gateway.process.wait(timeout=15) == 0
-    assert {path.name for path in (target / "data").iterdir()} == {
-        "gateway.db", "gateway.marker", "in-use.lock",
-    }  # fmt: skip
 
 
 def test_a_used_directory_that_meets_an_empty_database_is_told_until_it_is_back(tmp_path):

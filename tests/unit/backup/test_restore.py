@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from nacl.pwhash import argon2id
 
-from wavry_cp.app.directory_lock import DirectoryInUseError, held_directory
+from wavry_cp.app.directory_lock import (
+    UNFINISHED_FILE,
+    DirectoryInUseError,
+    UnfinishedRestoreError,
+    data_directory,
+    held_directory,
+)
 from wavry_cp.backup.contents import Places
 from wavry_cp.backup.making import Lock, make_backup
 from wavry_cp.backup.restoring import RestoreRefusedError, restore
@@ -79,6 +85,24 @@ async def test_what_is_in_the_way_is_named_and_kept(data, tmp_path, name):
     left = content(new)
     left.pop("in-use.lock")
     assert left == {name: b"of somebody"}
+
+
+async def test_a_restore_that_is_killed_is_finished_by_the_same_one(data, tmp_path):
+    file, new = backed_up(data), tmp_path / "new"
+    restored(file, new)
+    # As a kill between two names leaves it.
+    (new / UNFINISHED_FILE).touch()
+    (new / "gateway.db").rename(new / ".restoring-gateway.db")
+    held = data_directory(new, "wavry-gateway", "WAVRY_GATEWAY_DATA_DIR")
+    with pytest.raises(UnfinishedRestoreError, match="was cut off"), held:
+        pass
+    restored(file, new)
+    with data_directory(new, "wavry-gateway", "WAVRY_GATEWAY_DATA_DIR"):
+        store = await SqliteGatewayStore.open(new / "gateway.db")
+        assert (await store.count_users(), store.warning) == (1, "")
+        await store.close()
+    names = {path.name for path in new.iterdir()}
+    assert names == {"gateway.db", "gateway.marker", "in-use.lock"}
 
 
 async def test_a_service_that_runs_keeps_its_directory(data, tmp_path):
