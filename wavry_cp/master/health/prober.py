@@ -141,8 +141,11 @@ class RelayProber:
         return max(0.01, min((*waits_s, IDLE_S)))
 
     def _ended(self, relay_id: str, _task: asyncio.Task[None]) -> None:
+        was_full = len(self._running) >= MAX_AT_ONCE
         del self._running[relay_id]
-        self._wake.set()
+        wait_s = self._due_s.get(relay_id, 0.0) - self._clock.monotonic_s()
+        if was_full or wait_s < IDLE_S:  # Else it is looked at in time anyway.
+            self._wake.set()
 
     async def _probe(self, target: ProbeTarget, sockets: ProbeSockets) -> None:
         now_s = self._clock.monotonic_s()

@@ -202,10 +202,13 @@ class RelayRegistry(RelayPool):
             return self._probe_interval_s
         status = relay.status
         is_full = status is not None and status.active_sessions >= relay.record.max_sessions
+        condition = relay.condition
+        before = condition.is_reached, condition.faults()
         for outcome in outcomes:
-            relay.condition.take_probe(outcome, is_full=is_full)
+            condition.take_probe(outcome, is_full=is_full)
         await self._note_reached(relay_id)
-        self._tell(self.on_state, relay_id)
+        if before != (condition.is_reached, condition.faults()):
+            self._tell(self.on_state, relay_id)
         return relay.condition.verdict.next_in_s(self._probe_interval_s)
 
     async def _note_reached(self, relay_id: str) -> None:
