@@ -73,19 +73,19 @@ class PlainProgress(NoProgress):
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self._shown: tuple[int, str] | None = None
-        self._shown_at_s = 0.0
+        self._shown: dict[str, tuple[int, str, float]] = {}
 
     def show(self, relay: RelayInfo, seconds: float) -> None:
         """Print the line."""
-        now = (relay.active_sessions, _word(relay))
-        if now != self._shown or seconds - self._shown_at_s >= PLAIN_EVERY_S:
-            self._shown, self._shown_at_s = now, seconds
-            self._console.print(f"{relay.relay_id}: {now[0]} sessions left, {now[1]}")
+        left, word = relay.active_sessions, _word(relay)
+        shown = self._shown.get(relay.relay_id)
+        if shown is None or shown[:2] != (left, word) or seconds - shown[2] >= PLAIN_EVERY_S:
+            self._shown[relay.relay_id] = (left, word, seconds)
+            self._console.print(f"{relay.relay_id}: {left} sessions left, {word}")
 
 
 class BarProgress(NoProgress):
-    """A bar on a terminal."""
+    """A bar for each relay on a terminal."""
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -96,8 +96,7 @@ class BarProgress(NoProgress):
             console=Console(stderr=True),
             transient=True,
         )
-        self._task: TaskID | None = None
-        self._most = 1
+        self._bars: dict[str, tuple[TaskID, int]] = {}
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -108,13 +107,14 @@ class BarProgress(NoProgress):
 
     def show(self, relay: RelayInfo, seconds: float) -> None:  # noqa: ARG002  # the bar has a clock
         """Move the bar."""
-        left = relay.active_sessions
-        self._most = max(self._most, left)
-        word = _word(relay)
-        if self._task is None:
-            self._task = self._bar.add_task(relay.relay_id, total=self._most, left=left, word=word)
-        done = self._most - left
-        self._bar.update(self._task, total=self._most, completed=done, left=left, word=word)
+        left, word = relay.active_sessions, _word(relay)
+        if relay.relay_id not in self._bars:
+            task = self._bar.add_task(relay.relay_id, total=1, left=left, word=word)
+            self._bars[relay.relay_id] = (task, 1)
+        task, most = self._bars[relay.relay_id]
+        most = max(most, left)
+        self._bars[relay.relay_id] = (task, most)
+        self._bar.update(task, total=most, completed=most - left, left=left, word=word)
 
 
 def _word(relay: RelayInfo) -> str:
@@ -124,7 +124,7 @@ def _word(relay: RelayInfo) -> str:
 
 
 def progress_for(*, as_json: bool) -> DrainProgress:
-    """Choose the bar on a terminal, plain lines elsewhere, nothing with ``--json``."""
+    """Choose bars on a terminal, plain lines elsewhere, nothing with ``--json``."""
     if as_json:
         return NoProgress()
     return BarProgress() if Console(stderr=True).is_terminal else PlainProgress()
@@ -166,7 +166,7 @@ async def drain_relay(
         reason: for the audit log, may be empty.
         wait: until the relay itself says that it drains and has no session.
         timeout_s: longest wait; the drain goes on after it.
-        progress: where to show it.
+        progress: where to show it; its block is open.
 
     Raises:
         CommandError: the master is unreachable, or refuses.
@@ -176,17 +176,16 @@ async def drain_relay(
     at_start = relay.active_sessions
     outcome = "ordered"
     if wait:
-        with progress:
-            while True:
-                seconds = time.monotonic() - began_s
-                progress.show(relay, seconds)
-                at_start = max(at_start, relay.active_sessions)
-                ended = _ended(relay) or ("timeout" if seconds >= timeout_s else None)
-                if ended is not None:
-                    outcome = ended
-                    break
-                await asyncio.sleep(min(POLL_S, max(0.0, timeout_s - seconds)))
-                relay = await relay_named(endpoints, relay.relay_id)
+        while True:
+            seconds = time.monotonic() - began_s
+            progress.show(relay, seconds)
+            at_start = max(at_start, relay.active_sessions)
+            ended = _ended(relay) or ("timeout" if seconds >= timeout_s else None)
+            if ended is not None:
+                outcome = ended
+                break
+            await asyncio.sleep(min(POLL_S, max(0.0, timeout_s - seconds)))
+            relay = await relay_named(endpoints, relay.relay_id)
     return DrainResult(
         relay=relay,
         outcome=outcome,

@@ -52,7 +52,10 @@ Pair = tuple[wavry_peer.Session, wavry_peer.Session]
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
-    with running_system(tmp_path_factory.mktemp("pool") / "data", relays=2) as running:
+    directory = tmp_path_factory.mktemp("pool")
+    settings = directory / "settings.env"
+    settings.write_text("WAVRY_RELAY_REGION=eu-central\n")
+    with running_system(directory / "data", relays=2, settings_file=settings) as running:
         yield running
 
 
@@ -263,6 +266,23 @@ async def test_without_another_relay_sessions_stay_and_undrain_reverts(
         assert traffic.lost == 0
         assert paths(pairs) == {a}, "undrained: they stay"
         assert all(s.statistics().path_changes == 0 for pair in pairs for s in pair)
+
+
+def test_a_region_is_drained_and_taken_in_again(pool: RunningSystem) -> None:
+    region = ("--region", "eu-central")
+    drained = pool.ctl_json("relays", "drain", *region, "--wait")["relays"]
+    assert [(one["outcome"], one["relay"]["state"]) for one in drained] == [
+        ("drained", "DRAINING")
+    ] * 2
+    again = pool.ctl("relays", "undrain", *region).stdout
+    for relay_id in states(pool):
+        assert relay_id in again, "the state that follows is shown"
+    for index in (0, 1):
+        order(pool, "undrain", index)
+    nowhere = pool.ctl("relays", "drain", "--region", "nowhere", check=False)
+    assert (nowhere.returncode, "nowhere" in nowhere.stderr) == (1, True)
+    for both in ((), ("fra-1", *region)):
+        assert pool.ctl("relays", "drain", *both, check=False).returncode == 2
 
 
 async def test_wait_ends_when_somebody_undrains(pool: RunningSystem, tmp_path: Path) -> None:

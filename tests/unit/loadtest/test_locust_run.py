@@ -398,7 +398,10 @@ def test_several_processes_are_one_run(shape_runs: dict[str, Run]) -> None:
     assert document["media"]["send_late"]["count"] == frames
     assert frames > 60
     assert document["media"]["received"] == document["media"]["sent"]
-    assert {kind: row["count"] for kind, row in document["requests"].items()} == run.locust_counts
+    ours = {kind: row["count"] for kind, row in document["requests"].items()}
+    # Locust itself does not wait for the last report of a process on a crowded machine.
+    assert ours.keys() == run.locust_counts.keys()
+    assert all(ours[kind] >= count for kind, count in run.locust_counts.items())
 
 
 def test_a_run_that_ends_while_sessions_end_leaves_nothing_out(shape_runs: dict[str, Run]) -> None:

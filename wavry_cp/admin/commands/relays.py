@@ -1,6 +1,7 @@
 """``wavryctl relays``: the relays that the master knows."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -21,7 +22,7 @@ from wavry_cp.admin.output import (
     print_rows,
     run,
 )
-from wavry_cp.admin.relay_drain import drain_relay, order_relay, progress_for
+from wavry_cp.admin.relay_drain import DrainResult, drain_relay, order_relay, progress_for
 from wavry_cp.admin.relay_names import RELAY_HELP, relay_named, relay_path
 from wavry_cp.admin.secret_output import secret_file
 from wavry_peer.protocol.errors import MessageError
@@ -37,7 +38,7 @@ from wavry_peer.protocol.http.relays import (
     RelayRemoved,
     RenameRequest,
 )
-from wavry_peer.protocol.relay_terms import DrainOrder, Enrolment
+from wavry_peer.protocol.relay_terms import DrainOrder, Enrolment, RelayState
 
 __all__ = ["relays_app"]
 
@@ -46,6 +47,8 @@ ENROLMENTS_PATH: Final = "/v1/admin/enrolments"
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 Json = Annotated[bool, JsonOption]
 RelayArgument = Annotated[str, typer.Argument(metavar="RELAY", help=RELAY_HELP)]
+RelayOrRegion = Annotated[str | None, typer.Argument(metavar="RELAY", help=RELAY_HELP)]
+RegionOption = Annotated[str | None, typer.Option(help="All relays of this region instead.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
 
 
@@ -356,7 +359,8 @@ def relays_remove(
 @relays_app.command("drain")
 def relays_drain(
     context: typer.Context,
-    relay: RelayArgument,
+    relay: RelayOrRegion = None,
+    region: RegionOption = None,
     timeout: Annotated[
         float, typer.Option(min=0, help="Longest wait in seconds; the drain goes on after it.")
     ] = 600.0,
@@ -370,40 +374,54 @@ def relays_drain(
     """Give a relay no new sessions; live ones move to other relays, or stay where there is none.
 
     With --wait it exits 0 when no session is left, and 1 after the timeout, when somebody ends
-    the drain, or when the relay goes offline.
+    the drain, or when a relay goes offline.
 
     Examples:
       wavryctl relays drain fra-1
 
       wavryctl relays drain rly-0123 --wait --timeout 120 --json
+
+      wavryctl relays drain --region eu-central --wait
     """
-    result = run(
-        lambda: drain_relay(
-            endpoints_of(context),
-            relay,
-            reason=reason,
-            wait=wait,
-            timeout_s=timeout,
-            progress=progress_for(as_json=json),
-        ),
-        as_json=json,
-    )
-    if json:
-        print_json(result if wait else result.relay)
-    else:
-        _show(result.relay, as_json=False)
-        if wait:
-            typer.echo(
-                f"{result.outcome}: {result.sessions_left} of {result.sessions_at_start} sessions "
-                f"left after {result.seconds:.1f} s"
+
+    async def work() -> list[DrainResult]:
+        endpoints = endpoints_of(context)
+        names = await _named(endpoints, relay, region)
+        progress = progress_for(as_json=json)
+        with progress:
+            return await asyncio.gather(
+                *(
+                    drain_relay(
+                        endpoints,
+                        name,
+                        reason=reason,
+                        wait=wait,
+                        timeout_s=timeout,
+                        progress=progress,
+                    )
+                    for name in names
+                )
             )
-    raise typer.Exit(result.exit_code)
+
+    results = run(work, as_json=json)
+    if json:
+        shown = [result if wait else result.relay for result in results]
+        print_json(shown[0] if region is None else {"relays": shown})
+    else:
+        _show_all([result.relay for result in results])
+    for result in results if wait and not json else ():
+        typer.echo(
+            f"{result.relay.name}: {result.outcome}, {result.sessions_left} of"
+            f" {result.sessions_at_start} sessions left after {result.seconds:.1f} s"
+        )
+    raise typer.Exit(max(result.exit_code for result in results))
 
 
 @relays_app.command("undrain")
 def relays_undrain(
     context: typer.Context,
-    relay: RelayArgument,
+    relay: RelayOrRegion = None,
+    region: RegionOption = None,
     reason: ReasonOption = "",
     *,
     json: Json = False,
@@ -412,17 +430,54 @@ def relays_undrain(
 
     Examples:
       wavryctl relays undrain fra-1
+
+      wavryctl relays undrain --region eu-central
     """
-    _show(
-        run(
-            lambda: order_relay(endpoints_of(context), relay, DrainOrder.UNDRAIN, reason=reason),
-            as_json=json,
-        ),
-        as_json=json,
-    )
+
+    async def work() -> list[RelayInfo]:
+        endpoints = endpoints_of(context)
+        return [
+            await order_relay(endpoints, name, DrainOrder.UNDRAIN, reason=reason)
+            for name in await _named(endpoints, relay, region)
+        ]
+
+    relays = run(work, as_json=json)
+    if json:
+        print_json(relays[0] if region is None else {"relays": relays})
+    else:
+        _show_all(relays)
 
 
 # -- Inside ------------------------------------------------------------------------------
+
+
+async def _named(endpoints: ServiceEndpoints, relay: str | None, region: str | None) -> list[str]:
+    """Return the relays that are meant: one, or all of a region that can take an order.
+
+    Raises:
+        CommandError: none or both are named, or the region has none.
+    """
+    if (relay is None) == (region is None):
+        raise CommandError("name a relay or --region", code="usage", exit_code=EXIT_USAGE)
+    if relay is not None:
+        return [relay]
+    listed = await _ask(endpoints, "GET", "/v1/relays", RelayList)
+    meant = [
+        one.relay_id
+        for one in listed.relays
+        if one.region == region and one.state != RelayState.BANNED
+    ]
+    if not meant:
+        raise CommandError(
+            f"no relay is in region {region}; see `wavryctl relays list`", code="unknown_region"
+        )
+    return meant
+
+
+def _show_all(relays: Sequence[RelayInfo]) -> None:
+    print_rows(
+        "Relays" if len(relays) > 1 else "Relay", _RELAY_COLUMNS, list(map(_relay_row, relays))
+    )
 
 
 async def _ask(
