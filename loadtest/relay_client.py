@@ -30,6 +30,9 @@ _SLEEP_S: Final = 0.05
 _PROOF_S: Final = 1.0
 """A relay that has not challenged by then does not want to."""
 
+_UDP_GRO: Final = 104
+"""Linux; not in Python's socket module."""
+
 Address = tuple[str, int]
 
 
@@ -93,8 +96,10 @@ class _Admission:
         self._target = target
         self._poller = select.epoll()
         self._sockets = {opened.fileno(): opened for opened in sockets}
-        for fd in self._sockets:
+        for fd, opened in self._sockets.items():
             self._poller.register(fd, select.EPOLLIN)
+            # The generator may have had it on: ACK and challenge would come as one datagram.
+            opened.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 0)
         self.waiting: dict[tuple[bytes, int], PresentRequest] = {}
         self.unproved: dict[tuple[bytes, int], PresentRequest] = {}
         self.proves = proves

@@ -66,6 +66,12 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             most = 3 if kind.max_length is None else min(kind.max_length, 3)
             items = st.lists(_values(kind.item_type), min_size=kind.min_length or 0, max_size=most)
             return items.map(tuple)
+        case inspect.DictType():
+            most = 3 if kind.max_length is None else min(kind.max_length, 3)
+            return st.dictionaries(
+                _values(kind.key_type), _values(kind.value_type),
+                min_size=kind.min_length or 0, max_size=most,
+            )  # fmt: skip
         case inspect.StructType():
             return instances(kind.cls)
         case _:

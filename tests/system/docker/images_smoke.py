@@ -338,7 +338,7 @@ def test_sigterm_drains_the_relay_and_ends_everything_with_0(system: Containers)
         words=("connect", "bob", "--json"),
     )  # fmt: skip
     system.wait("carol", lambda: '"connected"' in podman.log("carol"), "is called")
-    assert system.relay_health()["sessions"]["active"] == 1
+    wait_until(lambda: system.relay_health()["sessions"]["active"] == 1, what="one session")
 
     podman("kill", "--signal", "TERM", podman.name("relay"))
     wait_until(lambda: system.relay_health()["draining"], what="the relay drains")

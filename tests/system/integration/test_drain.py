@@ -257,7 +257,8 @@ async def test_without_another_relay_sessions_stay_and_undrain_reverts(
         said = re.search(r"timeout: (\d+) of (\d+) sessions left", timed_out.stdout)
         assert said is not None, timed_out.stdout
         left, of = int(said[1]), int(said[2])
-        assert 3 <= left <= of <= before, "one of the test before may not be swept yet"
+        # One of the test before may not be swept yet, and the master looks by one of its own.
+        assert 3 <= left <= of <= before + 1
         assert f"{left} sessions left" in timed_out.stderr
         await asyncio.to_thread(order, pool, "undrain", 0)
         await asyncio.to_thread(order, pool, "undrain", 1)

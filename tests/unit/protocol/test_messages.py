@@ -517,6 +517,7 @@ INFO = api.RelayInfo(
     registered_at=5,
     last_heartbeat_at=6,
 )
+FAULT = api.RelayFault(cause="workers", text="1 of 2 workers is missing")
 BLOCKED = api.BlockedHost(subnet="203.0.113.0/24", since=1, until=2, reason="bad_signature")
 SESSION = api.SessionInfo(
     session_id=UUID,
@@ -644,6 +645,7 @@ SAMPLES: dict[type[Any], Any] = {
         signaling.Ping(),
         signaling.Pong(),
         signaling.Error(code="c", message="m"),
+        FAULT,
     )
 }
 

@@ -411,7 +411,7 @@ def relays_drain(
         _show_all([result.relay for result in results])
     for result in results if wait and not json else ():
         typer.echo(
-            f"{result.relay.name}: {result.outcome}, {result.sessions_left} of"
+            f"{result.relay.name}: {result.outcome}: {result.sessions_left} of"
             f" {result.sessions_at_start} sessions left after {result.seconds:.1f} s"
         )
     raise typer.Exit(max(result.exit_code for result in results))
