@@ -234,7 +234,8 @@ def test_two_peers_send_data_through_the_relay(system: Containers) -> None:
 
 def test_the_command_of_the_guide_shows_every_service(system: Containers) -> None:
     guide = (REPOSITORY / "docs/containers.md").read_text()
-    (command,) = re.findall(r"^docker compose exec master (wavryctl .+ status)$", guide, re.MULTILINE)
+    wanted = r"^docker compose exec master (wavryctl .+ status)$"
+    (command,) = re.findall(wanted, guide, re.MULTILINE)
     shown = system.podman.run_in("master", *command.split(), "--json")
     found = json.loads(shown.stdout)
     assert found["ok"] is True
