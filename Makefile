@@ -52,9 +52,9 @@ test: $(STAMP)  ## the whole test suite
 		xargs -P 2 -L 1 $(BIN)/python -m pytest --collect-only -q >/dev/null
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-slow: $(STAMP)  ## the long form of the tests marked `long` (SLOW_SESSIONS, SLOW_FUZZ_SECONDS), one after the other
+test-slow: $(STAMP)  ## the long form of the tests marked `long` (SLOW_SESSIONS, SLOW_FUZZ_SECONDS)
 	WAVRY_TEST_LONG=1 WAVRY_FUZZ_SANITIZED_DATAGRAMS=200000 WAVRY_TEST_SESSIONS=$(SLOW_SESSIONS) WAVRY_FUZZ_SECONDS=$(SLOW_FUZZ_SECONDS) \
-		$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m long $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## formatting, lint rules, types, import directions
 	$(BIN)/ruff format --check .
