@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from wavry_cp.admin.commands.app import app as wavryctl
+from wavry_cp.admin.endpoints import VARIABLES as ADMIN_VARIABLES
 from wavry_cp.app.openapi import BODY_ERRORS
 from wavry_cp.app.routes import CallerKind, Route
 from wavry_cp.gateway.cli import app as wavry_gateway
@@ -22,6 +23,7 @@ from wavry_cp.master.cli import app as wavry_master
 from wavry_cp.master.config import MasterConfig
 from wavry_cp.master.routes import ROUTES as MASTER_ROUTES
 from wavry_peer.cli.app import app as wavry_peer
+from wavry_peer.cli.login import VARIABLES as PEER_VARIABLES
 from wavry_peer.protocol.http.codes import ErrorCode
 from wavry_peer.service.metrics import CATALOGUE, Label
 from wavry_peer.service.settings import describe
@@ -39,9 +41,9 @@ Every role reads environment variables, and below them a file (`--settings-file`
 with one line for each variable (exit status 2); the value itself is never printed. `config check`
 of each service judges all of it without starting (exit status 1 where something is insecure, 2
 where it does not fit), `config show` tells what comes from where. A `WAVRY_…` variable that nobody
-reads is named in the log, with the one that is probably meant.
- "live": a reload of the running
+reads is named in the log, with the one that is probably meant. "live": a reload of the running
 role puts a new value in force (SIGHUP or `wavry-relay reload`); the others wait for a restart.
+`SSL_CERT_FILE` names the certificates of an authority of your own, for whoever calls by https.
 """
 METRICS_HEAD = """# Metrics
 
@@ -176,6 +178,10 @@ def configuration() -> str:
         ]
         parts.append(f"\n## {role}\n\n")
         parts.append(_table(("variable", "type", "default", "unit", "live", "meaning"), rows))
+    for command, variables in (("wavry-peer", PEER_VARIABLES), ("wavryctl", ADMIN_VARIABLES)):
+        parts.append(f"\n## {command}\n\nOptions of the command line win over these.\n\n")
+        named = [(f"`{name}`", meaning) for name, meaning in variables.items()]
+        parts.append(_table(("variable", "meaning"), named))
     return "".join(parts)
 
 

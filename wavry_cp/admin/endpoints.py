@@ -36,11 +36,15 @@ __all__ = [
 DEFAULT_DEV_DIR: Final = Path(".wavry-dev")
 DEV_FILE: Final = "dev.json"
 STDIN: Final = Path("-")
-VARIABLES: Final = (
-    "WAVRY_ADMIN_TOKEN", "WAVRY_ADMIN_TOKEN_FILE", "WAVRY_ALLOW_HTTP", "WAVRY_DEV_DIR",
-    "WAVRY_GATEWAY_URL", "WAVRY_MASTER_URL",
-)  # fmt: skip
-"""What these commands read of the environment."""
+VARIABLES: Final = {
+    "WAVRY_ADMIN_TOKEN": "The admin token itself; a file is better where others see processes.",
+    "WAVRY_ADMIN_TOKEN_FILE": "File (mode 0600) with the admin token; its first line is sent.",
+    "WAVRY_ALLOW_HTTP": "1: send the token by plain http to other hosts, too.",
+    "WAVRY_DEV_DIR": "Directory of a system of `wavryctl dev up`; by default `.wavry-dev`.",
+    "WAVRY_GATEWAY_URL": "URL of the gateway.",
+    "WAVRY_MASTER_URL": "URL of the master.",
+}
+"""What these commands read of the environment, and what it means."""
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 
 

@@ -21,10 +21,13 @@ __all__ = ["VARIABLES", "CommandUser", "check_password", "check_username", "read
 
 PASSWORD_VARIABLE: Final = "WAVRY_PASSWORD"
 ALLOW_HTTP_VARIABLE: Final = "WAVRY_PEER_ALLOW_HTTP"
-VARIABLES: Final = (
-    ALLOW_HTTP_VARIABLE, HOME_VARIABLE, PASSWORD_VARIABLE, "WAVRY_GATEWAY_URL",
-)  # fmt: skip
-"""What the commands read of the environment."""
+VARIABLES: Final = {
+    "WAVRY_GATEWAY_URL": "URL of the gateway.",
+    HOME_VARIABLE: "Directory of the key, logins and known peers; by default `~/.config/wavry`.",
+    PASSWORD_VARIABLE: "The password of `--user`; `--password-file` is better where others look.",
+    ALLOW_HTTP_VARIABLE: "1: send password and token by plain http to other hosts, too.",
+}
+"""What the commands read of the environment, and what it means."""
 
 
 _USER_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?")
