@@ -2,6 +2,7 @@
 
 import asyncio
 import fnmatch
+import os
 import re
 import shutil
 import socket
@@ -86,7 +87,7 @@ def test_every_call_of_others_passes_and_no_call_of_operators(
     assert more <= (OF_GATEWAYS if port == 8091 else set())
 
 
-# -- nginx itself ------------------------------------------------------------------------------
+# -- The proxies themselves --------------------------------------------------------------------
 
 
 def _free_port() -> int:
@@ -95,42 +96,39 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-class RunningNginx:
-    """nginx with the sample, its names and ports those of this test."""
+class RunningProxy:
+    """A proxy with its sample, names and ports those of this test."""
+
+    program: str
+    check: tuple[str, ...]
 
     def __init__(self, directory: Path, backend_port: int) -> None:
         self.port = _free_port()
+        self.directory = directory
         authority = trustme.CA()
         self.trusted = ssl.create_default_context()
         authority.configure_trust(self.trusted)
-        text = NGINX.read_text().replace("listen [::]:443 ssl;", "")
         for name in ("gateway", "master"):
             issued = authority.issue_cert(f"{name}.example.net")
             issued.private_key_pem.write_to_path(str(directory / f"{name}.key"))
             chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
             (directory / f"{name}.pem").write_bytes(chain)
-        text = text.replace("443", f"127.0.0.1:{self.port}").replace(
-            "/etc/wavry/tls", str(directory)
-        )
-        text = text.replace("127.0.0.1:8090", f"127.0.0.1:{backend_port}")
-        text = text.replace("127.0.0.1:8091", f"127.0.0.1:{backend_port}")
-        temporary = "".join(
-            f"{kind}_temp_path {directory}/{kind};"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        (directory / "nginx.conf").write_text(
-            f"daemon off; pid {directory}/pid; error_log {directory}/error.log;"
-            f"events {{}} http {{ access_log off; {temporary}\n{text} }}"
-        )
-        self.command = [str(shutil.which("nginx")), "-p", str(directory), "-c", "nginx.conf"]
+        self.command = [self.program, *self.configure(backend_port)]
+
+    def configure(self, backend_port: int) -> list[str]:
+        """Write the configuration; arguments of the program."""
+        raise NotImplementedError
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        tested = subprocess.run([*self.command, "-t"], capture_output=True, text=True, check=False)
+        command = [*self.command[:1], *self.check, *self.command[-2:]]
+        tested = subprocess.run(command, capture_output=True, text=True, check=False)
         assert tested.returncode == 0, tested.stderr
-        process = subprocess.Popen(self.command, stderr=sys.stderr)
+        process = subprocess.Popen(
+            self.command, stderr=sys.stderr, env={**os.environ, "HOME": str(self.directory)}
+        )
         try:
-            wait_until(self._answers, what="nginx answers")
+            wait_until(self._answers, what="the proxy answers")
             yield
         finally:
             process.terminate()
@@ -141,9 +139,53 @@ class RunningNginx:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
 
-async def test_nginx_passes_calls_and_websockets_with_the_clients_address(tmp_path: Path) -> None:
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed here; apt-get install nginx-light")
+def _to(backend_port: int, text: str) -> str:
+    return re.sub(r"127\.0\.0\.1:809[01]", f"127.0.0.1:{backend_port}", text)
+
+
+class RunningNginx(RunningProxy):
+    program = "nginx"
+    check = ("-t",)
+
+    def configure(self, backend_port: int) -> list[str]:
+        directory = self.directory
+        text = NGINX.read_text().replace("listen [::]:443 ssl;", "")
+        text = text.replace("443", f"127.0.0.1:{self.port}").replace(
+            "/etc/wavry/tls", str(directory)
+        )
+        text = _to(backend_port, text)
+        temporary = "".join(
+            f"{kind}_temp_path {directory}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (directory / "nginx.conf").write_text(
+            f"daemon off; pid {directory}/pid; error_log {directory}/error.log;"
+            f"events {{}} http {{ access_log off; {temporary}\n{text} }}"
+        )
+        return ["-p", str(directory), "-c", str(directory / "nginx.conf")]
+
+
+class RunningCaddy(RunningProxy):
+    program = "caddy"
+    check = ("validate", "--adapter", "caddyfile")
+
+    def configure(self, backend_port: int) -> list[str]:
+        text = _to(backend_port, CADDY.read_text())
+        for name in ("gateway", "master"):
+            host = f"{name}.example.net"
+            files = f"{self.directory}/{name}.pem {self.directory}/{name}.key"
+            text = text.replace(f"{host} {{", f"{host}:{self.port} {{\n\ttls {files}\n")
+        path = self.directory / "Caddyfile"
+        path.write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + text)
+        return ["run", "--adapter", "caddyfile", "--config", str(path)]
+
+
+@pytest.mark.parametrize("kind", [RunningNginx, RunningCaddy])
+async def test_a_proxy_passes_calls_and_websockets_with_the_clients_address(
+    kind: type[RunningProxy], tmp_path: Path
+) -> None:
+    if shutil.which(kind.program) is None:
+        pytest.skip(f"{kind.program} is not installed here: `make system` does that")
 
     async def tell(request: web.Request) -> web.Response:
         return web.Response(text=request.headers["X-Forwarded-For"])
@@ -163,13 +205,13 @@ async def test_nginx_passes_calls_and_websockets_with_the_clients_address(tmp_pa
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     backend_port = runner.addresses[0][1]
-    nginx = RunningNginx(tmp_path, backend_port)
-    connector = aiohttp.TCPConnector(resolver=_Here(), ssl=nginx.trusted)
+    proxy = kind(tmp_path, backend_port)
+    connector = aiohttp.TCPConnector(resolver=_Here(), ssl=proxy.trusted)
     try:
-        with nginx.running():
+        with proxy.running():
             async with aiohttp.ClientSession(connector=connector) as client:
-                gateway = f"https://gateway.example.net:{nginx.port}"
-                master = f"https://master.example.net:{nginx.port}"
+                gateway = f"https://gateway.example.net:{proxy.port}"
+                master = f"https://master.example.net:{proxy.port}"
                 liar = {"X-Forwarded-For": "198.51.100.1"}
                 async with client.post(gateway + "/auth/login", headers=liar) as answer:
                     assert await answer.text() == "127.0.0.1", "what the client says is replaced"
