@@ -399,9 +399,10 @@ def test_several_processes_are_one_run(shape_runs: dict[str, Run]) -> None:
     assert frames > 60
     assert document["media"]["received"] == document["media"]["sent"]
     ours = {kind: row["count"] for kind, row in document["requests"].items()}
-    # Locust itself does not wait for the last report of a process on a crowded machine.
+    # On a crowded machine locust does not wait for the last report of each process.
     assert ours.keys() == run.locust_counts.keys()
-    assert all(ours[kind] >= count for kind, count in run.locust_counts.items())
+    for kind, count in run.locust_counts.items():
+        assert count * 0.8 - 3 <= ours[kind] <= count * 1.25 + 3, (kind, ours, run.locust_counts)
 
 
 def test_a_run_that_ends_while_sessions_end_leaves_nothing_out(shape_runs: dict[str, Run]) -> None:

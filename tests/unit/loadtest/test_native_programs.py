@@ -137,18 +137,24 @@ def test_junk_is_of_every_kind_and_from_one_address_or_from_many(
 ):
     plans = plan_sessions(6, clients=3, servers=2)
     file = SessionFile.write(tmp_path / "s", plans)
-    load = GeneratorLoad(
-        6,
-        rate=1000,
-        duration_ms=50,
-        direct=True,
-        drain_ms=1000,
-        junk_per_s=10_000,
-        junk_from_many=many,
-    )
-    result = run_generator(generator, load, endpoints, file, target=target_of(listener), core=None)
-    assert result.received == result.sent > 0
-    assert result.junk >= 256
+    junk = 0
+    for _ in range(20):  # On a busy machine one run gets few turns.
+        load = GeneratorLoad(
+            6,
+            rate=1000,
+            duration_ms=50,
+            direct=True,
+            drain_ms=1000,
+            junk_per_s=10_000,
+            junk_from_many=many,
+        )
+        target = target_of(listener)
+        result = run_generator(generator, load, endpoints, file, target=target, core=None)
+        assert result.received == result.sent > 0
+        junk += result.junk
+        if junk >= 256:
+            break
+    assert junk >= 256
     seen = captured(listener, 256)
     sources = {sender[0] for _, sender in seen}
     assert len(sources) > 200 if many else sources == {"127.66.0.1"}
