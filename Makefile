@@ -48,8 +48,6 @@ demo: $(STAMP)  ## two peers, one relay, a real file and 10 s of media; writes b
 
 test: $(STAMP)  ## the whole test suite
 	@$(BIN)/python -m compileall -q -j 0 wavry_peer wavry_cp wavry_relay loadtest
-	@printf '%s\n' tests/unit tests/system,tests/docs,tests/release,tests/fuzz | tr , ' ' | \
-		xargs -P 2 -L 1 $(BIN)/python -m pytest --collect-only -q >/dev/null
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## the long form of the tests marked `long` (SLOW_SESSIONS, SLOW_FUZZ_SECONDS)

@@ -132,7 +132,7 @@ class DiskSink:
     def close(self) -> None:
         """Unmount it."""
         self._save()
-        subprocess.run(["umount", "--lazy", str(self._directory)], check=False)  # noqa: S603, S607 - fixed words but our own directory
+        subprocess.run(["umount", "--lazy", str(self._directory)], check=False)  # noqa: S603, S607 - fixed words, and a directory that we made
 
     def _save(self) -> None:
         with self._log.open("rb") as log, self._copy.open("ab") as copy:

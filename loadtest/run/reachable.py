@@ -60,8 +60,7 @@ def _get(service: str, url: str, path: str, token: str | None = None) -> bytes:
     except OSError as error:
         cause = getattr(error, "reason", error)
         raise PreflightError(
-            f"the {service} {url} cannot be reached ({type(cause).__name__}); check the address "
-            "and that it runs"
+            f"the {service} {url} cannot be reached ({cause}); check the address and that it runs"
         ) from error
 
 

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,18 +165,19 @@ def _small_items(places: Places, settings: bytes | None) -> Iterator[tuple[Item,
     if places.keys_dir is not None:
         for name, content in _keys(places.keys_dir).items():
             yield _small_item("key", name, content), content
-    for kind, path in (
-        ("service token", places.service_token_file),
-        ("admin token", places.admin_token_file),
-        ("settings", places.settings_file),
-    ):
+    single: Mapping[ItemKind, Path | None] = {
+        "service token": places.service_token_file,
+        "admin token": places.admin_token_file,
+        "settings": places.settings_file,
+    }
+    for kind, path in single.items():
         if path is not None:
             content = _read(path)
         elif kind == "settings" and settings is not None:
             content = settings
         else:
             continue
-        yield _small_item(kind, path.name if path else "settings.env", content), content  # type: ignore[arg-type]  # the literals above
+        yield _small_item(kind, path.name if path else "settings.env", content), content
 
 
 def _keys(directory: Path) -> dict[str, bytes]:

@@ -158,7 +158,13 @@ class SealedWriter:
 class SealedReader:
     """Reads one backup; made by `open`, which has checked the whole file against its checksum."""
 
-    def __init__(self, file: BinaryIO, state: object, bound: bytes, left: int) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        state: sodium.crypto_secretstream_xchacha20poly1305_state,
+        bound: bytes,
+        left: int,
+    ) -> None:
         self._file = file
         self._state = state
         self._bound = bound
@@ -212,9 +218,7 @@ class SealedReader:
             self._left -= len(raw) or self._left
             try:
                 plain, tag = sodium.crypto_secretstream_xchacha20poly1305_pull(
-                    self._state,  # type: ignore[arg-type]  # its type has no public name
-                    raw,
-                    self._bound,
+                    self._state, raw, self._bound
                 )
             except (nacl.exceptions.CryptoError, ValueError):
                 raise BackupFileError(

@@ -308,7 +308,7 @@ async def _watch_relays(master: Master, watch: StateWatch) -> None:
             now_s=master.clock.now_s(),
             is_known=master.registry.record,
         )
-        silent = _tell_silence(silent, master.registry.is_pool_silent(now_s))
+        silent = _tell_silence(before=silent, now=master.registry.is_pool_silent(now_s))
         if now_s - saved_s >= interval_s:
             saved_s = now_s
             try:
@@ -320,7 +320,7 @@ async def _watch_relays(master: Master, watch: StateWatch) -> None:
                 await watch.changed.wait()
 
 
-def _tell_silence(before: bool, now: bool) -> bool:  # noqa: FBT001  # two answers to one question
+def _tell_silence(*, before: bool, now: bool) -> bool:
     if now and not before:
         _log.error(
             "relays_all_silent",

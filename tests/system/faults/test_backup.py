@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from support.control.gateway import (
@@ -39,7 +40,7 @@ def ctl(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-def done(*arguments: str | Path, **environ: str) -> dict[str, object]:
+def done(*arguments: str | Path, **environ: str) -> dict[str, Any]:
     result = ctl(*arguments, "--json", **environ)
     assert result.returncode == 0, result.stdout + result.stderr
     answer: dict[str, object] = json.loads(result.stdout)
@@ -104,7 +105,7 @@ async def test_a_gateway_is_restored_with_every_account_answered_before_its_back
     content = file.read_bytes()
     assert b"SQLite format" not in content
     assert before[0].encode() not in content
-    assert int(made["rows"]["users"]) >= len(before)  # type: ignore[index]
+    assert int(made["rows"]["users"]) >= len(before)
 
     data = new / "data"
     where = ("--data-dir", data, *options)
@@ -136,7 +137,7 @@ async def test_a_master_is_restored_with_its_keys_tokens_settings_and_leases(tmp
             made = await asyncio.to_thread(
                 lambda: done("backup", file, "--recipient", recipient, **old.files.environ())
             )
-    kinds = [item["kind"] for item in made["items"]]  # type: ignore[index]
+    kinds = [item["kind"] for item in made["items"]]
     assert kinds == ["database", "key", "key", "key", "service token", "admin token", "settings"]
     opens = ("--identity-file", identity)
     assert done("backup", "show", file, *opens)["rows"] == made["rows"]
@@ -154,9 +155,9 @@ async def test_a_master_is_restored_with_its_keys_tokens_settings_and_leases(tmp
     assert refused("restore", damaged, *places, *opens)["error"] == "backup_unusable"
     assert not list(home.iterdir())
     answer = done("restore", file, *places, *opens)
-    assert len(answer["written"]) == 7  # type: ignore[arg-type]
+    assert len(answer["written"]) == 7
     again = done("restore", file, *places, *opens)
-    assert (again["written"], len(again["unchanged"])) == ([], 7)  # type: ignore[arg-type]
+    assert (again["written"], len(again["unchanged"])) == ([], 7)
     for name in ("service.token", "admin.token"):
         assert (home / name).read_bytes() == (tmp_path / "old" / name).read_bytes()
     assert "WAVRY_MASTER_DATA_DIR=" in (home / "settings.env").read_text()

@@ -4,11 +4,11 @@ import asyncio
 import fnmatch
 import os
 import re
-import shutil
 import socket
 import ssl
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from support.needs import need_program
 from support.waiting import wait_until
 
 from wavry_cp.app.routes import CallerKind, Route
@@ -96,7 +97,7 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-class RunningProxy:
+class RunningProxy(ABC):
     """A proxy with its sample, names and ports those of this test."""
 
     program: str
@@ -115,9 +116,9 @@ class RunningProxy:
             (directory / f"{name}.pem").write_bytes(chain)
         self.command = [self.program, *self.configure(backend_port)]
 
+    @abstractmethod
     def configure(self, backend_port: int) -> list[str]:
         """Write the configuration; arguments of the program."""
-        raise NotImplementedError
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -184,8 +185,7 @@ class RunningCaddy(RunningProxy):
 async def test_a_proxy_passes_calls_and_websockets_with_the_clients_address(
     kind: type[RunningProxy], tmp_path: Path
 ) -> None:
-    if shutil.which(kind.program) is None:
-        pytest.skip(f"{kind.program} is not installed here: `make system` does that")
+    need_program(kind.program)
 
     async def tell(request: web.Request) -> web.Response:
         return web.Response(text=request.headers["X-Forwarded-For"])

@@ -1,6 +1,8 @@
 """Tables on a terminal of 80 columns: what is there to be copied is whole."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,29 +14,33 @@ RELAY = "rly-0123456789abcdef01234567"
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+def print_on_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """`print_rows` on a terminal of 80 columns; gives what is printed."""
+
+    def printed(*arguments: Any) -> str:
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        print_rows(*arguments)
+        return capsys.readouterr().out
+
+    return printed
 
 
-@pytest.mark.usefixtures("terminal")
-def test_ids_are_whole_and_lines_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ids_are_whole_and_lines_fit(print_on_terminal: Callable[..., str]) -> None:
     columns = ("session", "users", "relay", "endpoints")
     ends = "203.0.113.7:4500, [2001:db8:aaaa:bbbb:cccc:dddd:eeee:7]:4500, 203.0.113.8:4500"
-    sys.stdout.isatty = lambda: True  # type: ignore[method-assign] # capsys puts its own in place
-    print_rows("Sessions", columns, [(SESSION, "alice > bob", RELAY, ends)] * 2)
-    out = capsys.readouterr().out
+    out = print_on_terminal("Sessions", columns, [(SESSION, "alice > bob", RELAY, ends)] * 2)
     for text in (SESSION, RELAY, "[2001:db8:aaaa:bbbb:cccc:dddd:eeee:7]:4500,"):
         assert out.count(text) == 2
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.usefixtures("terminal")
-def test_a_narrow_table_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
-    sys.stdout.isatty = lambda: True  # type: ignore[method-assign]
-    print_rows("Bans", ("kind", "name", "reason"), [("user", "eve", "a reason of words " * 8)])
-    out = capsys.readouterr().out
+def test_a_narrow_table_stays_one(print_on_terminal: Callable[..., str]) -> None:
+    row = ("user", "eve", "a reason of words " * 8)
+    out = print_on_terminal("Bans", ("kind", "name", "reason"), [row])
     assert out.count("eve") == 1
     assert "┃" in out
     assert max(map(len, out.splitlines())) <= 80

@@ -101,7 +101,7 @@ def test_every_part_of_the_relay_is_measured(quick):
     ]
 
 
-@pytest.mark.skipif(not LONG, reason="a part of the long form")
+@pytest.mark.skipif(not LONG, reason="`make test-slow` upgrades a relay under load and measures it")
 def test_upgrade_is_measured_beside_the_same_load_without_one(quick):
     rows = [row for row in quick[0]["rows"] if row["bench"] == "upgrade"]
     assert {row["metric"] for row in rows} == {"packets_lost", "longest_gap", "took"}

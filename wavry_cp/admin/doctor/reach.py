@@ -25,7 +25,6 @@ _TEXTS: Final = {
     "silent": "it takes the connection and says nothing: the process hangs",
     "no_name": "its host name is not known here",
     "no_route": "this machine has no route to it",
-    "tls": "its TLS certificate is not valid, or it speaks no TLS",
     "broken": "the connection broke off: is this really the service?",
     "too_large": "its answer is too large to be one of ours: is this really the service?",
     "bad_url": "the address is no URL",
@@ -44,6 +43,7 @@ class HttpAnswer:
         raw: body.
         asked_s: unix seconds by our clock, in the middle between question and answer.
         date_s: the answer's Date header, unix seconds, or None.
+        fault: why there was no answer, as every caller says it.
     """
 
     reach: str
@@ -51,6 +51,7 @@ class HttpAnswer:
     raw: bytes = b""
     asked_s: float = 0.0
     date_s: float | None = None
+    fault: str = ""
 
     @property
     def is_reached(self) -> bool:
@@ -60,7 +61,7 @@ class HttpAnswer:
     @property
     def text(self) -> str:
         """For people: how it failed, or the status."""
-        return _TEXTS.get(self.reach, f"status {self.status}")
+        return _TEXTS.get(self.reach) or self.fault or f"status {self.status}"
 
     def read(self, kind: type[Kind], *statuses: int) -> Kind | None:
         """Return the body, where the status is one of these (200 if none is named) and it fits."""
@@ -93,7 +94,7 @@ class Asker:
         try:
             answer = await self._http.call("GET", base_url.rstrip("/") + path, token=token)
         except CallError as error:
-            return HttpAnswer(_reach_of(error.error))
+            return HttpAnswer(_reach_of(error.error), fault=str(error))
         took_s = time.monotonic() - began_s
         return HttpAnswer(
             "ok",

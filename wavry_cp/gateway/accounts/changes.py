@@ -31,7 +31,7 @@ from .fair_queue import Party
 from .passwords import PasswordHasher
 from .service import AccountService
 from .store import User
-from .tokens import TokenHash, make_token, token_hash
+from .tokens import make_token, token_hash
 
 __all__ = ["KEEP_NAMES_S", "AccountChanges"]
 
@@ -199,10 +199,10 @@ class AccountChanges:
         """
         now_s = self._clock.now_s()
         audit = AuditEntry(now_s, who, "user_reset", username, reason)
-        token = make_token(self._random_bytes)
+        token, hashed = make_token(self._random_bytes)
         async with attempted(self._store, audit):
             if not await self._store.put_reset(
-                username, _hashed(token), expires_at=now_s + life_s, audit=audit
+                username, hashed, expires_at=now_s + life_s, audit=audit
             ):
                 raise _unknown_user()
         _log.warning("password_reset_ordered", username=username, by=who)
@@ -266,12 +266,6 @@ class AccountChanges:
 
     def _own(self, username: str, action: str, *, reason: str = "") -> AuditEntry:
         return AuditEntry(self._clock.now_s(), f"user:{username}", action, username, reason)
-
-
-def _hashed(token: str) -> TokenHash:
-    hashed = token_hash(token)
-    assert hashed is not None  # noqa: S101  # both functions are ours and fit together
-    return hashed
 
 
 def _exported(session: CallSession, username: str) -> ExportedSession:
