@@ -93,10 +93,10 @@ class FairQueue:
         try:
             await place.turn
         except asyncio.CancelledError:
-            if place.turn.done() and not place.turn.cancelled():
-                self._pass_on()  # The turn came, and nobody is there to take it.
-            else:
+            if place.turn.cancelled():
                 self._remove(place)
+            elif place.turn.exception() is None:
+                self._pass_on()  # The turn came, and nobody is there to take it.
             raise
 
     def _make_room(self, needed: int) -> None:

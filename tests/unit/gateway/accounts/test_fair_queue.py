@@ -109,3 +109,20 @@ async def test_turns_are_never_lost_whoever_is_cancelled():
 )
 def test_a_network_of_guessers_is_an_ipv4_address_or_an_ipv6_48(address, network):
     assert login_network(address) == network
+
+
+async def test_who_was_sent_away_and_leaves_in_that_moment_gives_no_turn_back():
+    work = Work(max_waiting=2)
+    crowd = [work.start(f"account-{n}", "192.0.2.66") for n in range(3)]
+    await work.settle()
+    other = work.start("ann", "198.51.100.1")
+    await asyncio.sleep(0)  # It took the place of the last of the crowd, who has not heard of it.
+    crowd[2].cancel()
+    await asyncio.gather(crowd[2], return_exceptions=True)
+    await work.step(3)
+    await asyncio.gather(other, *crowd[:2])
+    last = [work.start(f"later-{n}", "203.0.113.1") for n in range(2)]
+    await work.settle()
+    assert len(work.began) == 3 + 1, "one at a time, as before"
+    await work.step(2)
+    await asyncio.gather(*last)
